@@ -1,0 +1,75 @@
+"""Every error that a person can meet, as one tree drawn by who has to act.
+
+    VpcctlError
+    ├── DocumentError    2   the author of a document or a command line
+    ├── ConflictError    4   whoever owns what already exists (ours or foreign)
+    ├── KernelError      5   the administrator of the machine: the kernel or a library refused
+    ├── StateError       6   the administrator of the state file: locked, damaged or newer
+    └── PrivilegeError  77   whoever started the command: it lacks a capability
+
+The number is the exit status of the command.  Libraries' exceptions are translated into these at the edge
+(``raise … from error``); an exception outside the tree that reaches a user is a defect.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class VpcctlError(Exception):
+    """Base of all expected failures.  ``str(error)`` is one or more whole sentences for people."""
+
+    exit_status = 1
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Problem:
+    """One thing wrong in a document: where it is, what was found, what was expected.
+
+    `pointer` is an RFC 6901 JSON pointer, `file` the name that the user typed.
+    """
+
+    file: str
+    pointer: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}#{self.pointer}: {self.message}"
+
+
+class DocumentError(VpcctlError):
+    """Words from a user that mean nothing or contradict each other; `problems` lists all of them."""
+
+    exit_status = 2
+
+    def __init__(self, *problems: Problem | str):
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = problems
+
+
+class ConflictError(VpcctlError):
+    """The request is well formed but collides with what exists."""
+
+    exit_status = 4
+
+
+class KernelError(VpcctlError):
+    """The kernel, or a library on the way to it, refused; `detail` holds its own words."""
+
+    exit_status = 5
+
+    def __init__(self, message: str, detail: str = ""):
+        super().__init__(f"{message}: {detail}" if detail else message)
+        self.detail = detail
+
+
+class StateError(VpcctlError):
+    """The state file cannot be used as it is: locked, damaged, newer than this program, or missing."""
+
+    exit_status = 6
+
+
+class PrivilegeError(VpcctlError):
+    """The command needs root (CAP_NET_ADMIN and CAP_SYS_ADMIN) and does not have it."""
+
+    exit_status = 77
