@@ -1,0 +1,145 @@
+"""JSON files as documents: strict reading, and everything wrong with their structure told at once.
+
+The schemas in ``schema/`` are the contract (JSON Schema 2020-12).  Each node that a person can get wrong has a
+``title`` that completes the sentence "… is not …".
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+from collections.abc import Iterator
+from importlib import resources
+from typing import Any
+
+from vpcctl.errors import DocumentError, Problem
+
+# Deeper than any document of ours, far below what would exhaust the interpreter.
+DEEPEST = 32
+LONGEST_QUOTE = 60
+
+
+class _Object(dict):
+    """A JSON object that remembers keys which stood in it twice."""
+
+    duplicates: tuple[str, ...] = ()
+
+
+def parse(text: str, file: str) -> Any:
+    """The JSON value in `text`; DocumentError for what is no JSON, or ambiguous JSON (RFC 8259, 4)."""
+    try:
+        document = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        found = f"line {error.lineno}, column {error.colno}: {error.msg}"
+        raise DocumentError(Problem(file, "", f"this is not JSON ({found})")) from error
+    except RecursionError as error:
+        raise DocumentError(Problem(file, "", "this is nested too deeply to be a document of ours")) from error
+    except ValueError as error:
+        raise DocumentError(Problem(file, "", f"this is not JSON ({error})")) from error
+    problems = list(_ambiguities(document, file, "", 0))
+    if problems:
+        raise DocumentError(*problems)
+    return document
+
+
+def _object(pairs: list[tuple[str, Any]]) -> _Object:
+    made = _Object(pairs)
+    if len(made) != len(pairs):
+        seen: set[str] = set()
+        made.duplicates = tuple(key for key, _ in pairs if key in seen or seen.add(key))
+    return made
+
+
+def _refuse_constant(word: str) -> None:
+    raise ValueError(f"{word} is no JSON value")
+
+
+def _ambiguities(value: Any, file: str, pointer: str, depth: int) -> Iterator[Problem]:
+    """Duplicate keys and too much depth."""
+    if depth > DEEPEST:
+        yield Problem(file, pointer, "this is nested too deeply to be a document of ours")
+    elif isinstance(value, dict):
+        for key in getattr(value, "duplicates", ()):
+            yield Problem(file, f"{pointer}/{escape(key)}", f"the key {key!r} stands here twice; keep one")
+        for key, inner in value.items():
+            if isinstance(inner, (dict, list)):
+                yield from _ambiguities(inner, file, f"{pointer}/{escape(key)}", depth + 1)
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            if isinstance(inner, (dict, list)):
+                yield from _ambiguities(inner, file, f"{pointer}/{number}", depth + 1)
+
+
+def escape(key: str) -> str:
+    """A key as a part of a JSON pointer (RFC 6901, 3)."""
+    return key.replace("~", "~0").replace("/", "~1")
+
+
+def structure_problems(document: Any, schema: str, file: str) -> list[Problem]:
+    """Everything in which `document` departs from the schema `schema` (``policy`` or ``environment``), in order."""
+    found = {problem: None for error in _validator(schema).iter_errors(document) for problem in _told(error, file)}
+    return list(found)
+
+
+def load_schema(name: str) -> dict[str, Any]:
+    """One of the schemas that the package ships."""
+    return json.loads(resources.files("vpcctl").joinpath(f"schema/{name}.json").read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _validator(name: str) -> Any:
+    from jsonschema import Draft202012Validator
+    from referencing import Registry, Resource
+
+    known = {f"{schema}.json": Resource.from_contents(load_schema(schema)) for schema in ("policy", "environment")}
+    registry = Registry().with_resources(known.items())
+    return Draft202012Validator(load_schema(name), registry=registry)
+
+
+def _told(error: Any, file: str) -> Iterator[Problem]:
+    """One error of jsonschema as problems in our words."""
+    pointer = "".join(f"/{escape(str(part))}" for part in error.absolute_path)
+    if error.validator == "additionalProperties" and isinstance(error.instance, dict):
+        known = sorted(error.schema.get("properties", ()))
+        for key in error.instance:
+            if key not in known and known:
+                yield Problem(
+                    file, f"{pointer}/{escape(key)}", f"there is no field {key!r} here; {nearest(key, known)}"
+                )
+    elif error.validator == "required":
+        for key in error.validator_value:
+            if key not in error.instance:
+                wanted = error.schema["properties"][key].get("title", "")
+                yield Problem(
+                    file, pointer, f"the field {key!r} is missing" + (f": {wanted} is expected" if wanted else "")
+                )
+    elif "propertyNames" in error.absolute_schema_path:
+        yield Problem(
+            file, f"{pointer}/{escape(str(error.instance))}", f"{quote(error.instance)} is not {_title(error)}"
+        )
+    else:
+        words = error.validator_value if error.validator == "enum" else error.schema.get("x-words")
+        hint = nearest(error.instance, words) if words else ""
+        yield Problem(file, pointer, f"{quote(error.instance)} is not {_title(error)}" + (f"; {hint}" if hint else ""))
+
+
+def _title(error: Any) -> str:
+    """What was expected at the place of `error`: the nearest title above it in the schema."""
+    while error is not None:
+        if isinstance(error.schema, dict) and "title" in error.schema:
+            return error.schema["title"]
+        error = error.parent
+    return "what is expected here"
+
+
+def nearest(word: Any, known: list[str]) -> str:
+    """A hint for a typo: the nearest of `known`, else all of them."""
+    close = difflib.get_close_matches(str(word).lower(), known, n=1)
+    return f"did you mean {close[0]!r}?" if close else "expected: " + ", ".join(known)
+
+
+def quote(value: Any) -> str:
+    """A JSON value as it was found, shortened where it is long."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= LONGEST_QUOTE else text[: LONGEST_QUOTE - 1] + "…"

@@ -1,0 +1,345 @@
+"""The network as values: a world of VPCs, their subnets and instances, and the peerings between them.
+
+A value that could be constructed is valid; what cannot hold raises ConflictError (it collides with something else in
+the world) or DocumentError (it is wrong by itself).  Prefixes and addresses come in tuples, one for each family that
+is on, so nothing here assumes 32 bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import combinations
+
+from vpcctl import names
+from vpcctl.errors import ConflictError, DocumentError
+from vpcctl.policy import Address, Network, Policy
+
+DEFAULT_TRANSIT = ipaddress.ip_network("100.64.0.0/16")
+# Addresses that no VPC may use: "this network", loopback, link-local, multicast and class E (RFC 6890).
+NEVER_USABLE = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "0.0.0.0/8",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "224.0.0.0/4",
+        "240.0.0.0/4",
+        "::/8",
+        "fe80::/10",
+        "ff00::/8",
+    )
+)
+# A subnet needs its network address, a gateway, an instance and its broadcast address.
+LONGEST_PREFIX = {4: 30, 6: 126}
+SHORTEST_PREFIX = {4: 8, 6: 16}
+
+
+def overlap(one: Network, other: Network) -> bool:
+    """Do two prefixes of whatever family share an address?"""
+    return one.version == other.version and one.overlaps(other)
+
+
+def _check_prefixes(owner: str, prefixes: tuple[Network, ...]) -> None:
+    if not prefixes:
+        raise DocumentError(f"{owner} has no prefix")
+    for prefix in prefixes:
+        if prefix.prefixlen > LONGEST_PREFIX[prefix.version]:
+            raise DocumentError(
+                f"{owner}: {prefix} is too small; it must hold a gateway and an instance:"
+                f" /{LONGEST_PREFIX[prefix.version]} or shorter"
+            )
+        if prefix.prefixlen < SHORTEST_PREFIX[prefix.version]:
+            raise DocumentError(
+                f"{owner}: {prefix} is too large; /{SHORTEST_PREFIX[prefix.version]} or longer is expected"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A workload: a namespace with one interface.  `mac` was allocated by us and is never used twice."""
+
+    name: str
+    addresses: tuple[Address, ...]
+    mac: str
+
+    def __post_init__(self) -> None:
+        names.check_name(self.name, "instance")
+
+
+@dataclass(frozen=True, slots=True)
+class Subnet:
+    """A part of the VPC behind one bridge and one pair of gates.
+
+    `public` subnets reach the internet through source NAT; private ones only with `nat_gateway`.
+    """
+
+    name: str
+    prefixes: tuple[Network, ...]
+    public: bool
+    nat_gateway: bool = False
+    instances: tuple[Instance, ...] = ()
+    policy: Policy | None = None
+
+    def __post_init__(self) -> None:
+        names.check_name(self.name, "subnet")
+        owner = f"subnet {self.name}"
+        _check_prefixes(owner, self.prefixes)
+        taken: dict[Address, str] = dict.fromkeys(self.gateways, "the gateway")
+        for instance in self.instances:
+            for address in instance.addresses:
+                self._check_address(instance, address)
+                if address in taken:
+                    raise ConflictError(f"{owner}: {address} belongs to {taken[address]} already")
+                taken[address] = f"instance {instance.name}"
+
+    def _check_address(self, instance: Instance, address: Address) -> None:
+        for prefix in self.prefixes:
+            if address.version == prefix.version and address in prefix:
+                if address in (prefix.network_address, prefix.broadcast_address):
+                    raise DocumentError(
+                        f"instance {instance.name}: {address} is the network or broadcast address of {prefix}"
+                    )
+                return
+        wanted = " or ".join(map(str, self.prefixes))
+        raise DocumentError(f"instance {instance.name}: {address} is not in subnet {self.name} ({wanted})")
+
+    @property
+    def gateways(self) -> tuple[Address, ...]:
+        """The router's addresses: the first host address of each prefix."""
+        return tuple(prefix.network_address + 1 for prefix in self.prefixes)
+
+    @property
+    def reaches_internet(self) -> bool:
+        """Has the subnet a way out?"""
+        return self.public or self.nat_gateway
+
+    def free_addresses(self) -> tuple[Address, ...]:
+        """The lowest free address of each prefix, from the second host address on; ConflictError when full."""
+        return tuple(self._free_address(prefix) for prefix in self.prefixes)
+
+    def _free_address(self, prefix: Network) -> Address:
+        taken = {address for instance in self.instances for address in instance.addresses}
+        # No more than len(taken) candidates can be in use, so this never walks a large prefix.
+        for offset in range(2, len(taken) + 3):
+            candidate = prefix.network_address + offset
+            if candidate in prefix and candidate != prefix.broadcast_address and candidate not in taken:
+                return candidate
+        raise ConflictError(f"subnet {self.name}: every address of {prefix} is in use")
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """A port of the host that leads to a port of an instance (destination NAT)."""
+
+    protocol: int
+    port: int
+    instance: str
+    target_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Vpc:
+    """A virtual private network: `index` selects its /31 of the transit range; `sets` are named prefix lists."""
+
+    name: str
+    prefixes: tuple[Network, ...]
+    index: int
+    subnets: tuple[Subnet, ...] = ()
+    publications: tuple[Publication, ...] = ()
+    sets: tuple[tuple[str, tuple[Network, ...]], ...] = ()
+
+    def __post_init__(self) -> None:
+        names.check_name(self.name, "VPC")
+        _check_prefixes(f"VPC {self.name}", self.prefixes)
+        for prefix in self.prefixes:
+            for never in NEVER_USABLE:
+                if overlap(prefix, never):
+                    raise DocumentError(f"VPC {self.name}: {prefix} overlaps {never}, which no network may use")
+        self._check_subnets()
+        self._check_instances()
+
+    def _check_subnets(self) -> None:
+        unique((subnet.name for subnet in self.subnets), f"VPC {self.name}: subnet")
+        for subnet in self.subnets:
+            for prefix in subnet.prefixes:
+                if not any(prefix.version == mine.version and prefix.subnet_of(mine) for mine in self.prefixes):
+                    wanted = " or ".join(map(str, self.prefixes))
+                    raise DocumentError(f"subnet {subnet.name}: {prefix} is not inside VPC {self.name} ({wanted})")
+        for one, other in combinations(self.subnets, 2):
+            for prefix in one.prefixes:
+                for against in other.prefixes:
+                    if overlap(prefix, against):
+                        raise ConflictError(f"subnet {other.name}: {against} overlaps subnet {one.name} ({prefix})")
+
+    def _check_instances(self) -> None:
+        unique((instance.name for instance in self.instances), f"VPC {self.name}: instance")
+        unique((instance.mac for instance in self.instances), f"VPC {self.name}: MAC address")
+        unique((f"{item.protocol}/{item.port}" for item in self.publications), f"VPC {self.name}: published port")
+        for publication in self.publications:
+            if publication.instance not in {instance.name for instance in self.instances}:
+                raise ConflictError(
+                    f"VPC {self.name}: port {publication.port} is published for instance"
+                    f" {publication.instance}, which does not exist; unpublish it first"
+                )
+        for kind, derive, words in (
+            ("bridge", names.bridge, [subnet.name for subnet in self.subnets]),
+            ("port", names.port, [instance.name for instance in self.instances]),
+        ):
+            unique(map(derive, words), f"VPC {self.name}: {kind} interface")
+
+    @property
+    def instances(self) -> tuple[Instance, ...]:
+        """All instances of all subnets."""
+        return tuple(instance for subnet in self.subnets for instance in subnet.instances)
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """The IP versions that are on."""
+        return tuple(sorted({prefix.version for prefix in self.prefixes}))
+
+    def subnet(self, name: str) -> Subnet:
+        """The subnet `name`; ConflictError names those that exist."""
+        return find(self.subnets, name, f"VPC {self.name} has no subnet")
+
+    def instance(self, name: str) -> Instance:
+        """The instance `name`; ConflictError names those that exist."""
+        return find(self.instances, name, f"VPC {self.name} has no instance")
+
+    def subnet_of(self, instance: str) -> Subnet:
+        """The subnet that holds the instance `instance`."""
+        self.instance(instance)
+        return next(subnet for subnet in self.subnets if instance in {item.name for item in subnet.instances})
+
+    def with_subnet(self, changed: Subnet) -> Vpc:
+        """This VPC with the subnet of that name replaced, or added at the end."""
+        return dataclasses.replace(self, subnets=tuple(_with(self.subnets, changed)))
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Peering:
+    """Two VPCs that route to each other; the names are kept in order, so a pair has one spelling."""
+
+    one: str
+    other: str
+
+    @classmethod
+    def between(cls, one: str, other: str) -> Peering:
+        """The peering of two VPCs, in whatever order they are given."""
+        if one == other:
+            raise DocumentError(f"VPC {one} cannot be peered with itself; name two different VPCs")
+        return cls(*sorted((one, other)))
+
+    def __contains__(self, name: str) -> bool:
+        return name in (self.one, self.other)
+
+    def peer_of(self, name: str) -> str:
+        """The other end, seen from the VPC `name`."""
+        return self.other if name == self.one else self.one
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Everything desired on one machine.
+
+    `opened` are the host's interfaces on which forwarding was off before us, with the value to put back.
+    """
+
+    vpcs: tuple[Vpc, ...] = ()
+    peerings: tuple[Peering, ...] = ()
+    transit: Network = DEFAULT_TRANSIT
+    opened: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        unique((vpc.name for vpc in self.vpcs), "VPC")
+        unique((names.host_uplink(vpc.name) for vpc in self.vpcs), "uplink interface")
+        unique((vpc.index for vpc in self.vpcs), "uplink index")
+        unique(self.namespaces(), "namespace")
+        unique((f"{item.protocol}/{item.port}" for vpc in self.vpcs for item in vpc.publications), "published port")
+        for vpc in self.vpcs:
+            for prefix in vpc.prefixes:
+                if overlap(prefix, self.transit):
+                    raise ConflictError(f"VPC {vpc.name}: {prefix} overlaps the transit range {self.transit}")
+            uplink_pair(self.transit, vpc.index)
+        self._check_peerings()
+
+    def _check_peerings(self) -> None:
+        unique((f"{peering.one} and {peering.other}" for peering in self.peerings), "peering between")
+        for peering in self.peerings:
+            self.vpc(peering.one), self.vpc(peering.other)
+        for vpc in self.vpcs:
+            unique((names.peer_link(peer.name) for peer in self.peers(vpc.name)), f"VPC {vpc.name}: peering interface")
+            for one, other in combinations((vpc, *self.peers(vpc.name)), 2):
+                for prefix in one.prefixes:
+                    for against in other.prefixes:
+                        if overlap(prefix, against):
+                            raise ConflictError(
+                                f"VPC {vpc.name} cannot be peered so: {one.name} ({prefix}) and {other.name}"
+                                f" ({against}) overlap, and a router cannot tell them apart"
+                            )
+
+    def namespaces(self) -> Iterator[str]:
+        """The names of all namespaces."""
+        for vpc in self.vpcs:
+            yield names.router_namespace(vpc.name)
+            for instance in vpc.instances:
+                yield names.instance_namespace(vpc.name, instance.name)
+
+    def vpc(self, name: str) -> Vpc:
+        """The VPC `name`; ConflictError names those that exist."""
+        return find(self.vpcs, name, "there is no VPC")
+
+    def peers(self, name: str) -> tuple[Vpc, ...]:
+        """The VPCs that are peered with the VPC `name`."""
+        return tuple(self.vpc(peering.peer_of(name)) for peering in self.peerings if name in peering)
+
+    def with_vpc(self, changed: Vpc) -> World:
+        """This world with the VPC of that name replaced, or added at the end."""
+        return dataclasses.replace(self, vpcs=tuple(_with(self.vpcs, changed)))
+
+    def without_vpc(self, name: str) -> World:
+        """This world without the VPC `name` and its peerings."""
+        return dataclasses.replace(
+            self,
+            vpcs=tuple(vpc for vpc in self.vpcs if vpc.name != name),
+            peerings=tuple(peering for peering in self.peerings if name not in peering),
+        )
+
+    def free_index(self) -> int:
+        """The lowest uplink index that no VPC has."""
+        taken = {vpc.index for vpc in self.vpcs}
+        return next(index for index in range(len(taken) + 1) if index not in taken)
+
+
+def uplink_pair(transit: Network, index: int) -> tuple[Address, Address]:
+    """The host's and the router's address of the uplink `index`: a /31 (RFC 3021) out of `transit`."""
+    if 2 * index + 1 >= transit.num_addresses:
+        raise ConflictError(f"the transit range {transit} is full: it holds {transit.num_addresses // 2} VPCs")
+    return transit.network_address + 2 * index, transit.network_address + 2 * index + 1
+
+
+def unique(values: Iterable[object], what: str) -> None:
+    """Raise ConflictError for the first of `values` that appears twice."""
+    seen: set[object] = set()
+    for value in values:
+        if value in seen:
+            raise ConflictError(f"{what} {value} exists already")
+        seen.add(value)
+
+
+def find(things: Iterable, name: str, missing: str):
+    """The one of `things` that is called `name`; ConflictError says what is there instead."""
+    known = {thing.name: thing for thing in things}
+    if name not in known:
+        raise ConflictError(f"{missing} {name!r}; there is " + (", ".join(sorted(known)) or "none yet"))
+    return known[name]
+
+
+def _with(things: tuple, changed) -> Iterator:
+    """`things` with `changed` in the place of its namesake, or at the end."""
+    for thing in things:
+        yield changed if thing.name == changed.name else thing
+    if changed.name not in {thing.name for thing in things}:
+        yield changed

@@ -1,0 +1,119 @@
+"""A firewall policy as values: what its document says, checked, but with no name resolved.
+
+Rules are ordered and the first that matches decides.  What a policy *means* is in `meaning`; how JSON becomes these
+values is in `spec`; how they become nftables sets is in `compiler`.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+from dataclasses import dataclass
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+TCP, UDP, ICMP, ICMPV6, SCTP = 6, 17, 1, 58, 132
+PROTOCOLS = {"tcp": TCP, "udp": UDP, "sctp": SCTP, "icmp": ICMP, "icmpv6": ICMPV6}
+PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
+PORT_PROTOCOLS = frozenset({TCP, UDP, SCTP})
+ICMP_PROTOCOLS = frozenset({ICMP, ICMPV6})
+
+LOWEST_PORT, HIGHEST_PORT = 1, 65535
+Range = tuple[int, int]
+
+
+class Action(enum.Enum):
+    """What a rule does to the flows that it decides; the words of the document."""
+
+    ALLOW = "allow"
+    DENY = "deny"
+    REJECT = "reject"
+
+
+class Direction(enum.Enum):
+    """The side of a subnet on which a gate stands."""
+
+    INGRESS = "ingress"
+    EGRESS = "egress"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where traffic comes from or goes to, as written.
+
+    `kind` is ``any``, ``internet``, ``prefix``, ``subnet``, ``instance``, ``vpc`` or ``set``; `name` is the object's
+    name, or None; `prefix` is given for the kind of that name alone (a single address is a prefix of full length).
+    """
+
+    kind: str
+    name: str | None = None
+    prefix: Network | None = None
+
+    def __str__(self) -> str:
+        if self.prefix is not None:
+            return str(self.prefix)
+        return self.kind if self.name is None else f"{self.kind}:{self.name}"
+
+
+ANY = Endpoint("any")
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A rate of new flows: `rate` per `unit` (``second``, ``minute``, ``hour``, ``day``), and `burst` above it."""
+
+    rate: int
+    unit: str
+    burst: int = 5
+
+    def __str__(self) -> str:
+        return f"{self.rate}/{self.unit}" + (f" burst {self.burst}" if self.burst != 5 else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One line of a policy.
+
+    `protocol` is an IP protocol number or None for any.  `ports` and `icmp_types` are inclusive ranges, None for all;
+    `sources` and `destinations` are None where the document says nothing, and an empty tuple matches nothing.
+    `origin` is ``file#/pointer``, the user's line.
+    """
+
+    action: Action
+    protocol: int | None = None
+    ports: tuple[Range, ...] | None = None
+    icmp_types: tuple[Range, ...] | None = None
+    sources: tuple[Endpoint, ...] | None = None
+    destinations: tuple[Endpoint, ...] | None = None
+    log: bool = False
+    limit: Limit | None = None
+    description: str = ""
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What may enter and leave one subnet.
+
+    `ingress` and `egress` are None where the document has no such direction: then everything passes.
+    `defaults` holds what the document states, by direction; a present direction without one denies.
+    """
+
+    ingress: tuple[Rule, ...] | None = None
+    egress: tuple[Rule, ...] | None = None
+    defaults: tuple[tuple[Direction, Action], ...] = ()
+    sets: tuple[tuple[str, tuple[Network, ...]], ...] = ()
+    description: str = ""
+    file: str = ""
+    pointer: str = ""
+
+    def rules(self, direction: Direction) -> tuple[Rule, ...] | None:
+        """The rules of `direction`, or None if the policy is silent about it."""
+        return self.ingress if direction is Direction.INGRESS else self.egress
+
+    def default(self, direction: Direction) -> Action:
+        """What happens to traffic of `direction` that no rule matches."""
+        if self.rules(direction) is None:
+            return dict(self.defaults).get(direction, Action.ALLOW)
+        return dict(self.defaults).get(direction, Action.DENY)
