@@ -1,0 +1,74 @@
+"""A world becomes rulesets: one for each VPC, and a small one for the host.
+
+Theory of operation.  `compile_vpc` walks the sections in the order in which a packet meets them and puts their sets
+and chains into one table (plus one of the ARP family).  The text never depends on anything but the world, so equal
+texts mean equal rulesets: a fingerprint of it stands in the table's comment, and a text that is loaded already is
+not loaded again.  The *generation*, which changes with every load, is kept out of the text by a `define`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from vpcctl import names
+from vpcctl.compiler.chains import CLOSED, SECTIONS, neighbours
+from vpcctl.compiler.host import host_table
+from vpcctl.compiler.view import View
+from vpcctl.model import World
+from vpcctl.nft import Chain, Set, Table, transaction
+
+FINGERPRINT_LENGTH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """The tables of a ruleset, and the fingerprint of their text (hexadecimal)."""
+
+    tables: tuple[Table, ...]
+    owner: str
+    fingerprint: str
+
+    def text(self, generation: int) -> str:
+        """The batch as ``nft -f`` takes it.  `generation` is the mark of admitted flows, 1 to 2**32 - 1."""
+        comment = table_comment(self.owner, self.fingerprint, generation)
+        return f"define generation = {generation}\n\n{transaction(self.tables, comment)}"
+
+
+def table_comment(owner: str, fingerprint: str, generation: int) -> str:
+    """What stands in a table's comment: whose it is, and which text and generation were loaded."""
+    return f"{owner} {fingerprint} {generation}"
+
+
+def compile_vpc(world: World, name: str, owner: str) -> Compiled:
+    """The ruleset of the VPC `name`; `owner` is the tag that its tables carry."""
+    view = View.of(world, name)
+    sets: list[Set] = []
+    chains: list[Chain] = []
+    for section in SECTIONS:
+        more_sets, more_chains = section(view)
+        sets += more_sets
+        chains += more_chains
+    arp_sets, arp_chains = neighbours(view)
+    return _finished(
+        (
+            Table("inet", names.TABLE, tuple(sets), tuple(chains)),
+            Table("arp", names.TABLE, tuple(arp_sets), tuple(arp_chains)),
+        ),
+        owner,
+    )
+
+
+def compile_closed(owner: str) -> Compiled:
+    """The ruleset of a VPC on its way down: nothing passes."""
+    return _finished((Table("inet", names.TABLE, (), CLOSED),), owner)
+
+
+def compile_host(world: World, owner: str) -> Compiled:
+    """The host's table."""
+    return _finished((host_table(world),), owner)
+
+
+def _finished(tables: tuple[Table, ...], owner: str) -> Compiled:
+    fingerprint = hashlib.sha256(transaction(tables, owner).encode()).hexdigest()[:FINGERPRINT_LENGTH]
+    return Compiled(tables, owner, fingerprint)

@@ -1,0 +1,273 @@
+"""A policy becomes gates: for each subnet and direction one chain of set lookups, and its mirror for replies.
+
+In a gate *peer* is the far side of the flow and *own* the subnet's side.  A lookup's key is made of the fields that
+the rules at its level constrain; keys of single values go to hash sets, all others to interval sets.  A gate says
+`return` for allow and `drop` for deny: it never accepts, so that the other gate is always asked.
+
+The mirror judges a packet that travels backwards, for a flow whose present generation is not the ruleset's: source
+and destination, and request and reply types of ICMP, are exchanged; ports and addresses look up the same sets.
+
+The parts of a name are joined by dots, which no user's name contains, so no two objects can come to the same name.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+from vpcctl.compiler.levels import WIDTH, Box, Prefix, assign, disjoint
+from vpcctl.compiler.view import View
+from vpcctl.model import Network, Subnet
+from vpcctl.nft import ADDRESS_TYPE, ADDRESS_WORD, Chain, Element, Rule, Set, comment_text
+from vpcctl.policy import ICMP, ICMP_PROTOCOLS, ICMPV6, Action, Direction, Endpoint, Policy
+from vpcctl.policy import Rule as PolicyRule
+
+# The type of the reply to each ICMP request that connection tracking knows (net/netfilter/nf_conntrack_proto_icmp.c
+# and …_icmpv6.c: invmap).  Messages of other types are errors or invalid and never begin a flow.
+REPLY_TYPE = {ICMP: {8: 0, 13: 14, 15: 16, 17: 18}, ICMPV6: {128: 129, 139: 140}}
+TYPE_FIELD = {ICMP: ("icmp type", "icmp_type"), ICMPV6: ("icmpv6 type", "icmpv6_type")}
+VERDICTS = {Action.ALLOW: "return", Action.DENY: "drop", Action.REJECT: "goto send-reject"}
+ANYWHERE: tuple[Prefix | None, ...] = (None,)
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """The sets and chains of one gate; `chain` and `mirror` are the names to jump to."""
+
+    chain: str
+    mirror: str
+    sets: tuple[Set, ...]
+    chains: tuple[Chain, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a lookup's key is made of, and what is done with its packets."""
+
+    version: int | None
+    peer: bool
+    own: bool
+    protocol: int | None
+    ports: bool
+    exact: bool
+    rule: int | None
+
+    @property
+    def label(self) -> str:
+        """A readable part of a set's name."""
+        words = [f"v{self.version}"] if self.version else []
+        words += ["peer"] * self.peer + ["own"] * self.own
+        if self.protocol in ICMP_PROTOCOLS:
+            words.append("type" if self.protocol == ICMP else "type6")
+        elif self.protocol is not None:
+            words += ["protocol"] + ["port"] * self.ports
+        return "-".join(words or ["all"]) + ("" if self.exact else "-range")
+
+
+def gate(view: View, subnet: Subnet, direction: Direction) -> Gate | None:
+    """The gate of `subnet` for `direction`, or None where its policy is silent: then everything passes."""
+    policy = subnet.policy
+    if policy is None:
+        return None
+    rules = policy.rules(direction) or ()
+    if not rules and policy.default(direction) is Action.ALLOW:
+        return None
+    return _Builder(view, subnet, policy, direction, rules).build()
+
+
+class _Builder:
+    """Carries what the parts of one gate have in common."""
+
+    def __init__(self, view: View, subnet: Subnet, policy: Policy, direction: Direction, rules: tuple[PolicyRule, ...]):
+        self._view, self._subnet, self._policy, self._direction, self._rules = view, subnet, policy, direction, rules
+        self._name = f"{direction.value}-{subnet.name}"
+        self._sets: list[Set] = []
+        self._chains: list[Chain] = []
+
+    def build(self) -> Gate:
+        boxes = list(self._boxes())
+        self._chains += [
+            _logging(self._log_chain(number), self._view.vpc.name, rule)
+            for number, rule in enumerate(self._rules)
+            if rule.log
+        ]
+        stacked: dict[int, list[Box]] = defaultdict(list)
+        for box, level in zip(boxes, assign(boxes), strict=True):
+            stacked[level].append(box)
+        straight, mirrored = [], []
+        for level in sorted(stacked):
+            for number, (shape, members) in enumerate(self._lookups(stacked[level]), 1):
+                name = f"{self._name}.{level}.{number}.{shape.label}"
+                straight += self._lookup(name, shape, members, mirror=False)
+                mirrored += self._lookup(name, shape, members, mirror=True)
+        default = VERDICTS[self._policy.default(self._direction)]
+        last = Rule(f"counter {default}", self._origin("default"))
+        for name, rules in ((self._name, straight), (f"{self._name}.reply", mirrored)):
+            self._chains.append(Chain(name, (*rules, last)))
+        return Gate(self._name, f"{self._name}.reply", tuple(self._sets), tuple(self._chains))
+
+    def _origin(self, what: str) -> str:
+        return f"{self._policy.file}#{self._policy.pointer}/{what}"
+
+    def _boxes(self) -> Iterator[Box]:
+        """Every rule as disjunct boxes, in the order of the document."""
+        for number, rule in enumerate(self._rules):
+            here, there = rule.destinations, rule.sources
+            if self._direction is Direction.EGRESS:
+                here, there = there, here
+            verdict, alone = self._verdict(number, rule)
+            ports = rule.icmp_types if rule.icmp_types is not None else rule.ports
+            for peer, own, span in product(self._peers(there), self._own(here), (None,) if ports is None else ports):
+                if peer is None or own is None or peer[0] == own[0]:
+                    yield Box(peer, own, rule.protocol, span, verdict, number, alone)
+
+    def _verdict(self, number: int, rule: PolicyRule) -> tuple[str, bool]:
+        """What a match does, and whether the rule needs lookups of its own."""
+        if not rule.log:
+            return VERDICTS[rule.action], rule.limit is not None
+        return f"goto {self._log_chain(number)}", True
+
+    def _log_chain(self, number: int) -> str:
+        return f"{self._name}.log.{number}"
+
+    def _resolved(self, endpoints: tuple[Endpoint, ...]) -> Iterator[Network]:
+        for endpoint in endpoints:
+            for prefix in self._view.resolve(endpoint, self._policy):
+                if prefix.version in self._view.vpc.versions:
+                    yield prefix
+
+    def _peers(self, endpoints: tuple[Endpoint, ...] | None) -> tuple[Prefix | None, ...]:
+        if endpoints is None or any(endpoint.kind == "any" for endpoint in endpoints):
+            return ANYWHERE
+        prefixes = [_prefix(prefix) for prefix in self._resolved(endpoints)]
+        if any(length == 0 for _, _, length in prefixes) and len(self._view.vpc.versions) == 1:
+            return ANYWHERE
+        return tuple(prefixes)
+
+    def _own(self, endpoints: tuple[Endpoint, ...] | None) -> tuple[Prefix | None, ...]:
+        """The own side narrowed to what lies in the subnet; all of the subnet is no narrowing."""
+        if endpoints is None or any(endpoint.kind == "any" for endpoint in endpoints):
+            return ANYWHERE
+        inside = []
+        for prefix in self._resolved(endpoints):
+            for mine in self._subnet.prefixes:
+                if prefix.version == mine.version and mine.subnet_of(prefix):
+                    if len(self._subnet.prefixes) == 1:
+                        return ANYWHERE
+                    inside.append(_prefix(mine))
+                elif prefix.version == mine.version and prefix.subnet_of(mine):
+                    inside.append(_prefix(prefix))
+        return tuple(inside)
+
+    def _lookups(self, boxes: list[Box]) -> Iterator[tuple[Shape, list[Box]]]:
+        """The lookups of one level: boxes by shape, without overlap within each."""
+        shapes: dict[Shape, list[Box]] = defaultdict(list)
+        for box in boxes:
+            shapes[self._shape(box)].append(box)
+        for shape, members in shapes.items():
+            if shape.exact:
+                yield shape, list({_exact_key(box): box for box in reversed(members)}.values())[::-1]
+                continue
+            while members:
+                kept, members = disjoint(members)
+                yield shape, kept
+
+    def _shape(self, box: Box) -> Shape:
+        version = (box.peer or box.own or (None,))[0]
+        typed = box.protocol in ICMP_PROTOCOLS and box.ports is not None
+        exact = (
+            (box.peer is None or box.peer[2] == WIDTH[box.peer[0]])
+            and (box.own is None or box.own[2] == WIDTH[box.own[0]])
+            and (box.ports is None or box.ports[0] == box.ports[1])
+        )
+        # The protocol itself is part of the key, except that ICMP's types are a field of their own.
+        protocol = box.protocol if typed or box.protocol is None else -1
+        limited = box.rule if self._rules[box.rule].limit else None
+        ports = box.ports is not None and not typed
+        return Shape(version, box.peer is not None, box.own is not None, protocol, ports, exact, limited)
+
+    def _lookup(self, name: str, shape: Shape, boxes: list[Box], mirror: bool) -> list[Rule]:
+        """Add the set of one lookup, once for both orientations where they can share it; return the rules."""
+        typed = shape.protocol in ICMP_PROTOCOLS
+        if typed and mirror:
+            name += ".reply"
+            boxes = [
+                box._replace(ports=(REPLY_TYPE[shape.protocol][box.ports[0]],) * 2)
+                for box in boxes
+                if box.ports[0] in REPLY_TYPE[shape.protocol]
+            ]
+        expression, key_type = self._key(shape, mirror)
+        if not expression:
+            return self._verdicts("", boxes[0].rule, mirror)
+        limited = shape.rule is not None
+        if typed or not mirror:
+            elements = tuple(
+                Element(self._element_key(box), "" if limited else box.verdict, self._rules[box.rule].origin)
+                for box in boxes
+            )
+            data_type = "" if limited else "verdict"
+            self._sets.append(Set(name, key_type, elements, data_type, not shape.exact, counted=not limited))
+        if limited:
+            return self._verdicts(f"{expression} @{name} ", shape.rule, mirror)
+        return [Rule(f"{expression} vmap @{name}")]
+
+    def _verdicts(self, match: str, number: int, mirror: bool) -> list[Rule]:
+        """Plain rules for what no map can hold: a match of everything, or a rate."""
+        rule = self._rules[number]
+        verdict, _ = self._verdict(number, rule)
+        if not rule.limit:
+            return [Rule(f"{match}counter {verdict}", rule.origin)]
+        # The rate is one of new flows; a flow that passed before and is judged again is not held against it.
+        seen = Rule(f"{match}ct state established counter {verdict}", rule.origin)
+        rate = f"limit rate {rule.limit.rate}/{rule.limit.unit} burst {rule.limit.burst} packets"
+        return [seen] if mirror else [seen, Rule(f"{match}ct state new {rate} counter {verdict}", rule.origin)]
+
+    def _key(self, shape: Shape, mirror: bool) -> tuple[str, str]:
+        """The key as an expression over the packet, and its type."""
+        backwards = mirror != (self._direction is Direction.EGRESS)
+        peer, own = ("daddr", "saddr") if backwards else ("saddr", "daddr")
+        fields = []
+        if shape.peer:
+            fields.append((f"{ADDRESS_WORD[shape.version]} {peer}", ADDRESS_TYPE[shape.version]))
+        if shape.own:
+            fields.append((f"{ADDRESS_WORD[shape.version]} {own}", ADDRESS_TYPE[shape.version]))
+        if shape.protocol in ICMP_PROTOCOLS:
+            fields.append(TYPE_FIELD[shape.protocol])
+        elif shape.protocol is not None:
+            fields.append(("meta l4proto", "inet_proto"))
+            if shape.ports:
+                fields.append(("th sport" if mirror else "th dport", "inet_service"))
+        return " . ".join(word for word, _ in fields), " . ".join(kind for _, kind in fields)
+
+    def _element_key(self, box: Box) -> str:
+        fields = [_address_text(prefix) for prefix in (box.peer, box.own) if prefix is not None]
+        typed = box.protocol in ICMP_PROTOCOLS and box.ports is not None
+        if box.protocol is not None and not typed:
+            fields.append(str(box.protocol))
+        if box.ports is not None:
+            low, high = box.ports
+            fields.append(str(low) if low == high else f"{low}-{high}")
+        return " . ".join(fields)
+
+
+def _exact_key(box: Box) -> tuple:
+    return (box.peer, box.own, box.protocol, box.ports)
+
+
+def _logging(name: str, vpc: str, rule: PolicyRule) -> Chain:
+    """A chain that logs the first packet of a flow and then decides.  `goto` leads here, so `return` ends the gate."""
+    prefix = comment_text(f"vpcctl {vpc} {rule.action.value} {rule.origin} ")
+    return Chain(name, (Rule(f'ct state new log prefix "{prefix}"'), Rule(VERDICTS[rule.action])))
+
+
+def _prefix(network: Network) -> Prefix:
+    return (network.version, int(network.network_address), network.prefixlen)
+
+
+def _address_text(prefix: Prefix) -> str:
+    version, value, length = prefix
+    address = (ipaddress.IPv4Address if version == 4 else ipaddress.IPv6Address)(value)
+    return str(address) if length == WIDTH[version] else f"{address}/{length}"

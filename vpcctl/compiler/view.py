@@ -1,0 +1,94 @@
+"""One VPC as its ruleset needs to see it: its own parts, its peers', and the interface names they have."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+from vpcctl import names
+from vpcctl.model import Address, Network, Subnet, Vpc, World, uplink_pair
+from vpcctl.policy import Endpoint, Policy
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The VPC `vpc` within `world`; `peers` are the VPCs that it is peered with."""
+
+    world: World
+    vpc: Vpc
+    peers: tuple[Vpc, ...]
+    host_address: Address
+    uplink_address: Address
+
+    @classmethod
+    def of(cls, world: World, name: str) -> View:
+        """The view of the VPC `name`; ConflictError if the world has none."""
+        vpc = world.vpc(name)
+        return cls(world, vpc, world.peers(name), *uplink_pair(world.transit, vpc.index))
+
+    @property
+    def bridges(self) -> tuple[tuple[str, Subnet], ...]:
+        """Each subnet with the name of its bridge."""
+        return tuple((names.bridge(subnet.name), subnet) for subnet in self.vpc.subnets)
+
+    @property
+    def peer_links(self) -> tuple[tuple[str, Vpc], ...]:
+        """Each peer with the name of the link to it."""
+        return tuple((names.peer_link(peer.name), peer) for peer in self.peers)
+
+    def prefixes(self, version: int) -> list[Network]:
+        """The prefixes of this VPC, of one IP version."""
+        return [prefix for prefix in self.vpc.prefixes if prefix.version == version]
+
+    def resolve(self, endpoint: Endpoint, policy: Policy) -> tuple[Network, ...]:
+        """The prefixes that `endpoint` means at present; what it names and is not there means none.
+
+        Every kind but ``any``, which is no list of prefixes.
+        """
+        match endpoint.kind:
+            case "prefix":
+                return (endpoint.prefix,)
+            case "set":
+                return {**dict(self.vpc.sets), **dict(policy.sets)}.get(endpoint.name, ())
+            case "subnet":
+                return next((subnet.prefixes for subnet in self.vpc.subnets if subnet.name == endpoint.name), ())
+            case "instance":
+                return tuple(
+                    _single(address)
+                    for instance in self.vpc.instances
+                    if instance.name == endpoint.name
+                    for address in instance.addresses
+                )
+            case "vpc":
+                return next((vpc.prefixes for vpc in (self.vpc, *self.peers) if vpc.name == endpoint.name), ())
+            case "internet":
+                return self.outside()
+        raise AssertionError(f"endpoint of kind {endpoint.kind!r} has no prefixes")
+
+    def outside(self) -> tuple[Network, ...]:
+        """Everything outside this VPC and its peers, of both IP versions."""
+        inside = [prefix for vpc in (self.vpc, *self.peers) for prefix in vpc.prefixes]
+        return tuple(prefix for version in (4, 6) for prefix in complement(inside, version))
+
+
+def complement(prefixes: list[Network], version: int) -> list[Network]:
+    """All addresses of one IP version that are in none of `prefixes`, as few prefixes as possible."""
+    rest = [ipaddress.ip_network("0.0.0.0/0" if version == 4 else "::/0")]
+    for prefix in prefixes:
+        if prefix.version == version:
+            rest = [
+                piece
+                for whole in rest
+                for piece in (
+                    whole.address_exclude(prefix)
+                    if prefix.subnet_of(whole)
+                    else ()
+                    if whole.subnet_of(prefix)
+                    else (whole,)
+                )
+            ]
+    return sorted(rest)
+
+
+def _single(address: Address) -> Network:
+    return ipaddress.ip_network(address)
