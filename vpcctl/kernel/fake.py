@@ -1,0 +1,97 @@
+"""A kernel that is a dictionary: the same four verbs as `linux`, for tests and for rehearsal.
+
+Removing a namespace or a link removes what it holds, as the real kernel does, and an item whose namespace or link is
+missing is refused.  `fail_at` counts the calls that change something: the call of that number raises `failure`, before
+it has done anything or, with `fail_after`, once it is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from vpcctl.errors import ConflictError, KernelError
+from vpcctl.items import Item, Namespace
+from vpcctl.kernel.interface import ABSENT, RIGHT, Condition, HostFacts, State
+from vpcctl.plan import Ensure, Plan, links_made, links_used
+
+
+class FakeKernel:
+    """Objects by key; `facts` is what the host looks like from outside our objects."""
+
+    def __init__(self, facts: HostFacts | None = None, boot: str = "boot-1"):
+        self.objects: dict[tuple[str, ...], Item] = {}
+        self.foreign: set[tuple[str, ...]] = set()
+        self.calls: list[str] = []
+        self.fail_at: int | None = None
+        self.fail_after = False
+        self.failure: BaseException = KernelError("the fake kernel was told to fail")
+        self._facts = facts or HostFacts()
+        self._boot = boot
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def boot_id(self) -> str:
+        return self._boot
+
+    def reboot(self, boot: str) -> None:
+        """Forget every object, as a machine does."""
+        self.objects.clear()
+        self._boot = boot
+
+    def facts(self) -> HostFacts:
+        return self._facts
+
+    def observe(self, items: Iterable[Item]) -> Mapping[Item, Condition]:
+        return {item: self._condition(item) for item in items}
+
+    def _condition(self, item: Item) -> Condition:
+        if item.key in self.foreign:
+            return Condition(State.FOREIGN, f"{item} is not ours")
+        found = self.objects.get(item.key)
+        if found is None:
+            return ABSENT
+        return RIGHT if found == item else Condition(State.DIFFERENT, f"is {found!r}")
+
+    def check(self, plan: Plan) -> None:
+        problems = [str(step) for step in plan.steps if isinstance(step, Ensure) and step.item.key in self.foreign]
+        if problems:
+            raise ConflictError(
+                "\n".join(f"cannot {problem}: it exists already and is not ours" for problem in problems)
+            )
+
+    def ensure(self, item: Item) -> None:
+        self._change(f"make {item}", lambda: self._put(item))
+
+    def remove(self, item: Item) -> None:
+        self._change(f"remove {item}", lambda: self._drop(item))
+
+    def _change(self, words: str, action) -> None:
+        self.calls.append(words)
+        failing = self.fail_at is not None and len(self.calls) == self.fail_at
+        if failing and not self.fail_after:
+            raise self.failure
+        action()
+        if failing:
+            raise self.failure
+
+    def _put(self, item: Item) -> None:
+        present = {found.namespace for found in self.objects.values() if isinstance(found, Namespace)}
+        missing = {item.namespace, getattr(item, "peer_namespace", None)} - present - {None}
+        if missing and not isinstance(item, Namespace):
+            raise KernelError(f"cannot make {item}: namespace {missing.pop()} is gone")
+        made = {end for found in self.objects.values() for end in links_made(found)}
+        for end in links_used(item):
+            if end not in made and end[1] != "lo" and not (end[0] is None and end[1].startswith("eth")):
+                raise KernelError(f"cannot make {item}: link {end[1]} is gone")
+        self.objects[item.key] = item
+
+    def _drop(self, item: Item) -> None:
+        if self.objects.pop(item.key, None) is None:
+            return
+        ends = set(links_made(item))
+        namespaces = {item.namespace} if isinstance(item, Namespace) else set()
+        for found in list(self.objects.values()):
+            held = found.namespace in namespaces or getattr(found, "peer_namespace", found.namespace) in namespaces
+            if held or ends & set(links_used(found)):
+                self._drop(found)

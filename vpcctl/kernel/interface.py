@@ -1,0 +1,69 @@
+"""What a kernel is to the rest of the program: four verbs over items, and a look at the host."""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from vpcctl.items import Item
+from vpcctl.plan import Plan
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class State(enum.Enum):
+    """How an object stands to the item that describes it."""
+
+    RIGHT = "right"
+    ABSENT = "absent"
+    DIFFERENT = "different"
+    FOREIGN = "foreign"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What was observed of one item; `detail` says in words what differs."""
+
+    state: State
+    detail: str = ""
+
+
+RIGHT = Condition(State.RIGHT)
+ABSENT = Condition(State.ABSENT)
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """The host as it is outside our own objects.
+
+    `ways_out` are the links that carry a default route, each with its present ``forwarding`` value; `networks` are
+    the prefixes that the host itself has on links that are not ours.
+    """
+
+    ways_out: tuple[tuple[str, str], ...] = ()
+    networks: tuple[Network, ...] = ()
+
+
+class Kernel(Protocol):
+    """The edge.  Every verb raises errors of `vpcctl.errors` alone."""
+
+    def boot_id(self) -> str:
+        """An identifier that is new after each boot (random(4): /proc/sys/kernel/random/boot_id)."""
+
+    def facts(self) -> HostFacts:
+        """The host as it is now."""
+
+    def observe(self, items: Iterable[Item]) -> Mapping[Item, Condition]:
+        """Compare each item with the kernel; changes nothing."""
+
+    def check(self, plan: Plan) -> None:
+        """Raise, before anything is touched, for what would make `plan` fail half-way."""
+
+    def ensure(self, item: Item) -> None:
+        """Make `item` so; nothing happens where it is so already."""
+
+    def remove(self, item: Item) -> None:
+        """Make `item` not be there; absent is success, foreign is left alone."""

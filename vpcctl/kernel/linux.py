@@ -1,0 +1,297 @@
+"""The kernel of this machine: the four verbs, spread over namespaces, links, settings and tables."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from pyroute2.netlink.exceptions import NetlinkError
+
+from vpcctl.errors import ConflictError, KernelError, PrivilegeError
+from vpcctl.items import (
+    Address,
+    Bridge,
+    FdbEntry,
+    Item,
+    LinkSetting,
+    LinkUp,
+    Namespace,
+    Neighbour,
+    Open,
+    Port,
+    ProxyDelay,
+    Route,
+    Ruleset,
+    Setting,
+    Veth,
+)
+from vpcctl.kernel import namespaces, settings, tables
+from vpcctl.kernel.interface import ABSENT, RIGHT, Condition, HostFacts, State
+from vpcctl.kernel.links import ABSENCE, Rtnl
+from vpcctl.plan import Ensure, Plan
+
+# Open sockets are kept for this many namespaces, so that thousands of instances cost no thousands of descriptors.
+OPEN_NAMESPACES = 32
+CAP_SYS_ADMIN, CAP_NET_ADMIN = 21, 12
+
+
+class LinuxKernel:
+    """Acts on the namespaces of the calling process; needs CAP_NET_ADMIN and CAP_SYS_ADMIN there."""
+
+    def __init__(self) -> None:
+        require_privilege()
+        self._open: dict[str | None, tuple[Rtnl, object]] = {}
+
+    def close(self) -> None:
+        """Close all sockets."""
+        for namespace in list(self._open):
+            self._close(namespace)
+
+    def boot_id(self) -> str:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+    # -- the host ------------------------------------------------------------------------------------------------
+
+    def facts(self) -> HostFacts:
+        rtnl = self._rtnl(None)
+        links = {link["index"]: link.get_attr("IFLA_IFNAME") for link in rtnl.dump("get_links")}
+        ours = {
+            link["index"]
+            for link in rtnl.dump("get_links")
+            if (link.get_attr("IFLA_IFALIAS") or "").startswith("vpcctl/")
+        }
+        ways_out, networks = set(), set()
+        for route in rtnl.dump("get_routes", family=2, table=254):
+            index = route.get_attr("RTA_OIF")
+            if index in ours or index is None:
+                continue
+            if route["dst_len"] == 0:
+                ways_out.add(links[index])
+            else:
+                networks.add(ipaddress.ip_network(f"{route.get_attr('RTA_DST')}/{route['dst_len']}"))
+        values = {link: settings.read(settings.ROOT / f"net/ipv4/conf/{link}/forwarding") for link in ways_out}
+        return HostFacts(
+            tuple((link, value) for link, value in sorted(values.items()) if value is not None),
+            tuple(sorted(networks)),
+        )
+
+    # -- the verbs -----------------------------------------------------------------------------------------------
+
+    def observe(self, items: Iterable[Item]) -> Mapping[Item, Condition]:
+        by_namespace: dict[str | None, list[Item]] = defaultdict(list)
+        for item in items:
+            by_namespace[getattr(item, "namespace", None)].append(item)
+        found: dict[Item, Condition] = {}
+        for namespace, members in by_namespace.items():
+            found.update(self._observe_namespace(namespace, members))
+        return found
+
+    def _observe_namespace(self, namespace: str | None, items: list[Item]) -> dict[Item, Condition]:
+        if namespace is not None and not namespaces.is_namespace(namespace):
+            return dict.fromkeys(items, ABSENT)
+        survey = self._rtnl(namespace).survey()
+        found = {}
+        with namespaces.entered(namespace):
+            for item in items:
+                if isinstance(item, (Setting, LinkSetting)):
+                    found[item] = settings.observe(item)
+        for item in items:
+            if isinstance(item, Namespace):
+                found[item] = self._observe_tag(item)
+            elif isinstance(item, Ruleset):
+                found[item] = tables.observe(item, tables.comments(self._nft(namespace), item.families))
+            elif item not in found:
+                found[item] = survey.observe(item)
+            if isinstance(item, Veth) and item.peer_namespace is None and found[item] == RIGHT:
+                found[item] = self._observe_host_end(item)
+        return found
+
+    def _observe_host_end(self, item: Veth) -> Condition:
+        alias = self._rtnl(None).alias(item.peer_name)
+        if alias == item.tag:
+            return RIGHT
+        return Condition(State.DIFFERENT, f"has no end {item.peer_name} in the host that is ours")
+
+    def _observe_tag(self, item: Namespace) -> Condition:
+        if not namespaces.is_namespace(item.namespace):
+            return ABSENT
+        alias = self._rtnl(item.namespace).alias("lo")
+        if alias == item.tag:
+            return RIGHT
+        return Condition(State.FOREIGN, f"namespace {item.namespace} is not ours")
+
+    def check(self, plan: Plan) -> None:
+        """Names that we are about to take must be free or ours already."""
+        problems = []
+        for step in plan.steps:
+            if not isinstance(step, Ensure):
+                continue
+            item = step.item
+            if isinstance(item, Namespace) and namespaces.path(item.namespace).exists():
+                if self._observe_tag(item).state is State.FOREIGN:
+                    problems.append(
+                        f"namespace {item.namespace} exists already and is not ours; remove it"
+                        f" (ip netns delete {item.namespace}) or choose another name"
+                    )
+            elif isinstance(item, Veth) and item.peer_namespace is None:
+                alias = self._rtnl(None).alias(item.peer_name)
+                if alias is not None and alias != item.tag:
+                    problems.append(f"the host has a link {item.peer_name} that is not ours; remove or rename it")
+            elif isinstance(item, Ruleset) and item.namespace is None:
+                condition = tables.observe(item, tables.comments(self._nft(None), item.families))
+                if condition.state is State.FOREIGN:
+                    problems.append("the host has a table `inet vpcctl` that is not ours; rename or delete it")
+        if problems:
+            raise ConflictError("\n".join(problems))
+
+    def ensure(self, item: Item) -> None:
+        self._act(item, _ENSURE[type(item)])
+
+    def remove(self, item: Item) -> None:
+        namespace = getattr(item, "namespace", None)
+        if namespace is not None and not namespaces.is_namespace(namespace) and not isinstance(item, Namespace):
+            return
+        try:
+            self._act(item, _REMOVE[type(item)])
+        except KernelError as error:
+            if not _is_absence(error):
+                raise
+
+    def _act(self, item: Item, action: Callable[[LinuxKernel, Item], None]) -> None:
+        try:
+            action(self, item)
+        except NetlinkError as error:
+            raise KernelError(f"the kernel refused {item}", os.strerror(error.code)) from error
+        except OSError as error:
+            raise KernelError(f"the kernel refused {item}", str(error)) from error
+
+    # -- one for each kind ---------------------------------------------------------------------------------------
+
+    def _ensure_namespace(self, item: Namespace) -> None:
+        if namespaces.is_namespace(item.namespace):
+            if self._observe_tag(item) != RIGHT:
+                raise ConflictError(f"namespace {item.namespace} exists already and is not ours; remove or rename it")
+            return
+        namespaces.create(item.namespace, item.tag, lambda: _mark(item.tag))
+
+    def _remove_namespace(self, item: Namespace) -> None:
+        present = namespaces.is_namespace(item.namespace)
+        if present and self._observe_tag(item) != RIGHT:
+            return
+        self._close(item.namespace)
+        namespaces.remove(item.namespace, item.tag)
+
+    def _ensure_setting(self, item: Setting | LinkSetting) -> None:
+        with namespaces.entered(item.namespace):
+            settings.ensure(item)
+
+    def _restore_setting(self, item: LinkSetting) -> None:
+        with namespaces.entered(item.namespace):
+            settings.restore(item)
+
+    def _remove_link(self, item: Bridge | Veth) -> None:
+        self._rtnl(item.namespace).remove_link(item.name)
+        if isinstance(item, Veth) and item.peer_namespace in self._open:
+            self._rtnl(item.peer_namespace).forget(item.peer_name)
+
+    # -- sockets -------------------------------------------------------------------------------------------------
+
+    def ruleset_listing(self, namespace: str | None, families: tuple[str, ...]) -> str:
+        """Our tables in `namespace` as ``nft list`` prints them."""
+        return tables.listing(self._nft(namespace), namespace, families)
+
+    def ruleset_objects(self, namespace: str) -> list[dict]:
+        """Our inet table in `namespace` as JSON objects."""
+        return tables.elements(self._nft(namespace), namespace)
+
+    def _rtnl(self, namespace: str | None) -> Rtnl:
+        return self._handles(namespace)[0]
+
+    def _nft(self, namespace: str | None):
+        rtnl, nft = self._handles(namespace)
+        if nft is None:
+            nft = tables.context(namespace)
+            self._open[namespace] = (rtnl, nft)
+        return nft
+
+    def _handles(self, namespace: str | None) -> tuple[Rtnl, object]:
+        if namespace not in self._open:
+            while len(self._open) >= OPEN_NAMESPACES:
+                self._close(next(iter(self._open)))
+            self._open[namespace] = (Rtnl(namespace), None)
+        return self._open[namespace]
+
+    def _close(self, namespace: str | None) -> None:
+        if namespace in self._open:
+            self._open.pop(namespace)[0].close()
+
+
+def _mark(tag: str) -> None:
+    """Mark the namespace of the calling thread as ours, before it has a name."""
+    rtnl = Rtnl(None)
+    try:
+        rtnl.set_alias("lo", tag)
+    finally:
+        rtnl.close()
+
+
+def _is_absence(error: KernelError) -> bool:
+    cause = error.__cause__
+    return (isinstance(cause, NetlinkError) and cause.code in ABSENCE) or "is gone;" in str(error)
+
+
+def require_privilege() -> None:
+    """Raise PrivilegeError unless this process may change the network (capabilities(7))."""
+    status = Path("/proc/self/status").read_text()
+    effective = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), 16)
+    if not (effective >> CAP_NET_ADMIN) & (effective >> CAP_SYS_ADMIN) & 1:
+        raise PrivilegeError(
+            "changing namespaces and firewalls needs root (CAP_NET_ADMIN and CAP_SYS_ADMIN);"
+            " use sudo, or play without root in `vpcctl lab`"
+        )
+
+
+def _with_rtnl(name: str) -> Callable[[LinuxKernel, Item], None]:
+    """The method `name` of the item's namespace's rtnetlink."""
+    return lambda kernel, item: getattr(kernel._rtnl(item.namespace), name)(item)
+
+
+def _nothing(kernel: LinuxKernel, item: Item) -> None:
+    """What goes with its namespace or link, and by itself needs nothing."""
+
+
+_ENSURE: dict[type[Item], Callable[[LinuxKernel, Item], None]] = {
+    Namespace: LinuxKernel._ensure_namespace,
+    Setting: LinuxKernel._ensure_setting,
+    LinkSetting: LinuxKernel._ensure_setting,
+    Ruleset: lambda kernel, item: tables.load(kernel._nft(item.namespace), item),
+    Bridge: _with_rtnl("ensure_bridge"),
+    Veth: _with_rtnl("ensure_veth"),
+    Port: _with_rtnl("ensure_port"),
+    ProxyDelay: _with_rtnl("ensure_proxy_delay"),
+    Address: _with_rtnl("ensure_address"),
+    Neighbour: _with_rtnl("ensure_neighbour"),
+    FdbEntry: _with_rtnl("ensure_fdb"),
+    LinkUp: _with_rtnl("ensure_up"),
+    Open: _with_rtnl("ensure_up"),
+    Route: _with_rtnl("ensure_route"),
+}
+_REMOVE: dict[type[Item], Callable[[LinuxKernel, Item], None]] = {
+    Namespace: LinuxKernel._remove_namespace,
+    Setting: _nothing,
+    LinkSetting: LinuxKernel._restore_setting,
+    Ruleset: lambda kernel, item: tables.unload(kernel._nft(item.namespace), item),
+    Bridge: LinuxKernel._remove_link,
+    Veth: LinuxKernel._remove_link,
+    Port: _with_rtnl("remove_port"),
+    ProxyDelay: _nothing,
+    Address: _with_rtnl("remove_address"),
+    Neighbour: _with_rtnl("remove_neighbour"),
+    FdbEntry: _with_rtnl("remove_fdb"),
+    LinkUp: _with_rtnl("remove_up"),
+    Open: _with_rtnl("remove_up"),
+    Route: _with_rtnl("remove_route"),
+}

@@ -1,0 +1,63 @@
+"""sysctls, read and written in the namespace of the calling thread."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vpcctl.errors import KernelError
+from vpcctl.items import LinkSetting, Setting, where
+from vpcctl.kernel.interface import ABSENT, RIGHT, Condition, State
+
+ROOT = Path("/proc/sys")
+
+
+def place(item: Setting | LinkSetting) -> Path:
+    """The file of the setting.  Interface names may contain dots, so no dotted form is ever used."""
+    path = item.path.format(link=item.link) if isinstance(item, LinkSetting) else item.path
+    return ROOT / path
+
+
+def _dispensable(item: Setting | LinkSetting) -> bool:
+    """May the kernel lack this one?  IPv6 that is not compiled in is as good as IPv6 that is off."""
+    return getattr(item, "optional", False) or item.path.startswith("net/ipv6/")
+
+
+def read(path: Path) -> str | None:
+    """The value, or None where the kernel has no such setting."""
+    try:
+        return path.read_text().strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def observe(item: Setting | LinkSetting) -> Condition:
+    """Compare one setting, in the namespace of the calling thread."""
+    value = read(place(item))
+    if value is None:
+        return RIGHT if _dispensable(item) else ABSENT
+    return RIGHT if value == item.value else Condition(State.DIFFERENT, f"is {value}, expected {item.value}")
+
+
+def ensure(item: Setting | LinkSetting) -> None:
+    """Write the value unless it is so already; KernelError where a setting that matters cannot be set."""
+    condition = observe(item)
+    if condition == RIGHT:
+        return
+    if condition == ABSENT:
+        raise KernelError(f"the kernel has no {item.path} in {where(item.namespace)}, which isolation needs")
+    _write(item, item.value)
+
+
+def restore(item: LinkSetting) -> None:
+    """Put back what was there before us, if that is known and the link still exists."""
+    if item.previous and read(place(item)) is not None:
+        _write(item, item.previous)
+
+
+def _write(item: Setting | LinkSetting, value: str) -> None:
+    try:
+        place(item).write_text(value)
+    except OSError as error:
+        raise KernelError(
+            f"cannot set {item.path} to {value} in {where(item.namespace)}", error.strerror or ""
+        ) from error

@@ -1,0 +1,210 @@
+"""Change the world, and make the kernel follow: the one straight way that every mutating command takes.
+
+Theory of operation.
+
+    lock → read → (unfinished or rebooted: converge first) → new world → plan → check
+         → write the intent → run the plan → write the commit
+
+The intent holds the new world and every item of the old *and* the new one, so an item is on record before it exists
+and until it is gone.  A reported failure is rolled back: the kernel is observed and made as the old world says.  A
+crash leaves the intent, and the next command or `repair` rolls it forward.  `change` trusts the record and touches
+only what differs between two worlds; `converge` observes the kernel and mends what differs from the world.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from vpcctl import plan as plans
+from vpcctl import topology
+from vpcctl.errors import ConflictError, KernelError, VpcctlError
+from vpcctl.items import Item, Namespace, Ruleset
+from vpcctl.kernel.interface import Condition, HostFacts, Kernel
+from vpcctl.kernel.interface import State as Standing
+from vpcctl.model import World, uplink_pair
+from vpcctl.plan import Ensure, Plan
+from vpcctl.state import Record, State, Store, Writer
+
+Transform = Callable[[State], World]
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """An item that is not as it should be; `condition` says how."""
+
+    item: Item
+    condition: Condition
+
+    def __str__(self) -> str:
+        detail = f": {self.condition.detail}" if self.condition.detail else ""
+        return f"{self.item} is {self.condition.state.value}{detail}"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a command did: the worlds before and after, and the plan that led from one to the other."""
+
+    before: World
+    after: World
+    plan: Plan
+
+
+def change(store: Store, kernel: Kernel, transform: Transform, report: Report = lambda words: None) -> Outcome:
+    """Make the world what `transform` makes of it, in the record and in the kernel.
+
+    Raises what `transform` raises, with nothing changed; after any other VpcctlError the old world was put back, or
+    the message says that `vpcctl repair` will.
+    """
+    with store.locked() as writer:
+        state = writer.load()
+        if state.pending is not None or (state.items and state.boot_id != kernel.boot_id()):
+            report("finishing what an earlier command left, or a reboot took")
+            state = _converge(writer, kernel, state)[0]
+        desired = _prepared(state, transform(state), kernel.facts())
+        loaded = _loaded(state.items)
+        after = topology.snapshot(desired, state.state_id, loaded)
+        plan = _plan(state, desired, after, loaded)
+        if not plan and desired == state.world:
+            return Outcome(state.world, desired, plan)
+        kernel.check(plan)
+        intent = dataclasses.replace(
+            state, boot_id=kernel.boot_id(), pending=desired, record=_merged(state.record, after)
+        )
+        intent = writer.save(intent)
+        try:
+            run(kernel, plan)
+        except VpcctlError as error:
+            _roll_back(writer, kernel, intent, error)
+            raise
+        writer.save(dataclasses.replace(intent, world=desired, record=after, pending=None))
+        return Outcome(state.world, desired, plan)
+
+
+def repair(store: Store, kernel: Kernel) -> tuple[list[Difference], World]:
+    """Make the kernel what the record says it should be; the differences that were mended."""
+    with store.locked() as writer:
+        state, differences = _converge(writer, kernel, writer.load())
+        return differences, state.world
+
+
+def examine(state: State, kernel: Kernel, scopes: Iterable[str] | None = None) -> list[Difference]:
+    """Everything in which the kernel differs from the state, changing nothing; `scopes` limits it to some VPCs."""
+    wanted = topology.snapshot(state.world, state.state_id, _loaded(state.items))
+    chosen = set(wanted) if scopes is None else set(scopes)
+    items = [item for scope, members in wanted.items() if scope in chosen for item in members]
+    return [
+        Difference(item, condition)
+        for item, condition in kernel.observe(items).items()
+        if condition.state is not Standing.RIGHT
+    ]
+
+
+def run(kernel: Kernel, plan: Plan) -> None:
+    """Take every step of `plan`; the first failure ends it."""
+    for step in plan.steps:
+        if isinstance(step, Ensure):
+            kernel.ensure(step.item)
+        else:
+            kernel.remove(step.item)
+
+
+def _prepared(state: State, desired: World, facts: HostFacts) -> World:
+    """`desired` with the host's side of it: where forwarding must be switched on, and that the uplinks are free."""
+    known = {vpc.name for vpc in state.world.vpcs}
+    for vpc in desired.vpcs:
+        pair = uplink_pair(desired.transit, vpc.index)
+        for network in facts.networks:
+            if vpc.name not in known and any(address in network for address in pair):
+                raise ConflictError(
+                    f"the host has a network {network} which holds {pair[0]}, the uplink of VPC {vpc.name};"
+                    " choose another transit range with --transit"
+                )
+    if not desired.vpcs:
+        return dataclasses.replace(desired, opened=())
+    opened = dict(desired.opened)
+    opened |= {link: value for link, value in facts.ways_out if value != "1" and link not in opened}
+    return dataclasses.replace(desired, opened=tuple(sorted(opened.items())))
+
+
+def _plan(state: State, desired: World, after: Record, loaded: topology.Loaded) -> Plan:
+    """The plan from the record to `after`."""
+    going = [vpc for vpc in state.record if vpc not in after and vpc != topology.HOST]
+    closing = [topology.closed_ruleset(vpc, state.state_id, loaded) for vpc in going]
+    guard = None
+    if going and desired.vpcs:
+        staying = {vpc.name for vpc in desired.vpcs}
+        both = dataclasses.replace(
+            desired, vpcs=(*desired.vpcs, *(vpc for vpc in state.world.vpcs if vpc.name not in staying))
+        )
+        guard = topology.host_ruleset(both, state.state_id, loaded)
+    return plans.diff(state.items, [item for items in after.values() for item in items], closing, guard)
+
+
+def _converge(writer: Writer, kernel: Kernel, state: State) -> tuple[State, list[Difference]]:
+    """Roll an unfinished change forward, and mend whatever differs from the world then desired."""
+    desired = _prepared(state, state.world if state.pending is None else state.pending, kernel.facts())
+    after = topology.snapshot(desired, state.state_id, _loaded(state.items))
+    intent = dataclasses.replace(state, boot_id=kernel.boot_id(), pending=desired, record=_merged(state.record, after))
+    plan, differences = _mending(kernel, intent, after)
+    finished = dataclasses.replace(intent, world=desired, record=after, pending=None)
+    if not plan and finished == dataclasses.replace(state, boot_id=finished.boot_id):
+        return state, []
+    kernel.check(plan)
+    intent = writer.save(intent)
+    run(kernel, plan)
+    return writer.save(dataclasses.replace(finished, serial=intent.serial)), differences
+
+
+def _mending(kernel: Kernel, intent: State, after: Record) -> tuple[Plan, list[Difference]]:
+    """The plan from what is observed to `after`: only what differs is touched."""
+    wanted = [item for items in after.values() for item in items]
+    differences = [
+        Difference(item, condition)
+        for item, condition in kernel.observe(wanted).items()
+        if condition.state is not Standing.RIGHT
+    ]
+    made = [difference.item for difference in differences]
+    replaced = [
+        difference.item
+        for difference in differences
+        if difference.condition.state is Standing.DIFFERENT and isinstance(difference.item, plans.REPLACED)
+    ]
+    keys = {item.key for item in wanted}
+    gone = [item for item in intent.items if item.key not in keys]
+    closing = [
+        topology.closed_ruleset(scope, intent.state_id, _loaded(intent.items))
+        for scope, items in intent.record.items()
+        if scope not in after and any(isinstance(item, Namespace) for item in items)
+    ]
+    present = kernel.observe([item for item in gone if isinstance(item, Namespace)])
+    alive = {item.namespace for item, condition in present.items() if condition.state is Standing.RIGHT}
+    closing = [ruleset for ruleset in closing if ruleset.namespace in alive]
+    made += plans.dependents(replaced, wanted, made)
+    return plans.order(gone + replaced, made, closing), differences
+
+
+def _roll_back(writer: Writer, kernel: Kernel, intent: State, error: VpcctlError) -> None:
+    """Put the old world back after `error`; what cannot be put back now is left to `repair`, and said."""
+    try:
+        _converge(writer, kernel, dataclasses.replace(intent, pending=intent.world))
+    except VpcctlError as second:
+        raise KernelError(
+            f"{error}\nand what was there before could not be put back ({second});"
+            " `vpcctl repair` finishes it when the cause is mended"
+        ) from error
+
+
+def _loaded(items: Iterable[Item]) -> dict[tuple[str, ...], Ruleset]:
+    return {item.key: item for item in items if isinstance(item, Ruleset)}
+
+
+def _merged(before: Record, after: Record) -> Record:
+    """Every item of both records, the later one where both have it."""
+    merged: Record = {}
+    for scope in {**before, **after}:
+        items = {item.key: item for item in (*before.get(scope, ()), *after.get(scope, ()))}
+        merged[scope] = tuple(items.values())
+    return merged

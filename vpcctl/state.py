@@ -1,0 +1,261 @@
+"""The record on disk: what is desired, what we made, and what was being changed when a crash came.
+
+One file, ``state.json``, replaced whole: written beside its place, synced, renamed over it, and its directory synced
+(fsync(2), rename(2)).  Writers hold a lock on a separate file that is never renamed; readers need none, because they
+see the old file or the new one.  Everything is reached through a descriptor of the directory, links are not followed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vpcctl import spec
+from vpcctl.errors import StateError, VpcctlError
+from vpcctl.items import Item, from_json, to_json
+from vpcctl.model import World
+
+FORMAT = 1
+STATE_FILE, LOCK_FILE = "state.json", "lock"
+LOCK_PATIENCE = 30.0
+LOCK_INTERVAL = 0.02
+
+Record = dict[str, tuple[Item, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """One version of the record.
+
+    `record` holds by scope (a VPC's name, or "" for the host) every kernel object that may exist because of us.
+    `pending` is the world that an unfinished command was making, None when nothing is unfinished.  `serial` grows by
+    one with each write.
+    """
+
+    state_id: str
+    boot_id: str = ""
+    serial: int = 0
+    world: World = dataclasses.field(default_factory=World)
+    record: Record = dataclasses.field(default_factory=dict)
+    pending: World | None = None
+
+    @property
+    def items(self) -> list[Item]:
+        """All recorded items."""
+        return [item for items in self.record.values() for item in items]
+
+
+class Store:
+    """A state directory; it is made, private to its owner, by the first writer."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def load(self) -> State:
+        """The present state; a fresh one where there is no file.  StateError for a damaged or newer file."""
+        try:
+            directory = self._open_directory()
+        except FileNotFoundError:
+            return State(_new_state_id())
+        try:
+            return self._read(directory)
+        finally:
+            os.close(directory)
+
+    def _read(self, directory: int) -> State:
+        try:
+            descriptor = os.open(STATE_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        except FileNotFoundError:
+            return State(_new_state_id())
+        except OSError as error:
+            raise StateError(f"cannot read {self.directory / STATE_FILE}: {os.strerror(error.errno)}") from error
+        with os.fdopen(descriptor, encoding="utf-8") as file:
+            text = file.read()
+        return self._understood(text)
+
+    def _understood(self, text: str) -> State:
+        place = self.directory / STATE_FILE
+        remedy = "nothing was changed; see docs/operations.md, «A damaged state file»"
+        try:
+            document = json.loads(text)
+            found = document["format"]
+            checksum = document.pop("checksum")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StateError(f"{place} is damaged (not a state document); {remedy}") from error
+        if not isinstance(found, int) or found > FORMAT:
+            raise StateError(
+                f"{place} has format {found}, and this vpcctl knows formats up to {FORMAT};"
+                " use the vpcctl that wrote it, or a newer one"
+            )
+        if checksum != _checksum(document):
+            raise StateError(f"{place} is damaged (its checksum does not match); {remedy}")
+        try:
+            return _from_json(document)
+        except (KeyError, TypeError, ValueError, VpcctlError) as error:
+            raise StateError(f"{place} is damaged ({error}); {remedy}") from error
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def locked(self, patience: float = LOCK_PATIENCE) -> Iterator[Writer]:
+        """Be the only writer; StateError names the holder when the lock is not free within `patience` seconds."""
+        directory = self._make_directory()
+        try:
+            lock = self._take_lock(directory, patience)
+            try:
+                yield Writer(self, directory)
+            finally:
+                os.close(lock)
+        finally:
+            os.close(directory)
+
+    def _take_lock(self, directory: int, patience: float) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            lock = os.open(LOCK_FILE, flags, 0o600, dir_fd=directory)
+        except OSError as error:
+            raise StateError(f"cannot open {self.directory / LOCK_FILE}: {os.strerror(error.errno)}") from error
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() < deadline:
+                    time.sleep(LOCK_INTERVAL)
+                    continue
+                holder = os.pread(lock, 512, 0).decode(errors="replace").strip() or "another process"
+                os.close(lock)
+                raise StateError(
+                    f"{self.directory} is locked by {holder} since more than {patience:g} s; wait for it, or end it"
+                ) from None
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"process {os.getpid()} ({' '.join(sys.argv[:2])})\n".encode()[:512], 0)
+        return lock
+
+    # -- the directory -------------------------------------------------------------------------------------------
+
+    def _open_directory(self) -> int:
+        try:
+            descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise
+        except PermissionError as error:
+            raise StateError(
+                f"{self.directory} may be read by its owner alone; use sudo, or name another directory with --state-dir"
+            ) from error
+        except OSError as error:
+            raise StateError(
+                f"{self.directory} is not a directory of ours ({os.strerror(error.errno)});"
+                " name another with --state-dir"
+            ) from error
+        return descriptor
+
+    def _make_directory(self) -> int:
+        try:
+            self.directory.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(self.directory, 0o700)
+        except OSError as error:
+            raise StateError(f"cannot make {self.directory}: {os.strerror(error.errno)}") from error
+        descriptor = self._open_directory()
+        status = os.fstat(descriptor)
+        if status.st_uid != os.geteuid():
+            os.close(descriptor)
+            raise StateError(
+                f"{self.directory} belongs to user {status.st_uid}, not to you; name another with --state-dir"
+            )
+        if stat.S_IMODE(status.st_mode) & 0o077:
+            os.fchmod(descriptor, 0o700)
+        return descriptor
+
+
+class Writer:
+    """The right to write, for as long as the lock is held."""
+
+    def __init__(self, store: Store, directory: int):
+        self._store, self._directory = store, directory
+
+    def load(self) -> State:
+        """The present state."""
+        return self._store._read(self._directory)
+
+    def save(self, state: State) -> State:
+        """Replace the file, durable when this returns; the state with its new serial.  StateError if it cannot be.
+
+        A failed fsync is not tried again on the same descriptor: the kernel may have dropped the pages.
+        """
+        written = dataclasses.replace(state, serial=state.serial + 1)
+        document = _to_json(written)
+        document["checksum"] = _checksum(document)
+        temporary = f".{STATE_FILE}.{os.getpid()}"
+        try:
+            self._write(temporary, json.dumps(document, separators=(",", ":")).encode())
+            os.rename(temporary, STATE_FILE, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+            os.fsync(self._directory)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary, dir_fd=self._directory)
+            raise StateError(
+                f"cannot write {self._store.directory / STATE_FILE}: {os.strerror(error.errno or 0)}"
+            ) from error
+        return written
+
+    def _write(self, name: str, content: bytes) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self._directory)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(name, flags, 0o600, dir_fd=self._directory)
+        try:
+            rest = memoryview(content)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _new_state_id() -> str:
+    return secrets.token_hex(4)
+
+
+def _checksum(document: dict[str, Any]) -> str:
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+    return f"sha256:{hashlib.sha256(canonical).hexdigest()}"
+
+
+def _to_json(state: State) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "serial": state.serial,
+        "state_id": state.state_id,
+        "boot_id": state.boot_id,
+        "desired": spec.world_to_json(state.world),
+        "record": {scope: [to_json(item) for item in items] for scope, items in state.record.items()},
+        "pending": None if state.pending is None else spec.world_to_json(state.pending),
+    }
+
+
+def _from_json(document: dict[str, Any]) -> State:
+    return State(
+        document["state_id"],
+        document["boot_id"],
+        document["serial"],
+        spec.world_from_json(document["desired"]),
+        {scope: tuple(map(from_json, items)) for scope, items in document["record"].items()},
+        None if document["pending"] is None else spec.world_from_json(document["pending"]),
+    )
