@@ -1,0 +1,142 @@
+"""Commands on instances, the ports published for them, and running programs inside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from vpcctl.cli.session import ADDRESS, Session, json_option, print_json, print_table
+from vpcctl.errors import ConflictError
+
+PORT = click.IntRange(1, 65535)
+PROTOCOL = click.Choice(["tcp", "udp", "sctp"])
+
+
+@click.command
+@click.option("--vpc", required=True, help="The VPC.")
+@click.option("--subnet", required=True, help="The subnet.")
+@click.option("--name", required=True, help="The instance's name.")
+@click.option("--ip", type=ADDRESS, help="Its address; the lowest free one otherwise.")
+@click.pass_obj
+def create_instance(session: Session, vpc: str, subnet: str, name: str, ip: Any) -> None:
+    """Create an instance: a namespace with one interface in the subnet.
+
+    Example: vpcctl create-instance --vpc shop --subnet web --name web-2
+    """
+    from vpcctl import changes
+    from vpcctl.names import instance_namespace
+
+    outcome = session.change(lambda state: changes.create_instance(state.world, vpc, subnet, name, ip, state.serial))
+    address = outcome.after.vpc(vpc).instance(name).addresses[0]
+    session.say(f"created instance {name} ({address}), namespace {instance_namespace(vpc, name)}")
+
+
+@click.command
+@click.option("--vpc", required=True, help="The VPC.")
+@click.option("--name", required=True, help="The instance's name.")
+@click.pass_obj
+def delete_instance(session: Session, vpc: str, name: str) -> None:
+    """Delete an instance.
+
+    Example: vpcctl delete-instance --vpc shop --name web-2
+    """
+    from vpcctl import changes
+
+    session.change(lambda state: changes.delete_instance(state.world, vpc, name))
+    session.say(f"deleted instance {name} of VPC {vpc}")
+
+
+@click.command
+@click.option("--vpc", required=True, help="The VPC.")
+@click.option("--subnet", help="Only those of this subnet.")
+@json_option
+@click.pass_obj
+def list_instances(session: Session, vpc: str, subnet: str | None, as_json: bool) -> None:
+    """List the instances of a VPC.
+
+    Example: vpcctl list-instances --vpc shop --subnet web
+    """
+    from vpcctl.cli.subnets import instance_document
+
+    found = session.load().world.vpc(vpc)
+    subnets = found.subnets if subnet is None else (found.subnet(subnet),)
+    documents = [
+        {**instance_document(found, instance), "subnet": one.name} for one in subnets for instance in one.instances
+    ]
+    if as_json:
+        return print_json(documents)
+    rows = [(one["name"], one["subnet"], one["ip"], one["mac"], one["namespace"]) for one in documents]
+    return print_table(("INSTANCE", "SUBNET", "IP", "MAC", "NAMESPACE"), rows, f"VPC {vpc} has no instance")
+
+
+@click.command
+@click.option("--vpc", required=True, help="The VPC.")
+@click.option("--instance", required=True, help="The instance that serves.")
+@click.option("--port", required=True, type=PORT, help="The port of the host.")
+@click.option("--target-port", type=PORT, help="The port of the instance, if it is another one.")
+@click.option("--protocol", default="tcp", type=PROTOCOL, show_default=True)
+@click.pass_obj
+def publish_port(session: Session, vpc: str, instance: str, port: int, target_port: int | None, protocol: str) -> None:
+    """Let a port of the host lead to an instance; its subnet's ingress policy still decides.
+
+    Example: vpcctl publish-port --vpc shop --instance web --port 8080 --target-port 80
+    """
+    from vpcctl import changes
+    from vpcctl.model import Publication
+    from vpcctl.policy import PROTOCOLS
+
+    publication = Publication(PROTOCOLS[protocol], port, instance, target_port or port)
+    session.change(lambda state: changes.publish_port(state.world, vpc, publication))
+    session.say(f"published {protocol}/{port} of the host for {vpc}/{instance} port {target_port or port}")
+
+
+@click.command
+@click.option("--vpc", required=True, help="The VPC.")
+@click.option("--port", required=True, type=PORT, help="The port of the host.")
+@click.option("--protocol", default="tcp", type=PROTOCOL, show_default=True)
+@click.pass_obj
+def unpublish_port(session: Session, vpc: str, port: int, protocol: str) -> None:
+    """Take a published port back, live connections included.
+
+    Example: vpcctl unpublish-port --vpc shop --port 8080
+    """
+    from vpcctl import changes
+    from vpcctl.policy import PROTOCOLS
+
+    session.change(lambda state: changes.unpublish_port(state.world, vpc, PROTOCOLS[protocol], port))
+    session.say(f"{protocol}/{port} of the host is published no more")
+
+
+@click.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--vpc", required=True, help="The VPC.")
+@click.option("--subnet", help="The subnet: its own instance, else its first one.")
+@click.option("--instance", help="The instance.")
+@click.option("--user", help="Run as this user, without any capability.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.pass_obj
+def exec(
+    session: Session, vpc: str, subnet: str | None, instance: str | None, user: str | None, command: tuple[str, ...]
+) -> None:
+    """Run a command inside an instance; terminal, signals and exit status are the command's own.
+
+    \b
+    No shell stands in between: use `sh -c '…'` for pipes.  A command that runs as
+    root can leave the namespace; --user drops that power.
+
+    Example: vpcctl exec --vpc shop --subnet web -- curl http://10.0.2.2/
+    """
+    from vpcctl.kernel import inside
+    from vpcctl.names import instance_namespace
+
+    if (subnet is None) == (instance is None):
+        raise click.UsageError("name either --subnet or --instance")
+    state = session.load()
+    found = state.world.vpc(vpc)
+    if instance is None:
+        instances = {one.name: one for one in found.subnet(subnet or "").instances}
+        if not instances:
+            raise ConflictError(f"subnet {subnet} has no instance; `vpcctl create-instance` makes one")
+        instance = subnet if subnet in instances else next(iter(instances))
+    chosen = found.instance(instance or "")
+    inside.execute(instance_namespace(vpc, chosen.name), list(command), user)

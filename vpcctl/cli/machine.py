@@ -1,0 +1,135 @@
+"""Commands on the machine as a whole."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from vpcctl.cli.session import Session, json_option, print_json, styled
+
+DRIFT = 3
+
+
+@click.command
+@click.option("--vpc", help="Only this VPC.")
+@json_option
+@click.pass_obj
+def status(session: Session, vpc: str | None, as_json: bool) -> None:
+    """Compare what is desired with the kernel, object by object; exit 3 where they differ.
+
+    Example: vpcctl status
+    """
+    from vpcctl import reconciler
+
+    state = session.load()
+    if vpc is not None:
+        state.world.vpc(vpc)
+    kernel = session.kernel()
+    try:
+        differences = reconciler.examine(state, kernel, None if vpc is None else [vpc])
+    finally:
+        kernel.close()
+    unfinished = state.pending is not None
+    if as_json:
+        print_json(
+            {
+                "in_sync": not differences and not unfinished,
+                "unfinished": unfinished,
+                "differences": [
+                    {
+                        "kind": type(one.item).__name__,
+                        "object": str(one.item),
+                        "state": one.condition.state.value,
+                        "detail": one.condition.detail,
+                    }
+                    for one in differences
+                ],
+            }
+        )
+    else:
+        for difference in differences:
+            print(difference)
+        if unfinished:
+            print("a command was interrupted before it was done")
+        print("drifted; `vpcctl repair` mends it" if differences or unfinished else "in sync")
+    if differences or unfinished:
+        sys.exit(DRIFT)
+
+
+@click.command
+@click.pass_obj
+def repair(session: Session) -> None:
+    """Make the kernel as desired: after a crash, a reboot, or somebody's `nft flush ruleset`.
+
+    Example: vpcctl repair
+    """
+    from vpcctl import reconciler
+
+    kernel = session.kernel()
+    try:
+        differences, _ = reconciler.repair(session.store, kernel)
+    finally:
+        kernel.close()
+    for difference in differences:
+        session.say(f"mended: {difference}")
+    session.say(f"mended {len(differences)} objects" if differences else "nothing to mend")
+
+
+@click.command
+@click.option("--all", "everything", is_flag=True, help="Everything; there is no other choice yet.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def destroy(session: Session, everything: bool, yes: bool) -> None:
+    """Remove everything that is ours, and nothing else; the host is as before.
+
+    Example: vpcctl destroy --all --yes
+    """
+    from vpcctl.model import World
+
+    if not everything:
+        raise click.UsageError("say --all to remove every VPC")
+    world = session.load().world
+    if not yes:
+        named = ", ".join(vpc.name for vpc in world.vpcs) or "none"
+        click.confirm(f"Remove all VPCs ({named})?", abort=True, err=True)
+    outcome = session.change(lambda state: World())
+    session.say(f"removed {len(outcome.before.vpcs)} VPCs; the host is as before")
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def lab(command: tuple[str, ...]) -> None:
+    """Open a throw-away machine of namespaces, with a pretend internet; needs no root, touches nothing.
+
+    Example: vpcctl lab -- vpcctl create-vpc --name shop --cidr 10.0.0.0/16
+    """
+    from vpcctl import lab as laboratory
+
+    sys.exit(laboratory.run(list(command)))
+
+
+@click.command
+@json_option
+def doctor(as_json: bool) -> None:
+    """Say what this machine lacks or has that will get in the way, each with the remedy.
+
+    Example: vpcctl doctor
+    """
+    from vpcctl.kernel import examination
+
+    findings = examination.examine()
+    if as_json:
+        print_json([finding.to_json() for finding in findings])
+    else:
+        for finding in findings:
+            colour = {"fatal": "red", "warning": "yellow"}.get(finding.severity, "green")
+            print(f"{styled(finding.severity, colour)}: {finding.what}")
+            if finding.why:
+                print(f"    why: {finding.why}")
+            if finding.remedy:
+                print(f"    remedy: {finding.remedy}")
+        if not findings:
+            print("nothing is in the way")
+    if any(finding.severity == "fatal" for finding in findings):
+        sys.exit(1)

@@ -1,0 +1,229 @@
+"""Commands on policies and the rulesets that come of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vpcctl.cli.session import Session, json_option, print_json, print_table, read_document
+from vpcctl.errors import DocumentError, VpcctlError
+
+if TYPE_CHECKING:
+    from vpcctl.model import World
+    from vpcctl.policy import Rule
+    from vpcctl.spec import PolicyDocument
+
+
+def read_policy_files(files: tuple[str, ...]) -> list[PolicyDocument]:
+    """The policies of all files; DocumentError with the problems of all of them."""
+    from vpcctl.spec import read_policies
+
+    found: list[PolicyDocument] = []
+    problems: list[Any] = []
+    for file in files:
+        try:
+            document, name = read_document(file)
+            found += read_policies(document, name)
+        except DocumentError as error:
+            problems += error.problems
+    if problems:
+        raise DocumentError(*problems)
+    return found
+
+
+@click.command
+@click.option("--vpc", help="The VPC; wins over the document's.")
+@click.option("--subnet", help="The subnet; wins over the document's.")
+@click.option("--file", "more", multiple=True, metavar="POLICY.json", help="The same as the argument.")
+@click.argument("files", nargs=-1, metavar="POLICY.json ...")
+@click.pass_obj
+def apply_policy(
+    session: Session, vpc: str | None, subnet: str | None, more: tuple[str, ...], files: tuple[str, ...]
+) -> None:
+    """Compile policies and load them, one atomic transaction for each VPC concerned.
+
+    When this returns, the policies hold for live connections too.  `-` is standard input.
+
+    Example: vpcctl apply-policy --vpc shop web.json db.json
+    """
+    from vpcctl.attachments import Attachment, attach
+
+    if not (*files, *more):
+        raise click.UsageError("name a policy file, or - for standard input")
+    documents = read_policy_files((*files, *more))
+    found: list[Attachment] = []
+    warnings: list[str] = []
+
+    def attached(state: Any) -> World:
+        world, attachments, words = attach(state.world, documents, vpc, subnet)
+        found.extend(attachments)
+        warnings.extend(words)
+        return world
+
+    outcome = session.change(attached)
+    for warning in warnings:
+        session.warn(warning)
+    for attachment in found:
+        before = outcome.before.vpc(attachment.vpc).subnet(attachment.subnet).policy
+        how = "unchanged" if before == attachment.policy else "applied"
+        rules = sum(len(rules or ()) for rules in (attachment.policy.ingress, attachment.policy.egress))
+        session.say(f"{attachment.vpc}/{attachment.subnet}: {how} ({rules} rules)")
+
+
+@click.command
+@click.option("--vpc", required=True, help="The VPC.")
+@click.option("--subnet", required=True, help="The subnet.")
+@click.pass_obj
+def clear_policy(session: Session, vpc: str, subnet: str) -> None:
+    """Detach a subnet's policy: its VPC, its peers and its own way out are open to it again.
+
+    Example: vpcctl clear-policy --vpc shop --subnet web
+    """
+    from vpcctl import changes
+
+    session.change(lambda state: changes.clear_policy(state.world, vpc, subnet))
+    session.say(f"subnet {subnet} of VPC {vpc} has no policy")
+
+
+@click.command
+@click.option("--vpc", required=True, help="The VPC.")
+@click.option("--subnet", help="Only the policy of this subnet.")
+@json_option
+@click.pass_obj
+def show_policy(session: Session, vpc: str, subnet: str | None, as_json: bool) -> None:
+    """Show the policies in force.
+
+    Example: vpcctl show-policy --vpc shop --subnet web
+    """
+    from vpcctl.spec import policy_to_json
+
+    found = session.load().world.vpc(vpc)
+    subnets = found.subnets if subnet is None else (found.subnet(subnet),)
+    if as_json:
+        return print_json(
+            [
+                {
+                    "subnet": one.name,
+                    "file": one.policy.file if one.policy else None,
+                    "policy": policy_to_json(one.policy) if one.policy else None,
+                }
+                for one in subnets
+            ]
+        )
+    for one in subnets:
+        _show_policy(one)
+    return None
+
+
+def _show_policy(subnet: Any) -> None:
+    from vpcctl.policy import Direction
+
+    policy = subnet.policy
+    if policy is None:
+        print(f"subnet {subnet.name}: no policy; what the topology carries passes")
+        return
+    print(f"subnet {subnet.name}: {policy.file}" + (f" ({policy.description})" if policy.description else ""))
+    for direction in Direction:
+        rules = policy.rules(direction)
+        if rules is None:
+            print(f"  {direction.value}: default {policy.default(direction).value}")
+            continue
+        rows = [(number, *_columns(rule)) for number, rule in enumerate(rules)]
+        rows.append(("-", policy.default(direction).value, "any", "", "any", "any", "what no rule matches"))
+        print(f"  {direction.value}")
+        print_table(("#", "ACTION", "PROTOCOL", "PORT", "SOURCE", "DESTINATION", "DESCRIPTION"), rows)
+
+
+def _columns(rule: Rule) -> tuple[str, ...]:
+    from vpcctl.spec import rule_to_json
+
+    document = rule_to_json(rule)
+
+    def told(field: str, otherwise: str) -> str:
+        value = document.get(field, otherwise)
+        return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    port = told("port", "") or told("icmp_type", "")
+    action = document["action"] + (" log" if rule.log else "") + (f" below {rule.limit}" if rule.limit else "")
+    return action, told("protocol", "any"), port, told("source", "any"), told("destination", "any"), rule.description
+
+
+@click.command("compile")
+@click.option("--vpc", help="The VPC; wins over the document's.")
+@click.option("--subnet", help="The subnet; wins over the document's.")
+@click.option("--environment", metavar="ENV.json", help="Compile for this environment instead of the present one.")
+@click.argument("files", nargs=-1, metavar="POLICY.json ...")
+@click.pass_obj
+def compile(
+    session: Session, vpc: str | None, subnet: str | None, environment: str | None, files: tuple[str, ...]
+) -> None:
+    """Print the ruleset of a VPC, as `nft -f` takes it, without loading it; needs no root.
+
+    Example: vpcctl compile --environment shop.json --vpc shop
+    """
+    from vpcctl import names
+    from vpcctl.attachments import attach
+    from vpcctl.compiler import compile_vpc
+
+    documents = read_policy_files(files)
+    if environment is not None:
+        world, owner, loaded = load_environment(environment), "environment", {}
+    else:
+        state = session.load()
+        world, owner = state.world, state.state_id
+        loaded = {item.key: item for item in state.items}
+    world, attachments, warnings = attach(world, documents, vpc, subnet)
+    for warning in warnings:
+        session.warn(warning)
+    concerned = {vpc} if vpc else {found.vpc for found in attachments} or {one.name for one in world.vpcs}
+    if len(concerned) != 1:
+        known = ", ".join(sorted(concerned)) or "none"
+        raise click.UsageError(f"a ruleset is one VPC's; name it with --vpc (there: {known})")
+    name = world.vpc(concerned.pop()).name
+    compiled = compile_vpc(world, name, names.tag(owner, name, "ruleset"))
+    before: Any = loaded.get(("Ruleset", names.router_namespace(name)))
+    generation = 1 if before is None else before.generation + (before.fingerprint != compiled.fingerprint)
+    print(compiled.text(generation), end="")
+
+
+def load_environment(file: str) -> World:
+    """The world of an environment file; policies are found relative to it."""
+    from vpcctl.spec import read_environment
+
+    document, name = read_document(file)
+    folder = Path(file).parent
+
+    def load(policy: str) -> tuple[Any, str]:
+        return read_document(policy if os.path.isabs(policy) else str(folder / policy))
+
+    return read_environment(document, name, load)
+
+
+@click.command
+@click.option("--vpc", required=True, help="The VPC.")
+@json_option
+@click.pass_obj
+def show_ruleset(session: Session, vpc: str, as_json: bool) -> None:
+    """Show a VPC's ruleset as the kernel has it now.
+
+    Example: vpcctl show-ruleset --vpc shop
+    """
+    from vpcctl import names
+    from vpcctl.topology import VPC_FAMILIES
+
+    world = session.load().world
+    namespace = names.router_namespace(world.vpc(vpc).name)
+    kernel = session.kernel()
+    try:
+        if as_json:
+            return print_json(kernel.ruleset_objects(namespace))
+        text = kernel.ruleset_listing(namespace, VPC_FAMILIES)
+    finally:
+        kernel.close()
+    if not text:
+        raise VpcctlError(f"no ruleset is loaded in {namespace}; `vpcctl repair` loads it")
+    print(text, end="")
+    return None
