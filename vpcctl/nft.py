@@ -80,6 +80,21 @@ class Set:
 
 
 @dataclass(frozen=True, slots=True)
+class RateLimit:
+    """A named limit: `rate` packets per `unit`, and `burst` above it.  Rules that name it share it."""
+
+    name: str
+    rate: int
+    unit: str
+    burst: int
+
+    def lines(self) -> Iterator[str]:
+        yield f"limit {self.name} {{"
+        yield f"\trate {self.rate}/{self.unit} burst {self.burst} packets"
+        yield "}"
+
+
+@dataclass(frozen=True, slots=True)
 class Hook:
     """Where a base chain is attached: chain type, hook, priority (a number, or a name that nft knows) and policy."""
 
@@ -114,11 +129,11 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table with its sets and chains."""
+    """A table with its sets, limits and chains."""
 
     family: str
     name: str
-    sets: tuple[Set, ...] = ()
+    sets: tuple[Set | RateLimit, ...] = ()
     chains: tuple[Chain, ...] = ()
 
     def lines(self, comment: str = "") -> Iterator[str]:

@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import ipaddress
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from operator import attrgetter
 
-from vpcctl.compiler.levels import WIDTH, Box, Prefix, assign, disjoint
+from vpcctl.compiler.levels import WIDTH, Box, Prefix, spread, stack
 from vpcctl.compiler.view import View
 from vpcctl.model import Network, Subnet
-from vpcctl.nft import ADDRESS_TYPE, ADDRESS_WORD, Chain, Element, Rule, Set, comment_text
+from vpcctl.nft import ADDRESS_TYPE, ADDRESS_WORD, Chain, Element, RateLimit, Rule, Set, comment_text
 from vpcctl.policy import ICMP, ICMP_PROTOCOLS, ICMPV6, Action, Direction, Endpoint, Policy
 from vpcctl.policy import Rule as PolicyRule
 
@@ -39,7 +40,7 @@ class Gate:
 
     chain: str
     mirror: str
-    sets: tuple[Set, ...]
+    sets: tuple[Set | RateLimit, ...]
     chains: tuple[Chain, ...]
 
 
@@ -94,20 +95,22 @@ class _Builder:
             for number, rule in enumerate(self._rules)
             if rule.log
         ]
-        stacked: dict[int, list[Box]] = defaultdict(list)
-        for box, level in zip(boxes, assign(boxes), strict=True):
-            stacked[level].append(box)
+        self._limits = [
+            RateLimit(self._limit(number), rule.limit.rate, rule.limit.unit, rule.limit.burst)
+            for number, rule in enumerate(self._rules)
+            if rule.limit
+        ]
         straight, mirrored = [], []
-        for level in sorted(stacked):
-            for number, (shape, members) in enumerate(self._lookups(stacked[level]), 1):
+        for level, members in enumerate(stack(boxes), 1):
+            for number, (shape, found) in enumerate(self._lookups(members), 1):
                 name = f"{self._name}.{level}.{number}.{shape.label}"
-                straight += self._lookup(name, shape, members, mirror=False)
-                mirrored += self._lookup(name, shape, members, mirror=True)
+                straight += self._lookup(name, shape, found, mirror=False)
+                mirrored += self._lookup(name, shape, found, mirror=True)
         default = VERDICTS[self._policy.default(self._direction)]
         last = Rule(f"counter {default}", self._origin("default"))
         for name, rules in ((self._name, straight), (f"{self._name}.reply", mirrored)):
             self._chains.append(Chain(name, (*rules, last)))
-        return Gate(self._name, f"{self._name}.reply", tuple(self._sets), tuple(self._chains))
+        return Gate(self._name, f"{self._name}.reply", (*self._limits, *self._sets), tuple(self._chains))
 
     def _origin(self, what: str) -> str:
         return f"{self._policy.file}#{self._policy.pointer}/{what}"
@@ -118,17 +121,16 @@ class _Builder:
             here, there = rule.destinations, rule.sources
             if self._direction is Direction.EGRESS:
                 here, there = there, here
-            verdict, alone = self._verdict(number, rule)
-            ports = rule.icmp_types if rule.icmp_types is not None else rule.ports
-            for peer, own, span in product(self._peers(there), self._own(here), (None,) if ports is None else ports):
+            verdict = self._verdict(number, rule)
+            ports = joined(rule.icmp_types if rule.icmp_types is not None else rule.ports)
+            spans = (None,) if ports is None else sorted(set(ports))
+            for peer, own, span in product(self._peers(there), self._own(here), spans):
                 if peer is None or own is None or peer[0] == own[0]:
-                    yield Box(peer, own, rule.protocol, span, verdict, number, alone)
+                    yield Box(peer, own, rule.protocol, span, verdict, number, rule.limit is not None)
 
-    def _verdict(self, number: int, rule: PolicyRule) -> tuple[str, bool]:
-        """What a match does, and whether the rule needs lookups of its own."""
-        if not rule.log:
-            return VERDICTS[rule.action], rule.limit is not None
-        return f"goto {self._log_chain(number)}", True
+    def _verdict(self, number: int, rule: PolicyRule) -> str:
+        """What a match does."""
+        return f"goto {self._log_chain(number)}" if rule.log else VERDICTS[rule.action]
 
     def _log_chain(self, number: int) -> str:
         return f"{self._name}.log.{number}"
@@ -142,10 +144,11 @@ class _Builder:
     def _peers(self, endpoints: tuple[Endpoint, ...] | None) -> tuple[Prefix | None, ...]:
         if endpoints is None or any(endpoint.kind == "any" for endpoint in endpoints):
             return ANYWHERE
-        prefixes = [_prefix(prefix) for prefix in self._resolved(endpoints)]
+        prefixes = _joined(self._resolved(endpoints))
         if any(length == 0 for _, _, length in prefixes) and len(self._view.vpc.versions) == 1:
             return ANYWHERE
-        return tuple(prefixes)
+        # In an order of their own, so that the order of a user's list does not show in the text.
+        return tuple(sorted(set(prefixes)))
 
     def _own(self, endpoints: tuple[Endpoint, ...] | None) -> tuple[Prefix | None, ...]:
         """The own side narrowed to what lies in the subnet; all of the subnet is no narrowing."""
@@ -160,34 +163,26 @@ class _Builder:
                     inside.append(_prefix(mine))
                 elif prefix.version == mine.version and prefix.subnet_of(mine):
                     inside.append(_prefix(prefix))
-        return tuple(inside)
+        return tuple(sorted(set(inside)))
 
     def _lookups(self, boxes: list[Box]) -> Iterator[tuple[Shape, list[Box]]]:
-        """The lookups of one level: boxes by shape, without overlap within each."""
+        """The lookups of one level in their order: boxes by shape, without overlap within each."""
         shapes: dict[Shape, list[Box]] = defaultdict(list)
-        for box in boxes:
+        for box in sorted(boxes, key=attrgetter("rank")):
             shapes[self._shape(box)].append(box)
         for shape, members in shapes.items():
-            if shape.exact:
-                yield shape, list({_exact_key(box): box for box in reversed(members)}.values())[::-1]
-                continue
-            while members:
-                kept, members = disjoint(members)
-                yield shape, kept
+            # Of two boxes with one exact key the later one was trimmed away.
+            for apart in [members] if shape.exact else spread(members):
+                yield shape, apart
 
     def _shape(self, box: Box) -> Shape:
         version = (box.peer or box.own or (None,))[0]
         typed = box.protocol in ICMP_PROTOCOLS and box.ports is not None
-        exact = (
-            (box.peer is None or box.peer[2] == WIDTH[box.peer[0]])
-            and (box.own is None or box.own[2] == WIDTH[box.own[0]])
-            and (box.ports is None or box.ports[0] == box.ports[1])
-        )
         # The protocol itself is part of the key, except that ICMP's types are a field of their own.
         protocol = box.protocol if typed or box.protocol is None else -1
         limited = box.rule if self._rules[box.rule].limit else None
         ports = box.ports is not None and not typed
-        return Shape(version, box.peer is not None, box.own is not None, protocol, ports, exact, limited)
+        return Shape(version, box.peer is not None, box.own is not None, protocol, ports, box.exact, limited)
 
     def _lookup(self, name: str, shape: Shape, boxes: list[Box], mirror: bool) -> list[Rule]:
         """Add the set of one lookup, once for both orientations where they can share it; return the rules."""
@@ -217,13 +212,17 @@ class _Builder:
     def _verdicts(self, match: str, number: int, mirror: bool) -> list[Rule]:
         """Plain rules for what no map can hold: a match of everything, or a rate."""
         rule = self._rules[number]
-        verdict, _ = self._verdict(number, rule)
+        verdict = self._verdict(number, rule)
         if not rule.limit:
             return [Rule(f"{match}counter {verdict}", rule.origin)]
         # The rate is one of new flows; a flow that passed before and is judged again is not held against it.
         seen = Rule(f"{match}ct state established counter {verdict}", rule.origin)
-        rate = f"limit rate {rule.limit.rate}/{rule.limit.unit} burst {rule.limit.burst} packets"
-        return [seen] if mirror else [seen, Rule(f"{match}ct state new {rate} counter {verdict}", rule.origin)]
+        new = Rule(f'{match}ct state new limit name "{self._limit(number)}" counter {verdict}', rule.origin)
+        return [seen] if mirror else [seen, new]
+
+    def _limit(self, number: int) -> str:
+        """The rule's rate: one object, however many lookups the rule needs."""
+        return f"{self._name}.limit.{number}"
 
     def _key(self, shape: Shape, mirror: bool) -> tuple[str, str]:
         """The key as an expression over the packet, and its type."""
@@ -253,14 +252,35 @@ class _Builder:
         return " . ".join(fields)
 
 
-def _exact_key(box: Box) -> tuple:
-    return (box.peer, box.own, box.protocol, box.ports)
-
-
 def _logging(name: str, vpc: str, rule: PolicyRule) -> Chain:
     """A chain that logs the first packet of a flow and then decides.  `goto` leads here, so `return` ends the gate."""
     prefix = comment_text(f"vpcctl {vpc} {rule.action.value} {rule.origin} ")
     return Chain(name, (Rule(f'ct state new log prefix "{prefix}"'), Rule(VERDICTS[rule.action])))
+
+
+def joined(ranges: tuple[tuple[int, int], ...] | None) -> list[tuple[int, int]] | None:
+    """The same numbers in ascending ranges that neither overlap nor touch."""
+    if ranges is None or len(ranges) == 1:
+        return None if ranges is None else list(ranges)
+    found: list[tuple[int, int]] = []
+    for low, high in sorted(ranges):
+        if found and low <= found[-1][1] + 1:
+            found[-1] = (found[-1][0], max(high, found[-1][1]))
+        else:
+            found.append((low, high))
+    return found
+
+
+def _joined(prefixes: Iterable[Network]) -> list[Prefix]:
+    """The fewest prefixes with the same addresses, so that the boxes of one rule never overlap."""
+    found = list(prefixes)
+    if len(found) == 1:
+        return [_prefix(found[0])]
+    return [
+        _prefix(prefix)
+        for version in (4, 6)
+        for prefix in ipaddress.collapse_addresses(one for one in found if one.version == version)
+    ]
 
 
 def _prefix(network: Network) -> Prefix:

@@ -1,10 +1,18 @@
 """First-match order as a short list of set lookups.
 
-Theory of operation.  A rule's match is a handful of *boxes*: (peer prefix, own prefix, protocol, port range).  Two
-boxes with the same verdict commute, and so do two that share no packet.  So a box needs to be asked only after the
-earlier boxes with *another* verdict that it overlaps: its *level* is one more than the highest level among those.
-Within a level no two boxes with different verdicts overlap, hence all of them can stand in one map, and the number of
-lookups is the depth to which verdicts interleave, not the number of rules.
+Theory of operation.  A rule's match is a handful of *boxes*: (peer prefix, own prefix, protocol, port range).  The
+boxes are taken in the order of the document.
+
+1. *Trim*: what an earlier box with the same or a wider peer matches already, no later one decides; those ports are
+   taken off it.  A box of which nothing is left goes.
+2. *Level*: a box is asked after the earlier boxes that still overlap it: at a level above those with another verdict,
+   and not below those with the same one, whose level it may share where the order of lookups within a level (the
+   *rank*: more fields first, exact keys first) is the order of the document.
+3. *Spread*: in one set elements must not overlap, so a box that overlaps an earlier one of its own set goes to a
+   further set behind it.
+
+So the first lookup that matches is the first rule that matches, and the number of lookups is the depth to which
+verdicts interleave, not the number of rules; no box is ever cut into more than pieces of its port range.
 
 Prefixes are nested or disjoint, so overlap is found by walking a prefix's ancestors (at most one per prefix length
 in use) and a summary of everything below it; ports are bits of an integer over the break points that the rules use.
@@ -20,6 +28,7 @@ from typing import NamedTuple
 
 # (IP version, network address as an integer, prefix length)
 Prefix = tuple[int, int, int]
+Rank = tuple[int, bool, bool, bool, bool, bool]
 WIDTH = {4: 32, 6: 128}
 EVERYWHERE: tuple[Prefix, ...] = ((4, 0, 0), (6, 0, 0))
 ALL_VALUES = (0, 65535)
@@ -28,7 +37,8 @@ ALL_VALUES = (0, 65535)
 class Box(NamedTuple):
     """Packets that one rule matches.  None is "any"; `ports` is a range of ports or of ICMP types.
 
-    `verdict` is compared for equality alone, except that boxes with `alone` commute with nothing.
+    `verdict` is compared for equality alone.  A box that is `unsure` may decline a packet that it matches (a limit):
+    it takes nothing from later boxes, and shares its level with none that it overlaps.
     """
 
     peer: Prefix | None
@@ -37,7 +47,22 @@ class Box(NamedTuple):
     ports: tuple[int, int] | None
     verdict: str
     rule: int
-    alone: bool = False
+    unsure: bool = False
+
+    @property
+    def exact(self) -> bool:
+        """Is every field that is given a single value?"""
+        return (
+            (self.peer is None or self.peer[2] == WIDTH[self.peer[0]])
+            and (self.own is None or self.own[2] == WIDTH[self.own[0]])
+            and (self.ports is None or self.ports[0] == self.ports[1])
+        )
+
+    @property
+    def rank(self) -> Rank:
+        """Where the lookup of such boxes stands within a level: a total order on the shapes of keys."""
+        absent = (self.peer is None, self.own is None, self.protocol is None, self.ports is None)
+        return (sum(absent), not self.exact, *absent)
 
 
 class PortBits:
@@ -69,8 +94,8 @@ class PortBits:
         return found
 
 
-# verdict -> level -> the ports at which a box of that verdict and level stands
-Occupied = dict[str, dict[int, int]]
+# (verdict, rank) -> level -> the ports at which such boxes stand
+Occupied = dict[tuple[str, Rank], dict[int, int]]
 
 
 class _Index:
@@ -79,67 +104,142 @@ class _Index:
     # Slots besides the protocol numbers: boxes of no particular protocol, and all boxes.
     UNSPECIFIED, ALL = -1, -2
 
-    def __init__(self, lengths: dict[int, list[int]]):
-        self._lengths = lengths
+    def __init__(self, boxes: Sequence[Box]):
+        lengths: dict[int, set[int]] = {4: {0}, 6: {0}}
+        for box in boxes:
+            if box.peer:
+                lengths[box.peer[0]].add(box.peer[2])
+        self._lengths = {version: sorted(found) for version, found in lengths.items()}
         self._at: dict[tuple, Occupied] = defaultdict(dict)
         self._below: dict[tuple, Occupied] = defaultdict(dict)
+        self._covered: dict[tuple, int] = defaultdict(int)
 
-    def highest_conflict(self, box: Box, bits: int) -> int:
-        """The highest level of a placed box that overlaps `box` with another verdict, or 0."""
-        best = 0
-        slots = (self.ALL,) if box.protocol is None else (box.protocol, self.UNSPECIFIED)
-        for version, value, length in (box.peer,) if box.peer else EVERYWHERE:
-            width = WIDTH[version]
-            keys = [(version, short, value >> (width - short)) for short in self._lengths[version] if short <= length]
-            below = (version, length, value >> (width - length))
+    def _around(self, box: Box) -> list[list[tuple[int, int, int]]]:
+        """For each IP version of the box's peer, its own place and those of the prefixes around it."""
+        return [
+            [(version, short, value >> (WIDTH[version] - short)) for short in self._lengths[version] if short <= length]
+            for version, value, length in ((box.peer,) if box.peer else EVERYWHERE)
+        ]
+
+    def covered(self, box: Box) -> int:
+        """The ports at which earlier boxes match all that `box` does."""
+        slots = (self.UNSPECIFIED,) if box.protocol is None else (box.protocol, self.UNSPECIFIED)
+        owns = (None,) if box.own is None else (None, box.own)
+        found = ~0
+        for places in self._around(box):
+            taken = 0
             for slot in slots:
-                nodes = [self._at.get((slot, *key)) for key in keys]
-                nodes.append(self._below.get((slot, *below)))
+                for place in places:
+                    for own in owns:
+                        taken |= self._covered.get((slot, own, *place), 0)
+            found &= taken
+        return found
+
+    def level_of(self, box: Box, rank: Rank, bits: int) -> int:
+        """The lowest level at which `box` is asked after every placed box that it overlaps."""
+        best = 1
+        slots = (self.ALL,) if box.protocol is None else (box.protocol, self.UNSPECIFIED)
+        for places in self._around(box):
+            for slot in slots:
+                nodes = [self._at.get((slot, *place)) for place in places]
+                nodes.append(self._below.get((slot, *places[-1])))
                 for node in filter(None, nodes):
-                    best = _highest(node, box, bits, best)
+                    best = _highest(node, box, rank, bits, best)
         return best
 
-    def place(self, box: Box, bits: int, level: int) -> None:
+    def place(self, box: Box, rank: Rank, bits: int, level: int) -> None:
         """Remember `box` at `level`."""
-        slots = (self.UNSPECIFIED if box.protocol is None else box.protocol, self.ALL)
-        for version, value, length in (box.peer,) if box.peer else EVERYWHERE:
-            width = WIDTH[version]
-            for slot in slots:
-                _occupy(self._at[slot, version, length, value >> (width - length)], box.verdict, level, bits)
-                for short in self._lengths[version]:
-                    if short < length:
-                        _occupy(self._below[slot, version, short, value >> (width - short)], box.verdict, level, bits)
+        slot = self.UNSPECIFIED if box.protocol is None else box.protocol
+        # An unsure box is of no verdict that another one could have.
+        kind = (f"?{box.rule}" if box.unsure else box.verdict, rank)
+        for *around, here in self._around(box):
+            if not box.unsure:
+                self._covered[slot, box.own, *here] |= bits
+            for kept in (slot, self.ALL):
+                _occupy(self._at[kept, *here], kind, level, bits)
+                for place in around:
+                    _occupy(self._below[kept, *place], kind, level, bits)
 
 
-def _highest(node: Occupied, box: Box, bits: int, best: int) -> int:
-    for verdict, levels in node.items():
-        if verdict != box.verdict or box.alone:
-            for level, taken in levels.items():
-                if level > best and taken & bits:
-                    best = level
+def _highest(node: Occupied, box: Box, rank: Rank, bits: int, best: int) -> int:
+    for (verdict, placed), levels in node.items():
+        behind = verdict != box.verdict or box.unsure or placed > rank
+        for level, taken in levels.items():
+            if level + behind > best and taken & bits:
+                best = level + behind
     return best
 
 
-def _occupy(node: Occupied, verdict: str, level: int, bits: int) -> None:
-    levels = node.setdefault(verdict, {})
+def _occupy(node: Occupied, kind: tuple[str, Rank], level: int, bits: int) -> None:
+    levels = node.setdefault(kind, {})
     levels[level] = levels.get(level, 0) | bits
 
 
-def assign(boxes: Sequence[Box]) -> list[int]:
-    """The level of each of `boxes`, which stand in first-match order; the lowest level is 1."""
+def stack(boxes: Sequence[Box]) -> list[list[Box]]:
+    """The levels of `boxes`, which stand in first-match order: trimmed, and still in that order within each."""
     ports = PortBits(box.ports for box in boxes)
+    index = _Index(boxes)
+    levels: list[list[Box]] = []
+    for box in boxes:
+        whole = ports.bits(box.ports)
+        bits = whole & ~index.covered(box)
+        pieces = [box] if bits == whole else [box._replace(ports=span) for span in ports.ranges(bits)]
+        for piece in pieces:
+            bits, rank = ports.bits(piece.ports), piece.rank
+            level = index.level_of(piece, rank, bits)
+            index.place(piece, rank, bits, level)
+            if level > len(levels):
+                levels.append([])
+            levels[level - 1].append(piece)
+    return levels
+
+
+def spread(boxes: Sequence[Box]) -> list[list[Box]]:
+    """Boxes of one level and one shape as sets without overlap, in the order in which they are to be asked."""
+    ports = PortBits(box.ports for box in boxes)
+    sets: list[list[Box]] = []
+    rest = list(boxes)
+    while rest:
+        kept, rest = _without_overlap(rest, ports)
+        sets.append(kept)
+    return sets
+
+
+def _without_overlap(boxes: list[Box], ports: PortBits) -> tuple[list[Box], list[Box]]:
+    """The boxes that overlap none before them, and the others."""
     lengths: dict[int, set[int]] = {4: {0}, 6: {0}}
     for box in boxes:
         if box.peer:
             lengths[box.peer[0]].add(box.peer[2])
-    index = _Index({version: sorted(found) for version, found in lengths.items()})
-    found = []
+    at: dict[tuple, list[tuple[Prefix | None, int]]] = defaultdict(list)
+    below: dict[tuple, list[tuple[Prefix | None, int]]] = defaultdict(list)
+    kept, rest = [], []
     for box in boxes:
         bits = ports.bits(box.ports)
-        level = index.highest_conflict(box, bits) + 1
-        index.place(box, bits, level)
-        found.append(level)
-    return found
+        version, value, length = box.peer or (4, 0, 0)
+        width = WIDTH[version]
+        places = [
+            (box.protocol, version, short, value >> (width - short)) for short in lengths[version] if short <= length
+        ]
+        here = (box.protocol, version, length, value >> (width - length))
+        met = [*(entry for place in places for entry in at.get(place, ())), *below.get(here, ())]
+        if any(taken & bits and (covers(own, box.own) or covers(box.own, own)) for own, taken in met):
+            rest.append(box)
+            continue
+        kept.append(box)
+        _join(at[here], box.own, bits)
+        for place in places:
+            if place != here:
+                _join(below[place], box.own, bits)
+    return kept, rest
+
+
+def _join(entries: list[tuple[Prefix | None, int]], own: Prefix | None, bits: int) -> None:
+    """Add the ports of a box, to the last entry where that is of the same own side."""
+    if entries and entries[-1][0] == own:
+        entries[-1] = (own, entries[-1][1] | bits)
+    else:
+        entries.append((own, bits))
 
 
 def covers(outer: Prefix | None, inner: Prefix | None) -> bool:
@@ -150,46 +250,3 @@ def covers(outer: Prefix | None, inner: Prefix | None) -> bool:
         return False
     shift = WIDTH[outer[0]] - outer[2]
     return outer[1] >> shift == inner[1] >> shift
-
-
-def disjoint(boxes: Sequence[Box]) -> tuple[list[Box], list[Box]]:
-    """Boxes of one verdict and one level, without overlap: (those that can stand in one set, the rest).
-
-    Of two boxes that overlap the one with the wider peer keeps the ports that they share; where their own sides cross
-    and neither covers the other, the later one goes to the rest, which takes a set of its own.
-    """
-    ports = PortBits(box.ports for box in boxes)
-    lengths = sorted({box.peer[2] for box in boxes if box.peer})
-    placed: dict[tuple, list[tuple[Prefix | None, int]]] = defaultdict(list)
-    kept: list[Box] = []
-    rest: list[Box] = []
-    for box in sorted(boxes, key=lambda box: (box.peer[2] if box.peer else 0, box.own[2] if box.own else 0, box.rule)):
-        bits = ports.bits(box.ports)
-        crossing = False
-        for own, taken in _ancestors(placed, box, lengths):
-            if covers(own, box.own):
-                bits &= ~taken
-            elif covers(box.own, own) and bits & taken:
-                crossing = True
-        if crossing and bits:
-            rest.append(box)
-        elif bits:
-            placed[_place(box, box.peer[2] if box.peer else 0)].append((box.own, bits))
-            whole = bits == ports.bits(box.ports)
-            kept += [box] if whole else [box._replace(ports=piece) for piece in ports.ranges(bits)]
-    return kept, rest
-
-
-def _place(box: Box, length: int) -> tuple:
-    if box.peer is None:
-        return (box.protocol,)
-    version, value, _ = box.peer
-    return (box.protocol, version, length, value >> (WIDTH[version] - length))
-
-
-def _ancestors(placed: dict, box: Box, lengths: list[int]) -> Iterable[tuple[Prefix | None, int]]:
-    """What was placed at the box's peer prefix and at the prefixes around it."""
-    longest = box.peer[2] if box.peer else 0
-    for length in lengths if box.peer else [0]:
-        if length <= longest:
-            yield from placed.get(_place(box, length), ())
