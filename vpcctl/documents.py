@@ -18,6 +18,7 @@ from vpcctl.errors import DocumentError, Problem
 # Deeper than any document of ours, far below what would exhaust the interpreter.
 DEEPEST = 32
 LONGEST_QUOTE = 60
+SCHEMAS = ("policy", "environment", "assertions")
 
 
 class _Object(dict):
@@ -77,7 +78,7 @@ def escape(key: str) -> str:
 
 
 def structure_problems(document: Any, schema: str, file: str) -> list[Problem]:
-    """Everything in which `document` departs from the schema `schema` (``policy`` or ``environment``), in order."""
+    """Everything in which `document` departs from the schema `schema`, one of SCHEMAS, in order."""
     found = {problem: None for error in _validator(schema).iter_errors(document) for problem in _told(error, file)}
     return list(found)
 
@@ -92,7 +93,7 @@ def _validator(name: str) -> Any:
     from jsonschema import Draft202012Validator
     from referencing import Registry, Resource
 
-    known = {f"{schema}.json": Resource.from_contents(load_schema(schema)) for schema in ("policy", "environment")}
+    known = {f"{schema}.json": Resource.from_contents(load_schema(schema)) for schema in SCHEMAS}
     registry = Registry().with_resources(known.items())
     return Draft202012Validator(load_schema(name), registry=registry)
 

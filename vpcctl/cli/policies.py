@@ -38,10 +38,16 @@ def read_policy_files(files: tuple[str, ...]) -> list[PolicyDocument]:
 @click.option("--vpc", help="The VPC; wins over the document's.")
 @click.option("--subnet", help="The subnet; wins over the document's.")
 @click.option("--file", "more", multiple=True, metavar="POLICY.json", help="The same as the argument.")
+@click.option("--dry-run", is_flag=True, help="Only say what traffic becomes allowed and denied; needs no root.")
 @click.argument("files", nargs=-1, metavar="POLICY.json ...")
 @click.pass_obj
 def apply_policy(
-    session: Session, vpc: str | None, subnet: str | None, more: tuple[str, ...], files: tuple[str, ...]
+    session: Session,
+    vpc: str | None,
+    subnet: str | None,
+    more: tuple[str, ...],
+    dry_run: bool,
+    files: tuple[str, ...],
 ) -> None:
     """Compile policies and load them, one atomic transaction for each VPC concerned.
 
@@ -50,6 +56,7 @@ def apply_policy(
     Example: vpcctl apply-policy --vpc shop web.json db.json
     """
     from vpcctl.attachments import Attachment, attach
+    from vpcctl.forecast import forecast
 
     if not (*files, *more):
         raise click.UsageError("name a policy file, or - for standard input")
@@ -63,11 +70,22 @@ def apply_policy(
         warnings.extend(words)
         return world
 
-    outcome = session.change(attached)
+    if dry_run:
+        state = session.load()
+        before, after = state.world, attached(state)
+    else:
+        outcome = session.change(attached)
+        before, after = outcome.before, outcome.after
     for warning in warnings:
         session.warn(warning)
-    for attachment in found:
-        before = outcome.before.vpc(attachment.vpc).subnet(attachment.subnet).policy
+    print(forecast(before, after, [(one.vpc, one.subnet) for one in found]))
+    if not dry_run:
+        _applied(session, before, found)
+
+
+def _applied(session: Session, world: World, attachments: list[Any]) -> None:
+    for attachment in attachments:
+        before = world.vpc(attachment.vpc).subnet(attachment.subnet).policy
         how = "unchanged" if before == attachment.policy else "applied"
         rules = sum(len(rules or ()) for rules in (attachment.policy.ingress, attachment.policy.egress))
         session.say(f"{attachment.vpc}/{attachment.subnet}: {how} ({rules} rules)")

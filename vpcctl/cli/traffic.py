@@ -1,0 +1,156 @@
+"""Commands that say what traffic passes, without sending any."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vpcctl.cli.session import Session, json_option, print_json, print_table, read_document
+from vpcctl.errors import DocumentError, VpcctlError
+
+if TYPE_CHECKING:
+    from vpcctl.explain import Answer
+    from vpcctl.model import World
+    from vpcctl.reach import Reach
+
+environment_option = click.option(
+    "--environment", metavar="ENV.json", help="Judge this environment instead of the present one; needs no root."
+)
+
+
+def _world(session: Session, environment: str | None) -> World:
+    from vpcctl.cli.policies import load_environment
+
+    return session.load().world if environment is None else load_environment(environment)
+
+
+@click.command
+@click.argument("source", metavar="FROM")
+@click.argument("destination", metavar="TO")
+@click.argument("service")
+@environment_option
+@json_option
+@click.pass_obj
+def explain(
+    session: Session, source: str, destination: str, service: str, environment: str | None, as_json: bool
+) -> None:
+    """May this flow pass, which line of which file decides, and by which hops?  Exit 0 allowed, 1 denied.
+
+    \b
+    FROM and TO are VPC/NAME (an instance, else a subnet), VPC/ADDRESS, internet or
+    a public address; SERVICE is tcp/443, udp/53, icmp/echo-request, tcp, 47 or any.
+
+    Example: vpcctl explain shop/web shop/db tcp/5432
+    """
+    from vpcctl import explain as explaining
+    from vpcctl.reach import Reach
+
+    answer = explaining.ask(Reach(_world(session, environment)), source, destination, service)
+    if as_json:
+        print_json(explaining.answer_to_json(answer))
+    else:
+        print_answer(answer)
+    sys.exit(0 if answer.verdict == explaining.ALLOW else 1)
+
+
+WORDS = {"allow": "allowed", "deny": "denied", "partly": "allowed in part"}
+
+
+def print_answer(answer: Answer) -> None:
+    """An answer for people."""
+    print(f"{answer.source.text} → {answer.destination.text} {answer.service}: {WORDS[answer.verdict]}")
+    print("  by     " + "\n         ".join(answer.hops))
+    for stage in answer.stages:
+        for number, verdict in enumerate(stage.verdicts):
+            said = f" «{verdict.rule.description}»" if verdict.rule and verdict.rule.description else ""
+            print(f"  {stage.gate if not number else '':<28} {verdict.action.value:<6} {verdict.origin}{said}")
+            if len(stage.verdicts) > 1:
+                for line in verdict.lines:
+                    print(f"      {line}")
+    if answer.verdict == "partly":
+        print("  what passes:")
+        for line in answer.allowed:
+            print(f"      {line}")
+
+
+@click.command
+@click.option("--vpc", required=True, help="The VPC.")
+@environment_option
+@json_option
+@click.pass_obj
+def matrix(session: Session, vpc: str, environment: str | None, as_json: bool) -> None:
+    """Who reaches whom, on what.
+
+    Example: vpcctl matrix --vpc shop
+    """
+    from vpcctl import explain as explaining
+    from vpcctl.reach import Reach
+
+    world = _world(session, environment)
+    world.vpc(vpc)
+    found = explaining.matrix(Reach(world), vpc)
+    if as_json:
+        return print_json(
+            [
+                {"from": source, "to": destination, "traffic": list(map(explaining.line_to_json, told))}
+                for (source, destination), told in found.items()
+            ]
+        )
+    rows = []
+    for (source, destination), told in found.items():
+        if not told:
+            rows.append((source, destination, "-"))
+        for line in told:
+            senders, receivers = ", ".join(line.sources), ", ".join(line.destinations)
+            rows.append((senders, receivers, ", ".join(line.services)))
+    return print_table(("FROM", "TO", "SERVICES"), rows, f"VPC {vpc} has no subnet")
+
+
+@click.command
+@click.argument("tests", metavar="TESTS.json")
+@environment_option
+@json_option
+@click.pass_obj
+def verify(session: Session, tests: str, environment: str | None, as_json: bool) -> None:
+    """Check assertions about traffic, as CI would; exit 1 if one fails.
+
+    \b
+    TESTS.json is an array of {"from": "shop/web", "to": "shop/db",
+    "service": "tcp/5432", "expect": "allow"}.
+
+    Example: vpcctl verify --environment shop.json tests.json
+    """
+    from vpcctl.documents import structure_problems
+    from vpcctl.reach import Reach
+
+    document, file = read_document(tests)
+    problems = structure_problems(document, "assertions", file)
+    if problems:
+        raise DocumentError(*problems)
+    reach = Reach(_world(session, environment))
+    results = [_checked(reach, assertion, f"{file}#/{number}") for number, assertion in enumerate(document)]
+    failed = sum(not result["passed"] for result in results)
+    if as_json:
+        print_json({"passed": len(results) - failed, "failed": failed, "results": results})
+    else:
+        for result in results:
+            mark = "pass" if result["passed"] else "FAIL"
+            flow = f"{result['from']} → {result['to']} {result['service']}"
+            print(f"{mark}  {flow}: expected {result['expect']}, is {result['verdict']} by {result['deciding']}")
+        session.say(f"{len(results) - failed} passed, {failed} failed")
+    sys.exit(1 if failed else 0)
+
+
+def _checked(reach: Reach, assertion: dict[str, str], place: str) -> dict[str, Any]:
+    from vpcctl import explain as explaining
+
+    asked = (assertion["from"], assertion["to"], assertion["service"])
+    try:
+        answer = explaining.ask(reach, *asked)
+    except VpcctlError as error:
+        raise DocumentError(f"{place}: {error}") from error
+    result = {name: assertion[name] for name in ("from", "to", "service", "expect")}
+    passed = answer.verdict == assertion["expect"]
+    return {**result, "verdict": answer.verdict, "deciding": answer.deciding.origin, "passed": passed}

@@ -1,0 +1,275 @@
+"""May this flow pass, which line of which file decides, and by which hops?
+
+A question is a set of packets: an instance or an address on either side is a point, a subnet or the internet many.
+The answer walks the same stages as a packet (topology, egress gate, ingress gate) with the whole set, and says for
+which part each line decides.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from vpcctl import names, space
+from vpcctl.documents import nearest, quote
+from vpcctl.errors import ConflictError, DocumentError
+from vpcctl.meaning import subnet_at
+from vpcctl.model import World
+from vpcctl.policy import HIGHEST_PORT, ICMP_PROTOCOLS, PORT_PROTOCOLS, PROTOCOLS, Action, Address, Direction, Rule
+from vpcctl.reach import DEFAULT, INTERNET, SERVICES, Reach, Zone
+from vpcctl.space import Interval, Space
+from vpcctl.spec import TYPE_NAMES
+from vpcctl.wording import Line, lines
+
+ALLOW, DENY, PARTLY = "allow", "deny", "partly"
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """One side of a question: a zone and the addresses in it that are meant.  `text` is what was asked."""
+
+    text: str
+    zone: Zone
+    addresses: tuple[Interval, ...]
+
+    @property
+    def single(self) -> Address | None:
+        """The address, where there is one alone."""
+        if len(self.addresses) == 1 and self.addresses[0][0] == self.addresses[0][1]:
+            return space.address(self.addresses[0][0])
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one line says about a part of the question; `rule` is None for defaults, paths and missing policies."""
+
+    action: Action
+    origin: str
+    lines: tuple[Line, ...]
+    rule: Rule | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One thing that is asked, with every line that decides there."""
+
+    gate: str
+    verdicts: tuple[Verdict, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`verdict` is allow, deny or, where it depends, partly; `allowed` says for which part then."""
+
+    source: End
+    destination: End
+    service: str
+    verdict: str
+    stages: tuple[Stage, ...]
+    hops: tuple[str, ...]
+    allowed: tuple[Line, ...]
+    space: Space = field(repr=False, compare=False, default=space.NOTHING)
+
+    @property
+    def deciding(self) -> Verdict:
+        """The first verdict that denies, else the last that allows."""
+        found = [verdict for stage in self.stages for verdict in stage.verdicts]
+        return next((verdict for verdict in found if verdict.action is not Action.ALLOW), found[-1])
+
+
+def ask(reach: Reach, source: str, destination: str, service: str) -> Answer:
+    """Answer a question in the words of the command line; DocumentError or ConflictError if it makes no sense."""
+    home = next((text.partition("/")[0] for text in (source, destination) if "/" in text), None)
+    if home is None:
+        raise DocumentError(f"{source} → {destination}: one side must be in a VPC: VPC/NAME or VPC/ADDRESS")
+    start, end = (_end(reach, text, home) for text in (source, destination))
+    wanted = SERVICES & Space.of(start.addresses, end.addresses, *parse_service(service))
+    if not wanted:
+        raise DocumentError(f"{quote(service)}: no flow begins with that")
+    passing, stages = _walk(reach, start, end, wanted)
+    verdict = ALLOW if passing == wanted else PARTLY if passing else DENY
+    allowed = tuple(lines(passing, start.zone, end.zone, reach))
+    hops = tuple(_hops(reach.world, start, end))
+    return Answer(start, end, service, verdict, tuple(stages), hops, allowed, passing)
+
+
+def parse_service(text: str) -> tuple[list[Interval] | None, list[Interval] | None]:
+    """The protocol and the ports or ICMP types of a service, as ranges; DocumentError says what is expected."""
+    word, slash, rest = text.lower().partition("/")
+    if word == "any" and not slash:
+        return None, None
+    protocol = PROTOCOLS.get(word)
+    if protocol is None and word.isdecimal() and int(word) <= 255:
+        protocol = int(word)
+    expected = "a service is tcp/443, udp/53, icmp/echo-request, tcp, a protocol number or any"
+    if protocol is None:
+        raise DocumentError(f"{quote(text)} is not a service: {nearest(word, [*PROTOCOLS, 'any'])}; {expected}")
+    if not slash:
+        return [(protocol, protocol)], None
+    if protocol in ICMP_PROTOCOLS:
+        number = TYPE_NAMES[protocol].get(rest, int(rest) if rest.isdecimal() else -1)
+        if not 0 <= number <= 255:
+            raise DocumentError(f"{quote(text)} is not a service: {nearest(rest, sorted(TYPE_NAMES[protocol]))}")
+        return [(protocol, protocol)], [(number, number)]
+    low, _, high = rest.partition("-")
+    if protocol not in PORT_PROTOCOLS or not low.isdecimal() or not (high or low).isdecimal():
+        raise DocumentError(f"{quote(text)} is not a service; {expected}")
+    if not 1 <= int(low) <= int(high or low) <= HIGHEST_PORT:
+        raise DocumentError(f"{quote(text)} is not a service: {rest} is not a port (1–65535)")
+    return [(protocol, protocol)], [(int(low), int(high or low))]
+
+
+def _end(reach: Reach, text: str, home: str) -> End:
+    """One side of a question, resolved."""
+    vpc, slash, name = text.partition("/")
+    if not slash:
+        return _outside(reach, text, home)
+    found = reach.world.vpc(vpc)
+    instance = next((one for one in found.instances if one.name == name), None)
+    if instance is not None:
+        zone = reach.zones[vpc, found.subnet_of(name).name]
+        return End(text, zone, tuple((space.number(a), space.number(a)) for a in instance.addresses))
+    if (vpc, name) in reach.zones:
+        zone = reach.zones[vpc, name]
+        return End(text, zone, zone.addresses)
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        known = sorted({*(one.name for one in found.instances), *(one.name for one in found.subnets)})
+        hint = nearest(name, known) if known else "it has none yet"
+        raise ConflictError(f"VPC {vpc} has no instance or subnet {name!r}; {hint}") from None
+    if not any(address in prefix for subnet in found.subnets for prefix in subnet.prefixes):
+        raise ConflictError(f"{address} is in no subnet of VPC {vpc}")
+    number = space.number(address)
+    return End(text, reach.zones[vpc, subnet_at(found, address).name], ((number, number),))
+
+
+def _outside(reach: Reach, text: str, home: str) -> End:
+    zone = reach.zones[None, None]
+    reach.world.vpc(home)
+    if text == INTERNET:
+        return End(text, zone, reach.addresses(zone, home))
+    try:
+        number = space.number(ipaddress.ip_address(text))
+    except ValueError:
+        raise DocumentError(
+            f"{quote(text)} is no end of a flow: VPC/NAME, VPC/ADDRESS, internet or a public address is expected"
+        ) from None
+    return End(text, zone, ((number, number),))
+
+
+def _walk(reach: Reach, start: End, end: End, wanted: Space) -> tuple[Space, list[Stage]]:
+    """The part of `wanted` that passes, and what every stage says."""
+    can, reason = _path(reach, start, end)
+    carries = can is Action.ALLOW
+    passing = reach.carried(start.zone, end.zone) & wanted if carries else space.NOTHING
+    verdicts = []
+    for action, part in ((Action.ALLOW, passing), (Action.DENY, wanted - passing)):
+        if part:
+            told = tuple(lines(part, start.zone, end.zone, reach))
+            why = reason if (action is Action.ALLOW) == carries else "this is not what the topology carries"
+            verdicts.append(Verdict(action, why, told))
+    stages = [Stage("topology", tuple(verdicts))]
+    for side, direction in ((start, Direction.EGRESS), (end, Direction.INGRESS)):
+        if side.zone.vpc is not None and passing:
+            passing, stage = _judged(reach, start, end, side.zone, direction, passing)
+            stages.append(stage)
+    return passing, stages
+
+
+def _path(reach: Reach, start: End, end: End) -> tuple[Action, str]:
+    """Does the topology carry anything from one end to the other, and why (not)?"""
+    for side in (start, end):
+        if side.zone.vpc is not None and side.single is not None:
+            vpc = reach.world.vpc(side.zone.vpc)
+            if not any(side.single in instance.addresses for instance in vpc.instances):
+                return Action.DENY, f"{side.single} is no instance of VPC {vpc.name}"
+    return reach.path(start.zone, end.zone)
+
+
+def _judged(
+    reach: Reach, start: End, end: End, zone: Zone, direction: Direction, packets: Space
+) -> tuple[Space, Stage]:
+    """What one gate says about `packets`, line by line."""
+    label = f"{direction.value} of {zone.vpc}/{zone.subnet}"
+    gate = reach.gate(str(zone.vpc), str(zone.subnet), direction)
+    if gate is None:
+        told = tuple(lines(packets, start.zone, end.zone, reach))
+        return packets, Stage(label, (Verdict(Action.ALLOW, "no policy", told),))
+    restricted = space.combine(lambda decision, here: decision if here else None, gate.deciding, packets.partition)
+    verdicts = []
+    for decision in sorted(space.values(restricted) - {None}, key=lambda one: (one == DEFAULT, one)):
+        part = Space(space.transform(lambda value, wanted=decision: value == wanted, restricted))
+        told = tuple(lines(part, start.zone, end.zone, reach))
+        rule = None if decision == DEFAULT else gate.rules[decision]
+        origin = rule.origin if rule else f"{gate.policy.file}#{gate.policy.pointer} (no rule matches; default)"
+        verdicts.append(Verdict(gate.action(decision), origin, told, rule))
+    return packets & gate.allowed, Stage(label, tuple(verdicts))
+
+
+def _hops(world: World, start: End, end: End) -> Iterator[str]:
+    """The interfaces that a packet passes."""
+    yield f"{start.text} {start.single or ''}".strip()
+    inner = start.zone.vpc or end.zone.vpc
+    router = names.router_namespace(str(inner))
+    if start.zone.vpc is None:
+        yield f"{names.host_uplink(str(inner))} on the host, destination NAT"
+        yield f"{names.UPLINK} in {router}, destination NAT"
+    else:
+        yield f"{names.bridge(str(start.zone.subnet))} in {router}: egress gate of {start.zone.vpc}/{start.zone.subnet}"
+    if end.zone.vpc is None:
+        yield f"{names.UPLINK} in {router}, source NAT"
+        yield f"{names.host_uplink(str(inner))} on the host, masquerade"
+    elif start.zone.vpc is not None and start.zone.vpc != end.zone.vpc:
+        yield f"{names.peer_link(end.zone.vpc)} in {router}"
+        router = names.router_namespace(end.zone.vpc)
+        yield f"{names.peer_link(start.zone.vpc)} in {router}"
+    if end.zone.vpc is not None:
+        yield f"{names.bridge(str(end.zone.subnet))} in {router}: ingress gate of {end.zone.vpc}/{end.zone.subnet}"
+    yield f"{end.text} {end.single or ''}".strip()
+
+
+def answer_to_json(answer: Answer) -> dict[str, Any]:
+    """An answer for machines."""
+    return {
+        "from": answer.source.text,
+        "to": answer.destination.text,
+        "service": answer.service,
+        "verdict": answer.verdict,
+        "deciding": answer.deciding.origin,
+        "hops": list(answer.hops),
+        "stages": [
+            {
+                "gate": stage.gate,
+                "verdicts": [
+                    {
+                        "action": verdict.action.value,
+                        "origin": verdict.origin,
+                        "description": verdict.rule.description if verdict.rule else "",
+                        "traffic": list(map(line_to_json, verdict.lines)),
+                    }
+                    for verdict in stage.verdicts
+                ],
+            }
+            for stage in answer.stages
+        ],
+        "allowed": list(map(line_to_json, answer.allowed)),
+    }
+
+
+def line_to_json(line: Line) -> dict[str, list[str]]:
+    """A line of traffic for machines."""
+    return {"from": list(line.sources), "to": list(line.destinations), "services": list(line.services)}
+
+
+def matrix(reach: Reach, vpc: str) -> dict[tuple[str, str], list[Line]]:
+    """Who reaches whom on what, for every pair of zones that touch `vpc`."""
+    found: dict[tuple[str, str], list[Line]] = defaultdict(list)
+    for source, destination in reach.pairs(vpc):
+        passing = reach.allowed(source, destination)
+        found[source.name(vpc), destination.name(vpc)] = list(lines(passing, source, destination, reach, vpc))
+    return found

@@ -1,0 +1,63 @@
+"""What a change of the world means for traffic, in words: newly allowed, newly denied, and rules without effect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from vpcctl.idle import Idle, idle_rules
+from vpcctl.model import World
+from vpcctl.policy import Direction
+from vpcctl.reach import SERVICES, Change, Reach, changes
+from vpcctl.space import Space
+from vpcctl.wording import Line, lines
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """The difference between two worlds for those who send and receive."""
+
+    newly_allowed: tuple[Line, ...]
+    newly_denied: tuple[Line, ...]
+    idle: tuple[Idle, ...]
+
+    def __str__(self) -> str:
+        parts = (
+            ("newly allowed", self.newly_allowed),
+            ("newly denied", self.newly_denied),
+            ("without effect", self.idle),
+        )
+        told = [f"{title}:\n" + "\n".join(f"  {line}" for line in found) for title, found in parts if found]
+        if not self.newly_allowed and not self.newly_denied:
+            told.insert(0, "no traffic is newly allowed or newly denied")
+        return "\n".join(told)
+
+
+def forecast(before: World, after: World, subnets: Iterable[tuple[str, str]]) -> Forecast:
+    """The change from one world to the other, and the idle rules of the given (VPC, subnet) of the later one."""
+    old, new = Reach(before), Reach(after)
+    found = list(changes(old, new))
+    homes = {zone.vpc for change in found for zone in (change.source, change.destination)} - {None}
+    home = homes.pop() if len(homes) == 1 else ""
+    return Forecast(
+        tuple(_lines(found, new, home, newly_allowed=True)),
+        tuple(_lines(found, old, home, newly_allowed=False)),
+        tuple(idle for vpc, subnet in subnets for idle in _idle(new, vpc, subnet)),
+    )
+
+
+def _lines(found: list[Change], reach: Reach, home: str | None, newly_allowed: bool) -> Iterator[Line]:
+    for change in found:
+        packets = change.newly_allowed if newly_allowed else change.newly_denied
+        if packets:
+            yield from lines(packets, change.source, change.destination, reach, home)
+
+
+def _idle(reach: Reach, vpc: str, subnet: str) -> Iterator[Idle]:
+    """The idle rules of one subnet's policy, for the traffic that can come to its gates at all."""
+    own = reach.zones[vpc, subnet].addresses
+    for direction in Direction:
+        gate = reach.gate(vpc, subnet, direction)
+        if gate is not None:
+            sides = (None, own) if direction is Direction.INGRESS else (own, None)
+            yield from idle_rules(gate, SERVICES & Space.of(*sides, None, None))

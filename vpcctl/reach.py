@@ -1,0 +1,269 @@
+"""Who may reach whom on what, exactly: the gates and paths of a world as partitions of the packet space.
+
+This is computed from the policies, not from the rulesets, and so is a model beside the compiler; `meaning` judges
+both.  A *zone* is what a person would name: a subnet, or the internet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from vpcctl import space
+from vpcctl.compiler.gates import REPLY_TYPE
+from vpcctl.compiler.view import View, complement
+from vpcctl.model import NEVER_USABLE, Subnet, Vpc, World
+from vpcctl.policy import ICMP, ICMPV6, Action, Direction, Endpoint, Policy, Rule
+from vpcctl.space import Interval, Partition, Space
+
+# What decides where no rule does.
+DEFAULT = "default"
+INTERNET = "internet"
+
+# ICMP messages that begin a flow; all others are errors, replies, or invalid to connection tracking.
+_BEGINNING = {protocol: [(kind, kind) for kind in sorted(types)] for protocol, types in REPLY_TYPE.items()}
+_WITHOUT_ICMP = [(0, ICMP - 1), (ICMP + 1, ICMPV6 - 1), (ICMPV6 + 1, 255)]
+SERVICES = (
+    Space.of(None, None, _WITHOUT_ICMP, None)
+    | Space.of(None, None, [(ICMP, ICMP)], _BEGINNING[ICMP])
+    | Space.of(None, None, [(ICMPV6, ICMPV6)], _BEGINNING[ICMPV6])
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Zone:
+    """A subnet of a VPC, or the internet (`vpc` and `subnet` are None); `addresses` on the line of `space`."""
+
+    vpc: str | None
+    subnet: str | None
+    addresses: tuple[Interval, ...]
+
+    @property
+    def key(self) -> tuple[str | None, str | None]:
+        """What makes zones of two worlds the same zone."""
+        return self.vpc, self.subnet
+
+    def name(self, home: str | None) -> str:
+        """The zone in words, as seen from the VPC `home`."""
+        if self.vpc is None:
+            return INTERNET
+        return str(self.subnet) if self.vpc == home else f"{self.vpc}/{self.subnet}"
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One direction of one subnet's policy.
+
+    `layers` hold each rule's number where the rule matches and UNDECIDED elsewhere; `deciding` has for each packet the
+    number of the rule that decides, or DEFAULT.
+    """
+
+    vpc: str
+    subnet: str
+    direction: Direction
+    policy: Policy
+    layers: tuple[Partition, ...]
+    deciding: Partition
+
+    def action(self, decision: object) -> Action:
+        """What a value of `deciding` does."""
+        if decision == DEFAULT:
+            return self.policy.default(self.direction)
+        return self.rules[decision].action  # type: ignore[index]
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        return self.policy.rules(self.direction) or ()
+
+    @property
+    def allowed(self) -> Space:
+        """The packets that the gate lets through; a limit is taken as not exceeded."""
+        return Space(space.transform(lambda decision: self.action(decision) is Action.ALLOW, self.deciding))
+
+
+def gate(world: World, vpc: Vpc, subnet: Subnet, direction: Direction) -> Gate | None:
+    """The gate of `subnet`, or None where it has no policy."""
+    if subnet.policy is None:
+        return None
+    rules = subnet.policy.rules(direction) or ()
+    view = View.of(world, vpc.name)
+    layers = [
+        space.product(_ranges(view, subnet.policy, rule), number, space.UNDECIDED) for number, rule in enumerate(rules)
+    ]
+    deciding = space.first_match([*layers, DEFAULT])
+    return Gate(vpc.name, subnet.name, direction, subnet.policy, tuple(layers), deciding)
+
+
+def _ranges(view: View, policy: Policy, rule: Rule) -> list[list[Interval] | None]:
+    """A rule's match as ranges for each dimension."""
+    ports = rule.ports if rule.ports is not None else rule.icmp_types
+    return [
+        _addresses(view, policy, rule.sources),
+        _addresses(view, policy, rule.destinations),
+        None if rule.protocol is None else [(rule.protocol, rule.protocol)],
+        None if ports is None else list(ports),
+    ]
+
+
+def _addresses(view: View, policy: Policy, endpoints: tuple[Endpoint, ...] | None) -> list[Interval] | None:
+    if endpoints is None or any(endpoint.kind == "any" for endpoint in endpoints):
+        return None
+    return [space.interval(prefix) for endpoint in endpoints for prefix in view.resolve(endpoint, policy)]
+
+
+class Reach:
+    """The zones of a world and what passes between them."""
+
+    def __init__(self, world: World):
+        self.world = world
+        self._gates: dict[tuple[str, str, Direction], Gate | None] = {}
+
+    @cached_property
+    def zones(self) -> dict[tuple[str | None, str | None], Zone]:
+        """All zones by key; the internet last, as no VPC has it as its own."""
+        subnets = [
+            Zone(vpc.name, subnet.name, tuple(space.interval(prefix) for prefix in subnet.prefixes))
+            for vpc in self.world.vpcs
+            for subnet in vpc.subnets
+        ]
+        return {zone.key: zone for zone in (*subnets, Zone(None, None, ()))}
+
+    def gate(self, vpc: str, subnet: str, direction: Direction) -> Gate | None:
+        """The gate, computed once."""
+        key = (vpc, subnet, direction)
+        if key not in self._gates:
+            found = self.world.vpc(vpc)
+            self._gates[key] = gate(self.world, found, found.subnet(subnet), direction)
+        return self._gates[key]
+
+    def pairs(self, vpc: str | None = None) -> Iterator[tuple[Zone, Zone]]:
+        """Every pair of zones that may have a path between them; those that touch `vpc` if it is given."""
+        zones = list(self.zones.values())
+        for source in zones:
+            for destination in zones:
+                if vpc in (None, source.vpc, destination.vpc) and self._may_meet(source, destination):
+                    yield source, destination
+
+    def _may_meet(self, source: Zone, destination: Zone) -> bool:
+        if source.vpc is None or destination.vpc is None:
+            return source.vpc is not destination.vpc
+        return source.vpc == destination.vpc or destination.vpc in {p.name for p in self.world.peers(source.vpc)}
+
+    def path(self, source: Zone, destination: Zone) -> tuple[Action, str]:
+        """Does the topology carry anything from one zone to the other, and why (not)?"""
+        if source.vpc is None and destination.vpc is None:
+            return Action.DENY, "neither end is in a VPC"
+        if source.vpc is None:
+            found = self._published(destination)
+            return (Action.ALLOW, "a published port") if found else (Action.DENY, "nothing is published there")
+        if destination.vpc is None:
+            subnet = self.world.vpc(source.vpc).subnet(str(source.subnet))
+            if subnet.reaches_internet:
+                return Action.ALLOW, f"subnet {subnet.name} has a way out"
+            return Action.DENY, f"subnet {subnet.name} is private and has no NAT gateway"
+        if source.vpc == destination.vpc:
+            return Action.ALLOW, f"both are in VPC {source.vpc}"
+        if self._may_meet(source, destination):
+            return Action.ALLOW, f"VPCs {source.vpc} and {destination.vpc} are peered"
+        return Action.DENY, f"VPCs {source.vpc} and {destination.vpc} are not peered"
+
+    def carried(self, source: Zone, destination: Zone) -> Space:
+        """What the topology carries from one zone to the other, whatever the gates say."""
+        if not self._may_meet(source, destination):
+            return space.NOTHING
+        if source.vpc is None:
+            return self._published(destination)
+        home = self.world.vpc(source.vpc)
+        if destination.vpc is None and not home.subnet(str(source.subnet)).reaches_internet:
+            return space.NOTHING
+        return SERVICES & Space.of(source.addresses, self.addresses(destination, home.name), None, None)
+
+    def addresses(self, zone: Zone, home: str) -> tuple[Interval, ...]:
+        """The addresses of a zone as seen from the VPC `home`: the internet is what is left."""
+        if zone.vpc is not None:
+            return zone.addresses
+        vpc = self.world.vpc(home)
+        inside = [prefix for one in (vpc, *self.world.peers(home)) for prefix in one.prefixes]
+        outside = [
+            prefix
+            for version in vpc.versions
+            for prefix in complement([*inside, *NEVER_USABLE, self.world.transit], version)
+        ]
+        return tuple(space.joined(space.interval(prefix) for prefix in outside))
+
+    def _published(self, destination: Zone) -> Space:
+        """What published ports carry into a subnet, with the addresses and ports that gates see."""
+        vpc = self.world.vpc(str(destination.vpc))
+        outside = self.addresses(self.zones[None, None], vpc.name)
+        found = space.NOTHING
+        for item in vpc.publications:
+            if vpc.subnet_of(item.instance).name == destination.subnet:
+                targets = [(space.number(a), space.number(a)) for a in vpc.instance(item.instance).addresses]
+                ports = [(item.target_port, item.target_port)]
+                found |= Space.of(outside, targets, [(item.protocol, item.protocol)], ports)
+        return found
+
+    def allowed(self, source: Zone, destination: Zone) -> Space:
+        """What passes from one zone to the other: carried, and allowed by both gates."""
+        found = self.carried(source, destination)
+        for zone, direction in ((source, Direction.EGRESS), (destination, Direction.INGRESS)):
+            if zone.vpc is not None and found:
+                passed = self.gate(zone.vpc, str(zone.subnet), direction)
+                found = found if passed is None else found & passed.allowed
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What one pair of zones newly may and newly may not; the zones are those of the later world that has them."""
+
+    source: Zone
+    destination: Zone
+    newly_allowed: Space
+    newly_denied: Space
+
+
+def changes(before: Reach, after: Reach) -> Iterator[Change]:
+    """Every pair of zones between which the traffic that passes differs."""
+    keys = {
+        (source.key, destination.key): (source, destination)
+        for reach in (before, after)
+        for source, destination in reach.pairs()
+        if not _same(before, after, source, destination)
+    }
+    for source, destination in keys.values():
+        old, new = (_allowed_in(reach, source, destination) for reach in (before, after))
+        if old != new:
+            yield Change(source, destination, new - old, old - new)
+
+
+def _allowed_in(reach: Reach, source: Zone, destination: Zone) -> Space:
+    if source.key not in reach.zones or destination.key not in reach.zones:
+        return space.NOTHING
+    return reach.allowed(reach.zones[source.key], reach.zones[destination.key])
+
+
+def _same(before: Reach, after: Reach, source: Zone, destination: Zone) -> bool:
+    """Is it plain, without computing any gate, that nothing differs between two zones?"""
+    if before.world is after.world:
+        return True
+    involved = {zone.vpc for zone in (source, destination) if zone.vpc is not None}
+    for name in involved:
+        found = [[vpc for vpc in reach.world.vpcs if vpc.name == name] for reach in (before, after)]
+        if not all(found):
+            return False
+        one, other = found[0][0], found[1][0]
+        peers = [{peer.name: peer.prefixes for peer in reach.world.peers(name)} for reach in (before, after)]
+        if peers[0] != peers[1] or (one.publications, one.sets) != (other.publications, other.sets):
+            return False
+        # Names in policies may mean other addresses where subnets or instances came or went.
+        if [(s.name, s.prefixes, s.reaches_internet, s.instances) for s in one.subnets] != [
+            (s.name, s.prefixes, s.reaches_internet, s.instances) for s in other.subnets
+        ]:
+            return False
+    return all(_policy(before, zone) == _policy(after, zone) for zone in (source, destination))
+
+
+def _policy(reach: Reach, zone: Zone) -> Policy | None:
+    return None if zone.vpc is None else reach.world.vpc(zone.vpc).subnet(str(zone.subnet)).policy
