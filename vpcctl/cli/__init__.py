@@ -41,6 +41,7 @@ COMMANDS: dict[str, str] = {
     "explain": "traffic",
     "matrix": "traffic",
     "verify": "traffic",
+    "log": "traffic",
     "status": "machine",
     "repair": "machine",
     "destroy": "machine",

@@ -12,7 +12,7 @@ from vpcctl.cli.session import Session, json_option, print_json, print_table, re
 from vpcctl.errors import DocumentError, VpcctlError
 
 if TYPE_CHECKING:
-    from vpcctl.model import World
+    from vpcctl.model import Subnet, World
     from vpcctl.policy import Rule
     from vpcctl.spec import PolicyDocument
 
@@ -109,34 +109,54 @@ def clear_policy(session: Session, vpc: str, subnet: str) -> None:
 @click.command
 @click.option("--vpc", required=True, help="The VPC.")
 @click.option("--subnet", help="Only the policy of this subnet.")
+@click.option("--hits", "counted", is_flag=True, help="How many flows each rule decided since the ruleset was loaded.")
 @json_option
 @click.pass_obj
-def show_policy(session: Session, vpc: str, subnet: str | None, as_json: bool) -> None:
+def show_policy(session: Session, vpc: str, subnet: str | None, counted: bool, as_json: bool) -> None:
     """Show the policies in force.
 
-    Example: vpcctl show-policy --vpc shop --subnet web
+    Example: vpcctl show-policy --vpc shop --subnet web --hits
     """
-    from vpcctl.spec import policy_to_json
-
     found = session.load().world.vpc(vpc)
     subnets = found.subnets if subnet is None else (found.subnet(subnet),)
+    objects = _ruleset_objects(session, vpc) if counted else None
     if as_json:
-        return print_json(
-            [
-                {
-                    "subnet": one.name,
-                    "file": one.policy.file if one.policy else None,
-                    "policy": policy_to_json(one.policy) if one.policy else None,
-                }
-                for one in subnets
-            ]
-        )
+        return print_json([_policy_document(one, objects) for one in subnets])
     for one in subnets:
-        _show_policy(one)
+        _print_policy(one, objects)
     return None
 
 
-def _show_policy(subnet: Any) -> None:
+def _ruleset_objects(session: Session, vpc: str) -> list[dict[str, Any]]:
+    from vpcctl.names import router_namespace
+
+    kernel = session.kernel()
+    try:
+        return kernel.ruleset_objects(router_namespace(vpc))
+    finally:
+        kernel.close()
+
+
+def _policy_document(subnet: Subnet, objects: list[dict[str, Any]] | None) -> dict[str, Any]:
+    """A subnet's policy for machines; `hits` by direction, the default's last."""
+    from vpcctl.hits import hits
+    from vpcctl.policy import Direction
+    from vpcctl.spec import policy_to_json
+
+    policy = subnet.policy
+    document: dict[str, Any] = {
+        "subnet": subnet.name,
+        "file": policy.file if policy else None,
+        "policy": policy_to_json(policy) if policy else None,
+    }
+    if objects is not None:
+        counts = {side.value: hits(objects, policy, subnet.name, side) if policy else None for side in Direction}
+        document["hits"] = counts
+    return document
+
+
+def _print_policy(subnet: Subnet, objects: list[dict[str, Any]] | None) -> None:
+    from vpcctl.hits import hits
     from vpcctl.policy import Direction
 
     policy = subnet.policy
@@ -149,10 +169,16 @@ def _show_policy(subnet: Any) -> None:
         if rules is None:
             print(f"  {direction.value}: default {policy.default(direction).value}")
             continue
-        rows = [(number, *_columns(rule)) for number, rule in enumerate(rules)]
-        rows.append(("-", policy.default(direction).value, "any", "", "any", "any", "what no rule matches"))
+        rows = [[str(number), *_columns(rule)] for number, rule in enumerate(rules)]
+        rows.append(["-", policy.default(direction).value, "any", "", "any", "any", "what no rule matches"])
+        headings = ["  #", "ACTION", "PROTOCOL", "PORT", "SOURCE", "DESTINATION", "DESCRIPTION"]
+        counts = hits(objects, policy, subnet.name, direction) if objects is not None else None
+        if counts is not None:
+            headings.insert(1, "HITS")
+            for row, count in zip(rows, counts, strict=True):
+                row.insert(1, str(count))
         print(f"  {direction.value}")
-        print_table(("#", "ACTION", "PROTOCOL", "PORT", "SOURCE", "DESTINATION", "DESCRIPTION"), rows)
+        print_table(headings, [["  " + row[0], *row[1:]] for row in rows])
 
 
 def _columns(rule: Rule) -> tuple[str, ...]:

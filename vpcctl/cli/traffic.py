@@ -77,6 +77,37 @@ def print_answer(answer: Answer) -> None:
 
 @click.command
 @click.option("--vpc", required=True, help="The VPC.")
+@click.option("--count", type=click.IntRange(1), help="End after so many packets.")
+@json_option
+@click.pass_obj
+def log(session: Session, vpc: str, count: int | None, as_json: bool) -> None:
+    """Follow what rules with `"log": true` report: the first packet of each flow, its verdict and its rule.
+
+    Example: vpcctl log --vpc shop
+    """
+    import json
+    from dataclasses import asdict
+    from itertools import islice
+
+    from vpcctl.compiler.gates import LOG_GROUP
+    from vpcctl.kernel import logs
+    from vpcctl.kernel.linux import require_privilege
+    from vpcctl.names import router_namespace
+    from vpcctl.wording import service_in_words
+
+    require_privilege()
+    namespace = router_namespace(session.load().world.vpc(vpc).name)
+    session.say(f"listening to VPC {vpc}; Ctrl-C ends it")
+    for entry in islice(logs.follow(namespace, LOG_GROUP), count):
+        if as_json:
+            print(json.dumps(asdict(entry)), flush=True)
+        else:
+            service = service_in_words(entry.protocol, entry.port)
+            print(f"{entry.prefix}: {entry.source} → {entry.destination} {service}", flush=True)
+
+
+@click.command
+@click.option("--vpc", required=True, help="The VPC.")
 @environment_option
 @json_option
 @click.pass_obj

@@ -31,6 +31,9 @@ from vpcctl.policy import Rule as PolicyRule
 REPLY_TYPE = {ICMP: {8: 0, 13: 14, 15: 16, 17: 18}, ICMPV6: {128: 129, 139: 140}}
 TYPE_FIELD = {ICMP: ("icmp type", "icmp_type"), ICMPV6: ("icmpv6 type", "icmpv6_type")}
 VERDICTS = {Action.ALLOW: "return", Action.DENY: "drop", Action.REJECT: "goto send-reject"}
+# NF_LOG_PREFIXLEN is 128 with the final zero (include/uapi/linux/netfilter/nf_log.h).
+LOG_PREFIX_LIMIT = 127
+LOG_GROUP = 0
 ANYWHERE: tuple[Prefix | None, ...] = (None,)
 
 
@@ -177,7 +180,7 @@ class _Builder:
 
     def _shape(self, box: Box) -> Shape:
         version = (box.peer or box.own or (None,))[0]
-        typed = box.protocol in ICMP_PROTOCOLS and box.ports is not None
+        typed = _typed(box)
         # The protocol itself is part of the key, except that ICMP's types are a field of their own.
         protocol = box.protocol if typed or box.protocol is None else -1
         limited = box.rule if self._rules[box.rule].limit else None
@@ -189,11 +192,7 @@ class _Builder:
         typed = shape.protocol in ICMP_PROTOCOLS
         if typed and mirror:
             name += ".reply"
-            boxes = [
-                box._replace(ports=(REPLY_TYPE[shape.protocol][box.ports[0]],) * 2)
-                for box in boxes
-                if box.ports[0] in REPLY_TYPE[shape.protocol]
-            ]
+            boxes = list(_replies(boxes))
         expression, key_type = self._key(shape, mirror)
         if not expression:
             return self._verdicts("", boxes[0].rule, mirror)
@@ -243,8 +242,7 @@ class _Builder:
 
     def _element_key(self, box: Box) -> str:
         fields = [_address_text(prefix) for prefix in (box.peer, box.own) if prefix is not None]
-        typed = box.protocol in ICMP_PROTOCOLS and box.ports is not None
-        if box.protocol is not None and not typed:
+        if box.protocol is not None and not _typed(box):
             fields.append(str(box.protocol))
         if box.ports is not None:
             low, high = box.ports
@@ -252,10 +250,27 @@ class _Builder:
         return " . ".join(fields)
 
 
+def _typed(box: Box) -> bool:
+    """Are the box's `ports` types of ICMP?"""
+    return box.protocol in ICMP_PROTOCOLS and box.ports is not None
+
+
+def _replies(boxes: list[Box]) -> Iterator[Box]:
+    """The boxes of ICMP requests as boxes of their replies."""
+    for box in boxes:
+        for request, answer in REPLY_TYPE[box.protocol].items():
+            if box.ports[0] <= request <= box.ports[1]:
+                yield box._replace(ports=(answer, answer))
+
+
 def _logging(name: str, vpc: str, rule: PolicyRule) -> Chain:
-    """A chain that logs the first packet of a flow and then decides.  `goto` leads here, so `return` ends the gate."""
-    prefix = comment_text(f"vpcctl {vpc} {rule.action.value} {rule.origin} ")
-    return Chain(name, (Rule(f'ct state new log prefix "{prefix}"'), Rule(VERDICTS[rule.action])))
+    """A chain that logs the first packet of a flow and then decides.  `goto` leads here, so `return` ends the gate.
+
+    The log goes to a netlink group: the kernel's own log is silent in namespaces (net.netfilter.nf_log_all_netns).
+    """
+    head = f"vpcctl {vpc} {rule.action.value} "
+    prefix = head + comment_text(rule.origin)[-(LOG_PREFIX_LIMIT - len(head)) :]
+    return Chain(name, (Rule(f'ct state new log prefix "{prefix}" group {LOG_GROUP}'), Rule(VERDICTS[rule.action])))
 
 
 def joined(ranges: tuple[tuple[int, int], ...] | None) -> list[tuple[int, int]] | None:

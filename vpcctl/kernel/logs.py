@@ -1,0 +1,100 @@
+"""Packets that rules with `log` report, read from nfnetlink_log in a VPC's router namespace.
+
+The wire format is that of include/uapi/linux/netfilter/nfnetlink_log.h; pyroute2 has no part for it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vpcctl.errors import KernelError
+from vpcctl.kernel.namespaces import entered
+from vpcctl.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS
+
+NETLINK_NETFILTER = 12
+NFNL_SUBSYS_ULOG = 4
+NFULNL_MSG_PACKET, NFULNL_MSG_CONFIG = 0, 1
+NFULA_PAYLOAD, NFULA_PREFIX = 9, 10
+NFULA_CFG_CMD, NFULA_CFG_MODE = 1, 2
+NFULNL_CFG_CMD_BIND = 1
+NFULNL_COPY_PACKET = 2
+NLM_F_REQUEST, NLM_F_ACK, NLMSG_ERROR = 1, 4, 2
+COPIED_BYTES = 128
+BUFFER = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One logged packet: the rule's prefix and the packet's addresses; `port` is a port, an ICMP type or None."""
+
+    prefix: str
+    source: str
+    destination: str
+    protocol: int
+    port: int | None
+
+
+def follow(namespace: str, group: int) -> Iterator[Entry]:
+    """What rules in `namespace` log to `group`, from now on, without end; KernelError where the group is taken."""
+    with entered(namespace):
+        channel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
+    with channel:
+        channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+        channel.bind((0, 0))
+        _configure(channel, group, NFULA_CFG_CMD, struct.pack("=B", NFULNL_CFG_CMD_BIND))
+        # struct nfulnl_msg_config_mode: __be32 copy_range, __u8 copy_mode, padding
+        _configure(channel, group, NFULA_CFG_MODE, struct.pack("!IBx", COPIED_BYTES, NFULNL_COPY_PACKET))
+        while True:
+            yield from _entries(channel.recv(65536))
+
+
+def _configure(channel: socket.socket, group: int, kind: int, value: bytes) -> None:
+    attribute = struct.pack("=HH", 4 + len(value), kind) + value
+    attribute += b"\0" * (-len(attribute) % 4)
+    body = struct.pack("!BBH", socket.AF_UNSPEC, 0, group) + attribute
+    kind = NFNL_SUBSYS_ULOG << 8 | NFULNL_MSG_CONFIG
+    channel.send(struct.pack("=IHHII", 16 + len(body), kind, NLM_F_REQUEST | NLM_F_ACK, 1, 0) + body)
+    number = -struct.unpack_from("=i", channel.recv(4096), 16)[0]
+    if number:
+        raise KernelError(f"cannot listen to log group {group}; is another program listening?", os.strerror(number))
+
+
+def _entries(data: bytes) -> Iterator[Entry]:
+    while len(data) >= 16:
+        length, kind = struct.unpack_from("=IH", data)
+        if kind == NFNL_SUBSYS_ULOG << 8 | NFULNL_MSG_PACKET:
+            attributes = dict(_attributes(data[20:length]))
+            prefix = attributes.get(NFULA_PREFIX, b"").rstrip(b"\0").decode(errors="replace")
+            yield Entry(prefix, *_packet(attributes.get(NFULA_PAYLOAD, b"")))
+        data = data[(length + 3) & ~3 :]
+
+
+def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    while len(data) >= 4:
+        length, kind = struct.unpack_from("=HH", data)
+        if length < 4:
+            return
+        yield kind & 0x3FFF, data[4:length]
+        data = data[(length + 3) & ~3 :]
+
+
+def _packet(payload: bytes) -> tuple[str, str, int, int | None]:
+    """Source, destination, protocol and port or ICMP type of an IP packet (RFC 791, RFC 8200)."""
+    if len(payload) < 20:
+        return "?", "?", 0, None
+    if payload[0] >> 4 == 4:
+        source, destination = payload[12:16], payload[16:20]
+        protocol, transport = payload[9], payload[(payload[0] & 15) * 4 :]
+    else:
+        source, destination, protocol, transport = payload[8:24], payload[24:40], payload[6], payload[40:]
+    port = None
+    if protocol in PORT_PROTOCOLS and len(transport) >= 4:
+        port = struct.unpack_from("!H", transport, 2)[0]
+    elif protocol in ICMP_PROTOCOLS and transport:
+        port = transport[0]
+    return str(ipaddress.ip_address(source)), str(ipaddress.ip_address(destination)), protocol, port
