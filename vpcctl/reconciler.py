@@ -65,7 +65,7 @@ def change(store: Store, kernel: Kernel, transform: Transform, report: Report = 
             state = _converge(writer, kernel, state)[0]
         desired = _prepared(state, transform(state), kernel.facts())
         loaded = _loaded(state.items)
-        after = topology.snapshot(desired, state.state_id, loaded)
+        after = topology.snapshot(desired, state.state_id, loaded, state.world)
         plan = _plan(state, desired, after, loaded)
         if not plan and desired == state.world:
             return Outcome(state.world, desired, plan)

@@ -15,6 +15,7 @@ from typing import Any
 from vpcctl import documents, names
 from vpcctl.errors import DocumentError, Problem, VpcctlError
 from vpcctl.model import Instance, Network, Peering, Publication, Subnet, Vpc, World
+from vpcctl.plain import plainly_valid
 from vpcctl.policy import (
     HIGHEST_PORT,
     ICMP,
@@ -64,7 +65,7 @@ class PolicyDocument:
 
 def read_policies(document: Any, file: str) -> list[PolicyDocument]:
     """The policies of one parsed file; DocumentError with every problem in it."""
-    problems = documents.structure_problems(document, "policy", file)
+    problems = [] if plainly_valid(document) else documents.structure_problems(document, "policy", file)
     if problems:
         raise DocumentError(*problems)
     reader = _Reader(file)

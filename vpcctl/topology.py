@@ -66,17 +66,18 @@ Items = tuple[Item, ...]
 Loaded = Mapping[tuple[str, ...], Ruleset]
 
 
-def snapshot(world: World, state_id: str, loaded: Loaded) -> dict[str, Items]:
+def snapshot(world: World, state_id: str, loaded: Loaded, before: World | None = None) -> dict[str, Items]:
     """All items of `world` by scope: the name of a VPC, or HOST.
 
     `loaded` are the rulesets of the record by key; a ruleset whose text differs from the recorded one gets the next
-    generation.  Nothing is there for an empty world: the last VPC takes the host's table with it.
+    generation.  Where a VPC is as it was in the world `before`, its recorded ruleset stands, without its text.
+    Nothing is there for an empty world: the last VPC takes the host's table with it.
     """
     if not world.vpcs:
         return {}
     scopes = {HOST: tuple(_host_items(world, state_id, loaded))}
     for vpc in world.vpcs:
-        scopes[vpc.name] = tuple(_vpc_items(world, vpc, state_id, loaded))
+        scopes[vpc.name] = tuple(_vpc_items(world, vpc, state_id, loaded, before))
     return scopes
 
 
@@ -109,14 +110,13 @@ def _host_items(world: World, state_id: str, loaded: Loaded) -> Iterator[Item]:
         yield LinkSetting(None, link, "net/ipv4/conf/{link}/forwarding", "1", previous)
 
 
-def _vpc_items(world: World, vpc: Vpc, state_id: str, loaded: Loaded) -> Iterator[Item]:
+def _vpc_items(world: World, vpc: Vpc, state_id: str, loaded: Loaded, before: World | None) -> Iterator[Item]:
     router = names.router_namespace(vpc.name)
     yield Namespace(router, names.tag(state_id, vpc.name, "router"))
     for path, value, optional in ROUTER_SETTINGS:
         yield Setting(router, path, value, optional)
     yield LinkUp(router, "lo")
-    owner = names.tag(state_id, vpc.name, "ruleset")
-    yield _ruleset(router, VPC_FAMILIES, owner, compile_vpc(world, vpc.name, owner), loaded)
+    yield _vpc_ruleset(world, vpc, state_id, loaded, before)
     yield from _uplink(world, vpc, state_id)
     for subnet in vpc.subnets:
         yield from _bridge(vpc, subnet, state_id)
@@ -125,6 +125,24 @@ def _vpc_items(world: World, vpc: Vpc, state_id: str, loaded: Loaded) -> Iterato
     for peering in world.peerings:
         if vpc.name in peering:
             yield from _peering(world, vpc, peering, state_id)
+
+
+def _vpc_ruleset(world: World, vpc: Vpc, state_id: str, loaded: Loaded, before: World | None) -> Ruleset:
+    router, owner = names.router_namespace(vpc.name), names.tag(state_id, vpc.name, "ruleset")
+    recorded = loaded.get(("Ruleset", router))
+    if recorded is not None and before is not None and _compiles_alike(before, world, vpc):
+        return recorded
+    return _ruleset(router, VPC_FAMILIES, owner, compile_vpc(world, vpc.name, owner), loaded)
+
+
+def _compiles_alike(before: World, world: World, vpc: Vpc) -> bool:
+    """Is all that the compiler sees of `vpc` the same in both worlds?"""
+    return (
+        before.transit == world.transit
+        and vpc in before.vpcs
+        and [(peer.name, peer.prefixes) for peer in before.peers(vpc.name)]
+        == [(peer.name, peer.prefixes) for peer in world.peers(vpc.name)]
+    )
 
 
 def _uplink(world: World, vpc: Vpc, state_id: str) -> Iterator[Item]:

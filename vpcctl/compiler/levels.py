@@ -26,12 +26,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from vpcctl.policy import ICMP_PROTOCOLS
+
 # (IP version, network address as an integer, prefix length)
 Prefix = tuple[int, int, int]
 Rank = tuple[int, bool, bool, bool, bool, bool]
 WIDTH = {4: 32, 6: 128}
 EVERYWHERE: tuple[Prefix, ...] = ((4, 0, 0), (6, 0, 0))
 ALL_VALUES = (0, 65535)
+ALL_TYPES = (0, 255)
 
 
 class Box(NamedTuple):
@@ -69,7 +72,7 @@ class PortBits:
     """Sets of ports as integers: one bit for each stretch between two neighbouring break points."""
 
     def __init__(self, ranges: Iterable[tuple[int, int] | None]):
-        points = {ALL_VALUES[0], ALL_VALUES[1] + 1}
+        points = {ALL_VALUES[0], ALL_VALUES[1] + 1, ALL_TYPES[1] + 1}
         for low, high in filter(None, ranges):
             points.update((low, high + 1))
         self._points = sorted(points)
@@ -181,7 +184,7 @@ def stack(boxes: Sequence[Box]) -> list[list[Box]]:
     index = _Index(boxes)
     levels: list[list[Box]] = []
     for box in boxes:
-        whole = ports.bits(box.ports)
+        whole = ports.bits(ALL_TYPES if box.ports is None and box.protocol in ICMP_PROTOCOLS else box.ports)
         bits = whole & ~index.covered(box)
         pieces = [box] if bits == whole else [box._replace(ports=span) for span in ports.ranges(bits)]
         for piece in pieces:
