@@ -120,6 +120,18 @@ def _names(world: World, attachment: Attachment) -> Iterator[Problem]:
             yield Problem(attachment.policy.file, place, words)
 
 
+def check_names(world: World, vpcs: set[str]) -> list[Problem]:
+    """Endpoints that name nothing, in the policies of the named VPCs of a world."""
+    return [
+        problem
+        for vpc in world.vpcs
+        if vpc.name in vpcs
+        for subnet in vpc.subnets
+        if subnet.policy is not None
+        for problem in _names(world, Attachment(vpc.name, subnet.name, subnet.policy))
+    ]
+
+
 def _endpoints(policy: Policy) -> Iterator[tuple[str, Endpoint]]:
     """Every endpoint of the policy with its pointer."""
     for direction in Direction:

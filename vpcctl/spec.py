@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -259,33 +260,53 @@ def parse_prefix(text: str) -> Network:
 # -- what people write: environments -------------------------------------------------------------------------------
 
 
-def read_environment(document: Any, file: str, load: Callable[[str], tuple[Any, str]]) -> World:
-    """The world that an environment document describes, with addresses, MACs and uplinks allocated in its order.
+def read_environment(
+    document: Any, file: str, load: Callable[[str], tuple[Any, str]], present: World | None = None, serial: int = 0
+) -> World:
+    """The world that an environment document describes, and nothing beside it.
 
-    `load` returns the parsed document and the name of a policy's path.  DocumentError with every problem found.
+    What we allocate (uplinks, addresses, MACs) is kept from the world `present` where it has the object already, and
+    else allocated in the document's order.  `load` returns the parsed document and the name of a policy's path.
+    DocumentError with every problem found.
     """
     problems = documents.structure_problems(document, "environment", file)
     if problems:
         raise DocumentError(*problems)
-    reader = _Environment(file, load)
+    reader = _Environment(file, load, present or World(), serial)
     world = reader.world(document)
     reader.finish()
     return world
 
 
 class _Environment(_Reader):
-    def __init__(self, file: str, load: Callable[[str], tuple[Any, str]]):
+    def __init__(self, file: str, load: Callable[[str], tuple[Any, str]], present: World, serial: int):
         super().__init__(file)
-        self._load = load
+        self._load, self._present, self._serial = load, present, serial
 
-    def world(self, document: dict) -> World | None:
-        vpcs = [self.vpc(inner, f"/vpcs/{number}", number) for number, inner in enumerate(document.get("vpcs", ()))]
+    def world(self, document: dict) -> World:
+        named = [inner["name"] for inner in document.get("vpcs", ())]
+        taken = {vpc.name: vpc.index for vpc in self._present.vpcs}
+        free = (index for index in itertools.count() if index not in taken.values())
+        vpcs = [
+            self.vpc(inner, f"/vpcs/{number}", taken[name] if name in taken else next(free))
+            for number, (name, inner) in enumerate(zip(named, document.get("vpcs", ()), strict=True))
+        ]
+        self.finish()
         pairs = [
             self.guarded(f"/peerings/{number}", Peering.between, *pair)
             for number, pair in enumerate(document.get("peerings", ()))
         ]
+        for number, pair in enumerate(document.get("peerings", ())):
+            for place, name in enumerate(pair):
+                if name not in (*named, *taken):
+                    words = f"there is no VPC {name!r}; {documents.nearest(name, sorted({*named, *taken}))}"
+                    self.problems.append(Problem(self.file, f"/peerings/{number}/{place}", words))
         self.finish()
-        return self.guarded("", World, tuple(vpcs), tuple(pairs))
+        # A peering may name a VPC that stands beside the document; it is put to the world when that is known.
+        own = tuple(pair for pair in pairs if pair.one in named and pair.other in named)
+        made = self.guarded("", World, tuple(vpcs), own, self._present.transit)
+        self.finish()
+        return made
 
     def guarded(self, pointer: str, make: Callable[..., Any], *arguments: Any) -> Any:
         """`make(*arguments)`; what our own checks refuse becomes a problem at `pointer`."""
@@ -315,35 +336,50 @@ class _Environment(_Reader):
         )
         if prefix is None or None in subnets:
             return None
-        made = self.guarded(
-            pointer, Vpc, document["name"], (prefix,), index, tuple(subnets), published, tuple(sets.items())
-        )
-        return made
+        parts = (document["name"], (prefix,), index, tuple(subnets), published, tuple(sets.items()))
+        return self.guarded(pointer, Vpc, *parts)
 
     def subnet(self, document: dict, pointer: str, vpc: str) -> Subnet | None:
         prefix = self.attempt(f"{pointer}/cidr", parse_prefix, document["cidr"])
-        policy = (
-            self.guarded(f"{pointer}/policy", self.attached, document["policy"], pointer)
-            if "policy" in document
-            else None
-        )
+        policy = None
+        if "policy" in document:
+            policy = self.guarded(f"{pointer}/policy", self.attached, document["policy"], pointer)
         if prefix is None:
             return None
-        made = self.guarded(
-            pointer,
-            Subnet,
-            document["name"],
-            (prefix,),
-            document["type"] == "public",
-            document.get("nat_gateway", False),
-            (),
-            policy,
-        )
-        for number, inner in enumerate(document.get("instances", [{"name": document["name"]}])):
-            place = f"{pointer}/instances/{number}"
-            address = self.attempt(f"{place}/ip", parse_address, inner["ip"]) if "ip" in inner else None
-            made = made and self.guarded(place, with_instance, made, vpc, inner["name"], address)
-        return made
+        public, gateway = document["type"] == "public", document.get("nat_gateway", False)
+        made = self.guarded(pointer, Subnet, document["name"], (prefix,), public, gateway, (), policy)
+        return made and self.populated(made, document, pointer, vpc)
+
+    def populated(self, subnet: Subnet, document: dict, pointer: str, vpc: str) -> Subnet | None:
+        """`subnet` with its instances: those with a given or a known address first, so that none is taken from them."""
+        known = {
+            one.name: one
+            for found in self._present.vpcs
+            if found.name == vpc
+            for beside in found.subnets
+            if (beside.name, beside.prefixes) == (subnet.name, subnet.prefixes)
+            for one in beside.instances
+        }
+        wanted = document.get("instances", [{"name": document["name"]}])
+        places = {number: f"{pointer}/instances/{number}" for number in range(len(wanted))}
+        addresses: dict[int, Any] = {}
+        for number, inner in enumerate(wanted):
+            if "ip" in inner:
+                addresses[number] = self.attempt(f"{places[number]}/ip", parse_address, inner["ip"])
+            elif inner["name"] in known:
+                addresses[number] = known[inner["name"]].addresses[0]
+        made: Subnet | None = subnet
+        for number in sorted(places, key=lambda number: (number not in addresses, number)):
+            name, address = wanted[number]["name"], addresses.get(number)
+            kept = known.get(name)
+            if kept is not None and kept.addresses == (address,) and made is not None:
+                made = self.guarded(places[number], _joined_by, made, kept)
+            elif made is not None:
+                made = self.guarded(places[number], with_instance, made, vpc, name, address, self._serial)
+        if made is None:
+            return None
+        order = {inner["name"]: number for number, inner in enumerate(wanted)}
+        return dataclasses.replace(made, instances=tuple(sorted(made.instances, key=lambda one: order[one.name])))
 
     def attached(self, policy: Any, pointer: str) -> Policy:
         if not isinstance(policy, str):
@@ -353,6 +389,10 @@ class _Environment(_Reader):
         if len(found) != 1:
             raise DocumentError(Problem(file, "", f"one policy is expected here, found {len(found)}"))
         return found[0].policy
+
+
+def _joined_by(subnet: Subnet, instance: Instance) -> Subnet:
+    return dataclasses.replace(subnet, instances=(*subnet.instances, instance))
 
 
 def with_instance(subnet: Subnet, vpc: str, name: str, address: Any = None, serial: int = 0) -> Subnet:

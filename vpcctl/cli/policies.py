@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -235,15 +236,21 @@ def compile(
 
 def load_environment(file: str) -> World:
     """The world of an environment file; policies are found relative to it."""
+    from vpcctl.attachments import check_names
     from vpcctl.spec import read_environment
 
     document, name = read_document(file)
-    folder = Path(file).parent
+    world = read_environment(document, name, policy_loader(file))
+    problems = check_names(world, {vpc.name for vpc in world.vpcs})
+    if problems:
+        raise DocumentError(*problems)
+    return world
 
-    def load(policy: str) -> tuple[Any, str]:
-        return read_document(policy if os.path.isabs(policy) else str(folder / policy))
 
-    return read_environment(document, name, load)
+def policy_loader(environment: str) -> Callable[[str], tuple[Any, str]]:
+    """What reads the policies that an environment file names by paths relative to itself."""
+    folder = Path(environment).parent
+    return lambda policy: read_document(policy if os.path.isabs(policy) else str(folder / policy))
 
 
 @click.command

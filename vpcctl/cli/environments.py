@@ -1,0 +1,159 @@
+"""Commands on whole environments."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vpcctl.cli.policies import policy_loader
+from vpcctl.cli.session import Session, json_option, print_json, read_document
+from vpcctl.errors import DocumentError, VpcctlError
+
+if TYPE_CHECKING:
+    from vpcctl.model import World
+    from vpcctl.state import State
+
+PATIENCE = 1.0
+
+prune_option = click.option("--prune", is_flag=True, help="Remove the VPCs that the document does not name.")
+
+
+def _wanted(document: Any, file: str, state: State, prune: bool) -> World:
+    """The world after the document is applied to `state`, everything checked."""
+    from vpcctl.attachments import check_names
+    from vpcctl.environments import merged
+    from vpcctl.model import Peering
+    from vpcctl.spec import read_environment
+
+    world = read_environment(document, file, policy_loader(file), state.world, state.serial)
+    peerings = tuple(Peering.between(*pair) for pair in document.get("peerings", ()))
+    wanted = merged(state.world, world, peerings, prune)
+    problems = check_names(wanted, {vpc.name for vpc in world.vpcs})
+    if problems:
+        raise DocumentError(*problems)
+    return wanted
+
+
+@click.command
+@click.argument("environment", metavar="ENVIRONMENT.json")
+@prune_option
+@json_option
+@click.pass_obj
+def plan(session: Session, environment: str, prune: bool, as_json: bool) -> None:
+    """Say what `apply` would change, object by object, and what traffic that allows and denies.
+
+    Example: vpcctl plan shop.json
+    """
+    from vpcctl.environments import object_changes
+    from vpcctl.explain import line_to_json
+    from vpcctl.forecast import forecast
+
+    document, file = read_document(environment)
+    state = session.load()
+    wanted = _wanted(document, file, state, prune)
+    changes = object_changes(state.world, wanted)
+    expected = forecast(state.world, wanted, _policies(wanted, state.world))
+    if as_json:
+        return print_json(
+            {
+                "changes": [dataclasses.asdict(change) for change in changes],
+                "newly_allowed": list(map(line_to_json, expected.newly_allowed)),
+                "newly_denied": list(map(line_to_json, expected.newly_denied)),
+                "without_effect": [dataclasses.asdict(idle) for idle in expected.idle],
+            }
+        )
+    if not changes:
+        return print("nothing to change")
+    for change in changes:
+        print(change)
+    return print(expected)
+
+
+def _policies(wanted: World, before: World) -> list[tuple[str, str]]:
+    """The subnets whose policy is new or another one."""
+    old = {(vpc.name, subnet.name): subnet.policy for vpc in before.vpcs for subnet in vpc.subnets}
+    return [
+        (vpc.name, subnet.name)
+        for vpc in wanted.vpcs
+        for subnet in vpc.subnets
+        if subnet.policy is not None and old.get((vpc.name, subnet.name)) != subnet.policy
+    ]
+
+
+@click.command
+@click.argument("environment", metavar="ENVIRONMENT.json")
+@prune_option
+@click.pass_obj
+def apply(session: Session, environment: str, prune: bool) -> None:
+    """Make the VPCs that a document names exactly as it says.
+
+    \b
+    Everything is checked before the first change.  Each VPC is one step: where one
+    fails, that VPC is put back as it was, the others are done, and it is said.
+
+    Example: vpcctl apply shop.json
+    """
+    from vpcctl.environments import object_changes
+
+    document, file = read_document(environment)
+    state = session.load()
+    wanted = _wanted(document, file, state, prune)
+    changes = object_changes(state.world, wanted)
+    failures: list[VpcctlError] = []
+    steps = _steps(state.world, wanted)
+    started = time.monotonic()
+    for number, (label, names) in enumerate(steps, 1):
+        if sys.stderr.isatty() and time.monotonic() - started > PATIENCE:
+            session.say(f"[{number}/{len(steps)}] {label}")
+        try:
+            session.change(lambda found, names=names: _stepped(found, document, file, prune, names))
+        except DocumentError:
+            raise
+        except VpcctlError as error:
+            failures.append(error)
+            session.say(f"{label}: failed and was put back; {error}")
+    for change in changes:
+        session.say(str(change))
+    if failures:
+        raise type(failures[0])(f"{len(failures)} of {len(steps)} steps failed: {failures[0]}")
+    session.say("applied" if changes else "nothing to change")
+
+
+def _steps(before: World, wanted: World) -> list[tuple[str, frozenset[str]]]:
+    """One step for each VPC that comes, goes or changes, in an order that never needs what is not there; peerings last."""
+    old, new = ({vpc.name: vpc for vpc in world.vpcs} for world in (before, wanted))
+    gone = [(f"VPC {name}", frozenset({name})) for name in old if name not in new]
+    changed = [(f"VPC {name}", frozenset({name})) for name, vpc in new.items() if old.get(name) != vpc]
+    peerings = [("peerings", frozenset[str]())] if before.peerings != wanted.peerings else []
+    return [*gone, *changed, *peerings]
+
+
+def _stepped(state: State, document: Any, file: str, prune: bool, names: frozenset[str]) -> World:
+    """The present world with the VPCs `names`, or else the peerings, as the document has them."""
+    wanted = _wanted(document, file, state, prune)
+    if not names:
+        there = {vpc.name for vpc in state.world.vpcs}
+        pairs = tuple(pair for pair in wanted.peerings if {pair.one, pair.other} <= there)
+        return dataclasses.replace(state.world, peerings=pairs)
+    world = state.world
+    for name in names:
+        target = next((vpc for vpc in wanted.vpcs if vpc.name == name), None)
+        world = world.without_vpc(name) if target is None else world.with_vpc(target)
+    return world
+
+
+@click.command
+@click.option("--vpc", help="Only this VPC.")
+@click.pass_obj
+def export(session: Session, vpc: str | None) -> None:
+    """Print the present environment as one document; applying it changes nothing.
+
+    Example: vpcctl export > environment.json
+    """
+    from vpcctl.environments import exported
+
+    print_json(exported(session.load().world, vpc))

@@ -1,0 +1,199 @@
+"""A whole environment as one document: put it to a world, tell the difference, and write a world as one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from vpcctl.model import Peering, Subnet, Vpc, World
+from vpcctl.policy import PROTOCOL_NAMES, Policy, Rule
+from vpcctl.spec import policy_to_json
+
+
+def merged(present: World, wanted: World, peerings: tuple[Peering, ...], prune: bool) -> World:
+    """`present` with the VPCs that `wanted` names exactly as it has them.
+
+    Peerings between two named VPCs are those of `peerings`; others stay.  With `prune` VPCs that are not named go.
+    """
+    named = {vpc.name for vpc in wanted.vpcs}
+    others = () if prune else tuple(vpc for vpc in present.vpcs if vpc.name not in named)
+    kept = {vpc.name: vpc for vpc in present.vpcs}
+    vpcs = tuple(_with_known_policies(vpc, kept.get(vpc.name)) for vpc in wanted.vpcs)
+    order = {name: number for number, name in enumerate(kept)}
+    everything = sorted((*others, *vpcs), key=lambda vpc: order.get(vpc.name, len(order)))
+    there = {vpc.name for vpc in everything}
+    staying = tuple(
+        pair
+        for pair in present.peerings
+        if not (pair.one in named and pair.other in named) and {pair.one, pair.other} <= there
+    )
+    pairs = tuple(dict.fromkeys((*(p for p in present.peerings if p in peerings), *staying, *peerings)))
+    return dataclasses.replace(present, vpcs=tuple(everything), peerings=pairs)
+
+
+def _with_known_policies(vpc: Vpc, before: Vpc | None) -> Vpc:
+    """`vpc` with policies that say the same as before left as they were, so that their lines still lead there."""
+    if before is None:
+        return vpc
+    known = {subnet.name: subnet.policy for subnet in before.subnets}
+    subnets = tuple(
+        dataclasses.replace(subnet, policy=known[subnet.name])
+        if subnet.policy and known.get(subnet.name) and same_words(subnet.policy, known[subnet.name])
+        else subnet
+        for subnet in vpc.subnets
+    )
+    return dataclasses.replace(vpc, subnets=subnets)
+
+
+def same_words(one: Policy, other: Policy | None) -> bool:
+    """Do two policies say the same, wherever they were read from?"""
+    return other is not None and _bare(one) == _bare(other)
+
+
+def _bare(policy: Policy) -> Policy:
+    def rules(found: tuple[Rule, ...] | None) -> tuple[Rule, ...] | None:
+        return found and tuple(dataclasses.replace(rule, origin="") for rule in found)
+
+    return dataclasses.replace(policy, ingress=rules(policy.ingress), egress=rules(policy.egress), file="", pointer="")
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectChange:
+    """One object that comes (``+``), goes (``-``) or changes (``~``); `detail` says what changes."""
+
+    sign: str
+    what: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.sign} {self.what}" + (f": {self.detail}" if self.detail else "")
+
+
+def object_changes(before: World, after: World) -> list[ObjectChange]:
+    """The difference between two worlds, object by object, as people name them."""
+    found: list[ObjectChange] = []
+    old, new = ({vpc.name: vpc for vpc in world.vpcs} for world in (before, after))
+    for name in [*(name for name in old if name not in new)]:
+        found += [ObjectChange("-", f"VPC {name}"), *_parts("-", old[name])]
+    for name, vpc in new.items():
+        if name not in old:
+            found += [ObjectChange("+", f"VPC {name}", _prefixes(vpc)), *_parts("+", vpc)]
+        else:
+            found += _vpc_changes(old[name], vpc)
+    for sign, pairs, others in (("-", before.peerings, after.peerings), ("+", after.peerings, before.peerings)):
+        found += [ObjectChange(sign, f"peering {p.one} and {p.other}") for p in pairs if p not in others]
+    return found
+
+
+def _prefixes(thing: Vpc | Subnet) -> str:
+    return " ".join(map(str, thing.prefixes))
+
+
+def _parts(sign: str, vpc: Vpc) -> Iterator[ObjectChange]:
+    for subnet in vpc.subnets:
+        yield from _subnet_parts(sign, vpc, subnet)
+    for item in vpc.publications:
+        yield ObjectChange(sign, _published(vpc, item))
+
+
+def _subnet_parts(sign: str, vpc: Vpc, subnet: Subnet) -> Iterator[ObjectChange]:
+    kind = ("public" if subnet.public else "private") + (", NAT gateway" if subnet.nat_gateway else "")
+    yield ObjectChange(sign, f"subnet {vpc.name}/{subnet.name}", f"{_prefixes(subnet)}, {kind}" if sign == "+" else "")
+    for instance in subnet.instances:
+        detail = str(instance.addresses[0]) if sign == "+" else ""
+        yield ObjectChange(sign, f"instance {vpc.name}/{instance.name}", detail)
+    if subnet.policy and sign == "+":
+        yield ObjectChange(sign, f"policy of {vpc.name}/{subnet.name}", subnet.policy.file)
+
+
+def _published(vpc: Vpc, item: Any) -> str:
+    target = f"{vpc.name}/{item.instance} port {item.target_port}"
+    return f"published {PROTOCOL_NAMES[item.protocol]}/{item.port} for {target}"
+
+
+def _vpc_changes(old: Vpc, new: Vpc) -> Iterator[ObjectChange]:
+    if old.prefixes != new.prefixes:
+        yield ObjectChange("~", f"VPC {new.name}", f"{_prefixes(old)} becomes {_prefixes(new)}")
+    if old.sets != new.sets:
+        yield ObjectChange("~", f"VPC {new.name}", "its named sets")
+    before, after = ({subnet.name: subnet for subnet in vpc.subnets} for vpc in (old, new))
+    for name, subnet in before.items():
+        if name not in after:
+            yield from _subnet_parts("-", old, subnet)
+    for name, subnet in after.items():
+        if name not in before:
+            yield from _subnet_parts("+", new, subnet)
+        else:
+            yield from _subnet_changes(new.name, before[name], subnet)
+    for item in old.publications:
+        if item not in new.publications:
+            yield ObjectChange("-", _published(old, item))
+    for item in new.publications:
+        if item not in old.publications:
+            yield ObjectChange("+", _published(new, item))
+
+
+def _subnet_changes(vpc: str, old: Subnet, new: Subnet) -> Iterator[ObjectChange]:
+    what = f"subnet {vpc}/{new.name}"
+    if old.prefixes != new.prefixes:
+        yield ObjectChange("~", what, f"{_prefixes(old)} becomes {_prefixes(new)}")
+    if old.public != new.public:
+        yield ObjectChange("~", what, "public" if new.public else "private")
+    if old.nat_gateway != new.nat_gateway:
+        yield ObjectChange("+" if new.nat_gateway else "-", f"NAT gateway of {vpc}/{new.name}")
+    before, after = ({one.name: one for one in subnet.instances} for subnet in (old, new))
+    for name in before.keys() - after.keys():
+        yield ObjectChange("-", f"instance {vpc}/{name}")
+    for name, instance in after.items():
+        if name not in before:
+            yield ObjectChange("+", f"instance {vpc}/{name}", str(instance.addresses[0]))
+        elif before[name] != instance:
+            yield ObjectChange("~", f"instance {vpc}/{name}", f"moves to {instance.addresses[0]}")
+    if old.policy != new.policy:
+        sign = "+" if old.policy is None else "-" if new.policy is None else "~"
+        yield ObjectChange(sign, f"policy of {vpc}/{new.name}", new.policy.file if new.policy else "")
+
+
+def exported(world: World, vpc: str | None = None) -> dict[str, Any]:
+    """The world, or one VPC of it, as an environment document."""
+    chosen = world.vpcs if vpc is None else (world.vpc(vpc),)
+    named = {one.name for one in chosen}
+    pairs = [[p.one, p.other] for p in world.peerings if vpc is None or named & {p.one, p.other}]
+    return {"vpcs": [_exported_vpc(one) for one in chosen], "peerings": pairs}
+
+
+def _exported_vpc(vpc: Vpc) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "name": vpc.name,
+        "cidr": str(vpc.prefixes[0]),
+        "subnets": [_exported_subnet(subnet) for subnet in vpc.subnets],
+    }
+    if vpc.sets:
+        document["sets"] = {name: list(map(str, prefixes)) for name, prefixes in vpc.sets}
+    if vpc.publications:
+        document["publish"] = [
+            {
+                "protocol": PROTOCOL_NAMES[item.protocol],
+                "port": item.port,
+                "instance": item.instance,
+                "target_port": item.target_port,
+            }
+            for item in vpc.publications
+        ]
+    return document
+
+
+def _exported_subnet(subnet: Subnet) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "name": subnet.name,
+        "cidr": str(subnet.prefixes[0]),
+        "type": "public" if subnet.public else "private",
+        "instances": [{"name": one.name, "ip": str(one.addresses[0])} for one in subnet.instances],
+    }
+    if subnet.nat_gateway:
+        document["nat_gateway"] = True
+    if subnet.policy:
+        document["policy"] = policy_to_json(subnet.policy)
+    return document
