@@ -83,10 +83,13 @@ def change(store: Store, kernel: Kernel, transform: Transform, report: Report = 
         return Outcome(state.world, desired, plan)
 
 
-def repair(store: Store, kernel: Kernel) -> tuple[list[Difference], World]:
-    """Make the kernel what the record says it should be; the differences that were mended."""
+def repair(store: Store, kernel: Kernel, adopt: bool = False) -> tuple[list[Difference], World]:
+    """Make the kernel what the record says it should be; the differences that were mended.
+
+    With `adopt` the record is first taken back from its copy, for a file that was lost or damaged.
+    """
     with store.locked() as writer:
-        state, differences = _converge(writer, kernel, writer.load())
+        state, differences = _converge(writer, kernel, writer.adopt() if adopt else writer.load())
         return differences, state.world
 
 

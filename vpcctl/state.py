@@ -29,6 +29,7 @@ from vpcctl.model import World
 
 FORMAT = 1
 STATE_FILE, LOCK_FILE = "state.json", "lock"
+COPIES = Path("/run/vpcctl")
 LOCK_PATIENCE = 30.0
 LOCK_INTERVAL = 0.02
 
@@ -58,10 +59,22 @@ class State:
 
 
 class Store:
-    """A state directory; it is made, private to its owner, by the first writer."""
+    """A state directory; it is made, private to its owner, by the first writer.
 
-    def __init__(self, directory: Path):
+    Each write leaves a copy in `copies`, a directory of a file system that lives as long as the kernel's objects do
+    (COPIES); None leaves none.  Where the file is lost or damaged while the objects are there, `adopt` takes the copy back.
+    """
+
+    def __init__(self, directory: Path, copies: Path | None = None):
         self.directory = directory
+        self.copies = copies
+
+    @property
+    def _copy(self) -> Path:
+        """The copy's place: the directory's own name, hashed, so that two state directories never share one."""
+        return (
+            self.copies or self.directory
+        ) / f"{hashlib.sha256(os.fsencode(self.directory.absolute())).hexdigest()[:16]}.json"
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -70,7 +83,7 @@ class Store:
         try:
             directory = self._open_directory()
         except FileNotFoundError:
-            return State(_new_state_id())
+            return self._fresh()
         try:
             return self._read(directory)
         finally:
@@ -80,15 +93,44 @@ class Store:
         try:
             descriptor = os.open(STATE_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
         except FileNotFoundError:
-            return State(_new_state_id())
+            return self._fresh()
         except OSError as error:
-            raise StateError(f"cannot read {self.directory / STATE_FILE}: {os.strerror(error.errno)}") from error
+            raise StateError(f"cannot read {self.directory / STATE_FILE}: {os.strerror(error.errno or 0)}") from error
         with os.fdopen(descriptor, encoding="utf-8") as file:
             text = file.read()
         return self._understood(text)
 
-    def _understood(self, text: str) -> State:
-        place = self.directory / STATE_FILE
+    def _fresh(self) -> State:
+        """The state of a machine without a file: empty, unless a copy says that there was a file a while ago."""
+        if self.has_copy():
+            raise StateError(
+                f"{self.directory / STATE_FILE} is missing, but what it described is still there;"
+                " `vpcctl repair --adopt` takes it back"
+            )
+        return State(secrets.token_hex(4))
+
+    def has_copy(self) -> bool:
+        """Is there a copy that describes anything?  A copy that is not ours to read is as good as none."""
+        try:
+            return bool(self._copied().items)
+        except (FileNotFoundError, StateError):
+            return False
+
+    def _copied(self) -> State:
+        """The state in the copy; FileNotFoundError where there is none, StateError where it is of no use."""
+        try:
+            descriptor = os.open(self._copy, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StateError(f"cannot read {self._copy}: {os.strerror(error.errno or 0)}") from error
+        with os.fdopen(descriptor, encoding="utf-8") as file:
+            if os.fstat(descriptor).st_uid != os.geteuid():
+                raise StateError(f"{self._copy} belongs to somebody else")
+            return self._understood(file.read(), self._copy)
+
+    def _understood(self, text: str, place: Path | None = None) -> State:
+        place = place or self.directory / STATE_FILE
         remedy = "nothing was changed; see docs/operations.md, «A damaged state file»"
         try:
             document = json.loads(text)
@@ -128,7 +170,7 @@ class Store:
         try:
             lock = os.open(LOCK_FILE, flags, 0o600, dir_fd=directory)
         except OSError as error:
-            raise StateError(f"cannot open {self.directory / LOCK_FILE}: {os.strerror(error.errno)}") from error
+            raise StateError(f"cannot open {self.directory / LOCK_FILE}: {os.strerror(error.errno or 0)}") from error
         deadline = time.monotonic() + patience
         while True:
             try:
@@ -160,7 +202,7 @@ class Store:
             ) from error
         except OSError as error:
             raise StateError(
-                f"{self.directory} is not a directory of ours ({os.strerror(error.errno)});"
+                f"{self.directory} is not a directory of ours ({os.strerror(error.errno or 0)});"
                 " name another with --state-dir"
             ) from error
         return descriptor
@@ -171,7 +213,7 @@ class Store:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(self.directory, 0o700)
         except OSError as error:
-            raise StateError(f"cannot make {self.directory}: {os.strerror(error.errno)}") from error
+            raise StateError(f"cannot make {self.directory}: {os.strerror(error.errno or 0)}") from error
         descriptor = self._open_directory()
         status = os.fstat(descriptor)
         if status.st_uid != os.geteuid():
@@ -194,6 +236,18 @@ class Writer:
         """The present state."""
         return self._store._read(self._directory)
 
+    def adopt(self) -> State:
+        """Take the copy back as the file, a damaged file kept beside it; StateError where there is no copy."""
+        try:
+            copied = self._store._copied()
+        except FileNotFoundError as error:
+            raise StateError(
+                f"there is no copy of {self._store.directory / STATE_FILE} to adopt: none was made since the last boot"
+            ) from error
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(STATE_FILE, f"{STATE_FILE}.damaged", src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        return self.save(copied)
+
     def save(self, state: State) -> State:
         """Replace the file, durable when this returns; the state with its new serial.  StateError if it cannot be.
 
@@ -204,7 +258,8 @@ class Writer:
         document["checksum"] = _checksum(document)
         temporary = f".{STATE_FILE}.{os.getpid()}"
         try:
-            self._write(temporary, json.dumps(document, separators=(",", ":")).encode())
+            content = json.dumps(document, separators=(",", ":")).encode()
+            _write(self._directory, temporary, content)
             os.rename(temporary, STATE_FILE, src_dir_fd=self._directory, dst_dir_fd=self._directory)
             os.fsync(self._directory)
         except OSError as error:
@@ -213,24 +268,38 @@ class Writer:
             raise StateError(
                 f"cannot write {self._store.directory / STATE_FILE}: {os.strerror(error.errno or 0)}"
             ) from error
+        self._keep_copy(content)
         return written
 
-    def _write(self, name: str, content: bytes) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=self._directory)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(name, flags, 0o600, dir_fd=self._directory)
-        try:
-            rest = memoryview(content)
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    def _keep_copy(self, content: bytes) -> None:
+        """Write the copy; it is a second chance, so what prevents it prevents nothing else."""
+        if self._store.copies is None:
+            return
+        with contextlib.suppress(OSError):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(self._store.copies, 0o700)
+            directory = os.open(self._store.copies, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                name = self._store._copy.name
+                _write(directory, f".{name}", content)
+                os.rename(f".{name}", name, src_dir_fd=directory, dst_dir_fd=directory)
+            finally:
+                os.close(directory)
 
 
-def _new_state_id() -> str:
-    return secrets.token_hex(4)
+def _write(directory: int, name: str, content: bytes) -> None:
+    """A new file in `directory` with `content`, on disk when this returns."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=directory)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(name, flags, 0o600, dir_fd=directory)
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _checksum(document: dict[str, Any]) -> str:

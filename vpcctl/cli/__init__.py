@@ -47,6 +47,7 @@ COMMANDS: dict[str, str] = {
     "export": "environments",
     "status": "machine",
     "repair": "machine",
+    "install-service": "machine",
     "destroy": "machine",
     "lab": "machine",
     "doctor": "machine",

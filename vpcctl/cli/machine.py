@@ -58,8 +58,9 @@ def status(session: Session, vpc: str | None, as_json: bool) -> None:
 
 
 @click.command
+@click.option("--adopt", is_flag=True, help="First take back a state file that was lost or damaged since the last boot.")
 @click.pass_obj
-def repair(session: Session) -> None:
+def repair(session: Session, adopt: bool) -> None:
     """Make the kernel as desired: after a crash, a reboot, or somebody's `nft flush ruleset`.
 
     Example: vpcctl repair
@@ -68,12 +69,26 @@ def repair(session: Session) -> None:
 
     kernel = session.kernel()
     try:
-        differences, _ = reconciler.repair(session.store, kernel)
+        differences, _ = reconciler.repair(session.store, kernel, adopt)
     finally:
         kernel.close()
     for difference in differences:
         session.say(f"mended: {difference}")
     session.say(f"mended {len(differences)} objects" if differences else "nothing to mend")
+
+
+@click.command
+@click.option("--remove", is_flag=True, help="Take the service away again.")
+@click.pass_obj
+def install_service(session: Session, remove: bool) -> None:
+    """Install the systemd service that restores everything at boot, before the network is declared up.
+
+    Example: vpcctl install-service
+    """
+    from vpcctl.kernel import service
+
+    for words in service.remove() if remove else service.install(session.state_dir):
+        session.say(words)
 
 
 @click.command

@@ -41,9 +41,9 @@ class Session:
     @property
     def store(self) -> Store:
         """The record."""
-        from vpcctl.state import Store
+        from vpcctl.state import COPIES, Store
 
-        return Store(self.state_dir)
+        return Store(self.state_dir, COPIES)
 
     def load(self) -> State:
         """The present state, for readers."""

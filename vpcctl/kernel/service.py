@@ -1,0 +1,76 @@
+"""The systemd service that restores everything after a reboot (systemd.unit(5), systemd.service(5))."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+
+from vpcctl.errors import ConflictError, KernelError, PrivilegeError
+
+NAME = "vpcctl-restore.service"
+UNITS = Path("/etc/systemd/system")
+RUNNING = Path("/run/systemd/system")
+
+
+def unit(state_dir: Path) -> str:
+    """The unit's text for this installation."""
+    template = resources.files("vpcctl").joinpath(f"data/{NAME}").read_text(encoding="utf-8")
+    return template.replace("@state_dir@", _escaped(str(state_dir.absolute()))).replace("@program@", _program())
+
+
+def _program() -> str:
+    """The vpcctl that is running, as a command that needs no PATH."""
+    beside = Path(sys.executable).with_name("vpcctl")
+    found = str(beside) if beside.exists() else shutil.which("vpcctl")
+    return _escaped(found) if found else f"{_escaped(sys.executable)} -m vpcctl"
+
+
+def _escaped(text: str) -> str:
+    """`text` as a word of a unit file; a path that cannot be one is refused."""
+    if any(character in text for character in "\n\"'\\ "):
+        raise ConflictError(f"{text!r} has characters that a unit file cannot take; move it")
+    return text.replace("%", "%%")
+
+
+def install(state_dir: Path, units: Path = UNITS) -> list[str]:
+    """Write and enable the unit; what was done, in words.  KernelError where that fails."""
+    target = units / NAME
+    text = unit(state_dir)
+    try:
+        units.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_suffix(".new")
+        temporary.write_text(text)
+        temporary.chmod(0o644)
+        os.replace(temporary, target)
+    except PermissionError as error:
+        raise PrivilegeError(f"cannot write {target}; use sudo") from error
+    except OSError as error:
+        raise KernelError(f"cannot write {target}", str(error)) from error
+    return [f"wrote {target}", *_systemctl("daemon-reload"), *_systemctl("enable", NAME)]
+
+
+def remove(units: Path = UNITS) -> list[str]:
+    """Disable and remove the unit; absent is success."""
+    target = units / NAME
+    if not target.exists():
+        return [f"{target} is not there"]
+    words = _systemctl("disable", NAME)
+    try:
+        target.unlink()
+    except OSError as error:
+        raise PrivilegeError(f"cannot remove {target} ({error.strerror}); use sudo") from error
+    return [*words, f"removed {target}", *_systemctl("daemon-reload")]
+
+
+def _systemctl(*words: str) -> list[str]:
+    """Run systemctl(1) where systemd is running; where it is not, say what to run when it is."""
+    if not RUNNING.is_dir() or shutil.which("systemctl") is None:
+        return [f"systemd is not running here; run `systemctl {' '.join(words)}` where it is"]
+    done = subprocess.run(["systemctl", *words], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise KernelError(f"systemctl {' '.join(words)} failed", done.stderr.strip())
+    return [f"systemctl {' '.join(words)}"]
