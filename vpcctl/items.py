@@ -165,7 +165,7 @@ class Neighbour(Item):
     """A permanent neighbour: nothing that a workload says moves it."""
 
     identity: ClassVar = ("namespace", "link", "address")
-    namespace: str
+    namespace: str | None
     link: str
     address: str
     mac: str

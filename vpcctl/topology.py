@@ -32,7 +32,7 @@ from vpcctl.model import Instance, Peering, Subnet, Vpc, World, uplink_pair
 
 # The scope of what belongs to no VPC.
 HOST = ""
-VPC_FAMILIES = ("arp", "inet")
+VPC_FAMILIES = ("arp", "bridge", "inet")
 HOST_FAMILIES = ("inet",)
 # The next hop on a peering link: an address of nobody, bound to the other end's MAC by a permanent neighbour.  The
 # routers need no address of their own on the link.
@@ -161,6 +161,8 @@ def _uplink(world: World, vpc: Vpc, state_id: str) -> Iterator[Item]:
     )
     yield LinkSetting(None, host, "net/ipv4/conf/{link}/forwarding", "1")
     yield LinkSetting(None, host, "net/ipv6/conf/{link}/disable_ipv6", "1")
+    # Permanent neighbours on both ends: no tenant can push them out of the table that all namespaces share.
+    yield Neighbour(None, host, str(router_address), router_mac)
     yield Address(None, host, f"{host_address}/31")
     yield Address(router, names.UPLINK, f"{router_address}/31")
     yield Neighbour(router, names.UPLINK, str(host_address), host_mac)
@@ -188,6 +190,7 @@ def _instance(vpc: Vpc, subnet: Subnet, instance: Instance, state_id: str) -> It
     namespace = names.instance_namespace(vpc.name, instance.name)
     bridge, port, inner = names.bridge(subnet.name), names.port(instance.name), names.INSTANCE_LINK
     tag = names.tag(state_id, vpc.name, f"instance/{instance.name}")
+    bridge_mac = names.stable_mac(state_id, vpc.name, "bridge", subnet.name)
     yield Namespace(namespace, tag)
     for path, value, optional in INSTANCE_SETTINGS:
         yield Setting(namespace, path, value, optional)
@@ -198,6 +201,7 @@ def _instance(vpc: Vpc, subnet: Subnet, instance: Instance, state_id: str) -> It
     yield FdbEntry(router, port, instance.mac)
     for address, prefix, gateway in zip(instance.addresses, subnet.prefixes, subnet.gateways, strict=True):
         yield Neighbour(router, bridge, str(address), instance.mac)
+        yield Neighbour(namespace, inner, str(gateway), bridge_mac)
         yield Address(namespace, inner, f"{address}/{prefix.prefixlen}")
         yield Route(namespace, "0.0.0.0/0" if prefix.version == 4 else "::/0", str(gateway), inner)
     yield LinkUp(namespace, inner)

@@ -1,7 +1,7 @@
 """A world becomes rulesets: one for each VPC, and a small one for the host.
 
 Theory of operation.  `compile_vpc` walks the sections in the order in which a packet meets them and puts their sets
-and chains into one table (plus one of the ARP family).  The text never depends on anything but the world, so equal
+and chains into one table (plus one of the ARP and one of the bridge family).  The text never depends on anything but the world, so equal
 texts mean equal rulesets: a fingerprint of it stands in the table's comment, and a text that is loaded already is
 not loaded again.  The *generation*, which changes with every load, is kept out of the text by a `define`.
 """
@@ -12,7 +12,7 @@ import hashlib
 from dataclasses import dataclass
 
 from vpcctl import names
-from vpcctl.compiler.chains import CLOSED, SECTIONS, neighbours
+from vpcctl.compiler.chains import CLOSED, SECTIONS, frames, neighbours
 from vpcctl.compiler.host import host_table
 from vpcctl.compiler.view import View
 from vpcctl.model import World
@@ -50,10 +50,12 @@ def compile_vpc(world: World, name: str, owner: str) -> Compiled:
         sets += more_sets
         chains += more_chains
     arp_sets, arp_chains = neighbours(view)
+    frame_sets, frame_chains = frames(view)
     return _finished(
         (
             Table("inet", names.TABLE, tuple(sets), tuple(chains)),
             Table("arp", names.TABLE, tuple(arp_sets), tuple(arp_chains)),
+            Table("bridge", names.TABLE, tuple(frame_sets), tuple(frame_chains)),
         ),
         owner,
     )

@@ -12,15 +12,15 @@ from vpcctl import names
 from vpcctl.compiler.gates import Gate, gate
 from vpcctl.compiler.view import View
 from vpcctl.model import NEVER_USABLE, Network
-from vpcctl.nft import ADDRESS_TYPE, ADDRESS_WORD, Chain, Element, Hook, Rule, Set, quoted
+from vpcctl.nft import ADDRESS_TYPE, ADDRESS_WORD, Chain, Element, Hook, RateLimit, Rule, Set, quoted
 from vpcctl.policy import Direction
 
-# Priorities are those of include/uapi/linux/netfilter_ipv4.h: raw -300 comes after defragmentation (-400) and before
-# connection tracking (-200); dstnat is -100, filter 0, srcnat 100.
+# Priorities are those of include/uapi/linux/netfilter_ipv4.h: defragmentation is -400, raw -300, connection tracking
+# -200, dstnat -100, filter 0, srcnat 100.
 BASE_CHAINS: dict[str, tuple[Hook, str]] = {
     "filter-prerouting": (
-        Hook("filter", "prerouting", "raw", "drop"),
-        "before connection tracking, so that a spoofed packet leaves no entry behind",
+        Hook("filter", "prerouting", "raw - 150", "drop"),
+        "before defragmentation, where a spoofed fragment would join its victim's, and before connection tracking",
     ),
     "nat-prerouting": (Hook("nat", "prerouting", "dstnat", "accept"), "published ports, before the packet is routed"),
     "filter-forward": (
@@ -39,9 +39,14 @@ ARP_CHAIN = (
     Hook("filter", "input", "filter", "drop"),
     "before the neighbour table: a workload speaks for its own address alone, and fills no table",
 )
+FRAME_CHAIN = (
+    # In this family the name is -200.
+    Hook("filter", "prerouting", "filter", "drop"),
+    "before the router takes a frame in: it would strip the tag of VLAN 0 and go on as if there had been none",
+)
 ICMP_ERRORS = "icmp type { destination-unreachable, time-exceeded, parameter-problem }"
 
-Parts = tuple[list[Set], list[Chain]]
+Parts = tuple[list[Set | RateLimit], list[Chain]]
 
 
 def base_chain(name: str, *rules: Rule) -> Chain:
@@ -134,25 +139,28 @@ def forward(view: View) -> Parts:
     sets = [
         Set("bridges", "ifname", tuple(Element(quoted(bridge)) for bridge, _ in view.bridges)),
         Set("paths", "ifname . ifname", tuple(_paths(view))),
+        # A field can be compared with values, not with another field: so each address stands beside itself.
+        Set("ends", "ipv4_addr . ipv4_addr", tuple(_ends(view))),
     ]
     chains = [
         base_chain(
             "filter-forward",
+            Rule("ct state related goto judge-error"),
             Rule("ct mark $generation accept"),
-            # An error that belongs to a flow of an older generation can not be judged by its own header, and must
-            # not stamp the flow that it quotes.
-            Rule("ct state { invalid, related } drop"),
+            Rule("ct state invalid drop"),
             Rule("ct direction vmap { original : goto judge, reply : goto judge-reply }"),
         )
     ]
-    published = [Rule(f"iifname {quoted(names.UPLINK)} ct status & dnat == 0 drop")] if view.vpc.publications else []
+    served_sets, served_chains = _served(view)
+    sets += served_sets
+    chains += served_chains
     chains.append(
         Chain(
             "judge",
             (
                 Rule("ct state new tcp flags & (fin | syn | rst | ack) != syn drop"),
                 Rule("jump path"),
-                *published,
+                *([Rule(f"iifname {quoted(names.UPLINK)} jump served")] if served_chains else []),
                 *_dispatch("iifname", [(bridge, egress.chain) for bridge, _, egress, _ in found if egress]),
                 *_dispatch("oifname", [(bridge, f"arrive-{name}") for bridge, name, _, _ in found]),
                 Rule("goto admit"),
@@ -164,12 +172,14 @@ def forward(view: View) -> Parts:
             "judge-reply",
             (
                 Rule("jump path-reply"),
+                *([Rule(f"oifname {quoted(names.UPLINK)} jump served-reply")] if served_chains else []),
                 *_dispatch("oifname", [(bridge, egress.mirror) for bridge, _, egress, _ in found if egress]),
                 *_dispatch("iifname", [(bridge, ingress.mirror) for bridge, _, _, ingress in found if ingress]),
                 Rule("goto admit"),
             ),
         )
     )
+    chains.append(_judge_error())
     for name, one, other in (("path", "iifname", "oifname"), ("path-reply", "oifname", "iifname")):
         legal = (f"{one} @bridges {other} @bridges return", f"{one} . {other} @paths return", "drop")
         chains.append(Chain(name, tuple(map(Rule, legal))))
@@ -185,6 +195,50 @@ def forward(view: View) -> Parts:
             sets += made.sets
             chains += made.chains
     return sets, chains
+
+
+def _judge_error() -> Chain:
+    """An ICMP error passes with the flow that it quotes: it cannot be judged by its own header.
+
+    It never stamps that flow, so one of an older generation has to show itself first.  Of the instances only the
+    flow's own end may speak: connection tracking would believe anybody who guesses the ports (RFC 5927).
+    """
+    return Chain(
+        "judge-error",
+        (
+            Rule("ct mark != $generation drop"),
+            Rule("iifname @bridges ct direction original ip saddr . ct original ip saddr != @ends drop"),
+            Rule("iifname @bridges ct direction reply ip saddr . ct reply ip saddr != @ends drop"),
+            Rule("accept"),
+        ),
+    )
+
+
+def _ends(view: View) -> list[Element]:
+    addresses = [address for instance in view.vpc.instances for address in instance.addresses]
+    return [Element(f"{address} . {address}") for address in addresses if address.version == 4]
+
+
+def _served(view: View) -> Parts:
+    """What flows from the uplink may be for.
+
+    Connection tracking keeps the translation of a live flow when its port is published no more; the path stays legal
+    while the subnet has another published port, so the port itself is asked for, in either direction.
+    """
+    if not view.vpc.publications:
+        return [], []
+    targets = {
+        f"{view.vpc.instance(item.instance).addresses[0]} . {item.protocol} . {item.target_port}": None
+        for item in view.vpc.publications
+    }
+    served = Set("served", f"{ADDRESS_TYPE[4]} . inet_proto . inet_service", tuple(map(Element, targets)))
+    straight = (
+        Rule("ct status & dnat == 0 drop"),
+        Rule("ip daddr . meta l4proto . th dport @served return"),
+        Rule("drop"),
+    )
+    mirrored = (Rule("ip saddr . meta l4proto . th sport @served return"), Rule("drop"))
+    return [served], [Chain("served", straight), Chain("served-reply", mirrored)]
 
 
 def _paths(view: View) -> list[Element]:
@@ -260,6 +314,13 @@ def neighbours(view: View) -> Parts:
         Rule(f"iifname {anonymous(trusted)} accept"),
     )
     return [members], [Chain("arp-input", rules, hook, reason)]
+
+
+def frames(view: View) -> Parts:
+    """The table of the bridge family: what is neither ARP nor IP goes nowhere, nor does anything with a VLAN tag."""
+    hook, reason = FRAME_CHAIN
+    kinds = ["arp", *(ADDRESS_WORD[version] for version in view.vpc.versions)]
+    return [], [Chain("bridge-prerouting", (Rule(f"ether type {anonymous(kinds)} accept"),), hook, reason)]
 
 
 # In the order in which a packet meets them.

@@ -42,8 +42,8 @@ def _chains(world: World, published: bool) -> list[Chain]:
                 Rule(f"iifname != @uplinks ip saddr {transit} drop"),
                 Rule("iifname @uplinks jump from-uplink"),
             ),
-            Hook("filter", "prerouting", "raw", "accept"),
-            "before connection tracking: who may send what from where",
+            Hook("filter", "prerouting", "raw - 150", "accept"),
+            "before defragmentation, where a fragment from the LAN would join a VPC's, and before connection tracking",
         ),
         Chain(
             "from-uplink",
@@ -78,8 +78,16 @@ def _chains(world: World, published: bool) -> list[Chain]:
             (Rule(f"oifname != @uplinks ip saddr {transit} masquerade"),),
             Hook("nat", "postrouting", "srcnat", "accept"),
         ),
+        Chain(
+            "host-leave",
+            (Rule(f'oifname != @uplinks oifname != "lo" ip saddr {transit} drop'),),
+            Hook("filter", "postrouting", "srcnat + 10", "accept"),
+            "what connection tracking calls invalid is not translated, and stays here",
+        ),
     ]
     if published:
-        rule = Rule("iifname != @uplinks fib daddr type local dnat ip to meta l4proto . th dport map @published")
+        # Loopback addresses are local, too, but nobody's to call from outside (CVE-2020-8558).
+        called = "iifname != @uplinks ip daddr != 127.0.0.0/8 fib daddr type local"
+        rule = Rule(f"{called} dnat ip to meta l4proto . th dport map @published")
         chains.append(Chain("host-publish", (rule,), Hook("nat", "prerouting", "dstnat", "accept")))
     return chains
