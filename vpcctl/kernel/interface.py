@@ -40,11 +40,13 @@ class HostFacts:
     """The host as it is outside our own objects.
 
     `ways_out` are the links that carry a default route, each with its present ``forwarding`` value; `networks` are
-    the prefixes that the host itself has on links that are not ours.
+    the prefixes that the host itself has on links that are not ours; `forwarding` says whether the host forwards
+    between all its links (ip_forward).
     """
 
     ways_out: tuple[tuple[str, str], ...] = ()
     networks: tuple[Network, ...] = ()
+    forwarding: bool = False
 
 
 class Kernel(Protocol):

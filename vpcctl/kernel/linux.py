@@ -44,6 +44,7 @@ class LinuxKernel:
     def __init__(self) -> None:
         require_privilege()
         self._open: dict[str | None, tuple[Rtnl, object]] = {}
+        self._scratch: object = None
 
     def close(self) -> None:
         """Close all sockets."""
@@ -76,6 +77,7 @@ class LinuxKernel:
         return HostFacts(
             tuple((link, value) for link, value in sorted(values.items()) if value is not None),
             tuple(sorted(networks)),
+            settings.forwarding(),
         )
 
     # -- the verbs -----------------------------------------------------------------------------------------------
@@ -102,7 +104,7 @@ class LinuxKernel:
             if isinstance(item, Namespace):
                 found[item] = self._observe_tag(item)
             elif isinstance(item, Ruleset):
-                found[item] = tables.observe(item, tables.comments(self._nft(namespace), item.families))
+                found[item] = tables.observe(item, self._nft(namespace), self._reference)
             elif item not in found:
                 found[item] = survey.observe(item)
             if isinstance(item, Veth) and item.peer_namespace is None and found[item] == RIGHT:
@@ -141,7 +143,7 @@ class LinuxKernel:
                 if alias is not None and alias != item.tag:
                     problems.append(f"the host has a link {item.peer_name} that is not ours; remove or rename it")
             elif isinstance(item, Ruleset) and item.namespace is None:
-                condition = tables.observe(item, tables.comments(self._nft(None), item.families))
+                condition = tables.stands(item, tables.comments(self._nft(None), item.families))
                 if condition.state is State.FOREIGN:
                     problems.append("the host has a table `inet vpcctl` that is not ours; rename or delete it")
         if problems:
@@ -192,10 +194,19 @@ class LinuxKernel:
         with namespaces.entered(item.namespace):
             settings.restore(item)
 
+    def _ensure_ruleset(self, item: Ruleset) -> None:
+        nft = self._nft(item.namespace)
+        if tables.observe(item, nft, self._reference) != RIGHT:
+            tables.load(nft, item)
+
     def _remove_link(self, item: Bridge | Veth) -> None:
-        self._rtnl(item.namespace).remove_link(item.name)
-        if isinstance(item, Veth) and item.peer_namespace in self._open:
-            self._rtnl(item.peer_namespace).forget(item.peer_name)
+        rtnl = self._rtnl(item.namespace)
+        rtnl.remove_link(item.name)
+        if isinstance(item, Veth):
+            # Where its making was cut short, the other end has not moved yet.
+            rtnl.forget(item.peer_name)
+            if item.peer_namespace in self._open:
+                self._rtnl(item.peer_namespace).forget(item.peer_name)
 
     # -- sockets -------------------------------------------------------------------------------------------------
 
@@ -216,6 +227,12 @@ class LinuxKernel:
             nft = tables.context(namespace)
             self._open[namespace] = (rtnl, nft)
         return nft
+
+    def _reference(self):
+        """Where a ruleset can be loaded to see how the kernel lists it."""
+        if self._scratch is None:
+            self._scratch = tables.scratch()
+        return self._scratch
 
     def _handles(self, namespace: str | None) -> tuple[Rtnl, object]:
         if namespace not in self._open:
@@ -267,7 +284,7 @@ _ENSURE: dict[type[Item], Callable[[LinuxKernel, Item], None]] = {
     Namespace: LinuxKernel._ensure_namespace,
     Setting: LinuxKernel._ensure_setting,
     LinkSetting: LinuxKernel._ensure_setting,
-    Ruleset: lambda kernel, item: tables.load(kernel._nft(item.namespace), item),
+    Ruleset: LinuxKernel._ensure_ruleset,
     Bridge: _with_rtnl("ensure_bridge"),
     Veth: _with_rtnl("ensure_veth"),
     Port: _with_rtnl("ensure_port"),

@@ -18,8 +18,12 @@ def place(item: Setting | LinkSetting) -> Path:
 
 
 def _dispensable(item: Setting | LinkSetting) -> bool:
-    """May the kernel lack this one?  IPv6 that is not compiled in is as good as IPv6 that is off."""
-    return getattr(item, "optional", False) or item.path.startswith("net/ipv6/")
+    """May the kernel lack this one?
+
+    IPv6 that is not compiled in is as good as IPv6 that is off, and a link of the host's own may come and go.
+    """
+    own = isinstance(item, LinkSetting) and bool(item.previous)
+    return own or getattr(item, "optional", False) or item.path.startswith("net/ipv6/")
 
 
 def read(path: Path) -> str | None:
@@ -49,9 +53,17 @@ def ensure(item: Setting | LinkSetting) -> None:
 
 
 def restore(item: LinkSetting) -> None:
-    """Put back what was there before us, if that is known and the link still exists."""
-    if item.previous and read(place(item)) is not None:
+    """Put back what was there before us, if that is known and the link still exists.
+
+    Forwarding that somebody has switched on for the whole host meanwhile is not ours to switch off.
+    """
+    if item.previous and read(place(item)) is not None and not forwarding():
         _write(item, item.previous)
+
+
+def forwarding() -> bool:
+    """Is IPv4 forwarding on for the whole host (ip-sysctl: ip_forward)?"""
+    return read(ROOT / "net/ipv4/ip_forward") == "1"
 
 
 def _write(item: Setting | LinkSetting, value: str) -> None:

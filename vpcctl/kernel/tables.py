@@ -1,19 +1,41 @@
-"""nftables through libnftables: load a batch, read what is there.
+"""nftables through libnftables: load a batch, read back what is there and compare it.
 
 A context opens its netlink socket when it is constructed, and stays bound to the namespace of that moment.
+
+Theory of operation of a load.  To delete a table in the transaction that adds its successor loses packets, for two
+reasons in net/netfilter/nf_tables_api.c: a packet that another CPU is judging by the old chains at that instant finds
+their verdict maps emptied (`nft_map_deactivate`), and the new interval sets show their elements only some time after
+the new rules are in force (`nft_set_commit_update`).  So a table that stands hands over to a spare, and the spare to
+the new table of the right name.  Each is loaded asleep (dormant, that is without hooks), and then one transaction
+wakes it and puts the other one to sleep, which leaves the rules and maps of both as they are.  The instant of the
+first of these is when the new ruleset begins to hold.
+
+At every instant one table or both judge every packet, and both let pass what both rulesets allow.  A crash leaves a
+spare, which `observe` tells and the next load or unload clears away.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterable
 
 from vpcctl.compiler import table_comment
 from vpcctl.errors import ConflictError, KernelError
 from vpcctl.items import Ruleset, where
 from vpcctl.kernel.interface import ABSENT, RIGHT, Condition, State
-from vpcctl.kernel.namespaces import entered
+from vpcctl.kernel.namespaces import CLONE_NEWNET, entered, unshare
 from vpcctl.names import TABLE
 from vpcctl.nft import removal
+
+SPARE = f"{TABLE}-next"
+_TABLE_START = re.compile(rf"^table (\w+) {TABLE} \{{$", re.MULTILINE)
+# What nft prints in braces on one line, or as the elements of a set: a list whose order means nothing.
+_LIST = re.compile(r"\{ ([^{}]*) \}")
+_MEMBER = re.compile(r'(?:[^,"]|"[^"]*")+')
+DETAIL_LENGTH = 120
 
 
 def context(namespace: str | None):
@@ -31,6 +53,25 @@ def context(namespace: str | None):
         ) from error
 
 
+def scratch():
+    """A context that is bound to a new namespace of nobody's; both go when it is forgotten."""
+    made = []
+
+    def unshare_and_open() -> None:
+        try:
+            unshare(CLONE_NEWNET)
+            made.append(context(None))
+        except (KernelError, OSError) as error:
+            made.append(error)
+
+    thread = threading.Thread(target=unshare_and_open)
+    thread.start()
+    thread.join()
+    if isinstance(made[0], Exception):
+        raise KernelError("cannot make a namespace to compare rulesets in", str(made[0])) from made[0]
+    return made[0]
+
+
 def _run(nft, namespace: str | None, batch: str) -> str:
     status, output, words = nft.cmd(batch)
     if status != 0:
@@ -38,43 +79,103 @@ def _run(nft, namespace: str | None, batch: str) -> str:
     return output
 
 
-def comments(nft, families: tuple[str, ...]) -> dict[str, str]:
+def comments(nft, families: tuple[str, ...], table: str = TABLE) -> dict[str, str]:
     """The comment of our table in each of `families` that has one; a table without a comment has an empty one."""
+    found = {}
+    for family, lines in _outlines(nft, families, table).items():
+        line = next((line for line in lines if line.startswith("comment ")), "")
+        found[family] = line.removeprefix("comment ").strip('"')
+    return found
+
+
+def _outlines(nft, families: Iterable[str], table: str) -> dict[str, list[str]]:
+    """The lines of the table, without its sets' elements, in each of `families` that has it."""
     found = {}
     nft.set_terse_output(True)
     nft.set_json_output(False)
     for family in families:
-        status, output, _ = nft.cmd(f"list table {family} {TABLE}")
+        status, output, _ = nft.cmd(f"list table {family} {table}")
         if status == 0:
-            line = next((line for line in output.splitlines() if line.strip().startswith("comment ")), "")
-            found[family] = line.strip().removeprefix("comment ").strip('"')
+            found[family] = [line.strip() for line in output.splitlines()]
     nft.set_terse_output(False)
     return found
 
 
+# -- loading -------------------------------------------------------------------------------------------------------
+
+
 def load(nft, item: Ruleset) -> None:
-    """Load the ruleset unless the very same is loaded; ConflictError where the table is somebody else's."""
-    present = comments(nft, item.families)
-    _refuse_foreign(item, present)
-    if observe(item, present) != RIGHT:
-        _run(nft, item.namespace, item.text)
+    """Make the ruleset the one in force; ConflictError where a table of its name is somebody else's."""
+    present, spare = comments(nft, item.families), comments(nft, item.families, SPARE)
+    _refuse_foreign(item, TABLE, present)
+    _refuse_foreign(item, SPARE, spare)
+    if spare and _asleep(nft, spare, SPARE):
+        _run(nft, item.namespace, _each("delete table {family} {table}", SPARE, spare))
+        spare = {}
+    blocks = _blocks(item.text)
+    if not present and not spare:
+        _run(nft, item.namespace, "".join(blocks.values()))
+        return
+    if not spare:
+        _hand_over(nft, item.namespace, (TABLE, present), (SPARE, blocks))
+        spare = dict.fromkeys(blocks)
+    # From here on it is the spare that judges.
+    _run(nft, item.namespace, _each("delete table {family} {table}", TABLE, present))
+    _hand_over(nft, item.namespace, (SPARE, spare), (TABLE, blocks))
+    _run(nft, item.namespace, _each("delete table {family} {table}", SPARE, spare))
+
+
+def _asleep(nft, families: Iterable[str], table: str) -> bool:
+    """Does the table judge nothing, in any of the families?"""
+    return any("flags dormant" in lines for lines in _outlines(nft, families, table).values())
+
+
+def _hand_over(nft, namespace: str | None, old: tuple[str, Iterable[str]], new: tuple[str, dict[str, str]]) -> None:
+    """Have the table `new` judge in place of `old`: each a name with its families, the new one's with their texts."""
+    table, blocks = new
+    asleep = [_TABLE_START.sub(rf"table \1 {table} {{\n\tflags dormant", block) for block in blocks.values()]
+    _run(nft, namespace, "".join(asleep))
+    awake = _each("add table {family} {table}", table, blocks)
+    _run(nft, namespace, awake + _each("add table {family} {table} {{ flags dormant; }}", *old))
 
 
 def unload(nft, item: Ruleset) -> None:
     """Remove our tables; foreign ones of that name stay."""
-    ours = {family for family, comment in comments(nft, item.families).items() if comment.startswith(item.tag)}
-    if ours:
-        _run(nft, item.namespace, removal(tuple((family, TABLE) for family in sorted(ours))))
+    for table in (TABLE, SPARE):
+        found = comments(nft, item.families, table)
+        ours = {family for family, comment in found.items() if comment.startswith(item.tag)}
+        if ours:
+            _run(nft, item.namespace, removal(tuple((family, table) for family in sorted(ours))))
 
 
-def observe(item: Ruleset, present: dict[str, str]) -> Condition:
-    """Compare the tables' comments with the ruleset that should be loaded."""
+def _blocks(text: str) -> dict[str, str]:
+    """The tables of a ruleset's text by family, the generation written out.
+
+    A context keeps what a text defines, and refuses to have it defined again.
+    """
+    definition, _, rest = text.partition("\n")
+    rest = rest.replace("$generation", definition.rpartition(" ")[2])
+    starts = list(_TABLE_START.finditer(rest))
+    ends = [start.start() for start in starts[1:]] + [len(rest)]
+    return {start[1]: rest[start.start() : end] for start, end in zip(starts, ends, strict=True)}
+
+
+def _each(command: str, table: str, families: Iterable[str]) -> str:
+    """The command for the table in each of the families."""
+    return "".join(command.format(family=family, table=table) + "\n" for family in families)
+
+
+# -- reading back --------------------------------------------------------------------------------------------------
+
+
+def stands(item: Ruleset, present: dict[str, str]) -> Condition:
+    """Compare the tables' comments alone with the ruleset that should be loaded."""
     wanted = table_comment(item.tag, item.fingerprint, item.generation)
     # The closed ruleset and the host's have no ARP part: what the text does not contain is not expected.
-    expected = [family for family in item.families if f"\ntable {family} {TABLE} {{" in item.text or not item.text]
+    expected = _expected(item)
     if not present:
         return ABSENT
-    if any(comment and not comment.startswith(item.tag) for comment in present.values()):
+    if not all(comment.startswith(item.tag) for comment in present.values()):
         return Condition(State.FOREIGN, f"table {TABLE} is not ours")
     missing = [family for family in expected if family not in present]
     if missing:
@@ -82,6 +183,59 @@ def observe(item: Ruleset, present: dict[str, str]) -> Condition:
     if any(present[family] != wanted for family in expected):
         return Condition(State.DIFFERENT, "another ruleset is loaded")
     return RIGHT
+
+
+def observe(item: Ruleset, nft, reference) -> Condition:
+    """Compare the ruleset with what is loaded, rule by rule and element by element.
+
+    `reference` makes a scratch context, in which the kernel is asked what a faultless load looks like; it is not
+    called if the comments differ already.
+    """
+    condition = stands(item, comments(nft, item.families))
+    if condition != RIGHT:
+        return condition
+    left = comments(nft, item.families, SPARE)
+    if left:
+        return Condition(State.DIFFERENT, f"table {next(iter(left))} {SPARE} is left of a load that was interrupted")
+    if not item.text:
+        return RIGHT
+    blocks = _blocks(item.text)
+    wanted = _listed(reference(), blocks, "".join(blocks.values()))
+    found = _listed(nft, blocks)
+    return RIGHT if found == wanted else Condition(State.DIFFERENT, _difference(wanted, found))
+
+
+def _expected(item: Ruleset) -> list[str]:
+    return [family for family in item.families if not item.text or f"\ntable {family} {TABLE} {{" in item.text]
+
+
+def _listed(nft, families, batch: str = "") -> list[str]:
+    """Our tables line by line, without counters, every set in order; `batch` loads them for the moment."""
+    nft.set_stateless_output(True)
+    try:
+        if batch:
+            _run(nft, None, batch)
+        text = "".join(_run(nft, None, f"list table {family} {TABLE}") for family in families)
+        if batch:
+            _run(nft, None, _each("delete table {family} {table}", TABLE, families))
+    finally:
+        nft.set_stateless_output(False)
+    return _LIST.sub(_sorted_list, text).splitlines()
+
+
+def _sorted_list(match: re.Match[str]) -> str:
+    return "\n".join(["{", *sorted(member.strip() for member in _MEMBER.findall(match[1])), "}"])
+
+
+def _difference(wanted: list[str], found: list[str]) -> str:
+    """Two listings' difference in a few words."""
+    missing, extra = Counter(wanted) - Counter(found), Counter(found) - Counter(wanted)
+    told = [
+        f"{words} `{next(iter(lines)).strip()[:DETAIL_LENGTH]}`" + (f" and {total - 1} more" if total > 1 else "")
+        for words, lines in (("lacks", missing), ("has besides", extra))
+        if (total := lines.total())
+    ]
+    return "was changed by hand: " + (", ".join(told) or "its lines stand in another order")
 
 
 def listing(nft, namespace: str | None, families: tuple[str, ...]) -> str:
@@ -102,10 +256,10 @@ def elements(nft, namespace: str | None) -> list[dict]:
         nft.set_json_output(False)
 
 
-def _refuse_foreign(item: Ruleset, present: dict[str, str]) -> None:
+def _refuse_foreign(item: Ruleset, table: str, present: dict[str, str]) -> None:
     for family, comment in present.items():
         if not comment.startswith(item.tag):
             raise ConflictError(
-                f"{where(item.namespace)} has a table `{family} {TABLE}` that is not ours"
+                f"{where(item.namespace)} has a table `{family} {table}` that is not ours"
                 f" (comment {comment!r}); rename or delete it"
             )
