@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from vpcctl import space
 from vpcctl.policy import Rule
 from vpcctl.reach import DEFAULT, Gate
-from vpcctl.space import Partition, Space
+from vpcctl.space import Node, Partition, Space
+
+# What a packet may come to in a gate: numbers of rules, and DEFAULT.
+Chain = tuple[int | str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,47 +36,69 @@ class Idle:
 
 def idle_rules(gate: Gate, traffic: Space) -> Iterator[Idle]:
     """The idle rules of `gate`, of all the packets in `traffic` that can come to it, in the order of the document."""
-    reaching = space.combine(_where, gate.deciding, traffic.partition)
-    followers = _followers(gate, traffic)
-    deciding = space.values(reaching)
+    chains = _chains(gate)
+    reached, followers = _reached(gate, space.values(chains, traffic))
+    deciding = space.transform(lambda chain: _decider(gate, chain), chains)
     for number, rule in enumerate(gate.rules):
-        if number not in deciding:
-            yield Idle(rule.origin, True, _origins(gate, _deciding_at(gate, number, reaching)))
-        elif _plain(rule) and all(gate.action(other) is rule.action for other in followers[number]):
-            if all(other == DEFAULT or _plain(gate.rules[other]) for other in followers[number]):
-                yield Idle(rule.origin, False, _origins(gate, followers[number]))
+        if number not in reached:
+            own = Space(space.transform(lambda value: value is not space.UNDECIDED, gate.layers[number]))
+            yield Idle(rule.origin, True, _origins(gate, space.values(deciding, own & traffic)))
+        elif _plain(gate, number) and all(_as(gate, rule, other) for other in followers[number]):
+            yield Idle(rule.origin, False, _origins(gate, followers[number]))
 
 
-def _where(value: object, inside: object) -> object:
-    return value if inside else space.UNDECIDED
-
-
-def _plain(rule: Rule) -> bool:
+def _plain(gate: Gate, number: int | str) -> bool:
     """A log or a limit does something even where the verdict stays."""
-    return not rule.log and rule.limit is None
+    return number == DEFAULT or not (gate.rules[number].log or gate.rules[number].limit)
 
 
-def _deciding_at(gate: Gate, number: int, reaching: Partition) -> set:
-    """What decides the packets that rule `number` would match."""
-    layer = gate.layers[number]
-    return space.values(space.combine(lambda own, first: None if own is None else first, layer, reaching)) - {None}
+def _as(gate: Gate, rule: Rule, other: int | str) -> bool:
+    return _plain(gate, other) and gate.action(other) is rule.action
 
 
-def _followers(gate: Gate, traffic: Space) -> list[set]:
-    """For each rule, what would decide its packets if it were not there."""
-    layers = [space.transform(lambda value: () if value is None else (value,), layer) for layer in gate.layers]
-    layers.append((DEFAULT,))
-    while len(layers) > 1:
-        layers = [_first_two(*layers[number : number + 2]) for number in range(0, len(layers), 2)]
-    found: list[set] = [set() for _ in gate.rules]
-    for pair in space.values(space.combine(_where, layers[0], traffic.partition)):
-        if pair and len(pair) == 2:
-            found[pair[0]].add(pair[1])
-    return found
+def _limited(gate: Gate, number: int | str) -> bool:
+    return number != DEFAULT and gate.rules[number].limit is not None
 
 
-def _first_two(upper: Partition, lower: Partition = ()) -> Partition:
-    return space.combine(lambda one, two: one if len(one) == 2 else (*one, *two)[:2], upper, lower)
+def _chains(gate: Gate) -> Partition:
+    """For each packet the rules that it may come to, in their order: a tuple.
+
+    These are rules with a limit, above which they do not match; then the first without one, which decides; and one
+    more, which would come next if that were not there.
+    """
+    limited = {number for number, rule in enumerate(gate.rules) if rule.limit}
+
+    def complete(chain: Chain) -> bool:
+        return len(chain) > 1 and chain[-2] not in limited
+
+    def settled(one: Partition, other: Partition) -> Partition:
+        if one == ():
+            return other
+        if other == () or (isinstance(one, tuple) and complete(one)):
+            return one
+        if isinstance(one, Node) or isinstance(other, Node):
+            return space.DEEPER
+        for number in other:
+            one = one if complete(one) else (*one, number)
+        return one
+
+    layers = [space.transform(lambda value: () if value is space.UNDECIDED else (value,), one) for one in gate.layers]
+    return space.fold(settled, [*layers, (DEFAULT,)])
+
+
+def _decider(gate: Gate, chain: Chain) -> int | str:
+    return next(number for number in chain if not _limited(gate, number))
+
+
+def _reached(gate: Gate, chains: Iterable[Chain]) -> tuple[set, dict[int | str, set]]:
+    """Every rule that decides something, and what would decide in the place of those without a limit."""
+    reached: set = set()
+    followers: dict[int | str, set] = defaultdict(set)
+    for chain in chains:
+        place = chain.index(_decider(gate, chain))
+        reached.update(chain[: place + 1])
+        followers[chain[place]].update(chain[place + 1 :])
+    return reached, followers
 
 
 def _origins(gate: Gate, decisions: Iterable) -> tuple[str, ...]:

@@ -72,9 +72,11 @@ def _rule_checks() -> dict[str, Check]:
         "action": lambda value: isinstance(value, str) and value in actions,
         "protocol": _matching(known["protocol"]["then"]["pattern"]),
         "port": _one_or_many(
-            lambda value: port_text(value)
-            if isinstance(value, str)
-            else type(value) is int and port["minimum"] <= value <= port["maximum"]
+            lambda value: (
+                port_text(value)
+                if isinstance(value, str)
+                else type(value) is int and port["minimum"] <= value <= port["maximum"]
+            )
         ),
         "source": _one_or_many(endpoint),
         "destination": _one_or_many(endpoint),

@@ -7,7 +7,7 @@ Theory of operation.
 
 The intent holds the new world and every item of the old *and* the new one, so an item is on record before it exists
 and until it is gone.  A reported failure is rolled back: the kernel is observed and made as the old world says.  A
-crash leaves the intent, and the next command or `repair` rolls it forward.  `change` trusts the record and touches
+crash leaves the intent, and the next command or `repair` rolls it forward, or back if it cannot.  `change` trusts the record and touches
 only what differs between two worlds; `converge` observes the kernel and mends what differs from the world.
 """
 
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from vpcctl import plan as plans
 from vpcctl import topology
-from vpcctl.errors import ConflictError, KernelError, VpcctlError
+from vpcctl.errors import ConflictError, KernelError, StateError, VpcctlError
 from vpcctl.items import Item, Namespace, Ruleset
 from vpcctl.kernel.interface import Condition, HostFacts, Kernel
 from vpcctl.kernel.interface import State as Standing
@@ -60,9 +60,8 @@ def change(store: Store, kernel: Kernel, transform: Transform, report: Report = 
     """
     with store.locked() as writer:
         state = writer.load()
-        if state.pending is not None or (state.items and state.boot_id != kernel.boot_id()):
-            report("finishing what an earlier command left, or a reboot took")
-            state = _converge(writer, kernel, state)[0]
+        if _unfinished(state, kernel):
+            state = _finished(writer, kernel, state, report)[0]
         desired = _prepared(state, transform(state), kernel.facts())
         loaded = _loaded(state.items)
         after = topology.snapshot(desired, state.state_id, loaded, state.world)
@@ -73,29 +72,37 @@ def change(store: Store, kernel: Kernel, transform: Transform, report: Report = 
         intent = dataclasses.replace(
             state, boot_id=kernel.boot_id(), pending=desired, record=_merged(state.record, after)
         )
-        intent = writer.save(intent)
+        intent = _begun(writer, state, intent)
         try:
             run(kernel, plan)
         except VpcctlError as error:
             _roll_back(writer, kernel, intent, error)
             raise
-        writer.save(dataclasses.replace(intent, world=desired, record=after, pending=None))
+        try:
+            writer.save(dataclasses.replace(intent, world=desired, record=after, pending=None))
+        except StateError as error:
+            raise StateError(
+                f"{error}\nthe change itself is made; `vpcctl repair` puts it on record when the cause is mended"
+            ) from error
         return Outcome(state.world, desired, plan)
 
 
-def repair(store: Store, kernel: Kernel, adopt: bool = False) -> tuple[list[Difference], World]:
+def repair(
+    store: Store, kernel: Kernel, adopt: bool = False, report: Report = lambda words: None
+) -> tuple[list[Difference], World]:
     """Make the kernel what the record says it should be; the differences that were mended.
 
     With `adopt` the record is first taken back from its copy, for a file that was lost or damaged.
     """
     with store.locked() as writer:
-        state, differences = _converge(writer, kernel, writer.adopt() if adopt else writer.load())
+        state, differences = _finished(writer, kernel, writer.adopt() if adopt else writer.load(), report)
         return differences, state.world
 
 
 def examine(state: State, kernel: Kernel, scopes: Iterable[str] | None = None) -> list[Difference]:
     """Everything in which the kernel differs from the state, changing nothing; `scopes` limits it to some VPCs."""
-    wanted = topology.snapshot(state.world, state.state_id, _loaded(state.items))
+    world = _prepared(state, state.world, kernel.facts())
+    wanted = topology.snapshot(world, state.state_id, _loaded(state.items))
     chosen = set(wanted) if scopes is None else set(scopes)
     items = [item for scope, members in wanted.items() if scope in chosen for item in members]
     return [
@@ -125,7 +132,8 @@ def _prepared(state: State, desired: World, facts: HostFacts) -> World:
                     f"the host has a network {network} which holds {pair[0]}, the uplink of VPC {vpc.name};"
                     " choose another transit range with --transit"
                 )
-    if not desired.vpcs:
+    if not desired.vpcs or facts.forwarding:
+        # Where the whole host forwards, whoever wanted that also decides between which links.
         return dataclasses.replace(desired, opened=())
     opened = dict(desired.opened)
     opened |= {link: value for link, value in facts.ways_out if value != "1" and link not in opened}
@@ -144,6 +152,37 @@ def _plan(state: State, desired: World, after: Record, loaded: topology.Loaded) 
         )
         guard = topology.host_ruleset(both, state.state_id, loaded)
     return plans.diff(state.items, [item for items in after.values() for item in items], closing, guard)
+
+
+def _unfinished(state: State, kernel: Kernel) -> bool:
+    """Was a command interrupted, or the machine rebooted?"""
+    return state.pending is not None or bool(state.items and state.boot_id != kernel.boot_id())
+
+
+def _finished(writer: Writer, kernel: Kernel, state: State, report: Report) -> tuple[State, list[Difference]]:
+    """Converge; an unfinished change that cannot be finished is put back, so that it stands in nobody's way."""
+    if _unfinished(state, kernel):
+        report("finishing what an earlier command left, or a reboot took")
+    try:
+        return _converge(writer, kernel, state)
+    except (ConflictError, KernelError) as error:
+        if state.pending is None or state.pending == state.world:
+            raise
+        report(f"what was begun cannot be finished, and is put back; {error}")
+        return _converge(writer, kernel, dataclasses.replace(writer.load(), pending=state.world))
+
+
+def _begun(writer: Writer, state: State, intent: State) -> State:
+    """The intent as it was written; where it could not be, the record is `state` again before StateError is raised."""
+    try:
+        return writer.save(intent)
+    except StateError as error:
+        try:
+            if writer.load().pending is not None:
+                writer.save(state)
+        except StateError:
+            raise StateError(f"{error}\nif this was put on record, `vpcctl repair` carries it out") from error
+        raise
 
 
 def _converge(writer: Writer, kernel: Kernel, state: State) -> tuple[State, list[Difference]]:
@@ -185,7 +224,9 @@ def _mending(kernel: Kernel, intent: State, after: Record) -> tuple[Plan, list[D
     present = kernel.observe([item for item in gone if isinstance(item, Namespace)])
     alive = {item.namespace for item, condition in present.items() if condition.state is Standing.RIGHT}
     closing = [ruleset for ruleset in closing if ruleset.namespace in alive]
-    made += plans.dependents(replaced, wanted, made)
+    # What stands on a link that is absent cannot be observed: a kernel without IPv6 lacks the same settings.
+    links = [item for item in made if isinstance(item, plans.REPLACED)]
+    made += plans.dependents(links, wanted, made)
     return plans.order(gone + replaced, made, closing), differences
 
 

@@ -6,19 +6,23 @@ parts are joined, so equal functions are the same object and a path through the 
 partition are disjoint by construction.  A first-match rule list becomes a partition by merging halves, which costs
 about n log n, not n² (compare interval decision diagrams, Strehl and Thiele 1998).
 
+Ports are cut digit by digit in base 16, the highest first: where many rules have a port of their own and many others
+a source of their own, what follows each source differs from its neighbours in a few digits and shares the rest.
+
 Both IP versions lie on one line of addresses: IPv4 first, IPv6 behind it.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
 from vpcctl.policy import Address, Network
 
 SOURCE, DESTINATION, PROTOCOL, PORT = range(4)
-_VALUE = 4
+_DIGIT, _DIGITS = 4, 4
+_VALUE = PORT + _DIGITS
 IPV6_BASE = 1 << 32
 SIZES = (IPV6_BASE + (1 << 128), IPV6_BASE + (1 << 128), 256, 65536)
 
@@ -28,19 +32,22 @@ Value = Hashable
 
 
 class Node:
-    """A cut of one dimension: part i reaches up to, and not including, ``bounds[i]``.  Made by `_node` alone."""
+    """A cut: part i reaches up to, and not including, ``bounds[i]``.  Made by `_node` alone.
 
-    __slots__ = ("bounds", "dimension", "parts")
+    `level` is the dimension that is cut; from PORT on, one level for each digit of the port.
+    """
 
-    def __init__(self, dimension: int, bounds: tuple[int, ...], parts: tuple[object, ...]):
-        self.dimension, self.bounds, self.parts = dimension, bounds, parts
+    __slots__ = ("bounds", "level", "parts")
+
+    def __init__(self, level: int, bounds: tuple[int, ...], parts: tuple[object, ...]):
+        self.level, self.bounds, self.parts = level, bounds, parts
 
 
 Partition = Node | Value
 _nodes: dict[tuple, Node] = {}
 
 
-def _node(dimension: int, bounds: Sequence[int], parts: Sequence[object]) -> Partition:
+def _node(level: int, bounds: Sequence[int], parts: Sequence[object]) -> Partition:
     """The one node with these parts, neighbours that are equal joined; the part itself where only one is left."""
     joined_bounds: list[int] = []
     joined_parts: list[object] = []
@@ -54,42 +61,68 @@ def _node(dimension: int, bounds: Sequence[int], parts: Sequence[object]) -> Par
             joined_parts.append(part)
     if len(joined_parts) == 1:
         return joined_parts[0]  # type: ignore[return-value]
-    key = (dimension, tuple(joined_bounds), tuple(joined_parts))
+    made = (level, tuple(joined_bounds), tuple(joined_parts))
+    # The types belong to the key: to Python, rule number 1 and True are equal.
+    key = (*made, tuple(map(type, joined_parts)))
     found = _nodes.get(key)
     if found is None:
-        found = _nodes[key] = Node(*key)
+        found = _nodes[key] = Node(*made)
     return found
 
 
-def forget() -> None:
-    """Drop the shared nodes; partitions made before must not be combined with those made after."""
-    _nodes.clear()
+def _level(partition: Partition) -> int:
+    return partition.level if isinstance(partition, Node) else _VALUE
 
 
-def _dimension(partition: Partition) -> int:
-    return partition.dimension if isinstance(partition, Node) else _VALUE
+def _shift(level: int) -> int:
+    """How many bits of a port are below the digit of this level."""
+    return _DIGIT * (_VALUE - 1 - level)
 
 
 def product(ranges: Sequence[Sequence[Interval] | None], value: Value, otherwise: Value) -> Partition:
     """`value` for packets that lie in one of the inclusive `ranges` of each dimension (None: anywhere)."""
-    inner: Partition = value
-    for dimension in reversed(range(_VALUE)):
-        chosen = ranges[dimension]
-        if chosen is None:
-            continue
-        bounds: list[int] = []
-        parts: list[object] = []
-        for low, high in joined(chosen):
-            if low > (bounds[-1] if bounds else 0):
-                bounds.append(low)
-                parts.append(otherwise)
-            bounds.append(high + 1)
-            parts.append(inner)
-        if not bounds or bounds[-1] < SIZES[dimension]:
-            bounds.append(SIZES[dimension])
-            parts.append(otherwise)
-        inner = _node(dimension, bounds, parts)
+    *addresses_and_protocol, ports = ranges
+    inner = value if ports is None else _ports(joined(ports), value, otherwise)
+    for level, chosen in reversed(list(enumerate(addresses_and_protocol))):
+        if chosen is not None:
+            pieces = [piece for low, high in joined(chosen) for piece in ((low, otherwise), (high + 1, inner))]
+            inner = _cut(level, [*pieces, (SIZES[level], otherwise)])
     return inner
+
+
+def _cut(level: int, pieces: Iterable[tuple[int, Partition]]) -> Partition:
+    """A node of parts that reach up to the given bounds, in ascending order; those that hold nothing are left out."""
+    bounds, parts = [0], []
+    for bound, part in pieces:
+        if bound > bounds[-1]:
+            bounds.append(bound)
+            parts.append(part)
+    return _node(level, bounds[1:], parts)
+
+
+def _ports(ranges: Sequence[Interval], value: Value, otherwise: Value) -> Partition:
+    """`value` for the ports in `ranges`, which are disjoint."""
+    if not ranges:
+        return otherwise
+    found = fold(_first, [_port_range(PORT, low, high, value) for low, high in ranges])
+    return transform(lambda part: otherwise if part is UNDECIDED else part, found)
+
+
+def _port_range(level: int, low: int, high: int, value: Value) -> Partition:
+    """The digits from `level` on of the ports (or what is left of them) in an inclusive range."""
+    if level == _VALUE:
+        return value
+    size = 1 << _shift(level)
+    if low == 0 and high == (size << _DIGIT) - 1:
+        return value
+    first, last = low // size, high // size
+    if first == last:
+        middle = [(first + 1, _port_range(level + 1, low % size, high % size, value))]
+    else:
+        least = _port_range(level + 1, low % size, size - 1, value)
+        most = _port_range(level + 1, 0, high % size, value)
+        middle = [(first + 1, least), (last, value), (last + 1, most)]
+    return _cut(level, [(first, UNDECIDED), *middle, (1 << _DIGIT, UNDECIDED)])
 
 
 def joined(ranges: Iterable[Interval]) -> list[Interval]:
@@ -105,27 +138,42 @@ def joined(ranges: Iterable[Interval]) -> list[Interval]:
 
 def combine(operation: Callable[[Value, Value], Value], one: Partition, other: Partition) -> Partition:
     """The partition whose value at each packet is `operation` of the two values there."""
-    return _combined(operation, one, other, {})
+
+    def settled(here: Partition, there: Partition) -> Partition:
+        return DEEPER if isinstance(here, Node) or isinstance(there, Node) else operation(here, there)
+
+    return merged(settled, one, other)
 
 
-def _combined(operation: Callable, one: Partition, other: Partition, memory: dict) -> Partition:
-    first, second = _dimension(one), _dimension(other)
-    if first == second == _VALUE:
-        return operation(one, other)
-    key = (one, other)
-    found = memory.get(key, memory)
-    if found is not memory:
-        return found
-    dimension = min(first, second)
-    bounds: Sequence[int]
-    if first > dimension:
-        bounds, parts = other.bounds, [_combined(operation, one, part, memory) for part in other.parts]
-    elif second > dimension:
-        bounds, parts = one.bounds, [_combined(operation, part, other, memory) for part in one.parts]
-    else:
-        bounds, parts = _zipped(one, other, lambda here, there: _combined(operation, here, there, memory))
-    memory[key] = made = _node(dimension, bounds, parts)
-    return made
+DEEPER = object()
+
+
+def merged(settled: Callable[[Partition, Partition], Partition], one: Partition, other: Partition) -> Partition:
+    """One partition out of two: `settled` says what becomes of two parts in the same place.
+
+    It must answer for two values; where one of the two is a node it may answer DEEPER, and is asked for their parts.
+    """
+    memory: dict[tuple[Partition, Partition], Partition] = {}
+
+    def walk(here: Partition, there: Partition) -> Partition:
+        found = settled(here, there)
+        if found is not DEEPER:
+            return found
+        key = (here, there)
+        found = memory.get(key, DEEPER)
+        if found is not DEEPER:
+            return found
+        first, second = _level(here), _level(there)
+        if first < second:
+            made = _node(first, here.bounds, [walk(part, there) for part in here.parts])
+        elif second < first:
+            made = _node(second, there.bounds, [walk(here, part) for part in there.parts])
+        else:
+            made = _node(first, *_zipped(here, there, walk))
+        memory[key] = made
+        return made
+
+    return walk(one, other)
 
 
 def transform(operation: Callable[[Value], Value], partition: Partition) -> Partition:
@@ -136,7 +184,7 @@ def transform(operation: Callable[[Value], Value], partition: Partition) -> Part
         if not isinstance(part, Node):
             return operation(part)
         if part not in memory:
-            memory[part] = _node(part.dimension, part.bounds, [walk(inner) for inner in part.parts])
+            memory[part] = _node(part.level, part.bounds, [walk(inner) for inner in part.parts])
         return memory[part]
 
     return walk(partition)
@@ -147,34 +195,22 @@ UNDECIDED: Value = None
 
 def first_match(partitions: Sequence[Partition]) -> Partition:
     """The first of `partitions` that is not UNDECIDED decides, packet by packet."""
-    layer = list(partitions) or [UNDECIDED]
+    return fold(_first, partitions) if partitions else UNDECIDED
+
+
+def fold(settled: Callable[[Partition, Partition], Partition], partitions: Sequence[Partition]) -> Partition:
+    """All of `partitions`, which are not none, merged in their order; `settled` must be associative."""
+    layer = list(partitions)
     while len(layer) > 1:
-        layer = [_over(*layer[number : number + 2]) for number in range(0, len(layer), 2)]
+        odd = layer[len(layer) & ~1 :]
+        layer = [merged(settled, *pair) for pair in zip(layer[::2], layer[1::2], strict=False)] + odd
     return layer[0]
 
 
-def _over(upper: Partition, lower: Partition = UNDECIDED) -> Partition:
-    memory: dict = {}
-
-    def walk(one: Partition, other: Partition) -> Partition:
-        if one is UNDECIDED:
-            return other
-        if other is UNDECIDED or not isinstance(one, Node):
-            return one
-        key = (one, other)
-        if key in memory:
-            return memory[key]
-        dimension = min(_dimension(one), _dimension(other))
-        if one.dimension > dimension:
-            bounds, parts = other.bounds, [walk(one, part) for part in other.parts]
-        elif _dimension(other) > dimension:
-            bounds, parts = one.bounds, [walk(part, other) for part in one.parts]
-        else:
-            bounds, parts = _zipped(one, other, walk)
-        memory[key] = _node(dimension, bounds, parts)
-        return memory[key]
-
-    return walk(upper, lower)
+def _first(one: Partition, other: Partition) -> Partition:
+    if one is UNDECIDED:
+        return other
+    return one if other is UNDECIDED or not isinstance(one, Node) else DEEPER
 
 
 def _zipped(one: Node, other: Node, walk: Callable) -> tuple[list[int], list[object]]:
@@ -182,51 +218,105 @@ def _zipped(one: Node, other: Node, walk: Callable) -> tuple[list[int], list[obj
     bounds: list[int] = []
     parts: list[object] = []
     here = there = 0
-    while here < len(one.bounds):
+    while True:
         parts.append(walk(one.parts[here], other.parts[there]))
         upto, until = one.bounds[here], other.bounds[there]
-        bounds.append(min(upto, until))
-        here += upto <= until
-        there += until <= upto
-    return bounds, parts
+        if upto < until:
+            bounds.append(upto)
+            here += 1
+        elif until < upto:
+            bounds.append(until)
+            there += 1
+        else:
+            bounds.append(upto)
+            here += 1
+            there += 1
+            if here == len(one.bounds):
+                return bounds, parts
 
 
-def values(partition: Partition) -> set[Value]:
-    """Every value that some packet has."""
-    seen: set[Partition] = set()
+def values(partition: Partition, within: Space | None = None) -> set[Value]:
+    """Every value that some packet has, or some packet of the set `within`."""
+    seen: set[tuple[Partition, Partition]] = set()
     found: set[Value] = set()
-    waiting = [partition]
+    waiting: list[tuple[Partition, Partition]] = [(partition, True if within is None else within.partition)]
     while waiting:
-        part = waiting.pop()
+        pair = part, region = waiting.pop()
+        if region is False or pair in seen:
+            continue
         if not isinstance(part, Node):
             found.add(part)
-        elif part not in seen:
-            seen.add(part)
-            waiting += part.parts
+            continue
+        seen.add(pair)
+        if part.level < _level(region):
+            waiting += ((inner, region) for inner in part.parts)
+        elif part.level > region.level:
+            waiting += ((part, inner) for inner in region.parts)
+        else:
+            waiting += _meeting(part, region)
     return found
+
+
+def _meeting(one: Node, region: Node) -> Iterator[tuple[Partition, Partition]]:
+    """The parts of two nodes of one dimension that share a place inside the region, each pair once."""
+    low = 0
+    for bound, inner in zip(region.bounds, region.parts, strict=True):
+        if inner is not False:
+            first, last = bisect_right(one.bounds, low), bisect_left(one.bounds, bound)
+            for part in dict.fromkeys(one.parts[first : last + 1]):
+                yield part, inner
+        low = bound
 
 
 def at(partition: Partition, point: Sequence[int]) -> Value:
     """The value at one packet, given as (source, destination, protocol, port) on the lines of numbers."""
     while isinstance(partition, Node):
-        partition = partition.parts[bisect_right(partition.bounds, point[partition.dimension])]
+        level = partition.level
+        place = point[level] if level < PORT else point[PORT] >> _shift(level) & (1 << _DIGIT) - 1
+        partition = partition.parts[bisect_right(partition.bounds, place)]
     return partition
+
+
+def cuts(partition: Partition, dimension: int) -> Iterator[tuple[Interval, Partition]]:
+    """The parts of a partition along one dimension, in ascending order; earlier dimensions must not be cut."""
+    if not isinstance(partition, Node) or dimension < min(partition.level, PORT):
+        yield (0, SIZES[dimension] - 1), partition
+        return
+    bounds, parts = (partition.bounds, partition.parts) if dimension < PORT else _cut_ports(partition)
+    low = 0
+    for bound, part in zip(bounds, parts, strict=True):
+        yield (low, bound - 1), part
+        low = bound
+
+
+def _cut_ports(partition: Partition) -> tuple[list[int], list[Value]]:
+    """The bounds of the ports with equal values, and the values."""
+    bounds: list[int] = []
+    found: list[Value] = []
+
+    def walk(part: Partition, level: int, start: int) -> None:
+        size = 1 << _shift(level) + _DIGIT
+        if isinstance(part, Node):
+            for digit in range(1 << _DIGIT):
+                inner = part if part.level > level else part.parts[bisect_right(part.bounds, digit)]
+                walk(inner, level + 1, start + (digit << _shift(level)))
+        elif found and found[-1] == part:
+            bounds[-1] = start + size
+        else:
+            bounds.append(start + size)
+            found.append(part)
+
+    walk(partition, PORT, 0)
+    return bounds, found
 
 
 def boxes(partition: Partition) -> Iterator[tuple[Box, Value]]:
     """Disjoint boxes that fill the space, each with its value, in ascending order."""
-    whole = [(0, size - 1) for size in SIZES]
-
-    def walk(part: Partition, box: list[Interval]) -> Iterator[tuple[Box, Value]]:
-        if not isinstance(part, Node):
-            yield tuple(box), part  # type: ignore[misc]
-            return
-        low = 0
-        for bound, inner in zip(part.bounds, part.parts, strict=True):
-            yield from walk(inner, [*box[: part.dimension], (low, bound - 1), *box[part.dimension + 1 :]])
-            low = bound
-
-    return walk(partition, whole)
+    for source, to in cuts(partition, SOURCE):
+        for destination, by in cuts(to, DESTINATION):
+            for protocol, on in cuts(by, PROTOCOL):
+                for ports, value in cuts(on, PORT):
+                    yield (source, destination, protocol, ports), value
 
 
 class Space:
@@ -244,15 +334,15 @@ class Space:
 
     def union(self, other: Space) -> Space:
         """Packets in either."""
-        return Space(combine(lambda one, two: one or two, self.partition, other.partition))
+        return Space(merged(_either, self.partition, other.partition))
 
     def intersection(self, other: Space) -> Space:
         """Packets in both."""
-        return Space(combine(lambda one, two: one and two, self.partition, other.partition))
+        return Space(merged(_both, self.partition, other.partition))
 
     def difference(self, other: Space) -> Space:
         """Packets in this one alone."""
-        return Space(combine(lambda one, two: one and not two, self.partition, other.partition))
+        return Space(merged(_one_alone, self.partition, other.partition))
 
     def boxes(self) -> Iterator[Box]:
         """Disjoint boxes that fill the set, in ascending order."""
@@ -272,15 +362,23 @@ class Space:
     def __hash__(self) -> int:
         return hash(self.partition)
 
-    def __len__(self) -> int:
-        """How many packets."""
-        total = 0
-        for box in self.boxes():
-            volume = 1
-            for low, high in box:
-                volume *= high - low + 1
-            total += volume
-        return total
+
+def _either(one: Partition, other: Partition) -> Partition:
+    if one is False or other is True:
+        return other
+    return one if other is False or one is True or one is other else DEEPER
+
+
+def _both(one: Partition, other: Partition) -> Partition:
+    if one is True or other is False:
+        return other
+    return one if other is True or one is False or one is other else DEEPER
+
+
+def _one_alone(one: Partition, other: Partition) -> Partition:
+    if one is False or other is True or one is other:
+        return False
+    return one if other is False else DEEPER
 
 
 EVERYTHING, NOTHING = Space(True), Space(False)
@@ -304,6 +402,3 @@ def interval(prefix: Network) -> Interval:
 def prefixes(interval: Interval) -> list[Network]:
     """The fewest prefixes that make up an interval, which lies in one IP version."""
     return list(ipaddress.summarize_address_range(address(interval[0]), address(interval[1])))
-
-
-VERSION_4: Interval = (0, IPV6_BASE - 1)

@@ -34,6 +34,7 @@ from vpcctl.policy import (
     Range,
     Rule,
 )
+from vpcctl.remains import GAP, pointers, remains
 
 # The names that nft(8) uses for ICMP and ICMPv6 types (RFC 792, RFC 4443, RFC 4861).
 ICMP_TYPES = {
@@ -49,6 +50,8 @@ ICMPV6_TYPES = {
     "nd-neighbor-advert": 136, "nd-redirect": 137, "router-renumbering": 138, "ind-neighbor-solicit": 141,
     "ind-neighbor-advert": 142, "mld2-listener-report": 143,
 }  # fmt: skip
+HIGHEST_PROTOCOL = 255
+SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 TYPE_NAMES = {ICMP: ICMP_TYPES, ICMPV6: ICMPV6_TYPES}
 
 
@@ -66,12 +69,14 @@ class PolicyDocument:
 
 def read_policies(document: Any, file: str) -> list[PolicyDocument]:
     """The policies of one parsed file; DocumentError with every problem in it."""
-    problems = [] if plainly_valid(document) else documents.structure_problems(document, "policy", file)
-    if problems:
-        raise DocumentError(*problems)
     reader = _Reader(file)
-    found = list(reader.documents(document))
-    reader.finish()
+    sound = document
+    if not plainly_valid(document):
+        reader.problems += documents.structure_problems(document, "policy", file)
+        # Whatever else is wrong is told at the same time.
+        sound = remains(document, reader.problems)
+    found = list(reader.documents(sound))
+    reader.finish(document)
     return found
 
 
@@ -90,9 +95,14 @@ class _Reader:
         self.file = file
         self.problems: list[Problem] = []
 
-    def finish(self) -> None:
+    def finish(self, document: Any = None) -> None:
+        """Raise DocumentError if there are problems, those of `document` in the order of their places in it."""
         if self.problems:
-            raise DocumentError(*self.problems)
+            place = {pointer: number for number, pointer in enumerate(pointers(document))}
+            after = len(place)
+            places = [place.get(one.pointer, after) if one.file == self.file else after for one in self.problems]
+            order = sorted(range(len(places)), key=places.__getitem__)
+            raise DocumentError(*(self.problems[number] for number in order))
 
     def attempt(self, pointer: str, read: Callable[..., Any], *arguments: Any) -> Any:
         """`read(*arguments)`; where that raises ValueError, a problem at `pointer` and None."""
@@ -104,12 +114,14 @@ class _Reader:
 
     def documents(self, document: Any) -> Iterator[PolicyDocument]:
         """The policies of a file: one, an array, or an object that holds an array."""
+        if document is GAP:
+            return
         if isinstance(document, list):
-            for number, inner in enumerate(document):
+            for number, inner in _sound(document):
                 yield self.policy(inner, f"/{number}", {})
         elif "policies" in document:
             sets = self.sets(document.get("sets", {}), "/sets")
-            for number, inner in enumerate(document["policies"]):
+            for number, inner in _sound(document["policies"]):
                 found = self.policy(inner, f"/policies/{number}", sets)
                 yield dataclasses.replace(found, vpc=found.vpc or document.get("vpc"))
         else:
@@ -120,7 +132,7 @@ class _Reader:
         rules = {
             direction: tuple(
                 self.rule(rule, f"{pointer}/{direction.value}/{number}")
-                for number, rule in enumerate(document[direction.value])
+                for number, rule in _sound(document[direction.value])
             )
             if direction.value in document
             else None
@@ -142,14 +154,17 @@ class _Reader:
         return {
             name: tuple(
                 prefix
-                for number, text in enumerate(prefixes)
+                for number, text in _sound(prefixes)
                 if (prefix := self.attempt(f"{pointer}/{documents.escape(name)}/{number}", parse_prefix, text))
             )
             for name, prefixes in document.items()
         }
 
     def rule(self, document: dict, pointer: str) -> Rule:
-        protocol = _protocol(document.get("protocol", "any"))
+        told = len(self.problems)
+        protocol = self.attempt(f"{pointer}/protocol", _protocol, document.get("protocol", "any"))
+        if len(self.problems) > told:
+            document = {field: value for field, value in document.items() if field not in ("port", "icmp_type")}
         action = Action(document["action"])
         limit = self.attempt(f"{pointer}/limit", _limit, document["limit"], action) if "limit" in document else None
         return Rule(
@@ -171,19 +186,28 @@ class _Reader:
             return None
         value = document[field]
         if isinstance(value, list):
-            places = [(inner, f"{pointer}/{field}/{number}") for number, inner in enumerate(value)]
+            places = [(inner, f"{pointer}/{field}/{number}") for number, inner in _sound(value)]
         else:
             places = [(value, f"{pointer}/{field}")]
         found = tuple(one for inner, place in places if (one := self.attempt(place, read, inner, *more)) is not None)
         return None if whole and whole(found) else found
 
 
+def _sound(values: list) -> Iterator[tuple[int, Any]]:
+    """Each of `values` with its place, without those that were wrong by themselves."""
+    return ((number, value) for number, value in enumerate(values) if value is not GAP)
+
+
 def _protocol(value: str | int) -> int | None:
     text = str(value).lower()
     if text == "any":
         return None
-    number = PROTOCOLS.get(text)
-    return number if number is not None else int(text)
+    if isinstance(value, float):
+        raise ValueError(f"{value} is not a protocol number (0–255); write {int(value)}")
+    number = PROTOCOLS[text] if text in PROTOCOLS else int(text)
+    if number > HIGHEST_PROTOCOL:
+        raise ValueError(f"{documents.quote(value)} is not a protocol number (0–255)")
+    return number
 
 
 def _ports(value: str | int, protocol: int | None) -> Range:
@@ -231,7 +255,12 @@ def _limit(text: str, action: Action) -> Limit:
         raise ValueError(f"a limit goes with the action allow, and this rule's is {action.value}")
     rate, _, rest = text.partition("/")
     unit, _, burst = rest.partition(" burst ")
-    return Limit(int(rate), unit, int(burst)) if burst else Limit(int(rate), unit)
+    limit = Limit(int(rate), unit, int(burst)) if burst else Limit(int(rate), unit)
+    # The kernel keeps the burst as the nanoseconds that it is worth, in 64 bits (net/netfilter/nft_limit.c).
+    most = (2**64 - 1) // (SECONDS[unit] * 10**9 // limit.rate)
+    if limit.burst > most:
+        raise ValueError(f"{documents.quote(text)} has a burst that the kernel cannot count; {most} is the highest")
+    return limit
 
 
 def parse_endpoint(text: str) -> Endpoint:
@@ -257,6 +286,17 @@ def parse_prefix(text: str) -> Network:
     raise ValueError(f"{documents.quote(text)} has bits set beyond its prefix length; {meant} is the prefix")
 
 
+def _own_prefix(text: str) -> Network:
+    """A prefix that a VPC or a subnet may have."""
+    prefix = parse_prefix(text)
+    if prefix.version != 4:
+        raise ValueError(f"{documents.quote(text)} is an IPv6 prefix, which is not supported yet; IPv4 is expected")
+    return prefix
+
+
+ANY_PREFIX = "0.0.0.0/0"
+
+
 # -- what people write: environments -------------------------------------------------------------------------------
 
 
@@ -269,12 +309,13 @@ def read_environment(
     else allocated in the document's order.  `load` returns the parsed document and the name of a policy's path.
     DocumentError with every problem found.
     """
-    problems = documents.structure_problems(document, "environment", file)
-    if problems:
-        raise DocumentError(*problems)
     reader = _Environment(file, load, present or World(), serial)
+    reader.problems += documents.structure_problems(document, "environment", file)
+    if reader.problems:
+        reader.words(remains(document, reader.problems))
+    reader.finish(document)
     world = reader.world(document)
-    reader.finish()
+    reader.finish(document)
     return world
 
 
@@ -291,7 +332,7 @@ class _Environment(_Reader):
             self.vpc(inner, f"/vpcs/{number}", taken[name] if name in taken else next(free))
             for number, (name, inner) in enumerate(zip(named, document.get("vpcs", ()), strict=True))
         ]
-        self.finish()
+        self.finish(document)
         pairs = [
             self.guarded(f"/peerings/{number}", Peering.between, *pair)
             for number, pair in enumerate(document.get("peerings", ()))
@@ -301,12 +342,31 @@ class _Environment(_Reader):
                 if name not in (*named, *taken):
                     words = f"there is no VPC {name!r}; {documents.nearest(name, sorted({*named, *taken}))}"
                     self.problems.append(Problem(self.file, f"/peerings/{number}/{place}", words))
-        self.finish()
+        self.finish(document)
         # A peering may name a VPC that stands beside the document; it is put to the world when that is known.
         own = tuple(pair for pair in pairs if pair.one in named and pair.other in named)
         made = self.guarded("", World, tuple(vpcs), own, self._present.transit)
-        self.finish()
+        self.finish(document)
         return made
+
+    def words(self, document: Any) -> None:
+        """Find what is wrong in the words of a document whose structure is wrong somewhere else."""
+        for number, vpc in _sound([] if document is GAP else document.get("vpcs", [])):
+            place = f"/vpcs/{number}"
+            self.attempt(f"{place}/cidr", _own_prefix, vpc.get("cidr", ANY_PREFIX))
+            self.sets(vpc.get("sets", {}), f"{place}/sets")
+            for inner, subnet in _sound(vpc.get("subnets", [])):
+                self.attempt(f"{place}/subnets/{inner}/cidr", _own_prefix, subnet.get("cidr", ANY_PREFIX))
+                self.policy_of(subnet, f"{place}/subnets/{inner}")
+                for last, instance in _sound(subnet.get("instances", [])):
+                    if "ip" in instance:
+                        self.attempt(f"{place}/subnets/{inner}/instances/{last}/ip", parse_address, instance["ip"])
+
+    def policy_of(self, subnet: dict, pointer: str) -> Policy | None:
+        """The subnet's policy, if it has one."""
+        if "policy" not in subnet:
+            return None
+        return self.guarded(f"{pointer}/policy", self.attached, subnet["policy"], pointer)
 
     def guarded(self, pointer: str, make: Callable[..., Any], *arguments: Any) -> Any:
         """`make(*arguments)`; what our own checks refuse becomes a problem at `pointer`."""
@@ -322,7 +382,7 @@ class _Environment(_Reader):
         return None
 
     def vpc(self, document: dict, pointer: str, index: int) -> Vpc | None:
-        prefix = self.attempt(f"{pointer}/cidr", parse_prefix, document["cidr"])
+        prefix = self.attempt(f"{pointer}/cidr", _own_prefix, document["cidr"])
         subnets = [
             self.subnet(inner, f"{pointer}/subnets/{number}", document["name"])
             for number, inner in enumerate(document.get("subnets", ()))
@@ -340,10 +400,8 @@ class _Environment(_Reader):
         return self.guarded(pointer, Vpc, *parts)
 
     def subnet(self, document: dict, pointer: str, vpc: str) -> Subnet | None:
-        prefix = self.attempt(f"{pointer}/cidr", parse_prefix, document["cidr"])
-        policy = None
-        if "policy" in document:
-            policy = self.guarded(f"{pointer}/policy", self.attached, document["policy"], pointer)
+        prefix = self.attempt(f"{pointer}/cidr", _own_prefix, document["cidr"])
+        policy = self.policy_of(document, pointer)
         if prefix is None:
             return None
         public, gateway = document["type"] == "public", document.get("nat_gateway", False)

@@ -3,6 +3,7 @@
 One file, ``state.json``, replaced whole: written beside its place, synced, renamed over it, and its directory synced
 (fsync(2), rename(2)).  Writers hold a lock on a separate file that is never renamed; readers need none, because they
 see the old file or the new one.  Everything is reached through a descriptor of the directory, links are not followed.
+docs/state.md tells the format and the protocol, system call by system call.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from vpcctl.model import World
 
 FORMAT = 1
 STATE_FILE, LOCK_FILE = "state.json", "lock"
+# Where the next version is written.  There is one writer, so one name will do, and a crash leaves one file at most.
+TEMPORARY = f".{STATE_FILE}"
 COPIES = Path("/run/vpcctl")
 LOCK_PATIENCE = 30.0
 LOCK_INTERVAL = 0.02
@@ -90,15 +93,20 @@ class Store:
             os.close(directory)
 
     def _read(self, directory: int) -> State:
+        found = self._read_file(directory)
+        return self._fresh() if found is None else found
+
+    def _read_file(self, directory: int) -> State | None:
+        """The state in the file, None where there is no file."""
         try:
             descriptor = os.open(STATE_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
         except FileNotFoundError:
-            return self._fresh()
+            return None
         except OSError as error:
             raise StateError(f"cannot read {self.directory / STATE_FILE}: {os.strerror(error.errno or 0)}") from error
-        with os.fdopen(descriptor, encoding="utf-8") as file:
-            text = file.read()
-        return self._understood(text)
+        with os.fdopen(descriptor, "rb") as file, _told(f"cannot read {self.directory / STATE_FILE}"):
+            content = file.read()
+        return self._understood(content)
 
     def _fresh(self) -> State:
         """The state of a machine without a file: empty, unless a copy says that there was a file a while ago."""
@@ -124,22 +132,22 @@ class Store:
             raise
         except OSError as error:
             raise StateError(f"cannot read {self._copy}: {os.strerror(error.errno or 0)}") from error
-        with os.fdopen(descriptor, encoding="utf-8") as file:
+        with os.fdopen(descriptor, "rb") as file, _told(f"cannot read {self._copy}"):
             if os.fstat(descriptor).st_uid != os.geteuid():
                 raise StateError(f"{self._copy} belongs to somebody else")
             return self._understood(file.read(), self._copy)
 
-    def _understood(self, text: str, place: Path | None = None) -> State:
+    def _understood(self, content: bytes, place: Path | None = None) -> State:
         place = place or self.directory / STATE_FILE
-        remedy = "nothing was changed; see docs/operations.md, «A damaged state file»"
+        remedy = "nothing was changed; `vpcctl repair --adopt` may help, see docs/operations.md, «A damaged state file»"
         try:
-            document = json.loads(text)
+            document = json.loads(content)
             found = document["format"]
             checksum = document.pop("checksum")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StateError(f"{place} is damaged (not a state document); {remedy}") from error
         if not isinstance(found, int) or found > FORMAT:
-            raise StateError(
+            raise _NewerError(
                 f"{place} has format {found}, and this vpcctl knows formats up to {FORMAT};"
                 " use the vpcctl that wrote it, or a newer one"
             )
@@ -147,7 +155,7 @@ class Store:
             raise StateError(f"{place} is damaged (its checksum does not match); {remedy}")
         try:
             return _from_json(document)
-        except (KeyError, TypeError, ValueError, VpcctlError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, VpcctlError) as error:
             raise StateError(f"{place} is damaged ({error}); {remedy}") from error
 
     # -- writing -------------------------------------------------------------------------------------------------
@@ -159,8 +167,13 @@ class Store:
         try:
             lock = self._take_lock(directory, patience)
             try:
+                with contextlib.suppress(FileNotFoundError), _told(f"cannot write in {self.directory}"):
+                    os.unlink(TEMPORARY, dir_fd=directory)
                 yield Writer(self, directory)
             finally:
+                # Whoever takes the lock without saying so is not to be mistaken for us.
+                with contextlib.suppress(OSError):
+                    os.ftruncate(lock, 0)
                 os.close(lock)
         finally:
             os.close(directory)
@@ -185,8 +198,15 @@ class Store:
                 raise StateError(
                     f"{self.directory} is locked by {holder} since more than {patience:g} s; wait for it, or end it"
                 ) from None
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"process {os.getpid()} ({' '.join(sys.argv[:2])})\n".encode()[:512], 0)
+            except OSError as error:
+                os.close(lock)
+                raise StateError(
+                    f"cannot lock {self.directory / LOCK_FILE}: {os.strerror(error.errno or 0)}"
+                ) from error
+        # Only for those who wait: a disk that has no room for these words may have room for what matters.
+        with contextlib.suppress(OSError):
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"process {os.getpid()} ({' '.join(sys.argv[:2])})\n".encode()[:512], 0)
         return lock
 
     # -- the directory -------------------------------------------------------------------------------------------
@@ -215,15 +235,23 @@ class Store:
         except OSError as error:
             raise StateError(f"cannot make {self.directory}: {os.strerror(error.errno or 0)}") from error
         descriptor = self._open_directory()
-        status = os.fstat(descriptor)
-        if status.st_uid != os.geteuid():
+        try:
+            status = os.fstat(descriptor)
+            if status.st_uid != os.geteuid():
+                raise StateError(
+                    f"{self.directory} belongs to user {status.st_uid}, not to you; name another with --state-dir"
+                )
+            if stat.S_IMODE(status.st_mode) & 0o077:
+                with _told(f"cannot make {self.directory} private"):
+                    os.fchmod(descriptor, 0o700)
+        except StateError:
             os.close(descriptor)
-            raise StateError(
-                f"{self.directory} belongs to user {status.st_uid}, not to you; name another with --state-dir"
-            )
-        if stat.S_IMODE(status.st_mode) & 0o077:
-            os.fchmod(descriptor, 0o700)
+            raise
         return descriptor
+
+
+class _NewerError(StateError):
+    """The file is sound, and of a format that a later version of this program brought."""
 
 
 class Writer:
@@ -237,34 +265,45 @@ class Writer:
         return self._store._read(self._directory)
 
     def adopt(self) -> State:
-        """Take the copy back as the file, a damaged file kept beside it; StateError where there is no copy."""
+        """Take the copy back as the file, a damaged file kept beside it; StateError where there is no copy.
+
+        A file that can be read is the better one, and stays; one that a newer program wrote is not ours to replace.
+        """
+        try:
+            found = self._store._read_file(self._directory)
+            if found is not None:
+                return found
+        except _NewerError:
+            raise
+        except StateError:
+            pass
         try:
             copied = self._store._copied()
         except FileNotFoundError as error:
             raise StateError(
                 f"there is no copy of {self._store.directory / STATE_FILE} to adopt: none was made since the last boot"
             ) from error
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), _told(f"cannot move {self._store.directory / STATE_FILE}"):
             os.rename(STATE_FILE, f"{STATE_FILE}.damaged", src_dir_fd=self._directory, dst_dir_fd=self._directory)
         return self.save(copied)
 
     def save(self, state: State) -> State:
         """Replace the file, durable when this returns; the state with its new serial.  StateError if it cannot be.
 
-        A failed fsync is not tried again on the same descriptor: the kernel may have dropped the pages.
+        After a StateError the file is the old one, or, where it was the directory that could not be synced, the new
+        one.  A failed fsync is not tried again on the same descriptor: the kernel may have dropped the pages.
         """
         written = dataclasses.replace(state, serial=state.serial + 1)
         document = _to_json(written)
         document["checksum"] = _checksum(document)
-        temporary = f".{STATE_FILE}.{os.getpid()}"
+        content = json.dumps(document, separators=(",", ":")).encode()
         try:
-            content = json.dumps(document, separators=(",", ":")).encode()
-            _write(self._directory, temporary, content)
-            os.rename(temporary, STATE_FILE, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+            _write(self._directory, TEMPORARY, content)
+            os.rename(TEMPORARY, STATE_FILE, src_dir_fd=self._directory, dst_dir_fd=self._directory)
             os.fsync(self._directory)
         except OSError as error:
             with contextlib.suppress(OSError):
-                os.unlink(temporary, dir_fd=self._directory)
+                os.unlink(TEMPORARY, dir_fd=self._directory)
             raise StateError(
                 f"cannot write {self._store.directory / STATE_FILE}: {os.strerror(error.errno or 0)}"
             ) from error
@@ -285,6 +324,17 @@ class Writer:
                 os.rename(f".{name}", name, src_dir_fd=directory, dst_dir_fd=directory)
             finally:
                 os.close(directory)
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Raise an OSError as a StateError; that something is absent is left for the caller to judge."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StateError(f"{what}: {os.strerror(error.errno or 0)}") from error
 
 
 def _write(directory: int, name: str, content: bytes) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from vpcctl import space
 from vpcctl.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS, PROTOCOL_NAMES
 from vpcctl.reach import SERVICES, Reach, Zone
-from vpcctl.space import DESTINATION, PORT, PROTOCOL, SOURCE, Interval, Node, Partition, Space
+from vpcctl.space import DESTINATION, PORT, PROTOCOL, SOURCE, Interval, Partition, Space
 from vpcctl.spec import TYPE_NAMES
 
 ANY = "any"
@@ -45,7 +45,7 @@ def lines(packets: Space, source: Zone, destination: Zone, reach: Reach, home: s
         yield Line((source.name(home),), (destination.name(home),), tuple(services_in_words(common)))
         packets -= Space(common)
     by_targets: dict[tuple, list[Interval]] = defaultdict(list)
-    for interval, inner in _cuts(packets.partition, SOURCE):
+    for interval, inner in space.cuts(packets.partition, SOURCE):
         by_targets[_targets(inner)].append(interval)
     for targets, sources in by_targets.items():
         for services, receivers in targets:
@@ -61,8 +61,8 @@ def _common(packets: Space, source: Zone, destination: Zone, reach: Reach) -> Pa
     # Packets outside the two zones have every service, so that they take nothing from what is common.
     filled = space.combine(lambda passes, inside: passes or not inside, packets.partition, outside)
     found: Partition = True
-    for _, inner in _cuts(filled, SOURCE):
-        for _, services in _cuts(inner, DESTINATION):
+    for _, inner in space.cuts(filled, SOURCE):
+        for _, services in space.cuts(inner, DESTINATION):
             found = space.combine(lambda one, two: one and two, found, services)
     return found
 
@@ -70,20 +70,9 @@ def _common(packets: Space, source: Zone, destination: Zone, reach: Reach) -> Pa
 def _targets(partition: Partition) -> tuple[tuple[Partition, tuple[Interval, ...]], ...]:
     """What follows after the source: each set of services with the destinations that have it."""
     found: dict[Partition, list[Interval]] = defaultdict(list)
-    for interval, inner in _cuts(partition, DESTINATION):
+    for interval, inner in space.cuts(partition, DESTINATION):
         found[inner].append(interval)
     return tuple((services, tuple(places)) for services, places in found.items() if services is not False)
-
-
-def _cuts(partition: Partition, dimension: int) -> Iterator[tuple[Interval, Partition]]:
-    """The parts of a partition along one dimension; all of it where the dimension is not cut."""
-    if not isinstance(partition, Node) or partition.dimension != dimension:
-        yield (0, space.SIZES[dimension] - 1), partition
-        return
-    low = 0
-    for bound, part in zip(partition.bounds, partition.parts, strict=True):
-        yield (low, bound - 1), part
-        low = bound
 
 
 def _addresses(intervals: Iterable[Interval], zone: Zone, reach: Reach, home: str | None) -> tuple[str, ...]:
@@ -100,7 +89,7 @@ def _addresses(intervals: Iterable[Interval], zone: Zone, reach: Reach, home: st
         return (zone.name(home),)
     plain = _places(inside, zone, reach, home)
     rest = Space.of(whole, None, None, None) - Space.of(inside, None, None, None)
-    but = _places([interval for interval, left in _cuts(rest.partition, SOURCE) if left], zone, reach, home)
+    but = _places([interval for interval, left in space.cuts(rest.partition, SOURCE) if left], zone, reach, home)
     return (f"{zone.name(home)} but {', '.join(but)}",) if len(but) < len(plain) else plain
 
 
@@ -141,7 +130,7 @@ def services_in_words(services: Partition) -> list[str]:
 def _by_protocol(services: Partition) -> dict[int, Space]:
     """The ports of each protocol that has any."""
     found = {}
-    for (low, high), ports in _cuts(services, PROTOCOL):
+    for (low, high), ports in space.cuts(services, PROTOCOL):
         for protocol in range(low, high + 1):
             if ports is not False:
                 known = Space(ports) & Space(_all_ports(protocol))
@@ -152,10 +141,7 @@ def _by_protocol(services: Partition) -> dict[int, Space]:
 
 def _all_ports(protocol: int) -> Partition:
     """All ports (or beginning ICMP types) of a protocol, as a partition of the port dimension."""
-    partition = SERVICES.partition
-    if isinstance(partition, Node) and partition.dimension == PROTOCOL:
-        return next(part for (low, high), part in _cuts(partition, PROTOCOL) if low <= protocol <= high)
-    return partition
+    return next(part for (low, high), part in space.cuts(SERVICES.partition, PROTOCOL) if low <= protocol <= high)
 
 
 def _services(found: dict[int, Space], everything: dict[int, Space]) -> list[str]:
@@ -176,7 +162,7 @@ def _services(found: dict[int, Space], everything: dict[int, Space]) -> list[str
 
 
 def _ports(protocol: int, ports: Space) -> list[str]:
-    ranges = [interval for interval, inside in _cuts(ports.partition, PORT) if inside]
+    ranges = [interval for interval, inside in space.cuts(ports.partition, PORT) if inside]
     if protocol in ICMP_PROTOCOLS:
         names = {number: name for name, number in TYPE_NAMES[protocol].items()}
         return [names.get(number, str(number)) for low, high in ranges for number in range(low, high + 1)]

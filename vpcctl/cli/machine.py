@@ -67,14 +67,18 @@ def repair(session: Session, adopt: bool) -> None:
     """
     from vpcctl import reconciler
 
+    told: list[str] = []
     kernel = session.kernel()
     try:
-        differences, _ = reconciler.repair(session.store, kernel, adopt)
+        differences, _ = reconciler.repair(session.store, kernel, adopt, told.append)
     finally:
         kernel.close()
+    for words in told:
+        session.say(words)
     for difference in differences:
         session.say(f"mended: {difference}")
-    session.say(f"mended {len(differences)} objects" if differences else "nothing to mend")
+    if differences or not told:
+        session.say(f"mended {len(differences)} objects" if differences else "nothing to mend")
 
 
 @click.command
@@ -126,25 +130,28 @@ def lab(command: tuple[str, ...]) -> None:
 
 @click.command
 @json_option
-def doctor(as_json: bool) -> None:
-    """Say what this machine lacks or has that will get in the way, each with the remedy.
+@click.pass_obj
+def doctor(session: Session, as_json: bool) -> None:
+    """Say what this machine lacks or has that will get in the way, each with the remedy; exit 1 if it is fatal.
 
     Example: vpcctl doctor
     """
     from vpcctl.kernel import examination
 
-    findings = examination.examine()
+    findings = examination.examine(session.store)
     if as_json:
         print_json([finding.to_json() for finding in findings])
     else:
         for finding in findings:
             colour = {"fatal": "red", "warning": "yellow"}.get(finding.severity, "green")
-            print(f"{styled(finding.severity, colour)}: {finding.what}")
+            print(f"{styled(finding.severity, colour)}: {finding.subject}: {finding.what}")
             if finding.why:
                 print(f"    why: {finding.why}")
             if finding.remedy:
                 print(f"    remedy: {finding.remedy}")
-        if not findings:
+            for command in finding.commands:
+                print(f"        {command}")
+        if not any(finding.severity in ("fatal", "warning") for finding in findings):
             print("nothing is in the way")
     if any(finding.severity == "fatal" for finding in findings):
         sys.exit(1)

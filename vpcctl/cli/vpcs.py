@@ -26,12 +26,15 @@ def create_vpc(session: Session, name: str, cidr: Any, ipv6_cidr: str | None, tr
     Example: vpcctl create-vpc --name shop --cidr 10.0.0.0/16
     """
     from vpcctl import changes
+    from vpcctl.kernel import examination
     from vpcctl.names import router_namespace
 
     if ipv6_cidr is not None:
         raise click.UsageError("--ipv6-cidr: IPv6 prefixes are not supported yet; create the VPC without one")
-    session.change(lambda state: changes.create_vpc(state.world, name, cidr, transit))
+    outcome = session.change(lambda state: changes.create_vpc(state.world, name, cidr, transit))
     session.say(f"created VPC {name} ({cidr}), router namespace {router_namespace(name)}")
+    for finding in examination.fatal_findings(outcome.after, name):
+        session.warn(str(finding))
 
 
 @click.command

@@ -1,0 +1,45 @@
+"""What an examination says: one value for each thing that was looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+# From worst to best.  `fatal`: something that vpcctl promises does not work; `warning`: it may not, or not for long;
+# `note`: good to know; `ok`: looked at and found well.
+SEVERITIES = ("fatal", "warning", "note", "ok")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`what` was found about `subject`, `why` it matters, and what mends it: words, and commands for a root shell.
+
+    The commands, run in their order, make the finding go away; a finding that no command can mend has words alone.
+    """
+
+    severity: str
+    subject: str
+    what: str
+    why: str = ""
+    remedy: str = ""
+    commands: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, object]:
+        """As docs/doctor.md describes it."""
+        return {
+            "severity": self.severity,
+            "subject": self.subject,
+            "what": self.what,
+            "why": self.why,
+            "remedy": self.remedy,
+            "commands": list(self.commands),
+        }
+
+    def __str__(self) -> str:
+        mending = "; ".join(self.commands) or self.remedy
+        return f"{self.what}; what mends it: {mending}" if mending else self.what
+
+
+def worst_first(findings: Iterable[Finding]) -> list[Finding]:
+    """The findings by severity, otherwise in the order in which they came."""
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))

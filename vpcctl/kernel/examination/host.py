@@ -1,0 +1,147 @@
+"""The host as an examination needs to know it: its ruleset, its routes and addresses, who we are."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import shutil
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+from vpcctl.errors import KernelError, PrivilegeError, VpcctlError
+from vpcctl.kernel.examination import legacy
+from vpcctl.kernel.examination.apart import apart
+from vpcctl.kernel.examination.prefixes import Reached
+from vpcctl.names import TABLE
+
+TAG = "vpcctl/"
+# Programs by which the managers of firewalls are told something; the first two are kinds of iptables(8).
+TOOLS = ("iptables-nft", "iptables-legacy", "ufw", "firewall-cmd")
+# RT_TABLE_LOCAL and RTN_UNICAST, include/uapi/linux/rtnetlink.h.
+LOCAL_TABLE, UNICAST = 255, 1
+IFLA_ALIAS = "IFLA_IFALIAS"
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """The host's links and what it reaches by them.  `ours` are the links with our tag, as (name, tag)."""
+
+    ways_out: tuple[str, ...]
+    reached: tuple[Reached, ...]
+    ours: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RulesetListing:
+    """The host's ruleset: `objects` and `text` as nft lists it, the objects with those of legacy tables behind them.
+
+    `ours` are our own tables as (family, name), with their comments.
+    """
+
+    objects: list[dict[str, Any]]
+    text: str
+    ours: dict[tuple[str, str], str]
+
+
+def privileged() -> bool:
+    """May this process change the network?"""
+    from vpcctl.kernel.linux import require_privilege
+
+    try:
+        require_privilege()
+    except PrivilegeError:
+        return False
+    return True
+
+
+def namespace_tag(name: str) -> str:
+    """The tag on a named namespace, "" where there is none or it cannot be seen."""
+    from vpcctl.kernel.links import Rtnl
+
+    try:
+        rtnl = Rtnl(name)
+    except (VpcctlError, OSError):
+        return ""
+    try:
+        alias = rtnl.alias("lo") or ""
+    finally:
+        rtnl.close()
+    return alias if alias.startswith(TAG) else ""
+
+
+def tools() -> dict[str, str]:
+    """Of TOOLS those that this machine has, with the name to call each by."""
+    places = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+    found: dict[str, str] = {}
+    for name in ("iptables", *TOOLS):
+        program = shutil.which(name, path=places)
+        if program:
+            # Which of the two the plain name is shows where its link leads.
+            legacy_kind = "legacy" in os.path.basename(os.path.realpath(program))
+            kind = f"iptables-{'legacy' if legacy_kind else 'nft'}" if name == "iptables" else name
+            found.setdefault(kind, name)
+    return found
+
+
+def ruleset() -> RulesetListing:
+    """The ruleset of the namespace we are in.  KernelError where it cannot be listed.
+
+    libnftables runs in a child: a ruleset that it cannot put into JSON must not take us with it.
+    """
+    objects, text, comments = apart(_list_ruleset)
+    return RulesetListing(objects, text, {(family, TABLE): comment for family, comment in comments.items()})
+
+
+def _list_ruleset() -> tuple[list[dict[str, Any]], str, dict[str, str]]:
+    from vpcctl.kernel import tables
+
+    nft = tables.context(None)
+    comments = tables.comments(nft, ("inet",))
+    nft.set_json_output(True)
+    status, output, complaint = nft.cmd("list ruleset")
+    if status:
+        raise KernelError("the host's ruleset cannot be listed", complaint.strip())
+    objects = json.loads(output)["nftables"] if output else []
+    nft.set_json_output(False)
+    nft.set_handle_output(True)
+    nft.set_stateless_output(True)
+    ours = {family: comment for family, comment in comments.items() if comment.startswith(TAG)}
+    return objects + legacy.objects(), nft.cmd("list ruleset")[1], ours
+
+
+def surroundings() -> Surroundings:
+    """The host's links, addresses and routes now, without our own."""
+    from pyroute2 import IPRoute
+
+    with IPRoute() as socket_:
+        links = {link["index"]: link for link in socket_.get_links()}
+        addresses = list(socket_.get_addr(family=socket.AF_INET))
+        routes = list(socket_.get_routes(family=socket.AF_INET))
+    names = {index: link.get_attr("IFLA_IFNAME") for index, link in links.items()}
+    ours = {
+        index: link.get_attr(IFLA_ALIAS)
+        for index, link in links.items()
+        if (link.get_attr(IFLA_ALIAS) or "").startswith(TAG)
+    }
+    reached, ways_out = [], []
+    for address in addresses:
+        if address["index"] not in ours and names[address["index"]] != "lo":
+            network = ipaddress.ip_interface(f"{address.get_attr('IFA_LOCAL')}/{address['prefixlen']}").network
+            reached.append(Reached(network, names[address["index"]], f"address {address.get_attr('IFA_LOCAL')}"))
+    for route in routes:
+        table = route.get_attr("RTA_TABLE") or route["table"]
+        link = route.get_attr("RTA_OIF")
+        if table == LOCAL_TABLE or route["type"] != UNICAST or link in ours:
+            continue
+        if route["dst_len"]:
+            network = ipaddress.ip_network(f"{route.get_attr('RTA_DST')}/{route['dst_len']}")
+            reached.append(Reached(network, names.get(link, ""), f"route to {network}"))
+        elif link in names:
+            ways_out.append(names[link])
+    return Surroundings(
+        tuple(dict.fromkeys(ways_out)),
+        tuple(dict.fromkeys(reached)),
+        tuple((names[index], tag) for index, tag in ours.items()),
+    )
