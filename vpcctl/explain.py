@@ -16,9 +16,21 @@ from typing import Any
 from vpcctl import names, space
 from vpcctl.documents import nearest, quote
 from vpcctl.errors import ConflictError, DocumentError
-from vpcctl.meaning import subnet_at
+from vpcctl.meaning import Flow, Place, subnet_at
 from vpcctl.model import World
-from vpcctl.policy import HIGHEST_PORT, ICMP_PROTOCOLS, PORT_PROTOCOLS, PROTOCOLS, Action, Address, Direction, Rule
+from vpcctl.policy import (
+    HIGHEST_PORT,
+    ICMP,
+    ICMP_PROTOCOLS,
+    PORT_PROTOCOLS,
+    PROTOCOLS,
+    TCP,
+    UDP,
+    Action,
+    Address,
+    Direction,
+    Rule,
+)
 from vpcctl.reach import DEFAULT, INTERNET, SERVICES, Reach, Zone
 from vpcctl.space import Interval, Space
 from vpcctl.spec import TYPE_NAMES
@@ -72,7 +84,8 @@ class Answer:
     stages: tuple[Stage, ...]
     hops: tuple[str, ...]
     allowed: tuple[Line, ...]
-    space: Space = field(repr=False, compare=False, default=space.NOTHING)
+    asked: Space = field(repr=False, compare=False, default=space.NOTHING)
+    passing: Space = field(repr=False, compare=False, default=space.NOTHING)
 
     @property
     def deciding(self) -> Verdict:
@@ -94,7 +107,7 @@ def ask(reach: Reach, source: str, destination: str, service: str) -> Answer:
     verdict = ALLOW if passing == wanted else PARTLY if passing else DENY
     allowed = tuple(lines(passing, start.zone, end.zone, reach))
     hops = tuple(_hops(reach.world, start, end))
-    return Answer(start, end, service, verdict, tuple(stages), hops, allowed, passing)
+    return Answer(start, end, service, verdict, tuple(stages), hops, allowed, wanted, passing)
 
 
 def parse_service(text: str) -> tuple[list[Interval] | None, list[Interval] | None]:
@@ -231,6 +244,46 @@ def _hops(world: World, start: End, end: End) -> Iterator[str]:
     if end.zone.vpc is not None:
         yield f"{names.bridge(str(end.zone.subnet))} in {router}: ingress gate of {end.zone.vpc}/{end.zone.subnet}"
     yield f"{end.text} {end.single or ''}".strip()
+
+
+# A probe for each class of packets would be too many to read.
+MOST_WITNESSES = 8
+LIKELY_PROTOCOLS = (TCP, UDP, ICMP)
+
+
+def witnesses(reach: Reach, answer: Answer, outside: Address) -> list[tuple[Flow, bool]]:
+    """Single flows out of a question, each with whether it should pass: real ones to try the answer with.
+
+    Where an end is a subnet its instances stand for it, and `outside` for the internet where that is meant as a whole.
+    """
+    sides = [_stand_ins(reach, end, outside) for end in (answer.source, answer.destination)]
+    real = Space.of(*sides, None, None)
+    if answer.source.zone.vpc is None:
+        # From outside only a published port can be called at all.
+        real &= reach.carried(answer.source.zone, answer.destination.zone)
+    found = []
+    for packets, passes in ((answer.passing & real, True), ((answer.asked - answer.passing) & real, False)):
+        for (source, _), (destination, _), protocols, ports in packets.boxes():
+            low, high = protocols
+            protocol = next((one for one in LIKELY_PROTOCOLS if low <= one <= high), low or high)
+            if source == destination or not protocol:
+                continue
+            port = max(ports[0], 1) if protocol in PORT_PROTOCOLS else ports[0] if protocol in ICMP_PROTOCOLS else None
+            places = (
+                Place(answer.source.zone.vpc, space.address(source)),
+                Place(answer.destination.zone.vpc, space.address(destination)),
+            )
+            found.append((Flow(*places, protocol, port), passes))
+    return found[:MOST_WITNESSES]
+
+
+def _stand_ins(reach: Reach, end: End, outside: Address) -> list[Interval]:
+    if end.single is not None:
+        return list(end.addresses)
+    if end.zone.vpc is None:
+        return [(space.number(outside), space.number(outside))]
+    subnet = reach.world.vpc(end.zone.vpc).subnet(str(end.zone.subnet))
+    return [(space.number(address),) * 2 for instance in subnet.instances for address in instance.addresses]
 
 
 def answer_to_json(answer: Answer) -> dict[str, Any]:

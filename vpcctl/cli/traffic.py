@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vpcctl.cli.session import Session, json_option, print_json, print_table, read_document
-from vpcctl.errors import DocumentError, VpcctlError
+from vpcctl.errors import ConflictError, DocumentError, KernelError, VpcctlError
 
 if TYPE_CHECKING:
     from vpcctl.explain import Answer
@@ -31,10 +31,17 @@ def _world(session: Session, environment: str | None) -> World:
 @click.argument("destination", metavar="TO")
 @click.argument("service")
 @environment_option
+@click.option("--probe", is_flag=True, help="Send real packets too, and say whether the kernel agrees.")
 @json_option
 @click.pass_obj
 def explain(
-    session: Session, source: str, destination: str, service: str, environment: str | None, as_json: bool
+    session: Session,
+    source: str,
+    destination: str,
+    service: str,
+    environment: str | None,
+    probe: bool,
+    as_json: bool,
 ) -> None:
     """May this flow pass, which line of which file decides, and by which hops?  Exit 0 allowed, 1 denied.
 
@@ -47,12 +54,51 @@ def explain(
     from vpcctl import explain as explaining
     from vpcctl.reach import Reach
 
-    answer = explaining.ask(Reach(_world(session, environment)), source, destination, service)
+    if probe and environment is not None:
+        raise click.UsageError("--probe asks the kernel, which knows the present world and not an --environment")
+    reach = Reach(_world(session, environment))
+    answer = explaining.ask(reach, source, destination, service)
+    probes = _probed(reach, answer) if probe else []
     if as_json:
-        print_json(explaining.answer_to_json(answer))
+        document = explaining.answer_to_json(answer)
+        print_json({**document, "probes": probes} if probe else document)
     else:
         print_answer(answer)
+        for one in probes:
+            agrees = "agrees" if one["agrees"] else "DISAGREES"
+            flow = f"{one['from']} → {one['to']} {one['service']}"
+            print(f"  probe {flow}: {WORDS[one['expected']]}, the kernel {agrees} ({one['seen']})")
+    if not all(one["agrees"] for one in probes):
+        raise KernelError("the kernel does not do what the policies say; `vpcctl status` tells what differs")
     sys.exit(0 if answer.verdict == explaining.ALLOW else 1)
+
+
+def _probed(reach: Reach, answer: Answer) -> list[dict[str, Any]]:
+    """Real packets out of the question, and what the kernel did with each."""
+    from vpcctl import explain as explaining
+    from vpcctl.kernel.probe import Prober, probe_of
+    from vpcctl.kernel.surroundings import outside
+    from vpcctl.wording import service_in_words
+
+    beyond, address = outside()
+    chosen = explaining.witnesses(reach, answer, address)
+    if not chosen:
+        raise ConflictError("there is nothing to probe: no instance stands at one of the ends")
+    with Prober() as prober:
+        results = prober.probe([probe_of(reach.world, flow, beyond) for flow, _ in chosen])
+    return [
+        {
+            "from": str(flow.source.address),
+            "to": str(flow.destination.address),
+            "service": service_in_words(flow.protocol, flow.port),
+            "expected": explaining.ALLOW if passes else explaining.DENY,
+            "seen": f"arrived from {result.seen_from}"
+            if result.arrived
+            else f"did not arrive, answer: {result.answered}",
+            "agrees": result.arrived == passes,
+        }
+        for (flow, passes), result in zip(chosen, results, strict=True)
+    ]
 
 
 WORDS = {"allow": "allowed", "deny": "denied", "partly": "allowed in part"}
