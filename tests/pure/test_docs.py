@@ -1,0 +1,190 @@
+"""What the documents say of the code is so: tables, commands, options, examples and links."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import shlex
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+import click
+import pytest
+
+from vpcctl import changes, plan
+from vpcctl.cli import COMMANDS, commands
+from vpcctl.cli.session import EXIT_STATUSES
+from vpcctl.compiler import compile_vpc
+from vpcctl.compiler.chains import BASE_CHAINS
+from vpcctl.compiler.host import host_table
+from vpcctl.model import Publication, World
+from vpcctl.names import TABLE
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SHELL_SIGN = re.compile(r"[|&<>;]+")
+CONTEXT = click.Context(commands, info_name="vpcctl")
+
+
+def page(name: str) -> str:
+    return (ROOT / name).read_text()
+
+
+def table(text: str, heading: str) -> list[list[str]]:
+    """The cells of the table whose first column is headed `heading`, without marks of code."""
+    lines = text[text.index(f"| {heading} |") :].splitlines()
+    rows = (line for line in lines[2 : next((n for n, line in enumerate(lines) if not line.startswith("|")), None)])
+    return [[cell.strip().replace("`", "") for cell in row.strip("|").split("|")] for row in rows]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The contents of the fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def command_lines(text: str) -> Iterator[list[str]]:
+    """The words of each call of vpcctl in the shell blocks, up to the shell's own signs."""
+    for line in "".join(blocks(text, "sh")).splitlines():
+        if "vpcctl " in line:
+            lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+            lexer.whitespace_split = True
+            simple = [list(words) for sign, words in groupby(lexer, SHELL_SIGN.fullmatch) if not sign]
+            yield from (words[words.index("vpcctl") + 1 :] for words in simple if "vpcctl" in words)
+
+
+def sections(text: str) -> dict[str, str]:
+    """What stands under each heading of the third order, up to the next heading."""
+    parts = re.split(r"^#{2,3} .*$", text, flags=re.MULTILINE)
+    headings = re.findall(r"^(#{2,3}) (.*)$", text, re.MULTILINE)
+    return {name: body for (marks, name), body in zip(headings, parts[1:], strict=True) if marks == "###"}
+
+
+def options(name: str) -> set[str]:
+    command = commands.get_command(CONTEXT, name)
+    assert command is not None
+    return {word for parameter in command.params if isinstance(parameter, click.Option) for word in parameter.opts}
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def world() -> World:
+    """A VPC with all that makes chains of its own."""
+    made = changes.create_vpc(World(), "shop", ipaddress.ip_network("10.0.0.0/16"))
+    made = changes.create_subnet(made, "shop", "web", ipaddress.ip_network("10.0.1.0/24"), True, True, 1)
+    return changes.publish_port(made, "shop", Publication(6, 8080, "web", 80))
+
+
+def test_the_table_of_base_chains_is_that_of_the_compiler() -> None:
+    documented = table(page("docs/packet-path.md"), "chain")
+    assert documented == [
+        [name, hook.kind, hook.hook, hook.priority, hook.policy, reason] for name, (hook, reason) in BASE_CHAINS.items()
+    ]
+
+
+def test_the_rules_of_the_judgement_are_those_of_the_compiler() -> None:
+    [chain] = [chain for chain in compile_vpc(world(), "shop", "x").tables[0].chains if chain.name == "filter-forward"]
+    assert [row[0] for row in table(page("docs/packet-path.md"), "rule")] == [str(rule) for rule in chain.rules]
+
+
+def test_the_base_chains_outside_that_table_are_named_beside_it() -> None:
+    tables = [*compile_vpc(world(), "shop", "x").tables, host_table(world())]
+    others = {
+        (one.family, chain.name)
+        for one in tables
+        for chain in one.chains
+        if chain.hook and chain.name not in BASE_CHAINS
+    }
+    text = page("docs/packet-path.md")
+    assert {name for _, name in others if f"`{name}`" not in text} == set()
+    assert {family for family, _ in others if f"`{family} {TABLE}`" not in text} == set()
+
+
+def test_the_order_of_creation_is_that_of_the_plan() -> None:
+    text = page("docs/architecture.md").split("<!-- order: plan.ORDER -->")[1].split("\n\n")[0]
+    assert re.findall(r"`(\w+)`", text) == [kind.__name__ for kind in plan.ORDER]
+
+
+def test_the_table_of_modules_has_every_module() -> None:
+    text = page("docs/architecture.md")
+    modules = [path for path in (ROOT / "vpcctl").rglob("*.py") if not path.name.startswith("__")]
+    packages = re.findall(r"`((?:\w+/)+)`", text)
+    missing = [
+        name
+        for path in modules
+        if f"`{(name := path.relative_to(ROOT / 'vpcctl').as_posix())}`" not in text
+        and not any(name.startswith(package) for package in packages)
+    ]
+    assert missing == []
+
+
+def test_the_exit_statuses_are_those_of_the_program() -> None:
+    assert table(page("README.md"), "status") == [[str(status), words] for status, words in EXIT_STATUSES.items()]
+
+
+def test_every_command_has_its_section_and_every_section_its_command() -> None:
+    assert sorted(sections(page("docs/cli.md"))) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_of_a_command_stands_in_its_section_and_no_other(name: str) -> None:
+    prose = re.sub(r"^```.*?^```$", "", sections(page("docs/cli.md"))[name], flags=re.MULTILINE | re.DOTALL)
+    mentioned = set(re.findall(r"`(--[\w-]+)[` ]", prose))
+    # A sentence may be about another command's option, and says so by naming the command before it.
+    elsewhere = {word for word in mentioned if re.search(rf"`{word}` of `", prose)}
+    assert mentioned - elsewhere == options(name)
+
+
+def test_the_options_for_all_commands_are_told() -> None:
+    first = page("docs/cli.md").split("\n## ")[1]
+    wanted = {word for parameter in commands.params for word in parameter.opts} | {"-h", "--help"}
+    assert {word for word in wanted if f"`{word}" not in first} == set()
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/cli.md"])
+def test_every_example_is_a_command_as_the_program_takes_it(name: str) -> None:
+    found = list(command_lines(page(name)))
+    assert len(found) > 10
+    for words in found:
+        command = commands.get_command(CONTEXT, words[0])
+        assert command is not None, words
+        command.make_context(words[0], words[1:])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_example_in_a_commands_help_is_one_as_well(name: str) -> None:
+    command = commands.get_command(CONTEXT, name)
+    assert command is not None
+    _, sign, example = (command.help or "").partition("Example: vpcctl ")
+    assert sign, f"the help of {name} has no example"
+    words = shlex.split(example.split(" > ")[0])
+    assert words[0] == name
+    command.make_context(name, words[1:])
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_link_leads_somewhere(path: Path) -> None:
+    broken = []
+    for target in re.findall(r"\]\(([^)]+)\)", path.read_text()):
+        place, _, anchor = target.partition("#")
+        if place.startswith("https://"):
+            continue
+        other = (path.parent / place).resolve() if place else path
+        if not other.exists() or (anchor and anchor not in anchors(other.read_text())):
+            broken.append(target)
+    assert broken == []
+
+
+def test_the_list_of_decisions_has_them_all_by_their_titles() -> None:
+    listed = dict(re.findall(r"^\| \[(\d+)\]\([^)]*\) \| (.*) \|$", page("docs/adr/README.md"), re.MULTILINE))
+    titles = (path.read_text().splitlines()[0] for path in sorted((ROOT / "docs/adr").glob("[0-9]*.md")))
+    assert listed == dict(re.findall(r"^# (\d+)\. (.*)$", "\n".join(titles), re.MULTILINE))
+
+
+def test_the_glossary_has_each_word_once_and_in_order() -> None:
+    words = [row[0].lower() for row in table(page("docs/glossary.md"), "word")]
+    assert words == sorted(set(words))
