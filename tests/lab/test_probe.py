@@ -1,0 +1,100 @@
+"""The prober itself: exact in a crowd, and silent about what it cannot judge."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.golden import RULESETS
+from vpcctl.lab import HOST, INTERNET, Lab
+
+# `shop/web` to `shop/db`: TCP 1–100 leaves, 50–300 may enter, 200 is rejected on the way out, the rest is dropped.
+ENVIRONMENT = RULESETS / "golden" / "both-gates" / "environment.json"
+
+PROBE = f"""
+import json, sys
+from ipaddress import ip_address
+from vpcctl.errors import KernelError
+from vpcctl.kernel.probe import Probe, Prober
+
+WEB, DB, INTERNET = map(ip_address, ("10.0.1.2", "10.0.3.2", "{INTERNET}"))
+
+def inside(port, protocol=6, **more):
+    fields = dict(sender="shop-web", source=WEB, target=DB, protocol=protocol, port=port, receiver="shop-db",
+                  destination=DB, first_hop=ip_address("10.0.1.1"), last_hop="shop-router")
+    return Probe(**fields | more)
+
+def outside(port):
+    return inside(port, target=INTERNET, destination=INTERNET, receiver=None, last_hop=None, leaving=True)
+
+def backwards(kind):
+    return inside(kind, 1, sender="shop-db", source=DB, target=WEB, destination=WEB, receiver="shop-web",
+                  first_hop=ip_address("10.0.3.1"))
+
+with Prober(patience=1) as prober:
+    try:
+        found = [(one.verdict, one.answered, str(one.seen_from)) for one in prober.probe(eval(sys.argv[1]))]
+    except KernelError as error:
+        found = str(error)
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def shop(module_lab: Lab) -> Lab:
+    """A lab with the environment above."""
+    module_lab.vpcctl("apply", str(ENVIRONMENT))
+    return module_lab
+
+
+def probe(shop: Lab, probes: str) -> list[list[str]] | str:
+    """What became of the probes that the Python expression makes, or the words of the error."""
+    return json.loads(shop.python(PROBE, probes).stdout)
+
+
+def test_hundreds_of_probes_are_told_apart(shop: Lab) -> None:
+    found = probe(shop, "[inside(port) for _ in range(200) for port in (80, 49, 200)]")
+    passed, dropped, rejected = ["allow", "reset", "10.0.1.2"], ["deny", "none", "None"], ["reject", "reset", "None"]
+    assert found == [passed, dropped, rejected] * 200
+
+
+def test_what_leaves_the_machine_is_seen_leaving(shop: Lab) -> None:
+    found = probe(shop, "[outside(80), outside(300)]")
+    assert found == [["allow", "reply", str(HOST)], ["deny", "none", "None"]]
+
+
+def test_an_icmp_message_that_begins_no_flow_never_passes(shop: Lab) -> None:
+    """Nothing in the policies is against it: connection tracking calls it invalid."""
+    begins = (8, 13, 15, 17)
+    found = probe(shop, "[backwards(kind) for kind in range(19)]")
+    assert [kind for kind, (verdict, *_) in enumerate(found) if verdict == "allow"] == list(begins)
+
+
+@pytest.mark.parametrize("end", ["in-web", "in-db"])
+def test_where_a_control_is_not_heard_there_is_no_verdict(shop: Lab, end: str) -> None:
+    shop.run(["ip", "-n", "shop-router", "link", "set", end, "down"])
+    try:
+        assert "cannot judge probes" in probe(shop, "[inside(80)]")
+    finally:
+        shop.run(["ip", "-n", "shop-router", "link", "set", end, "up"])
+    assert probe(shop, "[inside(80), inside(49)]") == [["allow", "reset", "10.0.1.2"], ["deny", "none", "None"]]
+
+
+OTHER_FIREWALL = "table ip other { chain everything { type filter hook input priority 0; policy drop; }; }"
+
+
+def test_a_firewall_of_the_receivers_own_makes_no_difference(shop: Lab) -> None:
+    shop.run(["nft", "-f", "-"], netns="shop-db", input=OTHER_FIREWALL)
+    assert probe(shop, "[inside(80), inside(49)]") == [["allow", "none", "10.0.1.2"], ["deny", "none", "None"]]
+    shop.run(["nft", "flush", "ruleset"], netns="shop-db")
+
+
+def test_a_foreign_firewall_on_the_way_is_no_verdict(shop: Lab) -> None:
+    shop.run(["nft", "-f", "-"], netns="shop-router", input=OTHER_FIREWALL)
+    assert "cannot judge probes: a ping of 10.0.1.1" in probe(shop, "[inside(80)]")
+    shop.run(["nft", "delete", "table", "ip", "other"], netns="shop-router")
+
+
+def test_a_namespace_that_is_not_there_is_an_error(shop: Lab) -> None:
+    assert "namespace shop-nobody is gone" in probe(shop, "[inside(80, receiver='shop-nobody')]")
