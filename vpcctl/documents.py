@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import re
 from collections.abc import Iterator
 from importlib import resources
 from typing import Any
@@ -91,11 +92,20 @@ def load_schema(name: str) -> dict[str, Any]:
 @functools.cache
 def _validator(name: str) -> Any:
     from jsonschema import Draft202012Validator
+    from jsonschema.validators import extend
     from referencing import Registry, Resource
 
     known = {f"{schema}.json": Resource.from_contents(load_schema(schema)) for schema in SCHEMAS}
     registry = Registry().with_resources(known.items())
-    return Draft202012Validator(load_schema(name), registry=registry)
+    return extend(Draft202012Validator, {"pattern": _pattern})(load_schema(name), registry=registry)
+
+
+def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[Any]:
+    """The keyword `pattern` as ECMA-262 has it: `$` is the end of the text, and not a newline before it too."""
+    from jsonschema import ValidationError
+
+    if isinstance(instance, str) and not re.search(re.sub(r"\$$", r"\\Z", pattern), instance):
+        yield ValidationError(f"{instance!r} does not match {pattern!r}")
 
 
 def _told(error: Any, file: str) -> Iterator[Problem]:

@@ -7,7 +7,9 @@ which part each line decides.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
+import operator
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -31,7 +33,7 @@ from vpcctl.policy import (
     Direction,
     Rule,
 )
-from vpcctl.reach import DEFAULT, INTERNET, SERVICES, Reach, Zone
+from vpcctl.reach import DEFAULT, FLOWS, INTERNET, SERVICES, Gate, Reach, Zone
 from vpcctl.space import Interval, Space
 from vpcctl.spec import TYPE_NAMES
 from vpcctl.wording import Line, lines
@@ -100,9 +102,11 @@ def ask(reach: Reach, source: str, destination: str, service: str) -> Answer:
     if home is None:
         raise DocumentError(f"{source} → {destination}: one side must be in a VPC: VPC/NAME or VPC/ADDRESS")
     start, end = (_end(reach, text, home) for text in (source, destination))
-    wanted = SERVICES & Space.of(start.addresses, end.addresses, *parse_service(service))
-    if not wanted:
+    asked = SERVICES & Space.of(start.addresses, end.addresses, *parse_service(service))
+    if not asked:
         raise DocumentError(f"{quote(service)}: no flow begins with that")
+    # Where both IP versions are on, an address of one and an address of the other are no question.
+    wanted = asked & FLOWS or asked
     passing, stages = _walk(reach, start, end, wanted)
     verdict = ALLOW if passing == wanted else PARTLY if passing else DENY
     allowed = tuple(lines(passing, start.zone, end.zone, reach))
@@ -116,24 +120,30 @@ def parse_service(text: str) -> tuple[list[Interval] | None, list[Interval] | No
     if word == "any" and not slash:
         return None, None
     protocol = PROTOCOLS.get(word)
-    if protocol is None and word.isdecimal() and int(word) <= 255:
-        protocol = int(word)
+    if protocol is None and 0 <= _whole_number(word) <= 255:
+        protocol = _whole_number(word)
     expected = "a service is tcp/443, udp/53, icmp/echo-request, tcp, a protocol number or any"
     if protocol is None:
         raise DocumentError(f"{quote(text)} is not a service: {nearest(word, [*PROTOCOLS, 'any'])}; {expected}")
     if not slash:
         return [(protocol, protocol)], None
     if protocol in ICMP_PROTOCOLS:
-        number = TYPE_NAMES[protocol].get(rest, int(rest) if rest.isdecimal() else -1)
+        number = TYPE_NAMES[protocol].get(rest, _whole_number(rest))
         if not 0 <= number <= 255:
             raise DocumentError(f"{quote(text)} is not a service: {nearest(rest, sorted(TYPE_NAMES[protocol]))}")
         return [(protocol, protocol)], [(number, number)]
-    low, _, high = rest.partition("-")
-    if protocol not in PORT_PROTOCOLS or not low.isdecimal() or not (high or low).isdecimal():
+    first, dash, last = rest.partition("-")
+    low, high = _whole_number(first), _whole_number(last if dash else first)
+    if protocol not in PORT_PROTOCOLS or min(low, high) < 0:
         raise DocumentError(f"{quote(text)} is not a service; {expected}")
-    if not 1 <= int(low) <= int(high or low) <= HIGHEST_PORT:
+    if not 1 <= low <= high <= HIGHEST_PORT:
         raise DocumentError(f"{quote(text)} is not a service: {rest} is not a port (1–65535)")
-    return [(protocol, protocol)], [(int(low), int(high or low))]
+    return [(protocol, protocol)], [(low, high)]
+
+
+def _whole_number(text: str) -> int:
+    """A number of few ASCII digits, -1 for any other text."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else -1
 
 
 def _end(reach: Reach, text: str, home: str) -> End:
@@ -184,7 +194,7 @@ def _walk(reach: Reach, start: End, end: End, wanted: Space) -> tuple[Space, lis
     for action, part in ((Action.ALLOW, passing), (Action.DENY, wanted - passing)):
         if part:
             told = tuple(lines(part, start.zone, end.zone, reach))
-            why = reason if (action is Action.ALLOW) == carries else "this is not what the topology carries"
+            why = reason if (action is Action.ALLOW) == carries else _not_carried(start)
             verdicts.append(Verdict(action, why, told))
     stages = [Stage("topology", tuple(verdicts))]
     for side, direction in ((start, Direction.EGRESS), (end, Direction.INGRESS)):
@@ -196,12 +206,32 @@ def _walk(reach: Reach, start: End, end: End, wanted: Space) -> tuple[Space, lis
 
 def _path(reach: Reach, start: End, end: End) -> tuple[Action, str]:
     """Does the topology carry anything from one end to the other, and why (not)?"""
-    for side in (start, end):
-        if side.zone.vpc is not None and side.single is not None:
-            vpc = reach.world.vpc(side.zone.vpc)
-            if not any(side.single in instance.addresses for instance in vpc.instances):
-                return Action.DENY, f"{side.single} is no instance of VPC {vpc.name}"
+    for side, other in ((start, end), (end, start)):
+        reason = _misplaced(reach, side, str(side.zone.vpc or other.zone.vpc))
+        if reason:
+            return Action.DENY, reason
     return reach.path(start.zone, end.zone)
+
+
+def _misplaced(reach: Reach, side: End, inner: str) -> str:
+    """Why a single address, seen from the VPC `inner`, is not where it is said to be; empty where it is."""
+    address, vpc = side.single, reach.world.vpc(inner)
+    if address is None:
+        return ""
+    if side.zone.vpc is not None:
+        known = any(address in instance.addresses for instance in vpc.instances)
+        return "" if known else f"{address} is no instance of VPC {inner}"
+    number = side.addresses[0][0]
+    if any(low <= number <= high for low, high in reach.addresses(side.zone, inner)):
+        return ""
+    owners = [one.name for one in (vpc, *reach.world.peers(inner)) if any(address in prefix for prefix in one.prefixes)]
+    hint = f"; {owners[0]}/{address} is one of VPC {owners[0]}" if owners else ""
+    return f"{address} is no address of the internet{hint}"
+
+
+def _not_carried(start: End) -> str:
+    """Why the topology carries not all that is asked, between ends between which it carries something."""
+    return "this is not published" if start.zone.vpc is None else "no packet has these addresses and this protocol"
 
 
 def _judged(
@@ -216,17 +246,23 @@ def _judged(
     restricted = space.combine(lambda decision, here: decision if here else None, gate.deciding, packets.partition)
     verdicts = []
     for decision in sorted(space.values(restricted) - {None}, key=lambda one: (one == DEFAULT, one)):
-        part = Space(space.transform(lambda value, wanted=decision: value == wanted, restricted))
+        part = Space(space.transform(functools.partial(operator.eq, decision), restricted))
         told = tuple(lines(part, start.zone, end.zone, reach))
-        rule = None if decision == DEFAULT else gate.rules[decision]
-        origin = rule.origin if rule else f"{gate.policy.file}#{gate.policy.pointer} (no rule matches; default)"
+        rule = gate.rule(decision)
+        origin = rule.origin if rule else _default(gate)
         verdicts.append(Verdict(gate.action(decision), origin, told, rule))
-    return packets & gate.allowed, Stage(label, tuple(verdicts))
+    return packets & reach.passed(gate), Stage(label, tuple(verdicts))
+
+
+def _default(gate: Gate) -> str:
+    silent = gate.policy.rules(gate.direction) is None
+    reason = f"says nothing of {gate.direction.value}" if silent else "no rule matches"
+    return f"{gate.policy.file}#{gate.policy.pointer} ({reason}; default)"
 
 
 def _hops(world: World, start: End, end: End) -> Iterator[str]:
     """The interfaces that a packet passes."""
-    yield f"{start.text} {start.single or ''}".strip()
+    yield _told(start)
     inner = start.zone.vpc or end.zone.vpc
     router = names.router_namespace(str(inner))
     if start.zone.vpc is None:
@@ -243,7 +279,12 @@ def _hops(world: World, start: End, end: End) -> Iterator[str]:
         yield f"{names.peer_link(start.zone.vpc)} in {router}"
     if end.zone.vpc is not None:
         yield f"{names.bridge(str(end.zone.subnet))} in {router}: ingress gate of {end.zone.vpc}/{end.zone.subnet}"
-    yield f"{end.text} {end.single or ''}".strip()
+    yield _told(end)
+
+
+def _told(end: End) -> str:
+    """What was asked, with the address that it has."""
+    return end.text if end.single is None or str(end.single) in end.text else f"{end.text} {end.single}"
 
 
 # A probe for each class of packets would be too many to read.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from vpcctl.idle import Idle, idle_rules
 from vpcctl.model import World
 from vpcctl.policy import Direction
-from vpcctl.reach import SERVICES, Change, Reach, changes
+from vpcctl.reach import FLOWS, Change, Reach, changes
 from vpcctl.space import Space
 from vpcctl.wording import Line, lines
 
@@ -50,7 +50,9 @@ def _lines(found: list[Change], reach: Reach, home: str | None, newly_allowed: b
     for change in found:
         packets = change.newly_allowed if newly_allowed else change.newly_denied
         if packets:
-            yield from lines(packets, change.source, change.destination, reach, home)
+            # A zone may have other addresses in the other world.
+            source, destination = (reach.zones[zone.key] for zone in (change.source, change.destination))
+            yield from lines(packets, source, destination, reach, home)
 
 
 def _idle(reach: Reach, vpc: str, subnet: str) -> Iterator[Idle]:
@@ -60,4 +62,4 @@ def _idle(reach: Reach, vpc: str, subnet: str) -> Iterator[Idle]:
         gate = reach.gate(vpc, subnet, direction)
         if gate is not None:
             sides = (None, own) if direction is Direction.INGRESS else (own, None)
-            yield from idle_rules(gate, SERVICES & Space.of(*sides, None, None))
+            yield from idle_rules(gate, FLOWS & Space.of(*sides, None, None))

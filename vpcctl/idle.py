@@ -49,7 +49,8 @@ def idle_rules(gate: Gate, traffic: Space) -> Iterator[Idle]:
 
 def _plain(gate: Gate, number: int | str) -> bool:
     """A log or a limit does something even where the verdict stays."""
-    return number == DEFAULT or not (gate.rules[number].log or gate.rules[number].limit)
+    rule = gate.rule(number)
+    return rule is None or not (rule.log or rule.limit)
 
 
 def _as(gate: Gate, rule: Rule, other: int | str) -> bool:
@@ -57,7 +58,8 @@ def _as(gate: Gate, rule: Rule, other: int | str) -> bool:
 
 
 def _limited(gate: Gate, number: int | str) -> bool:
-    return number != DEFAULT and gate.rules[number].limit is not None
+    rule = gate.rule(number)
+    return rule is not None and rule.limit is not None
 
 
 def _chains(gate: Gate) -> Partition:
@@ -72,11 +74,13 @@ def _chains(gate: Gate) -> Partition:
         return len(chain) > 1 and chain[-2] not in limited
 
     def settled(one: Partition, other: Partition) -> Partition:
+        if isinstance(one, Node):
+            return one if other == () else space.DEEPER
         if one == ():
             return other
-        if other == () or (isinstance(one, tuple) and complete(one)):
+        if other == () or complete(one):
             return one
-        if isinstance(one, Node) or isinstance(other, Node):
+        if isinstance(other, Node):
             return space.DEEPER
         for number in other:
             one = one if complete(one) else (*one, number)

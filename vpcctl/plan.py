@@ -132,9 +132,16 @@ def order(
 
 def dependents(replaced: Iterable[Item], desired: Iterable[Item], made: Iterable[Item]) -> list[Item]:
     """What of `desired` stands on a link that is made again, and is not among `made` already."""
+    desired = list(desired)
     links = {end for item in replaced for end in links_made(item)}
+    # A link that leaves its bridge loses its entries in the forwarding database.
+    links |= {(item.namespace, item.name) for item in desired if isinstance(item, Port) and _bridge(item) in links}
     known = {item.key for item in made}
     return [item for item in desired if item.key not in known and links.intersection(links_used(item))]
+
+
+def _bridge(port: Port) -> tuple[str | None, str]:
+    return (port.namespace, port.bridge)
 
 
 def _explicit(removed: list[Item]) -> Iterator[Item]:

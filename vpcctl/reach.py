@@ -6,13 +6,13 @@ both.  A *zone* is what a person would name: a subnet, or the internet.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 from vpcctl import space
 from vpcctl.compiler.gates import REPLY_TYPE
-from vpcctl.compiler.view import View, complement
+from vpcctl.compiler.view import View
 from vpcctl.model import NEVER_USABLE, Subnet, Vpc, World
 from vpcctl.policy import ICMP, ICMPV6, Action, Direction, Endpoint, Policy, Rule
 from vpcctl.space import Interval, Partition, Space
@@ -23,11 +23,17 @@ INTERNET = "internet"
 
 # ICMP messages that begin a flow; all others are errors, replies, or invalid to connection tracking.
 _BEGINNING = {protocol: [(kind, kind) for kind in sorted(types)] for protocol, types in REPLY_TYPE.items()}
-_WITHOUT_ICMP = [(0, ICMP - 1), (ICMP + 1, ICMPV6 - 1), (ICMPV6 + 1, 255)]
-SERVICES = (
-    Space.of(None, None, _WITHOUT_ICMP, None)
-    | Space.of(None, None, [(ICMP, ICMP)], _BEGINNING[ICMP])
-    | Space.of(None, None, [(ICMPV6, ICMPV6)], _BEGINNING[ICMPV6])
+_WITHOUT_ICMP = Space.of(None, None, [(0, ICMP - 1), (ICMP + 1, ICMPV6 - 1), (ICMPV6 + 1, 255)], None)
+# What flows may begin with, by IP version: each has an ICMP of its own.
+SERVICES_OF = {
+    4: _WITHOUT_ICMP | Space.of(None, None, [(ICMP, ICMP)], _BEGINNING[ICMP]),
+    6: _WITHOUT_ICMP | Space.of(None, None, [(ICMPV6, ICMPV6)], _BEGINNING[ICMPV6]),
+}
+SERVICES = SERVICES_OF[4] | SERVICES_OF[6]
+# All flows that there can be: both ends of one IP version, and a service of it.
+FLOWS = (
+    Space.of([space.VERSION_4], [space.VERSION_4], None, None) & SERVICES_OF[4]
+    | Space.of([space.VERSION_6], [space.VERSION_6], None, None) & SERVICES_OF[6]
 )
 
 
@@ -66,11 +72,14 @@ class Gate:
     layers: tuple[Partition, ...]
     deciding: Partition
 
-    def action(self, decision: object) -> Action:
+    def rule(self, decision: int | str) -> Rule | None:
+        """The rule that a value of `deciding` means, None for DEFAULT."""
+        return self.rules[decision] if isinstance(decision, int) else None
+
+    def action(self, decision: int | str) -> Action:
         """What a value of `deciding` does."""
-        if decision == DEFAULT:
-            return self.policy.default(self.direction)
-        return self.rules[decision].action  # type: ignore[index]
+        rule = self.rule(decision)
+        return rule.action if rule else self.policy.default(self.direction)
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -87,29 +96,31 @@ def gate(world: World, vpc: Vpc, subnet: Subnet, direction: Direction) -> Gate |
     if subnet.policy is None:
         return None
     rules = subnet.policy.rules(direction) or ()
-    view = View.of(world, vpc.name)
-    layers = [
-        space.product(_ranges(view, subnet.policy, rule), number, space.UNDECIDED) for number, rule in enumerate(rules)
-    ]
+    view, policy = View.of(world, vpc.name), subnet.policy
+    meant = functools.cache(lambda endpoint: [space.interval(prefix) for prefix in view.resolve(endpoint, policy)])
+    layers = [space.product(_ranges(meant, rule), number, space.UNDECIDED) for number, rule in enumerate(rules)]
     deciding = space.first_match([*layers, DEFAULT])
-    return Gate(vpc.name, subnet.name, direction, subnet.policy, tuple(layers), deciding)
+    return Gate(vpc.name, subnet.name, direction, policy, tuple(layers), deciding)
 
 
-def _ranges(view: View, policy: Policy, rule: Rule) -> list[list[Interval] | None]:
-    """A rule's match as ranges for each dimension."""
+Meant = Callable[[Endpoint], list[Interval]]
+
+
+def _ranges(meant: Meant, rule: Rule) -> list[list[Interval] | None]:
+    """A rule's match as ranges for each dimension; `meant` has the addresses of an endpoint."""
     ports = rule.ports if rule.ports is not None else rule.icmp_types
     return [
-        _addresses(view, policy, rule.sources),
-        _addresses(view, policy, rule.destinations),
+        _addresses(meant, rule.sources),
+        _addresses(meant, rule.destinations),
         None if rule.protocol is None else [(rule.protocol, rule.protocol)],
         None if ports is None else list(ports),
     ]
 
 
-def _addresses(view: View, policy: Policy, endpoints: tuple[Endpoint, ...] | None) -> list[Interval] | None:
+def _addresses(meant: Meant, endpoints: tuple[Endpoint, ...] | None) -> list[Interval] | None:
     if endpoints is None or any(endpoint.kind == "any" for endpoint in endpoints):
         return None
-    return [space.interval(prefix) for endpoint in endpoints for prefix in view.resolve(endpoint, policy)]
+    return [interval for endpoint in endpoints for interval in meant(endpoint)]
 
 
 class Reach:
@@ -118,8 +129,10 @@ class Reach:
     def __init__(self, world: World):
         self.world = world
         self._gates: dict[tuple[str, str, Direction], Gate | None] = {}
+        self._passed: dict[tuple[str, str, Direction], Space] = {}
+        self._outside: dict[str, tuple[Interval, ...]] = {}
 
-    @cached_property
+    @functools.cached_property
     def zones(self) -> dict[tuple[str | None, str | None], Zone]:
         """All zones by key; the internet last, as no VPC has it as its own."""
         subnets = [
@@ -136,6 +149,13 @@ class Reach:
             found = self.world.vpc(vpc)
             self._gates[key] = gate(self.world, found, found.subnet(subnet), direction)
         return self._gates[key]
+
+    def passed(self, gate: Gate) -> Space:
+        """What one of our gates lets through, computed once."""
+        key = (gate.vpc, gate.subnet, gate.direction)
+        if key not in self._passed:
+            self._passed[key] = gate.allowed
+        return self._passed[key]
 
     def pairs(self, vpc: str | None = None) -> Iterator[tuple[Zone, Zone]]:
         """Every pair of zones that may have a path between them; those that touch `vpc` if it is given."""
@@ -177,20 +197,20 @@ class Reach:
         home = self.world.vpc(source.vpc)
         if destination.vpc is None and not home.subnet(str(source.subnet)).reaches_internet:
             return space.NOTHING
-        return SERVICES & Space.of(source.addresses, self.addresses(destination, home.name), None, None)
+        return FLOWS & Space.of(source.addresses, self.addresses(destination, home.name), None, None)
 
     def addresses(self, zone: Zone, home: str) -> tuple[Interval, ...]:
         """The addresses of a zone as seen from the VPC `home`: the internet is what is left."""
         if zone.vpc is not None:
             return zone.addresses
-        vpc = self.world.vpc(home)
-        inside = [prefix for one in (vpc, *self.world.peers(home)) for prefix in one.prefixes]
-        outside = [
-            prefix
-            for version in vpc.versions
-            for prefix in complement([*inside, *NEVER_USABLE, self.world.transit], version)
-        ]
-        return tuple(space.joined(space.interval(prefix) for prefix in outside))
+        if home not in self._outside:
+            vpc = self.world.vpc(home)
+            inside = [prefix for one in (vpc, *self.world.peers(home)) for prefix in one.prefixes]
+            taken = map(space.interval, (*inside, *NEVER_USABLE, self.world.transit))
+            lines = [{4: space.VERSION_4, 6: space.VERSION_6}[version] for version in vpc.versions]
+            left = Space.of(lines, None, None, None) - Space.of(list(taken), None, None, None)
+            self._outside[home] = tuple(interval for interval, free in space.cuts(left.partition, space.SOURCE) if free)
+        return self._outside[home]
 
     def _published(self, destination: Zone) -> Space:
         """What published ports carry into a subnet, with the addresses and ports that gates see."""
@@ -202,15 +222,15 @@ class Reach:
                 targets = [(space.number(a), space.number(a)) for a in vpc.instance(item.instance).addresses]
                 ports = [(item.target_port, item.target_port)]
                 found |= Space.of(outside, targets, [(item.protocol, item.protocol)], ports)
-        return found
+        return found & FLOWS
 
     def allowed(self, source: Zone, destination: Zone) -> Space:
         """What passes from one zone to the other: carried, and allowed by both gates."""
         found = self.carried(source, destination)
         for zone, direction in ((source, Direction.EGRESS), (destination, Direction.INGRESS)):
             if zone.vpc is not None and found:
-                passed = self.gate(zone.vpc, str(zone.subnet), direction)
-                found = found if passed is None else found & passed.allowed
+                judge = self.gate(zone.vpc, str(zone.subnet), direction)
+                found = found if judge is None else found & self.passed(judge)
         return found
 
 
@@ -248,6 +268,8 @@ def _same(before: Reach, after: Reach, source: Zone, destination: Zone) -> bool:
     """Is it plain, without computing any gate, that nothing differs between two zones?"""
     if before.world is after.world:
         return True
+    if before.world.transit != after.world.transit:
+        return False
     involved = {zone.vpc for zone in (source, destination) if zone.vpc is not None}
     for name in involved:
         found = [[vpc for vpc in reach.world.vpcs if vpc.name == name] for reach in (before, after)]
@@ -255,7 +277,9 @@ def _same(before: Reach, after: Reach, source: Zone, destination: Zone) -> bool:
             return False
         one, other = found[0][0], found[1][0]
         peers = [{peer.name: peer.prefixes for peer in reach.world.peers(name)} for reach in (before, after)]
-        if peers[0] != peers[1] or (one.publications, one.sets) != (other.publications, other.sets):
+        if peers[0] != peers[1] or one.prefixes != other.prefixes:
+            return False
+        if (one.publications, one.sets) != (other.publications, other.sets):
             return False
         # Names in policies may mean other addresses where subnets or instances came or went.
         if [(s.name, s.prefixes, s.reaches_internet, s.instances) for s in one.subnets] != [

@@ -135,7 +135,8 @@ def _prepared(state: State, desired: World, facts: HostFacts) -> World:
     if not desired.vpcs or facts.forwarding:
         # Where the whole host forwards, whoever wanted that also decides between which links.
         return dataclasses.replace(desired, opened=())
-    opened = dict(desired.opened)
+    # What was opened before is on record, whatever world is wanted now.
+    opened = dict(state.world.opened)
     opened |= {link: value for link, value in facts.ways_out if value != "1" and link not in opened}
     return dataclasses.replace(desired, opened=tuple(sorted(opened.items())))
 
@@ -144,14 +145,17 @@ def _plan(state: State, desired: World, after: Record, loaded: topology.Loaded) 
     """The plan from the record to `after`."""
     going = [vpc for vpc in state.record if vpc not in after and vpc != topology.HOST]
     closing = [topology.closed_ruleset(vpc, state.state_id, loaded) for vpc in going]
-    guard = None
-    if going and desired.vpcs:
-        staying = {vpc.name for vpc in desired.vpcs}
-        both = dataclasses.replace(
-            desired, vpcs=(*desired.vpcs, *(vpc for vpc in state.world.vpcs if vpc.name not in staying))
-        )
-        guard = topology.host_ruleset(both, state.state_id, loaded)
+    guard = _guard(state, desired, after)
     return plans.diff(state.items, [item for items in after.values() for item in items], closing, guard)
+
+
+def _guard(state: State, desired: World, after: Record) -> Ruleset | None:
+    """The host's table for the uplinks of `desired` and those that go; None where none goes, or all do."""
+    going = [item for scope, items in state.record.items() if scope not in after for item in items]
+    leaving = topology.uplinks(going)
+    if not leaving or not desired.vpcs:
+        return None
+    return topology.host_ruleset(desired, state.state_id, _loaded(state.items), leaving)
 
 
 def _unfinished(state: State, kernel: Kernel) -> bool:
@@ -190,7 +194,7 @@ def _converge(writer: Writer, kernel: Kernel, state: State) -> tuple[State, list
     desired = _prepared(state, state.world if state.pending is None else state.pending, kernel.facts())
     after = topology.snapshot(desired, state.state_id, _loaded(state.items))
     intent = dataclasses.replace(state, boot_id=kernel.boot_id(), pending=desired, record=_merged(state.record, after))
-    plan, differences = _mending(kernel, intent, after)
+    plan, differences = _mending(kernel, intent, after, _guard(state, desired, after))
     finished = dataclasses.replace(intent, world=desired, record=after, pending=None)
     if not plan and finished == dataclasses.replace(state, boot_id=finished.boot_id):
         return state, []
@@ -200,7 +204,7 @@ def _converge(writer: Writer, kernel: Kernel, state: State) -> tuple[State, list
     return writer.save(dataclasses.replace(finished, serial=intent.serial)), differences
 
 
-def _mending(kernel: Kernel, intent: State, after: Record) -> tuple[Plan, list[Difference]]:
+def _mending(kernel: Kernel, intent: State, after: Record, guard: Ruleset | None) -> tuple[Plan, list[Difference]]:
     """The plan from what is observed to `after`: only what differs is touched."""
     wanted = [item for items in after.values() for item in items]
     differences = [
@@ -227,7 +231,10 @@ def _mending(kernel: Kernel, intent: State, after: Record) -> tuple[Plan, list[D
     # What stands on a link that is absent cannot be observed: a kernel without IPv6 lacks the same settings.
     links = [item for item in made if isinstance(item, plans.REPLACED)]
     made += plans.dependents(links, wanted, made)
-    return plans.order(gone + replaced, made, closing), differences
+    # The guard is no lasting table, also where the lasting one was loaded already when a crash came.
+    if guard is not None and guard.key not in {item.key for item in made}:
+        made += [item for item in wanted if item.key == guard.key]
+    return plans.order(gone + replaced, made, closing, guard), differences
 
 
 def _roll_back(writer: Writer, kernel: Kernel, intent: State, error: VpcctlError) -> None:

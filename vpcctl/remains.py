@@ -43,14 +43,16 @@ def _take_out(left: dict[str, Any], path: list[str]) -> None:
         if inner is GAP:
             return
     last = path[-1]
+    # Elsewhere, as among the names of sets, these words mean nothing.
+    in_rule = path[-3:-2] in (["ingress"], ["egress"])
     if isinstance(inner, list):
         inner[int(last)] = GAP
-    elif last == "":
+    elif len(path) == 1:
         inner[last] = GAP
-    elif last in _STAND_IN:
+    elif in_rule and last in _STAND_IN:
         inner[last] = _STAND_IN[last]
     else:
-        for key in (last, *_DEPENDENT.get(last, ())):
+        for key in (last, *(_DEPENDENT.get(last, ()) if in_rule else ())):
             inner.pop(key, None)
 
 

@@ -6,9 +6,6 @@ parts are joined, so equal functions are the same object and a path through the 
 partition are disjoint by construction.  A first-match rule list becomes a partition by merging halves, which costs
 about n log n, not n² (compare interval decision diagrams, Strehl and Thiele 1998).
 
-Ports are cut digit by digit in base 16, the highest first: where many rules have a port of their own and many others
-a source of their own, what follows each source differs from its neighbours in a few digits and shares the rest.
-
 Both IP versions lie on one line of addresses: IPv4 first, IPv6 behind it.
 """
 
@@ -16,38 +13,37 @@ from __future__ import annotations
 
 import ipaddress
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from vpcctl.policy import Address, Network
 
 SOURCE, DESTINATION, PROTOCOL, PORT = range(4)
-_DIGIT, _DIGITS = 4, 4
-_VALUE = PORT + _DIGITS
+_VALUE = 4
 IPV6_BASE = 1 << 32
 SIZES = (IPV6_BASE + (1 << 128), IPV6_BASE + (1 << 128), 256, 65536)
 
 Interval = tuple[int, int]
+VERSION_4: Interval = (0, IPV6_BASE - 1)
+VERSION_6: Interval = (IPV6_BASE, SIZES[0] - 1)
 Box = tuple[Interval, Interval, Interval, Interval]
-Value = Hashable
+Value = Any  # hashable, and compared for equality
 
 
 class Node:
-    """A cut: part i reaches up to, and not including, ``bounds[i]``.  Made by `_node` alone.
+    """A cut of one dimension: part i reaches up to, and not including, ``bounds[i]``.  Made by `_node` alone."""
 
-    `level` is the dimension that is cut; from PORT on, one level for each digit of the port.
-    """
+    __slots__ = ("bounds", "dimension", "parts")
 
-    __slots__ = ("bounds", "level", "parts")
-
-    def __init__(self, level: int, bounds: tuple[int, ...], parts: tuple[object, ...]):
-        self.level, self.bounds, self.parts = level, bounds, parts
+    def __init__(self, dimension: int, bounds: tuple[int, ...], parts: tuple[object, ...]):
+        self.dimension, self.bounds, self.parts = dimension, bounds, parts
 
 
 Partition = Node | Value
 _nodes: dict[tuple, Node] = {}
 
 
-def _node(level: int, bounds: Sequence[int], parts: Sequence[object]) -> Partition:
+def _node(dimension: int, bounds: Sequence[int], parts: Sequence[object]) -> Partition:
     """The one node with these parts, neighbours that are equal joined; the part itself where only one is left."""
     joined_bounds: list[int] = []
     joined_parts: list[object] = []
@@ -60,8 +56,8 @@ def _node(level: int, bounds: Sequence[int], parts: Sequence[object]) -> Partiti
             joined_bounds.append(bound)
             joined_parts.append(part)
     if len(joined_parts) == 1:
-        return joined_parts[0]  # type: ignore[return-value]
-    made = (level, tuple(joined_bounds), tuple(joined_parts))
+        return joined_parts[0]
+    made = (dimension, tuple(joined_bounds), tuple(joined_parts))
     # The types belong to the key: to Python, rule number 1 and True are equal.
     key = (*made, tuple(map(type, joined_parts)))
     found = _nodes.get(key)
@@ -70,59 +66,30 @@ def _node(level: int, bounds: Sequence[int], parts: Sequence[object]) -> Partiti
     return found
 
 
-def _level(partition: Partition) -> int:
-    return partition.level if isinstance(partition, Node) else _VALUE
-
-
-def _shift(level: int) -> int:
-    """How many bits of a port are below the digit of this level."""
-    return _DIGIT * (_VALUE - 1 - level)
+def _dimension(partition: Partition) -> int:
+    return partition.dimension if isinstance(partition, Node) else _VALUE
 
 
 def product(ranges: Sequence[Sequence[Interval] | None], value: Value, otherwise: Value) -> Partition:
     """`value` for packets that lie in one of the inclusive `ranges` of each dimension (None: anywhere)."""
-    *addresses_and_protocol, ports = ranges
-    inner = value if ports is None else _ports(joined(ports), value, otherwise)
-    for level, chosen in reversed(list(enumerate(addresses_and_protocol))):
-        if chosen is not None:
-            pieces = [piece for low, high in joined(chosen) for piece in ((low, otherwise), (high + 1, inner))]
-            inner = _cut(level, [*pieces, (SIZES[level], otherwise)])
+    inner: Partition = value
+    for dimension in reversed(range(_VALUE)):
+        chosen = ranges[dimension]
+        if chosen is None:
+            continue
+        bounds: list[int] = []
+        parts: list[object] = []
+        for low, high in joined(chosen):
+            if low > (bounds[-1] if bounds else 0):
+                bounds.append(low)
+                parts.append(otherwise)
+            bounds.append(high + 1)
+            parts.append(inner)
+        if not bounds or bounds[-1] < SIZES[dimension]:
+            bounds.append(SIZES[dimension])
+            parts.append(otherwise)
+        inner = _node(dimension, bounds, parts)
     return inner
-
-
-def _cut(level: int, pieces: Iterable[tuple[int, Partition]]) -> Partition:
-    """A node of parts that reach up to the given bounds, in ascending order; those that hold nothing are left out."""
-    bounds, parts = [0], []
-    for bound, part in pieces:
-        if bound > bounds[-1]:
-            bounds.append(bound)
-            parts.append(part)
-    return _node(level, bounds[1:], parts)
-
-
-def _ports(ranges: Sequence[Interval], value: Value, otherwise: Value) -> Partition:
-    """`value` for the ports in `ranges`, which are disjoint."""
-    if not ranges:
-        return otherwise
-    found = fold(_first, [_port_range(PORT, low, high, value) for low, high in ranges])
-    return transform(lambda part: otherwise if part is UNDECIDED else part, found)
-
-
-def _port_range(level: int, low: int, high: int, value: Value) -> Partition:
-    """The digits from `level` on of the ports (or what is left of them) in an inclusive range."""
-    if level == _VALUE:
-        return value
-    size = 1 << _shift(level)
-    if low == 0 and high == (size << _DIGIT) - 1:
-        return value
-    first, last = low // size, high // size
-    if first == last:
-        middle = [(first + 1, _port_range(level + 1, low % size, high % size, value))]
-    else:
-        least = _port_range(level + 1, low % size, size - 1, value)
-        most = _port_range(level + 1, 0, high % size, value)
-        middle = [(first + 1, least), (last, value), (last + 1, most)]
-    return _cut(level, [(first, UNDECIDED), *middle, (1 << _DIGIT, UNDECIDED)])
 
 
 def joined(ranges: Iterable[Interval]) -> list[Interval]:
@@ -163,7 +130,7 @@ def merged(settled: Callable[[Partition, Partition], Partition], one: Partition,
         found = memory.get(key, DEEPER)
         if found is not DEEPER:
             return found
-        first, second = _level(here), _level(there)
+        first, second = _dimension(here), _dimension(there)
         if first < second:
             made = _node(first, here.bounds, [walk(part, there) for part in here.parts])
         elif second < first:
@@ -184,7 +151,7 @@ def transform(operation: Callable[[Value], Value], partition: Partition) -> Part
         if not isinstance(part, Node):
             return operation(part)
         if part not in memory:
-            memory[part] = _node(part.level, part.bounds, [walk(inner) for inner in part.parts])
+            memory[part] = _node(part.dimension, part.bounds, [walk(inner) for inner in part.parts])
         return memory[part]
 
     return walk(partition)
@@ -248,9 +215,9 @@ def values(partition: Partition, within: Space | None = None) -> set[Value]:
             found.add(part)
             continue
         seen.add(pair)
-        if part.level < _level(region):
+        if part.dimension < _dimension(region):
             waiting += ((inner, region) for inner in part.parts)
-        elif part.level > region.level:
+        elif part.dimension > region.dimension:
             waiting += ((part, inner) for inner in region.parts)
         else:
             waiting += _meeting(part, region)
@@ -271,43 +238,19 @@ def _meeting(one: Node, region: Node) -> Iterator[tuple[Partition, Partition]]:
 def at(partition: Partition, point: Sequence[int]) -> Value:
     """The value at one packet, given as (source, destination, protocol, port) on the lines of numbers."""
     while isinstance(partition, Node):
-        level = partition.level
-        place = point[level] if level < PORT else point[PORT] >> _shift(level) & (1 << _DIGIT) - 1
-        partition = partition.parts[bisect_right(partition.bounds, place)]
+        partition = partition.parts[bisect_right(partition.bounds, point[partition.dimension])]
     return partition
 
 
 def cuts(partition: Partition, dimension: int) -> Iterator[tuple[Interval, Partition]]:
-    """The parts of a partition along one dimension, in ascending order; earlier dimensions must not be cut."""
-    if not isinstance(partition, Node) or dimension < min(partition.level, PORT):
+    """The parts of a partition along one dimension, in ascending order; earlier ones must not be cut."""
+    if not isinstance(partition, Node) or partition.dimension > dimension:
         yield (0, SIZES[dimension] - 1), partition
         return
-    bounds, parts = (partition.bounds, partition.parts) if dimension < PORT else _cut_ports(partition)
     low = 0
-    for bound, part in zip(bounds, parts, strict=True):
+    for bound, part in zip(partition.bounds, partition.parts, strict=True):
         yield (low, bound - 1), part
         low = bound
-
-
-def _cut_ports(partition: Partition) -> tuple[list[int], list[Value]]:
-    """The bounds of the ports with equal values, and the values."""
-    bounds: list[int] = []
-    found: list[Value] = []
-
-    def walk(part: Partition, level: int, start: int) -> None:
-        size = 1 << _shift(level) + _DIGIT
-        if isinstance(part, Node):
-            for digit in range(1 << _DIGIT):
-                inner = part if part.level > level else part.parts[bisect_right(part.bounds, digit)]
-                walk(inner, level + 1, start + (digit << _shift(level)))
-        elif found and found[-1] == part:
-            bounds[-1] = start + size
-        else:
-            bounds.append(start + size)
-            found.append(part)
-
-    walk(partition, PORT, 0)
-    return bounds, found
 
 
 def boxes(partition: Partition) -> Iterator[tuple[Box, Value]]:

@@ -389,8 +389,12 @@ class _Environment(_Reader):
         ]
         sets = self.sets(document.get("sets", {}), f"{pointer}/sets")
         published = tuple(
+            # 8080.0 is an integer to JSON Schema, and no port to nftables.
             Publication(
-                PROTOCOLS[inner["protocol"]], inner["port"], inner["instance"], inner.get("target_port", inner["port"])
+                PROTOCOLS[inner["protocol"]],
+                int(inner["port"]),
+                inner["instance"],
+                int(inner.get("target_port", inner["port"])),
             )
             for inner in document.get("publish", ())
         )

@@ -7,7 +7,7 @@ and the bridge answers for neighbours (``proxy_arp_pvlan``).  See docs/architect
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from vpcctl import names
 from vpcctl.compiler import Compiled, compile_closed, compile_host, compile_vpc
@@ -81,10 +81,22 @@ def snapshot(world: World, state_id: str, loaded: Loaded, before: World | None =
     return scopes
 
 
-def host_ruleset(world: World, state_id: str, loaded: Loaded) -> Ruleset:
-    """The host's table for the VPCs of `world`."""
+def host_ruleset(world: World, state_id: str, loaded: Loaded, leaving: Iterable[tuple[str, str]] = ()) -> Ruleset:
+    """The host's table for the VPCs of `world`, and for the uplinks `leaving` (see `uplinks`)."""
     owner = names.tag(state_id, "", "host")
-    return _ruleset(None, HOST_FAMILIES, owner, compile_host(world, owner), loaded)
+    return _ruleset(None, HOST_FAMILIES, owner, compile_host(world, owner, leaving), loaded)
+
+
+def uplinks(items: Iterable[Item]) -> list[tuple[str, str]]:
+    """The host's end and the router's address of each uplink among `items`."""
+    items = list(items)
+    ends = {(item.namespace, item.name): item.peer_name for item in items if _is_uplink(item)}
+    found = [item for item in items if isinstance(item, Address) and (item.namespace, item.link) in ends]
+    return [(ends[item.namespace, item.link], item.address.partition("/")[0]) for item in found]
+
+
+def _is_uplink(item: Item) -> bool:
+    return isinstance(item, Veth) and item.peer_namespace is None
 
 
 def closed_ruleset(vpc: str, state_id: str, loaded: Loaded) -> Ruleset:

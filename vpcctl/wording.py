@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from vpcctl import space
 from vpcctl.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS, PROTOCOL_NAMES
-from vpcctl.reach import SERVICES, Reach, Zone
+from vpcctl.reach import FLOWS, SERVICES_OF, Reach, Zone
 from vpcctl.space import DESTINATION, PORT, PROTOCOL, SOURCE, Interval, Partition, Space
 from vpcctl.spec import TYPE_NAMES
 
@@ -18,7 +19,10 @@ LONGEST_LIST = 12
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """From whom, to whom, on what: each a list of words whose product is a set of flows."""
+    """From whom, to whom, on what: each a list of words whose product is a set of flows.
+
+    A word may itself take something out: ``web but web-2 (10.0.1.9)``, ``any but tcp/22, udp/53``.
+    """
 
     sources: tuple[str, ...]
     destinations: tuple[str, ...]
@@ -29,42 +33,91 @@ class Line:
 
 
 def _listed(words: Sequence[str]) -> str:
-    if len(words) > LONGEST_LIST:
-        return ", ".join(words[:LONGEST_LIST]) + f" and {len(words) - LONGEST_LIST} more"
-    return ", ".join(words)
+    """Words for people, who read no more than so many."""
+    parts = ", ".join(words).split(", ")
+    more = len(parts) - LONGEST_LIST
+    return ", ".join(parts[:LONGEST_LIST]) + (f" and {more} more" if more > 0 else "")
 
 
 def lines(packets: Space, source: Zone, destination: Zone, reach: Reach, home: str | None = None) -> Iterator[Line]:
     """`packets`, which flow from one zone to the other, exhaustively; first what all addresses have in common.
 
-    Names are as seen from the VPC `home`, the source's own if it is not given.
+    Names are as seen from the VPC `home`, the source's own if it is not given, and from no VPC if it is empty.
     """
-    home = home or source.vpc or destination.vpc
-    common = _common(packets, source, destination, reach)
-    if common is not False:
-        yield Line((source.name(home),), (destination.name(home),), tuple(services_in_words(common)))
-        packets -= Space(common)
+    inner = source.vpc or destination.vpc
+    here, there = (_Side.of(zone, reach, str(inner), inner if home is None else home) for zone in (source, destination))
+    common = _common(packets, here, there)
+    if common:
+        yield Line((here.name,), (there.name,), services_in_words(common.partition, here.versions & there.versions))
+        packets -= common
     by_targets: dict[tuple, list[Interval]] = defaultdict(list)
-    for interval, inner in space.cuts(packets.partition, SOURCE):
-        by_targets[_targets(inner)].append(interval)
+    for interval, to in space.cuts(packets.partition, SOURCE):
+        by_targets[_targets(to)].append(interval)
     for targets, sources in by_targets.items():
         for services, receivers in targets:
-            senders = _addresses(sources, source, reach, home)
-            names = _addresses(receivers, destination, reach, home)
-            yield Line(senders, names, tuple(services_in_words(services)))
+            yield Line(here.words(sources), there.words(receivers), services_in_words(services, _versions(sources)))
 
 
-def _common(packets: Space, source: Zone, destination: Zone, reach: Reach) -> Partition:
-    """The services that every address of one zone has with every address of the other, as a partition."""
-    ranges = [reach.addresses(zone, str(source.vpc or destination.vpc)) for zone in (source, destination)]
-    outside = Space.of(ranges[0], ranges[1], None, None).partition
-    # Packets outside the two zones have every service, so that they take nothing from what is common.
-    filled = space.combine(lambda passes, inside: passes or not inside, packets.partition, outside)
-    found: Partition = True
-    for _, inner in space.cuts(filled, SOURCE):
-        for _, services in space.cuts(inner, DESTINATION):
-            found = space.combine(lambda one, two: one and two, found, services)
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """A zone in words: its name, all its addresses, and who has which."""
+
+    name: str
+    whole: list[Interval]
+    instances: dict[int, str]
+
+    @classmethod
+    def of(cls, zone: Zone, reach: Reach, inner: str, home: str | None) -> _Side:
+        """The zone as one end of flows of the VPC `inner`, named as `home` sees it."""
+        named = {}
+        if zone.vpc is not None:
+            owner = "" if zone.vpc == home else f"{zone.vpc}/"
+            subnet = reach.world.vpc(zone.vpc).subnet(str(zone.subnet))
+            named = {space.number(one): owner + item.name for item in subnet.instances for one in item.addresses}
+        return cls(zone.name(home), space.joined(reach.addresses(zone, inner)), named)
+
+    @property
+    def versions(self) -> frozenset[int]:
+        return _versions(self.whole)
+
+    def words(self, intervals: Iterable[Interval]) -> tuple[str, ...]:
+        """Addresses as the zone where they are all of it or nearly, else as instances, prefixes and ranges."""
+        wanted = space.joined(intervals)
+        if wanted == self.whole:
+            return (self.name,)
+        rest = Space.of(self.whole, None, None, None) - Space.of(wanted, None, None, None)
+        missing = [interval for interval, left in space.cuts(rest.partition, SOURCE) if left]
+        if len(missing) < len(wanted):
+            return (f"{self.name} but {', '.join(self._place(interval, '') for interval in missing)}",)
+        return tuple(self._place(interval, f"{self.name} ") for interval in wanted)
+
+    def _place(self, interval: Interval, zone: str) -> str:
+        low, high = map(space.address, interval)
+        if low == high:
+            name = self.instances.get(interval[0])
+            return f"{name} ({low})" if name else f"{zone}{low}"
+        prefixes = space.prefixes(interval)
+        return f"{zone}{prefixes[0]}" if len(prefixes) == 1 else f"{zone}{low}-{high}"
+
+
+def _versions(intervals: Iterable[Interval]) -> frozenset[int]:
+    return frozenset(space.address(low).version for low, _ in intervals)
+
+
+def _common(packets: Space, here: _Side, there: _Side) -> Space:
+    """The services that every address of one zone has with every address of the other."""
+    # What cannot be has every service, so that it takes nothing from what is common.
+    filled = packets | (space.EVERYTHING - (FLOWS & Space.of(here.whole, there.whole, None, None)))
+    parts = {part for _, to in space.cuts(filled.partition, SOURCE) for _, part in space.cuts(to, DESTINATION)}
+    found = _possible(here.versions & there.versions)
+    for part in parts:
+        found &= Space(part)
     return found
+
+
+def _possible(versions: Iterable[int]) -> Space:
+    """All services that flows of these IP versions may begin with."""
+    return functools.reduce(Space.union, (SERVICES_OF[version] for version in versions), space.NOTHING)
 
 
 def _targets(partition: Partition) -> tuple[tuple[Partition, tuple[Interval, ...]], ...]:
@@ -75,73 +128,31 @@ def _targets(partition: Partition) -> tuple[tuple[Partition, tuple[Interval, ...
     return tuple((services, tuple(places)) for services, places in found.items() if services is not False)
 
 
-def _addresses(intervals: Iterable[Interval], zone: Zone, reach: Reach, home: str | None) -> tuple[str, ...]:
-    """Addresses as names: the zone where they are all of it, instances, else prefixes."""
-    whole = reach.addresses(zone, str(home)) if zone.key in reach.zones else zone.addresses
-    wanted = space.joined(intervals)
-    inside = space.joined(
-        (max(low, least), min(high, most))
-        for low, high in wanted
-        for least, most in whole
-        if max(low, least) <= min(high, most)
-    )
-    if inside == space.joined(whole):
-        return (zone.name(home),)
-    plain = _places(inside, zone, reach, home)
-    rest = Space.of(whole, None, None, None) - Space.of(inside, None, None, None)
-    but = _places([interval for interval, left in space.cuts(rest.partition, SOURCE) if left], zone, reach, home)
-    return (f"{zone.name(home)} but {', '.join(but)}",) if len(but) < len(plain) else plain
+@functools.cache
+def services_in_words(services: Partition, versions: frozenset[int]) -> tuple[str, ...]:
+    """Protocols and ports, as `tcp/80`, `udp`, `icmp/echo-request`; what is missing where that is shorter.
 
-
-def _places(intervals: Iterable[Interval], zone: Zone, reach: Reach, home: str | None) -> tuple[str, ...]:
-    """Intervals of a zone's addresses as instances or prefixes."""
-    names = _instances(zone, reach)
-    return tuple(
-        f"{zone.name(home)} {prefix}"
-        if prefix.prefixlen < prefix.max_prefixlen
-        else f"{names.get(space.number(prefix.network_address), zone.name(home))} ({prefix.network_address})"
-        for interval in intervals
-        for prefix in space.prefixes(interval)
-    )
-
-
-def _instances(zone: Zone, reach: Reach) -> dict[int, str]:
-    if zone.vpc is None or zone.key not in reach.zones:
-        return {}
-    subnet = reach.world.vpc(zone.vpc).subnet(str(zone.subnet))
-    return {space.number(address): one.name for one in subnet.instances for address in one.addresses}
-
-
-def services_in_words(services: Partition) -> list[str]:
-    """Protocols and ports, as `tcp/80`, `udp`, `icmp/echo-request`; what is missing where that is shorter."""
-    everything = _by_protocol(SERVICES.partition)
+    `services` is a set of what flows of the IP `versions` may begin with.
+    """
+    everything = _by_protocol(_possible(versions).partition)
     found = _by_protocol(services)
     plain = _services(found, everything)
     missing = {protocol: everything[protocol] - found.get(protocol, space.NOTHING) for protocol in everything}
     missing = {protocol: rest for protocol, rest in missing.items() if rest}
     if not missing:
-        return [ANY]
+        return (ANY,)
     but = _services(missing, everything)
-    if len(but) < len(plain):
-        return [f"{ANY} but {word}" if not number else word for number, word in enumerate(but)]
-    return plain
+    return (f"{ANY} but {', '.join(but)}",) if len(but) < len(plain) else tuple(plain)
 
 
 def _by_protocol(services: Partition) -> dict[int, Space]:
     """The ports of each protocol that has any."""
-    found = {}
-    for (low, high), ports in space.cuts(services, PROTOCOL):
-        for protocol in range(low, high + 1):
-            if ports is not False:
-                known = Space(ports) & Space(_all_ports(protocol))
-                if known:
-                    found[protocol] = known
-    return found
-
-
-def _all_ports(protocol: int) -> Partition:
-    """All ports (or beginning ICMP types) of a protocol, as a partition of the port dimension."""
-    return next(part for (low, high), part in space.cuts(SERVICES.partition, PROTOCOL) if low <= protocol <= high)
+    return {
+        protocol: Space(ports)
+        for (low, high), ports in space.cuts(services, PROTOCOL)
+        if ports is not False
+        for protocol in range(low, high + 1)
+    }
 
 
 def _services(found: dict[int, Space], everything: dict[int, Space]) -> list[str]:
@@ -149,7 +160,7 @@ def _services(found: dict[int, Space], everything: dict[int, Space]) -> list[str
     unnamed: list[Interval] = []
     for protocol, ports in sorted(found.items()):
         name = PROTOCOL_NAMES.get(protocol)
-        whole = ports == everything[protocol]
+        whole = ports == everything.get(protocol)
         if name is None and whole:
             unnamed.append((protocol, protocol))
         elif whole:

@@ -1,14 +1,16 @@
 """A world becomes rulesets: one for each VPC, and a small one for the host.
 
 Theory of operation.  `compile_vpc` walks the sections in the order in which a packet meets them and puts their sets
-and chains into one table (plus one of the ARP and one of the bridge family).  The text never depends on anything but the world, so equal
-texts mean equal rulesets: a fingerprint of it stands in the table's comment, and a text that is loaded already is
-not loaded again.  The *generation*, which changes with every load, is kept out of the text by a `define`.
+and chains into one table (plus one of the ARP and one of the bridge family).  The text never depends on anything but
+the world, so equal texts mean equal rulesets: a fingerprint of it stands in the table's comment, and a text that is
+loaded already is not loaded again.  The *generation*, which changes with every load, is kept out of the text by a
+`define`.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vpcctl import names
@@ -66,9 +68,9 @@ def compile_closed(owner: str) -> Compiled:
     return _finished((Table("inet", names.TABLE, (), CLOSED),), owner)
 
 
-def compile_host(world: World, owner: str) -> Compiled:
-    """The host's table."""
-    return _finished((host_table(world),), owner)
+def compile_host(world: World, owner: str, leaving: Iterable[tuple[str, str]] = ()) -> Compiled:
+    """The host's table; `leaving` are uplinks that are not of `world` and still there, as (link, router's address)."""
+    return _finished((host_table(world, leaving),), owner)
 
 
 def _finished(tables: tuple[Table, ...], owner: str) -> Compiled:

@@ -180,8 +180,11 @@ def forward(view: View) -> Parts:
         )
     )
     chains.append(_judge_error())
-    for name, one, other in (("path", "iifname", "oifname"), ("path-reply", "oifname", "iifname")):
-        legal = (f"{one} @bridges {other} @bridges return", f"{one} . {other} @paths return", "drop")
+    for name, one, other, stray in (
+        ("path", "iifname", "oifname", [_stray(view)]),
+        ("path-reply", "oifname", "iifname", []),
+    ):
+        legal = (f"{one} @bridges {other} @bridges return", *stray, f"{one} . {other} @paths return", "drop")
         chains.append(Chain(name, tuple(map(Rule, legal))))
     chains.append(Chain("admit", (Rule("ct mark set $generation accept"),)))
     chains.append(
@@ -239,6 +242,12 @@ def _served(view: View) -> Parts:
     )
     mirrored = (Rule("ip saddr . meta l4proto . th sport @served return"), Rule("drop"))
     return [served], [Chain("served", straight), Chain("served-reply", mirrored)]
+
+
+def _stray(view: View) -> str:
+    """The default route is for the internet, and not for addresses of the VPC that no subnet has."""
+    inside = [prefix for vpc in (view.vpc, *view.peers) for prefix in vpc.prefixes if prefix.version == 4]
+    return f"oifname {quoted(names.UPLINK)} ip daddr {anonymous(list(map(str, inside)))} drop"
 
 
 def _paths(view: View) -> list[Element]:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from vpcctl import names
 from vpcctl.compiler.chains import anonymous
 from vpcctl.model import World, uplink_pair
@@ -13,9 +15,10 @@ from vpcctl.nft import Chain, Element, Hook, Rule, Set, Table, quoted
 NOBODY = ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4")
 
 
-def host_table(world: World) -> Table:
-    """The table for all VPCs of `world`."""
-    pairs = [(names.host_uplink(vpc.name), uplink_pair(world.transit, vpc.index)[1]) for vpc in world.vpcs]
+def host_table(world: World, leaving: Iterable[tuple[str, str]] = ()) -> Table:
+    """The table for all VPCs of `world`; `leaving` are further uplinks, each a link and the router's address on it."""
+    pairs = [(names.host_uplink(vpc.name), str(uplink_pair(world.transit, vpc.index)[1])) for vpc in world.vpcs]
+    pairs += leaving
     sets = [
         Set("uplinks", "ifname", tuple(Element(quoted(link)) for link, _ in pairs)),
         Set("senders", "ifname . ipv4_addr", tuple(Element(f"{quoted(link)} . {router}") for link, router in pairs)),

@@ -226,10 +226,9 @@ def _without_overlap(boxes: list[Box], ports: PortBits) -> tuple[list[Box], list
         ]
         here = (box.protocol, version, length, value >> (width - length))
         met = [*(entry for place in places for entry in at.get(place, ())), *below.get(here, ())]
-        if any(taken & bits and (covers(own, box.own) or covers(box.own, own)) for own, taken in met):
-            rest.append(box)
-            continue
-        kept.append(box)
+        overlapping = any(taken & bits and (covers(own, box.own) or covers(box.own, own)) for own, taken in met)
+        # One that overlaps a box of the rest goes behind it as well.
+        (rest if overlapping else kept).append(box)
         _join(at[here], box.own, bits)
         for place in places:
             if place != here:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from vpcctl.errors import ConflictError, KernelError
-from vpcctl.items import Item, Namespace
+from vpcctl.items import FdbEntry, Item, Namespace, Port
 from vpcctl.kernel.interface import ABSENT, RIGHT, Condition, HostFacts, State
 from vpcctl.plan import Ensure, Plan, links_made, links_used
 
@@ -76,12 +76,13 @@ class FakeKernel:
             raise self.failure
 
     def _put(self, item: Item) -> None:
-        present = {found.namespace for found in self.objects.values() if isinstance(found, Namespace)}
-        missing = {item.namespace, getattr(item, "peer_namespace", None)} - present - {None}
-        if missing and not isinstance(item, Namespace):
-            raise KernelError(f"cannot make {item}: namespace {missing.pop()} is gone")
-        made = {end for found in self.objects.values() for end in links_made(found)}
-        for end in links_used(item):
+        if not isinstance(item, Namespace):
+            for namespace in (item.namespace, getattr(item, "peer_namespace", None)):
+                if namespace is not None and ("Namespace", namespace) not in self.objects:
+                    raise KernelError(f"cannot make {item}: namespace {namespace} is gone")
+        used = links_used(item)
+        made = {end for found in self.objects.values() for end in links_made(found)} if used else set()
+        for end in used:
             if end not in made and end[1] != "lo" and not (end[0] is None and end[1].startswith("eth")):
                 raise KernelError(f"cannot make {item}: link {end[1]} is gone")
         self.objects[item.key] = item
@@ -93,5 +94,8 @@ class FakeKernel:
         namespaces = {item.namespace} if isinstance(item, Namespace) else set()
         for found in list(self.objects.values()):
             held = found.namespace in namespaces or getattr(found, "peer_namespace", found.namespace) in namespaces
-            if held or ends & set(links_used(found)):
+            # A link that leaves its bridge takes its entries along.
+            entry = isinstance(item, Port) and isinstance(found, FdbEntry)
+            forgotten = entry and (found.namespace, found.link) == (item.namespace, item.name)
+            if held or forgotten or ends & set(links_used(found)):
                 self._drop(found)

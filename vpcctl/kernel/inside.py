@@ -7,6 +7,7 @@ import ctypes
 import grp
 import os
 import pwd
+import signal
 from pathlib import Path
 
 from vpcctl.errors import ConflictError, KernelError
@@ -41,6 +42,9 @@ def execute(namespace: str, command: list[str], user: str | None = None) -> None
         _become(account)
     # Nothing of ours is inherited but the terminal: a descriptor of a namespace is a way out of it.
     os.closerange(FIRST_INHERITABLE, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 65536 else 65536)
+    # Python ignores these for itself; exec(3) would hand that on, and a command whose reader has gone would never end.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
     try:
         os.execvp(command[0], command)
     except FileNotFoundError as error:

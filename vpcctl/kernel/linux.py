@@ -132,8 +132,8 @@ class LinuxKernel:
             if not isinstance(step, Ensure):
                 continue
             item = step.item
-            if isinstance(item, Namespace) and namespaces.path(item.namespace).exists():
-                if self._observe_tag(item).state is State.FOREIGN:
+            if isinstance(item, Namespace):
+                if os.path.lexists(namespaces.path(item.namespace)) and not self._is_ours(item):
                     problems.append(
                         f"namespace {item.namespace} exists already and is not ours; remove it"
                         f" (ip netns delete {item.namespace}) or choose another name"
@@ -142,12 +142,16 @@ class LinuxKernel:
                 alias = self._rtnl(None).alias(item.peer_name)
                 if alias is not None and alias != item.tag:
                     problems.append(f"the host has a link {item.peer_name} that is not ours; remove or rename it")
-            elif isinstance(item, Ruleset) and item.namespace is None:
-                condition = tables.stands(item, tables.comments(self._nft(None), item.families))
-                if condition.state is State.FOREIGN:
-                    problems.append("the host has a table `inet vpcctl` that is not ours; rename or delete it")
+            elif isinstance(item, Ruleset):
+                nft = self._nft(None)  # without the library nothing may begin
+                for table in tables.foreign(item, nft) if item.namespace is None else ():
+                    problems.append(f"the host has a table `{table}` that is not ours; rename or delete it")
         if problems:
             raise ConflictError("\n".join(problems))
+
+    def _is_ours(self, item: Namespace) -> bool:
+        """Is what stands under the namespace's name ours, even where its making was cut short?"""
+        return self._observe_tag(item) == RIGHT or namespaces.is_placeholder(item.namespace, item.tag)
 
     def ensure(self, item: Item) -> None:
         self._act(item, _ENSURE[type(item)])

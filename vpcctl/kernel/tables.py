@@ -106,9 +106,9 @@ def _outlines(nft, families: Iterable[str], table: str) -> dict[str, list[str]]:
 
 def load(nft, item: Ruleset) -> None:
     """Make the ruleset the one in force; ConflictError where a table of its name is somebody else's."""
+    for table in foreign(item, nft):
+        raise ConflictError(f"{where(item.namespace)} has a table `{table}` that is not ours; rename or delete it")
     present, spare = comments(nft, item.families), comments(nft, item.families, SPARE)
-    _refuse_foreign(item, TABLE, present)
-    _refuse_foreign(item, SPARE, spare)
     if spare and _asleep(nft, spare, SPARE):
         _run(nft, item.namespace, _each("delete table {family} {table}", SPARE, spare))
         spare = {}
@@ -256,10 +256,11 @@ def elements(nft, namespace: str | None) -> list[dict]:
         nft.set_json_output(False)
 
 
-def _refuse_foreign(item: Ruleset, table: str, present: dict[str, str]) -> None:
-    for family, comment in present.items():
-        if not comment.startswith(item.tag):
-            raise ConflictError(
-                f"{where(item.namespace)} has a table `{family} {table}` that is not ours"
-                f" (comment {comment!r}); rename or delete it"
-            )
+def foreign(item: Ruleset, nft) -> list[str]:
+    """The tables, as family and name, that stand under a name of ours and are somebody else's."""
+    return [
+        f"{family} {table}"
+        for table in (TABLE, SPARE)
+        for family, comment in comments(nft, item.families, table).items()
+        if not comment.startswith(item.tag)
+    ]

@@ -13,8 +13,8 @@ from ipaddress import IPv4Address, ip_network
 
 from vpcctl import names
 from vpcctl.errors import KernelError, VpcctlError
-from vpcctl.kernel import namespaces
-from vpcctl.kernel.examination import features, host, machine, managers, passage, prefixes, record
+from vpcctl.kernel import namespaces, settings
+from vpcctl.kernel.examination import host, passage, prefixes
 from vpcctl.kernel.examination.finding import Finding, worst_first
 from vpcctl.kernel.examination.hooks import Listing
 from vpcctl.kernel.examination.passage import Passage
@@ -30,19 +30,21 @@ NOBODY = Vpc("example", (ip_network("10.0.0.0/16"),), 0)
 
 def examine(store: Store) -> list[Finding]:
     """Everything that is found about this machine, worst first; `store` holds the record."""
+    from vpcctl.kernel.examination import features, machine, managers, record  # not needed by `fatal_findings`
+
     found: list[Finding] = [*machine.privilege(), *machine.python(), *machine.library()]
     usable = not any(one.severity == "fatal" for one in found)
     state, wrong = record.read(store)
     found += [*wrong, *machine.named_namespaces(), *machine.lab()]
     found += features.findings() if usable else []
     if state is not None:
-        boot_id = (machine.PROC / "sys/kernel/random/boot_id").read_text().strip()
+        boot_id = settings.read(settings.ROOT / "kernel/random/boot_id") or ""
         found += record.standing(state, boot_id, store)
     world, repair = state.world if state else World(), record.command(store, "repair")
     found += managers.findings()
     found += [*machine.bridge_calls(world, repair), *machine.connection_tracking(world), *machine.neighbours(world)]
     around = host.surroundings()
-    found += [*machine.forwarding(world, around.ways_out, repair), *prefixes.findings(world, around.reached)]
+    found += [*machine.forwarding(world, tuple(around.ways_out), repair), *prefixes.findings(world, around.reached)]
     if usable:
         found += _firewalls(world, around, state, store)
     return worst_first(found)
@@ -64,6 +66,8 @@ def fatal_findings(world: World, vpc: str) -> list[Finding]:
 
 def _firewalls(world: World, around: host.Surroundings, state: State | None, store: Store) -> Iterator[Finding]:
     """What others' firewalls do to our packets, and tables and links of ours that no record knows."""
+    from vpcctl.kernel.examination import record
+
     try:
         listing = host.ruleset()
     except KernelError as error:
@@ -78,19 +82,20 @@ def _firewalls(world: World, around: host.Surroundings, state: State | None, sto
 
 
 def _passing(world: World, around: host.Surroundings, listing: host.RulesetListing) -> list[Finding]:
-    passages = [_passage(world, vpc, way_out) for vpc in world.vpcs or (NOBODY,) for way_out in around.ways_out]
+    passages = [_passage(world, vpc, way_out) for vpc in world.vpcs or (NOBODY,) for way_out in around.ways_out.items()]
     if not passages:
         return []
     ruleset = Listing(listing.objects, listing.text)
     return passage.findings(ruleset, listing.ours, passages, str(world.transit), host.tools())
 
 
-def _passage(world: World, vpc: Vpc, way_out: str) -> Passage:
+def _passage(world: World, vpc: Vpc, way_out: tuple[str, IPv4Address | None]) -> Passage:
+    link, address = way_out
     router = uplink_pair(world.transit, vpc.index)[1]
     # The host translates the address alone; the port becomes the instance's in the router.
     published = tuple((PROTOCOL_NAMES[item.protocol], item.port) for item in vpc.publications)
     assert isinstance(router, IPv4Address)
-    return Passage(names.host_uplink(vpc.name), router, way_out, published)
+    return Passage(names.host_uplink(vpc.name), router, link, address, published)
 
 
 def _tagged(around: host.Surroundings, listing: host.RulesetListing, state: State) -> list[tuple[str, str, str]]:

@@ -287,9 +287,9 @@ def _sample() -> Iterator[Finding]:
             kernel.ensure(step.item)
         for item, condition in kernel.observe(items).items():
             if condition != RIGHT:
-                yield Finding(
-                    "fatal", SUBJECT, f"in a sample VPC {item} is {condition.state.value} {condition.detail}", why
-                )
+                detail = f": {condition.detail}" if condition.detail else ""
+                words = f"in a sample VPC {item} is {condition.state.value}{detail}"
+                yield Finding("fatal", SUBJECT, words, why)
     except VpcctlError as error:
         yield Finding("fatal", SUBJECT, f"a sample VPC cannot be made: {error}", why)
     finally:

@@ -5,19 +5,16 @@ is true, false or *unknown*: what this module does not understand is unknown, ne
 not match is followed both ways.  Where both ways end alike, the answer is known all the same; where they do not, it is
 the list of rules that it depends on.  `accept` ends one base chain, `drop` ends the packet: every base chain on the
 hook has to let it pass (nft(8), "Verdict statement").
-
-Rules of iptables-nft carry matches and targets that JSON only names (``xt``).  Where libxtables has translated them in
-the text of the rule and the translation is beyond doubt, it is taken from there.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from vpcctl.kernel.examination.matches import Packet, Sets, Truth, match, same
+from vpcctl.kernel.examination.rules import dormant_tables, in_words, rule_texts, sets_marks, translated
 
 FAMILIES = ("ip", "inet")
 # A jump stack of this depth is more than the kernel allows (NFT_JUMP_STACK_SIZE, include/net/netfilter/nf_tables.h).
@@ -27,18 +24,12 @@ NEXT, OUT = "next", "out"
 # Conditions on what went before, which no single packet tells.
 COUNTED = frozenset({"limit", "quota", "ct count", "meter", "xt match"})
 NO_VERDICT = COUNTED | frozenset(
-    "match|counter|log|notrack|mangle|set|map|dup|flow|last|ct helper|ct timeout|ct expectation|secmark".split("|")
+    "match|counter|log|mangle|set|map|dup|flow|last|ct helper|ct timeout|ct expectation|secmark".split("|")
 )
 END_AS_ACCEPT = frozenset("accept dnat snat masquerade redirect".split())
 VERDICTS = END_AS_ACCEPT | frozenset("drop reject return continue jump goto".split())
-# What a statement that this module does not know may do: end the packet either way, or let the rule go on.
+# What a statement that this module does not know may do: end the packet either way, or neither.  To take a flow from connection tracking (`notrack`) is one of these: without tracking there is no translation.
 ANYTHING: tuple[Mapping[str, Any], ...] = ({"accept": None}, {"drop": None}, {"continue": None})
-# Targets of iptables-extensions(8) after which a packet goes on to the next rule.
-XT_GOES_ON = frozenset(
-    "AUDIT CHECKSUM CLASSIFY CONNMARK CONNSECMARK CT DSCP ECN HL HMARK IDLETIMER LED LOG MARK NFLOG NOTRACK RATEEST"
-    " SECMARK SET TCPMSS TCPOPTSTRIP TEE TOS TRACE TTL ULOG".split()
-)
-MARKING_TARGETS = frozenset({"MARK", "CONNMARK", "HMARK"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +83,7 @@ class Listing:
     """A ruleset: `objects` is the array of ``nft -j list ruleset``, `text` the output of ``nft -a list ruleset``."""
 
     def __init__(self, objects: Sequence[Mapping[str, Any]], text: str = ""):
-        self._texts = rule_texts(text)
+        self._texts, self._dormant = rule_texts(text), dormant_tables(text)
         self.base_chains: list[BaseChain] = []
         self._chains: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
         self._elements: dict[tuple[str, str], dict[str, list[Any]]] = {}
@@ -103,7 +94,8 @@ class Listing:
     def _take(self, kind: str, body: Mapping[str, Any]) -> None:
         if kind == "chain":
             self._chains.setdefault((body["family"], body["table"], body["name"]), [])
-            if "hook" in body and body["family"] in FAMILIES:
+            asleep = (body["family"], body["table"]) in self._dormant
+            if "hook" in body and body["family"] in FAMILIES and not asleep:
                 self.base_chains.append(_base_chain(body))
         elif kind == "rule":
             self._chains.setdefault((body["family"], body["table"], body["chain"]), []).append(body)
@@ -116,8 +108,7 @@ class Listing:
 
     def marks_packets(self) -> bool:
         """Does any rule set a packet's or a connection's mark?"""
-        rules = (rule for rules in self._chains.values() for rule in rules)
-        return any(_marks(kind, body) for rule in rules for kind, body in _statements(rule))
+        return any(sets_marks(rule) for rules in self._chains.values() for rule in rules)
 
     def with_rule(self, chain: BaseChain, name: str, statements: Sequence[Mapping[str, Any]]) -> Listing:
         """The same ruleset with one rule more at the head of the chain `name` in the table of `chain`."""
@@ -168,17 +159,16 @@ class Listing:
         sets = self._elements.get((place.family, place.table), {})
         ways: set[str] = set()
         for kind, body in translated(rule, place.text):
-            found = _condition(kind, body, packet, sets)
+            found, verdicts = _meaning(kind, body, packet, sets)
             if found is not True:
                 ways.add(NEXT)
             if found is False:
                 return ways
-            verdicts = _verdicts(kind, body, packet, sets)
             if ways or len(verdicts) > 1:
                 walk.doubts += [place] if verdicts else []
             for verdict in verdicts:
                 ways |= self._after(verdict, place, packet, walk, depth)
-            if verdicts and verdicts is not ANYTHING:
+            if verdicts:
                 return ways
         return ways | {NEXT}
 
@@ -195,7 +185,7 @@ class Listing:
 
     def _place(self, rule: Mapping[str, Any]) -> Place:
         family, table, handle = rule["family"], rule["table"], rule.get("handle", 0)
-        text = self._texts.get((family, table, handle)) or _in_words(rule)
+        text = self._texts.get((family, table, handle)) or in_words(rule)
         return Place(family, table, rule["chain"], handle, text)
 
 
@@ -205,99 +195,35 @@ def _base_chain(body: Mapping[str, Any]) -> BaseChain:
     )
 
 
-def rule_texts(listing: str) -> dict[tuple[str, str, int], str]:
-    """The rules of ``nft -a list ruleset`` by family, table and handle, counters taken out."""
-    found = {}
-    family = table = ""
-    for line in listing.splitlines():
-        body, _, handle = line.strip().rpartition(" # handle ")
-        if head := re.fullmatch(r"table (\S+) (\S+) \{", body):
-            family, table = head.groups()
-        elif body and not body.endswith("{") and handle.isdigit():
-            found[family, table, int(handle)] = re.sub(r"\bcounter(?: packets \d+ bytes \d+)? ", "", body)
-    return found
-
-
-def _in_words(rule: Mapping[str, Any]) -> str:
-    """Something to show where nft's own text of a rule is not at hand."""
-    words = []
-    for kind, body in _statements(rule):
-        if kind == "match":
-            words.append(f"{_short(body['left'])} {body['op']} {_short(body['right'])}")
-        elif kind != "counter":
-            words.append(f"{kind} {_short(body)}" if body else kind)
-    return " ".join(words)
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return " ".join(_short(one) for one in value.values())
-    return ",".join(map(_short, value)) if isinstance(value, list) else str(value)
-
-
-def _statements(rule: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for statement in rule.get("expr", ()):
-        if isinstance(statement, Mapping):
-            yield from statement.items()
-        else:
-            yield str(statement), None
-
-
-def _marks(kind: str, body: Any) -> bool:
-    if kind == "mangle":
-        key = body.get("key", {})
-        return any(isinstance(key.get(one), Mapping) and key[one].get("key") == "mark" for one in ("meta", "ct"))
-    return kind == "xt" and (not isinstance(body, Mapping) or body.get("name") in MARKING_TARGETS)
-
-
 # --- Statements -------------------------------------------------------------------------------------------------------
 
 
-def translated(rule: Mapping[str, Any], text: str) -> Iterator[tuple[str, Any]]:
-    """The statements of a rule, those of iptables replaced by what their translation in `text` says."""
-    for kind, body in _statements(rule):
-        if kind != "xt":
-            yield kind, body
-        elif isinstance(body, Mapping) and body.get("type") == "match":
-            yield from _xt_match(body.get("name", ""), text)
-        elif isinstance(body, Mapping) and body.get("type") == "target":
-            yield from _xt_target(body.get("name", ""))
-        else:
-            yield "xt", None
+def _meaning(kind: str, body: Any, packet: Packet, sets: Sets) -> tuple[Truth, Sequence[Mapping[str, Any]]]:
+    """Whether a statement lets the rule go on, and the verdicts that it may give.
+
+    A newer nft may list what it knows in shapes that are not known here: then it may do anything.
+    """
+    try:
+        found, verdicts = _condition(kind, body, packet, sets), _verdicts(kind, body, packet, sets)
+        return (found, verdicts) if all(map(_sound, verdicts)) else (None, ANYTHING)
+    except (TypeError, ValueError, LookupError, AttributeError):
+        return None, ANYTHING
 
 
-def _xt_match(name: str, text: str) -> Iterator[tuple[str, Any]]:
-    if name == "comment":
-        return
-    if name in ("conntrack", "state"):
-        # libxtables loses what a state has in common with a status (`--ctstate DNAT,NEW` becomes `ct status dnat`).
-        phrases = re.findall(r"\bct (?:original |reply )?(\w+) (!= )?([\w,]+)", text)
-        if len(phrases) == 1 and phrases[0][0] == "state":
-            _, unequal, states = phrases[0]
-            right = states.split(",")
-            yield "match", {"op": "!=" if unequal else "in", "left": {"ct": {"key": "state"}}, "right": right}
-            return
-    if name == "addrtype":
-        phrases = re.findall(r"\bfib (\w+(?: \. \w+)*) type (!= )?(\w+)", text)
-        if len(phrases) == 1 and " . " not in phrases[0][0]:
-            flags, unequal, kind = phrases[0]
-            left = {"fib": {"result": "type", "flags": [flags]}}
-            yield "match", {"op": "!=" if unequal else "==", "left": left, "right": kind}
-            return
-    yield "xt match", None
-
-
-def _xt_target(name: str) -> Iterator[tuple[str, Any]]:
-    if name == "REJECT":
-        yield "reject", None
-    elif name not in XT_GOES_ON:
-        yield "xt", None
+def _sound(verdict: Any) -> bool:
+    """Is that a verdict, and does a jump say where to?"""
+    [(kind, body)] = verdict.items()
+    return kind in VERDICTS and (kind not in ("jump", "goto") or isinstance(body["target"], str))
 
 
 def _condition(kind: str, body: Any, packet: Packet, sets: Sets) -> Truth:
     """Does a statement let the rule go on?  True for those that are no conditions."""
     if kind == "match":
         return match(body, packet, sets)
+    if kind == "reject" and isinstance(body, Mapping):
+        # What a rejection is made of narrows the rule, and a listing does not say so otherwise.
+        answers = {"icmpv6": False, "tcp reset": packet.protocol == "tcp"}
+        return answers.get(str(body.get("type")), True)
     if kind in COUNTED or (kind in ("set", "map") and isinstance(body, Mapping) and "stmt" in body):
         return None
     return True

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +22,17 @@ TAG = "vpcctl/"
 TOOLS = ("iptables-nft", "iptables-legacy", "ufw", "firewall-cmd")
 # RT_TABLE_LOCAL and RTN_UNICAST, include/uapi/linux/rtnetlink.h.
 LOCAL_TABLE, UNICAST = 255, 1
-IFLA_ALIAS = "IFLA_IFALIAS"
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """The host's links and what it reaches by them.  `ours` are the links with our tag, as (name, tag)."""
+    """The host's links and what it reaches by them.
 
-    ways_out: tuple[str, ...]
+    `ways_out` are the links with a default route, each with the address that the host has there; `ours` are the links
+    with our tag, as (name, tag).
+    """
+
+    ways_out: dict[str, ipaddress.IPv4Address | None]
     reached: tuple[Reached, ...]
     ours: tuple[tuple[str, str], ...]
 
@@ -112,36 +116,52 @@ def _list_ruleset() -> tuple[list[dict[str, Any]], str, dict[str, str]]:
 
 
 def surroundings() -> Surroundings:
-    """The host's links, addresses and routes now, without our own."""
+    """The host's links, addresses and routes now, without our own.  Raises KernelError."""
     from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
 
-    with IPRoute() as socket_:
-        links = {link["index"]: link for link in socket_.get_links()}
-        addresses = list(socket_.get_addr(family=socket.AF_INET))
-        routes = list(socket_.get_routes(family=socket.AF_INET))
+    try:
+        with IPRoute() as netlink:
+            links = {link["index"]: link for link in netlink.get_links()}
+            addresses = list(netlink.get_addr(family=socket.AF_INET))
+            routes = list(netlink.get_routes(family=socket.AF_INET))
+    except (NetlinkError, OSError) as error:
+        raise KernelError("the host's links and routes cannot be listed", str(error)) from error
+    tags = {index: link.get_attr("IFLA_IFALIAS") or "" for index, link in links.items()}
     names = {index: link.get_attr("IFLA_IFNAME") for index, link in links.items()}
-    ours = {
-        index: link.get_attr(IFLA_ALIAS)
-        for index, link in links.items()
-        if (link.get_attr(IFLA_ALIAS) or "").startswith(TAG)
-    }
-    reached, ways_out = [], []
-    for address in addresses:
-        if address["index"] not in ours and names[address["index"]] != "lo":
-            network = ipaddress.ip_interface(f"{address.get_attr('IFA_LOCAL')}/{address['prefixlen']}").network
-            reached.append(Reached(network, names[address["index"]], f"address {address.get_attr('IFA_LOCAL')}"))
-    for route in routes:
-        table = route.get_attr("RTA_TABLE") or route["table"]
-        link = route.get_attr("RTA_OIF")
-        if table == LOCAL_TABLE or route["type"] != UNICAST or link in ours:
-            continue
-        if route["dst_len"]:
-            network = ipaddress.ip_network(f"{route.get_attr('RTA_DST')}/{route['dst_len']}")
-            reached.append(Reached(network, names.get(link, ""), f"route to {network}"))
-        elif link in names:
-            ways_out.append(names[link])
+    foreign = {index: name for index, name in names.items() if not tags[index].startswith(TAG)}
+    by_address = [one for address in addresses for one in _by_address(address, foreign)]
+    routed = [(one, link) for one in routes for link in _route_links(one) if link in foreign]
+    by_route = [
+        Reached(network, foreign[link], f"route to {network}")
+        for one, link in routed
+        if one["dst_len"] and (network := ipaddress.ip_network(f"{one.get_attr('RTA_DST')}/{one['dst_len']}"))
+    ]
+    ways_out = [foreign[link] for one, link in routed if not one["dst_len"]]
     return Surroundings(
-        tuple(dict.fromkeys(ways_out)),
-        tuple(dict.fromkeys(reached)),
-        tuple((names[index], tag) for index, tag in ours.items()),
+        {link: _first_address(addresses, link, names) for link in ways_out},
+        tuple(dict.fromkeys(by_address + by_route)),
+        tuple((names[index], tag) for index, tag in tags.items() if tag.startswith(TAG)),
     )
+
+
+def _by_address(address: Any, foreign: dict[int, str]) -> Iterator[Reached]:
+    link = foreign.get(address["index"], "lo")
+    if link != "lo":
+        interface = ipaddress.ip_interface(f"{address.get_attr('IFA_LOCAL')}/{address['prefixlen']}")
+        yield Reached(interface.network, link, f"address {interface.ip}")
+
+
+def _route_links(route: Any) -> list[int]:
+    """The indices of the links by which a route leads somewhere, of whatever table but the local one."""
+    table = route.get_attr("RTA_TABLE") or route["table"]
+    if table == LOCAL_TABLE or route["type"] != UNICAST:
+        return []
+    hops = route.get_attr("RTA_MULTIPATH") or ()
+    return [link for link in (route.get_attr("RTA_OIF"), *(hop["oif"] for hop in hops)) if link is not None]
+
+
+def _first_address(addresses: list[Any], link: str, names: dict[int, str]) -> ipaddress.IPv4Address | None:
+    """The address that masquerading takes: a link's first one."""
+    found = (one.get_attr("IFA_LOCAL") for one in addresses if names.get(one["index"]) == link)
+    return next(map(ipaddress.IPv4Address, found), None)

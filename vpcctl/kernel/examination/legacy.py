@@ -17,6 +17,8 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
+from vpcctl.kernel.examination.matches import NONE_OF
+
 SUFFIX = "-legacy"
 # By the number of the hook (include/uapi/linux/netfilter.h).
 HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
@@ -202,7 +204,7 @@ def _matched(block: bytes) -> Iterator[Statement]:
         if states is not None:
             names, inverted = states
             left = {"ct": {"key": "state"}}
-            yield {"match": {"op": "!=" if inverted else "in", "left": left, "right": names}}
+            yield {"match": {"op": NONE_OF if inverted else "in", "left": left, "right": names}}
         elif name != "comment":
             yield {"xt": {"type": "match", "name": name}}
         block = block[max(size, EXTENSION.size) :]

@@ -6,7 +6,6 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
 from vpcctl import names
@@ -55,6 +54,8 @@ def python(version: tuple[int, ...] = tuple(sys.version_info[:3])) -> Iterator[F
 
 def library() -> Iterator[Finding]:
     """libnftables and its bindings, loaded in a child."""
+    from importlib import metadata
+
     try:
         place = apart(_load_library)
     except KernelError as error:

@@ -27,6 +27,14 @@ COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
 HALF_OF_THE_INTERNET = 2**31
 
 
+# What iptables means by an inverted list of states; nft's `!=` compares the whole instead.
+NONE_OF = "none of"
+
+
+class _Some(frozenset[str]):
+    """Flags that are set, though not necessarily all of them: the kernel has some for its own use."""
+
+
 class _Absent:
     """The packet has no such field."""
 
@@ -44,15 +52,16 @@ class Packet:
 
     An interface that the hook does not tell is "" (there is none) or UNKNOWN.  An address that is None is somewhere out
     in the internet, and no rule names it: it is in a prefix only if most addresses are.  `protocol` is tcp, udp or
-    icmp; `port` is the service's; a reply comes back from it.
+    icmp; `port` is the service's; a reply comes back from it.  `begun_by` is the source of the flow's first packet.
     """
 
     iifname: str | _Unknown
     oifname: str | _Unknown
-    source: IPv4Address | None
-    destination: IPv4Address | None
+    source: IPv4Address | _Unknown | None
+    destination: IPv4Address | _Unknown | None
     protocol: str
     port: int = 0
+    begun_by: IPv4Address | None = None
     reply: bool = False
     status: frozenset[str] = frozenset()
     # A rule somewhere sets marks, so ours may have one.
@@ -73,7 +82,7 @@ def match(body: Mapping[str, Any], packet: Packet, sets: Sets) -> Truth:
     if elements is not None:
         found = any_of(same(left, element, packet) for element in elements)
         return _negated(found, left, packet) if operation == "!=" else found if operation in ("==", "in") else None
-    if operation in ("==", "in", "!="):
+    if operation in ("==", "in", "!=", NONE_OF):
         return _compared(value(left, packet), right, operation)
     held = value(left, packet)
     if held is ABSENT:
@@ -140,6 +149,8 @@ def value(left: Any, packet: Packet) -> Any:
     if kind == "meta":
         return _meta(packet).get(str(body.get("key")), UNKNOWN)
     if kind == "ct":
+        if (body.get("dir"), body.get("key")) in (("original", "ip saddr"), ("original", "saddr")):
+            return packet.begun_by
         return UNKNOWN if "dir" in body else _tracked(packet).get(str(body.get("key")), UNKNOWN)
     if kind == "payload":
         return _header(str(body.get("protocol")), str(body.get("field")), packet)
@@ -155,7 +166,9 @@ def _masked(body: Any, packet: Packet) -> Any:
     if isinstance(held, int) and isinstance(mask, int):
         return held & mask
     names = _flag_names(mask)
-    return held & names if isinstance(held, frozenset) and names is not None else held if held is ABSENT else UNKNOWN
+    if isinstance(held, frozenset) and names is not None:
+        return frozenset(held & names)  # the flags that are asked for are known
+    return held if held is ABSENT else UNKNOWN
 
 
 def _meta(packet: Packet) -> dict[str, Any]:
@@ -178,7 +191,7 @@ def _tracked(packet: Packet) -> dict[str, Any]:
     return {
         "state": frozenset({"established" if packet.reply else "new"}),
         "direction": "reply" if packet.reply else "original",
-        "status": packet.status,
+        "status": _Some(packet.status),
         "mark": UNKNOWN if packet.marked else 0,
     }
 
@@ -191,9 +204,12 @@ def _header(protocol: str, name: str, packet: Packet) -> Any:
     if protocol in ("th", packet.protocol) and packet.protocol != "icmp":
         flags = frozenset({"syn", "ack"} if packet.reply else {"syn"})
         return {"sport": source, "dport": destination, "flags": flags}.get(name, UNKNOWN)
+    if protocol == "th" and packet.protocol == "icmp":
+        # The bytes where others have their ports are type and code, and the checksum.
+        return (ICMP_TYPES["echo-reply" if packet.reply else "echo-request"] << 8) if name == "sport" else UNKNOWN
     if protocol == packet.protocol == "icmp":
         return {"type": ICMP_TYPES["echo-reply" if packet.reply else "echo-request"], "code": 0}.get(name, UNKNOWN)
-    known = protocol in PROTOCOLS or protocol in ("ip6", "arp", "vlan", "th", "frag", "hbh", "rt", "mh")
+    known = protocol in PROTOCOLS or protocol in ("ip6", "arp", "vlan", "frag", "hbh", "rt", "mh")
     return ABSENT if known else UNKNOWN
 
 
@@ -213,16 +229,13 @@ def _compared(held: Any, wanted: Any, operation: str) -> Truth:
 
 
 def _flags_compared(held: frozenset[str], wanted: Any, operation: str) -> Truth:
+    """`in` wants one of the flags, NONE_OF none; `==` and `!=` compare all flags with exactly these."""
     names = _flag_names(wanted)
     if names is None:
         return None
-    if operation == "in":
-        return bool(held & names)
-    if len(held) > 1 and operation == "!=" and isinstance(wanted, str):
-        return None  # whether one bit of several or the whole is meant, the listing does not tell
-    if operation == "!=" and not isinstance(wanted, (str, int)):
-        return not held & names
-    return (held == names) != (operation == "!=")
+    if operation in ("in", NONE_OF):
+        return bool(held & names) == (operation == "in")
+    return None if isinstance(held, _Some) else (held == names) == (operation == "==")
 
 
 def _flag_names(mask: Any) -> frozenset[str] | None:
@@ -251,7 +264,7 @@ def _equal(held: Any, wanted: Any) -> Truth:
         return _number_equal(held, wanted)
     if not isinstance(wanted, str):
         return None
-    if wanted.endswith("*") and not wanted.endswith("\\*"):
+    if wanted.endswith("*"):
         return held.startswith(wanted[:-1])
     return held == wanted
 
@@ -267,15 +280,13 @@ def _in_range(held: Any, low: Any, high: Any) -> Truth:
         try:
             first, last = IPv4Address(low), IPv4Address(high)
         except ValueError:
-            return False if ":" in str(low) else None
+            return None
         return first <= held <= last if held else int(last) - int(first) + 1 >= HALF_OF_THE_INTERNET
     numbers = isinstance(held, int) and isinstance(low, int) and isinstance(high, int)
     return low <= held <= high if numbers else None
 
 
 def _in_networks(held: IPv4Address | None, text: str) -> Truth:
-    if ":" in text:
-        return False
     try:
         network = IPv4Network(text, strict=False)
     except ValueError:

@@ -27,15 +27,23 @@ FORWARDED = frozenset({"dnat"})
 SHOWN = 5
 NO_TOOLS: Mapping[str, str] = {}
 DOCKER_USER = "DOCKER-USER"
+# Priorities from which on translated addresses are seen, and of connection tracking itself
+# (include/uapi/linux/netfilter_ipv4.h).
+CONNTRACK, DSTNAT, SRCNAT = -200, -100, 100
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A VPC's way across the host; `published` are its published ports as (protocol's name, port in the VPC)."""
+    """A VPC's way across the host.
+
+    `address` is its router's, `host` the one by which the host is known on the way out (None: not known), `published`
+    are its published ports as (protocol's name, port).
+    """
 
     uplink: str
     address: IPv4Address
     way_out: str
+    host: IPv4Address | None = None
     published: tuple[tuple[str, int], ...] = ()
 
 
@@ -49,31 +57,40 @@ class Verdict:
     decision: Decision
 
 
-def packets(passage: Passage) -> Iterator[tuple[str, str, Packet]]:
-    """(hook, direction, packet) for a flow of each kind that has to pass."""
+def packets(passage: Passage) -> Iterator[tuple[str, Packet]]:
+    """(direction, packet) of each kind that has to pass, as the forward hook sees them."""
+    uplink, address, way_out = passage.uplink, passage.address, passage.way_out
     for protocol, port in SERVICES:
-        out = Packet(passage.uplink, passage.way_out, passage.address, None, protocol, port)
-        yield "prerouting", OUT, replace(out, oifname="")
-        yield "forward", OUT, out
-        # Whether a packet that is about to leave still knows where it came in depends on the kernel's version.
-        yield "postrouting", OUT, replace(out, iifname=UNKNOWN)
-        back = Packet(passage.way_out, passage.uplink, None, passage.address, protocol, port, True, ANSWERED)
-        yield "forward", BACK, back
+        yield OUT, Packet(uplink, way_out, address, None, protocol, port, address)
+        yield BACK, Packet(way_out, uplink, None, address, protocol, port, address, True, ANSWERED)
     for protocol, port in passage.published:
-        came = Packet(passage.way_out, passage.uplink, None, passage.address, protocol, port, status=FORWARDED)
-        yield "forward", IN, came
+        yield IN, Packet(way_out, uplink, None, address, protocol, port, None, False, FORWARDED)
+
+
+def seen(packet: Packet, direction: str, chain: BaseChain, host: IPv4Address | None) -> Packet:
+    """The packet as a chain sees it on its own hook: before a packet is routed, and where the host stands for it."""
+    known = UNKNOWN if host is None else host
+    if chain.hook == "prerouting":
+        translated = direction == OUT or chain.priority > DSTNAT
+        return replace(packet, oifname="", destination=packet.destination if translated else known)
+    if chain.hook == "postrouting":
+        translated = direction == OUT and chain.priority > SRCNAT
+        # Whether a packet that is about to leave still knows where it came in depends on the kernel's version.
+        return replace(packet, iifname=UNKNOWN, source=known if translated else packet.source)
+    return packet
 
 
 def verdicts(listing: Listing, ours: Collection[tuple[str, str]], passages: Sequence[Passage]) -> list[Verdict]:
     """What each foreign chain does to each packet; `ours` are our own tables as (family, name)."""
-    hooks = {hook: listing.on(hook, ours) for hook in ("prerouting", "forward", "postrouting")}
+    chains = [chain for hook in ("prerouting", "forward", "postrouting") for chain in listing.on(hook, ours)]
     marked = listing.marks_packets()
-    return [
-        Verdict(passage, direction, packet, listing.decide(chain, replace(packet, marked=marked)))
-        for passage in passages
-        for hook, direction, packet in packets(passage)
-        for chain in hooks[hook]
-    ]
+    found = []
+    for passage in passages:
+        for direction, packet in packets(passage):
+            for chain in chains:
+                met = replace(seen(packet, direction, chain, passage.host), marked=marked)
+                found.append(Verdict(passage, direction, met, listing.decide(chain, met)))
+    return found
 
 
 def findings(
@@ -173,12 +190,16 @@ def remedy(
     if owner == "ufw" and "ufw" in tools and chain.hook == "forward":
         incoming = (f"ufw route allow to {transit}",) if published else ()
         return "Allow the uplinks' range to be routed:", (f"ufw route allow from {transit}", *incoming)
-    place = _opening(listing, chain, members, transit)
+    for place in (DOCKER_USER, chain.name):
+        openings = _openings(chain, {one.direction for one in members}, transit)
+        if place in listing.companions(chain) and _helps(listing, chain, place, openings, members):
+            break
+    else:
+        return "No rule in front of it helps: change what is named here, so that it lets VPCs' packets pass.", ()
     reload = (
         "Docker leaves that chain to you" if place == DOCKER_USER else f"{owner} may drop the rules when it reloads"
     )
     keep = f"{reload}, and a reboot empties it: keep them where your other rules are kept."
-    openings = _openings(chain, transit)
     program = _iptables(chain, tools)
     if program:
         name = chain.table.removesuffix(legacy.SUFFIX)
@@ -188,6 +209,16 @@ def remedy(
         where = f"{chain.family} {chain.table} {place}"
         commands = [f"nft insert rule {where} {opening.nft} accept" for opening in openings]
     return f"Accept it first. {keep}", tuple(commands)
+
+
+def _helps(
+    listing: Listing, chain: BaseChain, place: str, openings: Sequence[Opening], members: Sequence[Verdict]
+) -> bool:
+    """Do all packets of `members` pass once the openings are accepted at the head of the chain `place`?"""
+    opened = listing
+    for opening in openings:
+        opened = opened.with_rule(chain, place, [opening.json, {"accept": None}])
+    return all(opened.decide(chain, one.packet).verdict == "accept" for one in members)
 
 
 def _iptables(chain: BaseChain, tools: Mapping[str, str]) -> str:
@@ -206,30 +237,30 @@ class Opening:
     json: dict[str, Any]
 
 
-def _openings(chain: BaseChain, transit: str) -> list[Opening]:
+def _openings(chain: BaseChain, directions: Collection[str], transit: str) -> list[Opening]:
     """What to accept in `chain`, so that it lets our packets pass."""
-    ways = [
+    come, go = (
         Opening(f'{key} "{UPLINKS}*"', f"-{key[0]} {UPLINKS}+", _equal({"meta": {"key": key}}, f"{UPLINKS}*"))
         for key in ("iifname", "oifname")
-    ]
-    network, length = transit.split("/")
-    prefix = {"prefix": {"addr": network, "len": int(length)}}
-    sent = Opening(
-        f"ip saddr {transit}", f"-s {transit}", _equal({"payload": {"protocol": "ip", "field": "saddr"}}, prefix)
     )
-    return {"prerouting": ways[:1], "postrouting": [sent]}.get(chain.hook, ways)
+    # The flows that uplinks began, whatever their addresses are at this point.
+    begun = Opening(
+        f"ct original ip saddr {transit}",
+        f"-m conntrack --ctorigsrc {transit}",
+        _equal({"ct": {"key": "ip saddr", "dir": "original"}}, _prefix(transit)),
+    )
+    if chain.hook == "forward":
+        return [come, go]
+    if chain.hook == "postrouting":
+        return [begun, go] if IN in directions else [begun]
+    answers = BACK in directions and chain.priority > CONNTRACK
+    return [*([come] if OUT in directions else []), *([begun] if answers else [])]
+
+
+def _prefix(transit: str) -> dict[str, Any]:
+    network, length = transit.split("/")
+    return {"prefix": {"addr": network, "len": int(length)}}
 
 
 def _equal(left: Mapping[str, Any], right: Any) -> dict[str, Any]:
     return {"match": {"op": "==", "left": left, "right": right}}
-
-
-def _opening(listing: Listing, chain: BaseChain, members: Sequence[Verdict], transit: str) -> str:
-    """The chain at whose head accepting helps: the one that Docker leaves to its users if that does, else `chain`."""
-    if DOCKER_USER in listing.companions(chain):
-        opened = listing
-        for opening in _openings(chain, transit):
-            opened = opened.with_rule(chain, DOCKER_USER, [opening.json, {"accept": None}])
-        if all(opened.decide(chain, one.packet).verdict == "accept" for one in members):
-            return DOCKER_USER
-    return chain.name

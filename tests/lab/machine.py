@@ -1,0 +1,121 @@
+"""What the scenario tests do with a lab: run commands in it, write files into it, and take a picture of its host."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from ipaddress import ip_address
+from typing import Any
+
+from tests.lab.traffic import eventually
+from vpcctl.lab import INTERNET, STATE_DIR, Lab
+
+# The command line many times over in one process: what takes a new process a quarter of a second takes it 20 ms.
+SCRIPT = """
+import sys
+from vpcctl.cli import commands
+for line in sys.argv[1:]:
+    commands.main(["-q", *line.split()], prog_name="vpcctl", standalone_mode=False)
+"""
+# Every setting of the host's network, as one process can read them all; those that nobody may read stand as None.
+SETTINGS = """
+import json, os
+found = {}
+for folder, _, files in os.walk("/proc/sys/net"):
+    for file in files:
+        place = os.path.join(folder, file)
+        try:
+            with open(place) as opened:
+                found[place] = opened.read()
+        except OSError:
+            found[place] = None
+print(json.dumps(found))
+"""
+# What the kernel counts by itself.
+COUNTED = "/proc/sys/net/netfilter/nf_conntrack_count"
+
+
+def run_all(lab: Lab, commands: Iterable[str]) -> None:
+    """Run commands of ours one after the other, as a script of them would."""
+    lab.python(SCRIPT, *commands)
+
+
+def write(lab: Lab, name: str, document: object) -> str:
+    """Write a file into the lab, text as it is and anything else as JSON; its path there."""
+    text = document if isinstance(document, str) else json.dumps(document)
+    lab.run(["sh", "-c", 'cat >"/run/$0"', name], input=text)
+    return f"/run/{name}"
+
+
+def apply(lab: Lab, document: object, *words: str) -> float:
+    """Apply a policy by the command line; the moment of its return."""
+    lab.vpcctl("apply-policy", *words, "-", input=json.dumps(document))
+    return time.monotonic()
+
+
+def attempt(lab: Lab, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command of ours that may fail; what it says to people must be sentences, never a traceback."""
+    result = lab.run([sys.executable, "-m", "vpcctl", *words], check=False, **options)
+    assert "Traceback" not in result.stderr, result.stderr
+    assert result.returncode in (0, 1, 2, 3, 4, 5, 6, 77, 130, 141), (result.returncode, result.stderr)
+    return result
+
+
+def state_file(lab: Lab) -> str:
+    """The state file's content; empty if there is none."""
+    return lab.run(["cat", f"{STATE_DIR}/state.json"], check=False).stdout
+
+
+def settle(lab: Lab) -> None:
+    """Wait until the host has finished starting up (IPv6 duplicate address detection) and has met its neighbour."""
+    lab.run(["ping", "-n", "-c", "1", "-W", "5", str(INTERNET)])
+    assert eventually(lambda: "tentative" not in lab.run(["ip", "address"]).stdout)
+
+
+def photograph(lab: Lab) -> dict[str, Any]:
+    """The lab host's network: all that a program could have left changed.
+
+    States of neighbours come and go by themselves, as do the kernel's notes on multicast; they are left out.
+    """
+    settings = json.loads(lab.python(SETTINGS).stdout)
+    settings.pop(COUNTED, None)
+    return {
+        "settings": settings,
+        "links": seen(lab, "-details", "link"),
+        "addresses": seen(lab, "address"),
+        "routes": {family: seen(lab, family, "route", "show", "table", "all") for family in ("-4", "-6")},
+        "rules": {family: seen(lab, family, "rule") for family in ("-4", "-6")},
+        "neighbours": sorted(
+            (one["dst"], one["dev"], one.get("lladdr", ""))
+            for one in seen(lab, "neighbour", "show", "nud", "all")
+            if not ip_address(one["dst"]).is_multicast
+        ),
+        "ruleset": lab.run(["nft", "list", "ruleset"]).stdout,
+        "namespaces": lab.run(["ls", "/run/netns"]).stdout.split(),
+    }
+
+
+def seen(lab: Lab, *words: str, netns: str | None = None) -> list[dict[str, Any]]:
+    """What ip(8) shows, as JSON, without the bridges' running timers."""
+    return _still(json.loads(lab.run(["ip", "-json", *words], netns=netns).stdout or "[]"))
+
+
+def _still(shown: Any) -> Any:
+    if isinstance(shown, dict):
+        return {key: _still(value) for key, value in shown.items() if not key.endswith("_timer")}
+    return list(map(_still, shown)) if isinstance(shown, list) else shown
+
+
+def differences(before: dict[str, Any], after: dict[str, Any], place: str = "") -> list[str]:
+    """Where two pictures differ, in words."""
+    if before == after:
+        return []
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = [*before, *(key for key in after if key not in before)]
+        return [
+            line for key in keys for line in differences(before.get(key), after.get(key), f"{place}/{key}".strip("/"))
+        ]
+    return [f"{place}: {before!r} became {after!r}"]

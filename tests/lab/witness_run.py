@@ -1,0 +1,126 @@
+"""Random worlds in the lab that this runs in: the oracle, the packet space and the kernel are asked the same.
+
+Run as a program with a seed and a number of seconds.  Each world follows the one before it in the same lab, so every
+step is also a change of a live network.  A disagreement is made as small as possible and printed with the seed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator
+from ipaddress import ip_address
+from itertools import islice
+from types import SimpleNamespace
+
+from hypothesis import HealthCheck, assume, given, seed, settings
+
+from tests import worlds
+from tests.lab.golden_run import become, judge
+from vpcctl import meaning, space
+from vpcctl.environments import exported
+from vpcctl.meaning import Flow, Place
+from vpcctl.model import World
+from vpcctl.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS
+from vpcctl.reach import SERVICES, Reach, Zone
+from vpcctl.space import Space
+
+OUTSIDE = tuple(space.number(ip_address(text)) for text in ("203.0.113.7", "203.0.113.128"))
+MOST_FLOWS = 60
+# Worlds for each seed, and how far apart the seeds of one run are, so that runs beside each other share none.
+BATCH, SEEDS_APART = 5, 100
+
+
+def main(number: int, seconds: float) -> dict[str, int]:
+    counts = {"worlds": 0, "flows": 0, "passed": 0}
+    deadline = time.monotonic() + seconds
+
+    def agree(world: World) -> None:
+        world = _sure(world)
+        flows = list(islice(witnesses(world), MOST_FLOWS))
+        assume(flows)
+        become(world)
+        results = judge(world, [SimpleNamespace(flow=flow) for flow in flows])
+        reach = Reach(world)
+        for flow, result in zip(flows, results, strict=True):
+            told = f"seed {number}: {flow}\n{json.dumps(exported(world))}"
+            decision = meaning.decide(world, flow)
+            assert modelled(reach, flow) is decision.allowed, f"oracle and space disagree; {told}"
+            # The kernel limits how many ICMP errors it sends (icmp_ratelimit), so a reject may look like a deny.
+            seen = {"allow"} if decision.allowed else {"deny", decision.stages[-1].action.value}
+            assert result["verdict"] in seen, f"oracle and kernel disagree, {result}; {told}"
+        counts["worlds"] += 1
+        counts["flows"] += len(flows)
+        counts["passed"] += sum(result["verdict"] == "allow" for result in results)
+
+    chosen = settings(max_examples=BATCH, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    try:
+        while time.monotonic() < deadline:
+            seed(number)(chosen(given(worlds.worlds())(agree)))()
+            number += SEEDS_APART
+    finally:
+        become(World())
+    return counts
+
+
+def _sure(world: World) -> World:
+    """`world` without limits, above which a verdict depends on when it is asked for."""
+    for vpc in world.vpcs:
+        for subnet in vpc.subnets:
+            if subnet.policy is not None:
+                sides = {
+                    side: rules and tuple(dataclasses.replace(rule, limit=None) for rule in rules)
+                    for side, rules in (("ingress", subnet.policy.ingress), ("egress", subnet.policy.egress))
+                }
+                policy = dataclasses.replace(subnet.policy, **sides)
+                vpc = vpc.with_subnet(dataclasses.replace(subnet, policy=policy))
+                world = world.with_vpc(vpc)
+    return world
+
+
+def witnesses(world: World) -> Iterator[Flow]:
+    """One flow out of every class of packets between instances, and from its upper end another one."""
+    reach = Reach(world)
+    for source, destination in reach.pairs():
+        asked = SERVICES & Space.of(_members(world, source), _members(world, destination), None, None)
+        if source.vpc is None:
+            asked &= reach.carried(source, destination)
+        passing = reach.allowed(source, destination)
+        for part in (asked & passing, asked - passing):
+            for box in part.boxes():
+                for corner in {tuple(low for low, _ in box), tuple(high for _, high in box)}:
+                    yield from _flow(source, destination, corner)
+
+
+def _flow(source: Zone, destination: Zone, corner: tuple[int, ...]) -> Iterator[Flow]:
+    sender, receiver, protocol, port = corner
+    if sender == receiver or protocol in (0, 58) or (protocol in PORT_PROTOCOLS and port == 0):
+        return
+    told = port if protocol in PORT_PROTOCOLS | ICMP_PROTOCOLS else None
+    yield Flow(
+        Place(source.vpc, space.address(sender)), Place(destination.vpc, space.address(receiver)), protocol, told
+    )
+
+
+def _members(world: World, zone: Zone) -> list[tuple[int, int]]:
+    if zone.vpc is None:
+        return [(number, number) for number in OUTSIDE]
+    subnet = world.vpc(zone.vpc).subnet(str(zone.subnet))
+    numbers = [space.number(address) for one in subnet.instances for address in one.addresses]
+    return [(number, number) for number in numbers]
+
+
+def modelled(reach: Reach, flow: Flow) -> bool:
+    """What the packet space says of a flow."""
+    zones = []
+    for place in (flow.source, flow.destination):
+        subnet = place.vpc and meaning.subnet_at(reach.world.vpc(place.vpc), place.address).name
+        zones.append(reach.zones[place.vpc, subnet])
+    point = (space.number(flow.source.address), space.number(flow.destination.address), flow.protocol, flow.port or 0)
+    return point in reach.allowed(*zones)
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(int(sys.argv[1]), float(sys.argv[2]))))

@@ -1,0 +1,591 @@
+"""The compiled tables against the oracle: packets are walked through the rules and sets, in Python."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests import worlds
+from tests.tracer import Tracer
+from vpcctl import meaning, names, spec
+from vpcctl.compiler import Compiled, compile_closed, compile_host, compile_vpc
+from vpcctl.compiler.gates import REPLY_TYPE, gate
+from vpcctl.compiler.view import View, complement
+from vpcctl.errors import ConflictError
+from vpcctl.meaning import Flow
+from vpcctl.model import Peering, Publication, Subnet, Vpc, World, uplink_pair
+from vpcctl.nft import COMMENT_LIMIT, Chain
+from vpcctl.nft import Rule as Line
+from vpcctl.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS, TCP, Action, Direction, Endpoint, Policy, Rule
+
+FLOWS = 40
+OWNER = "vpcctl/0a1b2c3d/alpha/ruleset"
+CLIENT_PORT = 40000
+SEND_REJECT = Chain("send-reject", (Line("reject with icmpx admin-prohibited"),))
+VERDICT = {Action.ALLOW: "return", Action.DENY: "drop", Action.REJECT: "reject"}
+seeds = st.integers(0, 2**32)
+Dispute = tuple[World, Subnet, Direction]
+any_world = worlds.worlds() | worlds.disputes(dual=False).map(lambda dispute: dispute[0])
+
+
+# -- packets -------------------------------------------------------------------------------------------------------
+
+
+def packet(flow: Flow, **more: object) -> dict[str, object]:
+    """The first packet of `flow`, by the grammar's selectors."""
+    word = "ip" if flow.source.address.version == 4 else "ip6"
+    fields = {
+        f"{word} saddr": flow.source.address,
+        f"{word} daddr": flow.destination.address,
+        "meta l4proto": flow.protocol,
+        "meta nfproto": "ipv4" if word == "ip" else "ipv6",
+        "ct state": "new",
+        "ct direction": "original",
+        "dnat": False,
+        "syn": True,
+    }
+    if flow.protocol in PORT_PROTOCOLS:
+        fields |= {"th sport": CLIENT_PORT, "th dport": flow.port}
+    elif flow.protocol in ICMP_PROTOCOLS:
+        fields["icmp type" if flow.protocol == worlds.ICMP else "icmpv6 type"] = flow.port
+    return fields | more
+
+
+def reply(flow: Flow, **more: object) -> dict[str, object] | None:
+    """A packet that travels backwards in `flow`, or None for what has no reply."""
+    port = flow.port
+    if flow.protocol in ICMP_PROTOCOLS:
+        if flow.port not in REPLY_TYPE[flow.protocol]:
+            return None
+        port = REPLY_TYPE[flow.protocol][flow.port]
+    back = packet(Flow(flow.destination, flow.source, flow.protocol, port))
+    if flow.protocol in PORT_PROTOCOLS:
+        back |= {"th sport": flow.port, "th dport": CLIENT_PORT}
+    return back | {"ct state": "established", "ct direction": "reply", "syn": False} | more
+
+
+def again(flow: Flow, **more: object) -> dict[str, object]:
+    """A later packet of `flow` in its own direction."""
+    return packet(flow) | {"ct state": "established", "syn": False} | more
+
+
+# -- gates ---------------------------------------------------------------------------------------------------------
+
+
+class Gates:
+    """The compiled gates of a world as tracers, by (vpc, subnet, direction)."""
+
+    def __init__(self, world: World, over_limit: bool = False):
+        self._made = {}
+        for vpc in world.vpcs:
+            view = View.of(world, vpc.name)
+            for subnet in vpc.subnets:
+                for direction in Direction:
+                    found = gate(view, subnet, direction)
+                    name = f"{direction.value} of {vpc.name}/{subnet.name}"
+                    self._made[name] = found and (found, self._tracer(found, over_limit))
+
+    @staticmethod
+    def _tracer(found, over_limit: bool) -> Tracer:
+        return Tracer(sets=found.sets, chains=(*found.chains, SEND_REJECT), over_limit=over_limit)
+
+    def walk(self, name: str, packet: dict, mirror: bool = False) -> tuple[str, list[str]]:
+        """What the gate says, and the comments that it decided by; a gate that is not there returns."""
+        if self._made[name] is None:
+            return "return", []
+        found, tracer = self._made[name]
+        trace = tracer.walk(found.mirror if mirror else found.chain, packet)
+        return trace.verdict, trace.comments
+
+
+def asked(decision: meaning.Decision) -> list[meaning.Stage]:
+    """The stages at which a gate was asked."""
+    return [stage for stage in decision.stages if stage.gate != "topology"]
+
+
+def unlimited(world: World) -> World:
+    """The world without its limited rules: what policies mean while every rate is exceeded."""
+
+    def kept(rules: tuple[Rule, ...] | None) -> tuple[Rule, ...] | None:
+        return None if rules is None else tuple(rule for rule in rules if rule.limit is None)
+
+    for vpc in world.vpcs:
+        for subnet in vpc.subnets:
+            if subnet.policy:
+                policy = dataclasses.replace(
+                    subnet.policy, ingress=kept(subnet.policy.ingress), egress=kept(subnet.policy.egress)
+                )
+                world = world.with_vpc(world.vpc(vpc.name).with_subnet(dataclasses.replace(subnet, policy=policy)))
+    return world
+
+
+@settings(max_examples=150, deadline=None)
+@given(worlds.disputes(), seeds)
+def test_a_gate_says_what_the_policy_means_in_both_directions(dispute: Dispute, seed: int) -> None:
+    world = dispute[0]
+    gates = Gates(world)
+    for flow in worlds.flows_through(*dispute, random.Random(seed), FLOWS):
+        for stage in asked(meaning.decide(world, flow)):
+            assert gates.walk(stage.gate, packet(flow))[0] == VERDICT[stage.action], (flow, stage)
+            assert gates.walk(stage.gate, again(flow))[0] == VERDICT[stage.action], (flow, stage)
+            if back := reply(flow):
+                assert gates.walk(stage.gate, back, mirror=True)[0] == VERDICT[stage.action], (flow, stage)
+
+
+@settings(max_examples=80, deadline=None)
+@given(worlds.disputes(), seeds)
+def test_above_its_rate_a_limited_rule_matches_nothing_new(dispute: Dispute, seed: int) -> None:
+    world = dispute[0]
+    gates = Gates(world, over_limit=True)
+    for flow in worlds.flows_through(*dispute, random.Random(seed), FLOWS):
+        for stage in asked(meaning.decide(unlimited(world), flow)):
+            assert gates.walk(stage.gate, packet(flow))[0] == VERDICT[stage.action], (flow, stage)
+
+
+@settings(max_examples=120, deadline=None)
+@given(worlds.disputes(), seeds)
+def test_what_decides_leads_back_to_the_line_that_decides(dispute: Dispute, seed: int) -> None:
+    world = dispute[0]
+    gates = Gates(world)
+    for flow in worlds.flows_through(*dispute, random.Random(seed), FLOWS):
+        for stage in asked(meaning.decide(world, flow)):
+            comments = gates.walk(stage.gate, packet(flow))[1]
+            told = [comment.replace("/default", " default of") for comment in comments[-1:]]
+            # A gate that lets everything pass is not compiled.
+            assert all(stage.origin.startswith(origin) for origin in told), (flow, comments, stage)
+            assert told or stage.action is Action.ALLOW
+
+
+# -- whole tables --------------------------------------------------------------------------------------------------
+
+
+class Carrier:
+    """Walks flows through the tables of all routers that they would cross."""
+
+    def __init__(self, world: World):
+        self._world = world
+        self._tables = {vpc.name: Tracer(compile_vpc(world, vpc.name, OWNER).tables[0]) for vpc in world.vpcs}
+
+    def carries(self, flow: Flow) -> bool:
+        """Is the first packet of `flow` accepted by every router on its way?"""
+        return all(self._crosses(flow, *hop) for hop in self._hops(flow))
+
+    def carries_back(self, flow: Flow, stale: dict) -> list[bool]:
+        """For each router: does a packet of an older generation pass its judgement?"""
+        found = []
+        for vpc, inward, outward, _ in self._hops(flow):
+            links = {"iifname": inward, "oifname": outward}
+            if stale["ct direction"] == "reply":
+                links = {"iifname": outward, "oifname": inward}
+            # A live flow from the internet was translated once, whether or not its port is published now.
+            translated = {"dnat": inward == names.UPLINK and flow.protocol in PORT_PROTOCOLS}
+            found.append(self._tables[vpc].walk("filter-forward", stale | links | translated).verdict == "accept")
+        return found
+
+    def _crosses(self, flow: Flow, vpc: str, inward: str, outward: str, more: dict) -> bool:
+        first = packet(flow, iifname=inward, **self._sender(flow, inward))
+        first |= self._before_nat(flow, vpc) if inward == names.UPLINK and more["dnat"] else {}
+        if self._tables[vpc].walk("filter-prerouting", first).verdict != "accept":
+            return False
+        judged = packet(flow, iifname=inward, oifname=outward, **more)
+        return self._tables[vpc].walk("filter-forward", judged).verdict == "accept"
+
+    def _hops(self, flow: Flow) -> list[tuple[str, str, str, dict]]:
+        """(VPC, link in, link out, more) for each router, as its routes would send the flow."""
+        source, destination = flow.source, flow.destination
+        if source.vpc is not None:
+            vpc = self._world.vpc(source.vpc)
+            inward = self._bridge(vpc, source.address)
+            outward = self._outward(vpc, flow)
+            hops = [(vpc.name, inward, outward, {"dnat": False})]
+            if outward.startswith("pr-"):
+                peer = self._world.vpc(destination.vpc)
+                inside = self._bridge(peer, destination.address)
+                hops.append((peer.name, names.peer_link(vpc.name), inside, {"dnat": False}))
+            return hops
+        if destination.vpc is None:
+            return []
+        vpc = self._world.vpc(destination.vpc)
+        published = self._publication(vpc, flow) is not None
+        return [(vpc.name, names.UPLINK, self._bridge(vpc, destination.address), {"dnat": published})]
+
+    def _outward(self, vpc: Vpc, flow: Flow) -> str:
+        inside = [subnet for subnet in vpc.subnets if any(flow.destination.address in one for one in subnet.prefixes)]
+        if inside:
+            return names.bridge(inside[0].name)
+        for peer in self._world.peers(vpc.name):
+            if any(flow.destination.address in prefix for prefix in peer.prefixes):
+                return names.peer_link(peer.name)
+        return names.UPLINK
+
+    @staticmethod
+    def _bridge(vpc: Vpc, address) -> str:
+        found = [subnet.name for subnet in vpc.subnets if any(address in prefix for prefix in subnet.prefixes)]
+        return names.bridge(found[0]) if found else "lo"
+
+    def _sender(self, flow: Flow, inward: str) -> dict:
+        if flow.source.vpc is None:
+            return {"ether saddr": "02:00:00:00:00:01"}
+        members = self._world.vpc(flow.source.vpc).instances
+        mac = next((one.mac for one in members if flow.source.address in one.addresses), "02:00:00:00:00:02")
+        return {"ether saddr": mac}
+
+    def _publication(self, vpc: Vpc, flow: Flow):
+        for item in vpc.publications:
+            target = (vpc.instance(item.instance).addresses[0], item.protocol, item.target_port)
+            if target == (flow.destination.address, flow.protocol, flow.port):
+                return item
+        return None
+
+    def _before_nat(self, flow: Flow, vpc: str) -> dict:
+        """What destination NAT exchanges, found backwards in the map that does it."""
+        found = self._world.vpc(vpc)
+        item = self._publication(found, flow)
+        element = self._tables[vpc].found("published", (item.protocol, item.port))
+        assert element.data == f"{flow.destination.address} . {flow.port}"
+        return {"ip daddr": uplink_pair(self._world.transit, found.index)[1], "th dport": item.port}
+
+
+@settings(max_examples=60, deadline=None)
+@given(any_world, seeds)
+def test_the_tables_carry_exactly_the_flows_that_the_oracle_allows(world: World, seed: int) -> None:
+    carrier = Carrier(world)
+    for flow in routed(world, worlds.flows(world, random.Random(seed), FLOWS)):
+        assert carrier.carries(flow) is meaning.decide(world, flow).allowed, flow
+
+
+@settings(max_examples=60, deadline=None)
+@given(any_world, seeds)
+def test_a_live_flow_is_judged_again_as_if_it_were_new(world: World, seed: int) -> None:
+    carrier = Carrier(world)
+    for flow in routed(world, worlds.flows(world, random.Random(seed), FLOWS)):
+        if not ends_exist(world, flow):
+            continue
+        allowed = meaning.decide(world, flow).allowed
+        assert all(carrier.carries_back(flow, again(flow))) is allowed, flow
+        if back := reply(flow):
+            assert all(carrier.carries_back(flow, back)) is allowed, flow
+
+
+def ends_exist(world: World, flow: Flow) -> bool:
+    """Is each end an instance, or in the internet?  Only such flows can have passed before and be live."""
+    return (
+        all(
+            place.vpc is None or any(place.address in one.addresses for one in world.vpc(place.vpc).instances)
+            for place in (flow.source, flow.destination)
+        )
+        and "no address of the internet" not in meaning.decide(world, flow).stages[0].origin
+    )
+
+
+def routed(world: World, flows: list[Flow]) -> list[Flow]:
+    """Those flows that some router sees: not those of the internet with itself, or between VPCs without a route."""
+    peers = {vpc.name: {vpc.name, *(peer.name for peer in world.peers(vpc.name))} for vpc in world.vpcs}
+    return [
+        flow
+        for flow in flows
+        if (flow.source.vpc or flow.destination.vpc)
+        and (None in (flow.source.vpc, flow.destination.vpc) or flow.destination.vpc in peers[flow.source.vpc])
+    ]
+
+
+# -- the host's table ----------------------------------------------------------------------------------------------
+
+LAN = "eth0"
+
+
+class Host:
+    """Walks packets through the host's table."""
+
+    def __init__(self, world: World):
+        self._table = Tracer(compile_host(world, OWNER).tables[0])
+
+    def forwards(self, inward: str, outward: str, source: str, destination: str, **more: object) -> bool:
+        """Does a packet that is routed from one link to another pass prerouting and forward?"""
+        fields = {
+            "iifname": inward, "oifname": outward, "ip saddr": worlds.address(source), "meta nfproto": "ipv4",
+            "ip daddr": worlds.address(destination), "ct state": "new", "local": False, "dnat": False,
+        }  # fmt: skip
+        walked = [self._table.walk(chain, fields | more) for chain in ("host-prerouting", "host-forward")]
+        return all(trace.verdict == "accept" for trace in walked)
+
+    def takes(self, inward: str, source: str, **more: object) -> bool:
+        """Does a packet to the host itself pass input?"""
+        fields = {"iifname": inward, "ip saddr": worlds.address(source), **more}
+        return self._table.walk("host-input", fields).verdict == "accept"
+
+
+def two_vpcs(*published: Publication, opened: tuple = ()) -> World:
+    subnet = Subnet("web", (worlds.network("10.0.0.0/28"),), True, False, (worlds.instance("one", "web", "10.0.0.2"),))
+    return World(
+        (
+            Vpc("one", (worlds.network("10.0.0.0/26"),), 0, (subnet,), published),
+            Vpc("two", (worlds.network("10.0.0.64/26"),), 1),
+        ),
+        opened=opened,
+    )
+
+
+ROUTERS = {"one": "100.64.0.1", "two": "100.64.0.3"}
+
+
+def test_the_host_forwards_an_uplink_to_the_outside_and_back_alone() -> None:
+    host = Host(two_vpcs())
+    one, two = names.host_uplink("one"), names.host_uplink("two")
+    assert host.forwards(one, LAN, ROUTERS["one"], "203.0.113.7")
+    assert host.forwards(LAN, one, "203.0.113.7", "10.0.0.2", **{"ct state": "established"})
+    assert not host.forwards(LAN, one, "198.51.100.20", "10.0.0.2")
+    assert not host.forwards(LAN, one, "198.51.100.20", ROUTERS["one"], **{"ct state": "established"})
+    assert not host.forwards(one, two, ROUTERS["one"], ROUTERS["two"])
+    assert not host.forwards(one, two, ROUTERS["one"], "203.0.113.7")
+
+
+def test_an_uplink_sends_from_its_own_address_alone_and_never_to_the_host() -> None:
+    host = Host(two_vpcs())
+    uplink = names.host_uplink("one")
+    for spoofed in (ROUTERS["two"], "10.0.0.2", "198.51.100.2"):
+        assert not host.forwards(uplink, LAN, spoofed, "203.0.113.7")
+    for forbidden in ("100.64.0.0", "127.0.0.1", "169.254.0.1", "224.0.0.1"):
+        assert not host.forwards(uplink, LAN, ROUTERS["one"], forbidden)
+    assert not host.forwards(uplink, LAN, ROUTERS["one"], "198.51.100.2", local=True)
+    assert not host.takes(uplink, ROUTERS["one"])
+    assert host.takes(LAN, "198.51.100.20")
+
+
+def test_only_what_was_translated_to_a_published_port_comes_in() -> None:
+    uplink = names.host_uplink("one")
+    came = {"source": "203.0.113.7", "destination": "10.0.0.2"}
+    # The destination is the uplink's address only after the translation, which prerouting at raw has not seen.
+    assert Host(two_vpcs(Publication(TCP, 8080, "web", 80))).forwards(LAN, uplink, **came, dnat=True)
+    assert not Host(two_vpcs(Publication(TCP, 8080, "web", 80))).forwards(LAN, uplink, **came, dnat=False)
+    assert not Host(two_vpcs()).forwards(LAN, uplink, **came, dnat=True)
+
+
+def test_a_way_that_we_opened_is_open_to_uplinks_alone() -> None:
+    closed, free = Host(two_vpcs(opened=((LAN, "0"),))), Host(two_vpcs())
+    assert closed.forwards(names.host_uplink("one"), LAN, ROUTERS["one"], "203.0.113.7")
+    assert closed.forwards(LAN, names.host_uplink("one"), "203.0.113.7", "10.0.0.2", **{"ct state": "established"})
+    assert not closed.forwards(LAN, "docker0", "203.0.113.7", "203.0.113.9")
+    assert free.forwards(LAN, "docker0", "203.0.113.7", "203.0.113.9")
+
+
+# -- what comes in ---------------------------------------------------------------------------------------------------
+
+
+def arrives(world: World, vpc: str, **fields: object) -> bool:
+    """Does a packet pass the prerouting of the VPC's router?"""
+    fields = {key.replace("_", " "): value for key, value in fields.items()}
+    usual = {"meta nfproto": "ipv4", "meta l4proto": TCP, "ip saddr": worlds.address("10.0.0.2")}
+    usual |= {"ip daddr": worlds.address("10.0.0.3"), "ether saddr": world.vpc("one").instances[0].mac}
+    usual |= {"iifname": names.bridge("web")}
+    return (
+        Tracer(compile_vpc(world, vpc, OWNER).tables[0]).walk("filter-prerouting", usual | fields).verdict == "accept"
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"iifname": names.bridge("other")},
+        {"iifname": "eth7"},
+        {"ether_saddr": "02:00:00:00:00:07"},
+        {"ip_saddr": worlds.address("10.0.0.3")},
+        {"ip_saddr": worlds.address("203.0.113.7")},
+        {"ip_daddr": worlds.address("127.0.0.1")},
+        {"ip_daddr": worlds.address("169.254.0.1")},
+        {"ip_daddr": worlds.address("100.64.0.0")},
+        {"meta_nfproto": "ipv6"},
+        {"meta_l4proto": 1, "icmp_type": 5},
+        {"meta_l4proto": 1, "icmp_type": 4},
+    ],
+)
+def test_a_source_that_does_not_belong_is_dropped_before_connection_tracking(wrong: dict) -> None:
+    world = two_vpcs()
+    assert arrives(world, "one")
+    assert not arrives(world, "one", **wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "passes"),
+    [
+        ({}, True),
+        ({"ip_saddr": "10.0.0.2"}, False),
+        ({"ip_saddr": "10.0.0.65"}, False),
+        ({"ip_saddr": "127.0.0.1"}, False),
+        ({"ip_saddr": "100.64.0.9"}, False),
+        ({"ip_daddr": "10.0.0.2"}, False),
+        # The host's own errors, for path MTU discovery, and nothing else of the host.
+        ({"ip_saddr": "100.64.0.0", "meta_l4proto": 1, "icmp_type": 3}, True),
+        ({"ip_saddr": "100.64.0.0", "meta_l4proto": 1, "icmp_type": 8}, False),
+        ({"ip_saddr": "100.64.0.0"}, False),
+    ],
+)
+def test_what_comes_by_the_uplink_is_for_the_uplink_and_from_outside(wrong: dict, passes: bool) -> None:
+    world = dataclasses.replace(two_vpcs(), peerings=(Peering("one", "two"),))
+    usual = {"iifname": names.UPLINK, "ip_saddr": "203.0.113.7", "ip_daddr": ROUTERS["one"]} | wrong
+    for field in ("ip_saddr", "ip_daddr"):
+        usual[field] = worlds.address(usual[field])
+    assert arrives(world, "one", **usual) is passes
+
+
+# -- text ----------------------------------------------------------------------------------------------------------
+
+
+def texts(world: World) -> list[str]:
+    return [compile_vpc(world, vpc.name, OWNER).text(7) for vpc in world.vpcs] + [compile_host(world, OWNER).text(7)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(worlds.worlds())
+def test_equal_worlds_compile_to_equal_text_also_when_read_back_from_the_state(world: World) -> None:
+    assert texts(world) == texts(world)
+    kept = json.loads(json.dumps(spec.world_to_json(world), sort_keys=True))
+    assert texts(spec.world_from_json(kept)) == texts(world)
+
+
+def compiled_document(document: dict) -> Compiled:
+    """The ruleset of a small VPC with the policy of `document`."""
+    policy = spec.read_policies(document, "web.json")[0].policy
+    world = two_vpcs()
+    subnet = dataclasses.replace(world.vpc("one").subnet("web"), policy=policy)
+    return compile_vpc(world.with_vpc(world.vpc("one").with_subnet(subnet)), "one", OWNER)
+
+
+PLAIN = {
+    "ingress": [
+        {"action": "allow", "protocol": "tcp", "port": [22, "80-90"], "source": ["10.0.0.3", "203.0.113.0/24"]},
+        {"action": "deny", "protocol": "icmp", "icmp_type": "echo-request", "source": "internet"},
+    ],
+    "egress": [{"action": "reject", "destination": "set:office"}],
+    "sets": {"office": ["203.0.113.7/32", "198.51.100.0/24"]},
+}
+SPELT = {
+    "sets": {"office": ["198.51.100.0/24", "203.0.113.7"]},
+    "egress": [{"destination": ["set:office"], "protocol": "any", "action": "reject"}],
+    "description": "the same",
+    "ingress": [
+        {
+            "source": ["203.0.113.0/24", "10.0.0.3/32", "10.0.0.3"], "port": ["80-90", "22", 22], "protocol": "TCP",
+            "action": "allow", "description": "the same", "log": False,
+        },
+        {"icmp_type": [8], "protocol": 1, "action": "deny", "source": ["internet"]},
+    ],
+}  # fmt: skip
+
+
+def test_two_documents_that_mean_the_same_compile_to_the_same_text() -> None:
+    assert compiled_document(SPELT) == compiled_document(PLAIN)
+    assert compiled_document({**PLAIN, "egress": []}) != compiled_document(PLAIN)
+
+
+COMMENT = re.compile(r'(comment|log prefix) "([^"\n]*)"')
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(max_size=200), st.text(max_size=60), st.text(max_size=60))
+def test_words_of_users_reach_the_text_as_harmless_comments_alone(file: str, description: str, pointer: str) -> None:
+    evil, plain = (_worded(*words) for words in ((file, description, pointer), ("plain", "", "")))
+    assert COMMENT.sub("", evil) == COMMENT.sub("", plain)
+    for _, words in COMMENT.findall(evil):
+        assert re.fullmatch(rf"[A-Za-z0-9 ._,:/#=+~-]{{0,{COMMENT_LIMIT}}}", words)
+
+
+def _worded(file: str, description: str, pointer: str) -> str:
+    rules = tuple(
+        Rule(action, TCP, ((port, port),), None, None, None, log, None, description, f"{file}#{pointer}/ingress/{port}")
+        for port, (action, log) in enumerate([(one, log) for one in Action for log in (True, False)], 1)
+    )
+    policy = Policy(rules, rules, (), (), description, file, pointer)
+    subnet = dataclasses.replace(two_vpcs().vpc("one").subnet("web"), policy=policy)
+    world = two_vpcs()
+    return "".join(texts(world.with_vpc(world.vpc("one").with_subnet(subnet))))
+
+
+def test_a_quote_a_newline_or_a_brace_in_a_file_name_closes_nothing() -> None:
+    text = _worded('x" }\n}\nflush ruleset\ntable ip x { comment "', "", "")
+    assert "x_ __" in text
+    assert "flush" not in [line.split()[:1] for line in text.splitlines()]
+    assert text.count("{") == text.count("}")
+
+
+def test_the_generation_is_no_part_of_the_fingerprint() -> None:
+    compiled = compile_vpc(two_vpcs(), "one", OWNER)
+    one, other = compiled.text(1).splitlines(), compiled.text(2**32 - 1).splitlines()
+    differing = [pair for pair in zip(one, other, strict=True) if pair[0] != pair[1]]
+    assert differing[0] == ("define generation = 1", f"define generation = {2**32 - 1}")
+    assert all(compiled.fingerprint in line for pair in differing[1:] for line in pair)
+    assert len(differing) == 1 + len(compiled.tables)
+
+
+def test_a_batch_replaces_each_table_whole() -> None:
+    compiled = compile_vpc(two_vpcs(), "one", OWNER)
+    lines = compiled.text(1).splitlines()
+    named = [f"{table.family} {table.name}" for table in compiled.tables]
+    assert "inet vpcctl" in named
+    wanted = [f"{verb} table {name}" for name in named for verb in ("add", "delete")]
+    wanted += [f"table {name} {{" for name in named]
+    assert [line for line in lines if line[:1] not in ("", "\t", "}")] == ["define generation = 1", *wanted]
+
+
+def test_the_closed_ruleset_lets_nothing_pass() -> None:
+    chains = [chain for table in compile_closed(OWNER).tables for chain in table.chains]
+    assert {(chain.hook.hook, chain.hook.policy, chain.rules) for chain in chains} == {
+        (hook, "drop", ()) for hook in ("prerouting", "input", "forward", "output")
+    }
+
+
+def test_every_lookup_of_an_open_table_finds_its_set_and_chain() -> None:
+    """The tracer refuses a jump to no chain; here every rule is tried, not those alone that a packet reaches."""
+    table = compiled_document(PLAIN).tables[0]
+    text = "\n".join(table.lines())
+    asked = set(re.findall(r"@([\w.-]+)", text)) | set(re.findall(r"(?:jump|goto) ([\w.-]+)", text))
+    assert asked <= {part.name for part in (*table.sets, *table.chains)}
+    assert {"judge", "members"} <= asked
+
+
+def test_a_silent_policy_needs_no_gate_and_an_empty_list_closes_one() -> None:
+    assert "ingress-web" not in str(compiled_document({"egress": []}))
+    assert "ingress-web" not in str(compiled_document({"ingress": [], "default": {"ingress": "allow"}}))
+    assert "ingress-web" in str(compiled_document({"ingress": []}))
+    assert "ingress-web" in str(compiled_document({"default": {"ingress": "deny"}}))
+
+
+def test_a_hundred_rules_of_one_shape_make_one_lookup() -> None:
+    def rules(count: int) -> list[dict]:
+        return [{"action": "allow", "protocol": "tcp", "port": port} for port in range(1, count + 1)]
+
+    few, many = (compiled_document({"ingress": rules(count)}) for count in (2, 100))
+
+    def chain(compiled: Compiled) -> Chain:
+        return next(one for one in compiled.tables[0].chains if one.name == "ingress-web")
+
+    assert chain(few) == chain(many)
+    assert len(chain(many).rules) == 2
+
+
+# -- views ---------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.sampled_from(worlds.NETWORKS), max_size=6), st.sampled_from([4, 6]))
+def test_the_complement_holds_what_the_prefixes_do_not(prefixes: list, version: int) -> None:
+    found = complement(prefixes, version)
+    edges = {edge for prefix in (*worlds.NETWORKS, *found) for edge in (prefix[0], prefix[-1])}
+    for edge in (edge for edge in edges if edge.version == version):
+        holders = [prefix for prefix in found if edge in prefix]
+        assert len(holders) == (not any(edge in prefix for prefix in prefixes))
+
+
+def test_a_view_of_no_vpc_says_which_there_are() -> None:
+    with pytest.raises(ConflictError, match=r"there is no VPC 'three'; there is one, two"):
+        View.of(two_vpcs(), "three")
+
+
+@pytest.mark.parametrize("kind", ["subnet", "instance", "vpc", "set"])
+def test_what_is_named_and_not_there_means_no_prefix(kind: str) -> None:
+    assert View.of(two_vpcs(), "one").resolve(Endpoint(kind, "ghost"), Policy()) == ()

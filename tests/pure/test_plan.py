@@ -1,0 +1,248 @@
+"""The order of steps, and the items that they are about."""
+
+from __future__ import annotations
+
+import json
+from itertools import combinations
+
+import pytest
+
+from tests.story import STORY, told
+from vpcctl import items, plan, topology
+from vpcctl.items import (
+    KINDS,
+    Address,
+    Bridge,
+    FdbEntry,
+    Item,
+    LinkSetting,
+    LinkUp,
+    Namespace,
+    Neighbour,
+    Open,
+    Port,
+    Route,
+    Ruleset,
+    Setting,
+    Veth,
+)
+from vpcctl.kernel.fake import FakeKernel
+from vpcctl.model import World
+from vpcctl.plan import ORDER, Ensure, Plan, Remove, diff
+
+STATE_ID = "0a1b2c3d"
+
+
+def snapshot(world: World) -> list[Item]:
+    return [item for scope in topology.snapshot(world, STATE_ID, {}).values() for item in scope]
+
+
+def words(found: Plan) -> list[str]:
+    return [str(step) for step in found.steps]
+
+
+def ruleset(namespace: str | None, fingerprint: str = "aa") -> Ruleset:
+    return Ruleset(namespace, ("inet",), "tag", fingerprint, 1)
+
+
+ROUTER = Namespace("a-router", "tag")
+INSTANCE = Namespace("a-web", "tag")
+BRIDGE = Bridge("a-router", "br-web", "02:00:00:00:00:01", "alt", "tag")
+LINK = Veth("a-router", "in-web", "02:00:00:00:00:02", "a-web", "eth0", "02:00:00:00:00:03", "tag")
+UPLINK = Veth("a-router", "uplink", "02:00:00:00:00:04", None, "vpc-a", "02:00:00:00:00:05", "tag")
+PORT = Port("a-router", "in-web", "br-web")
+ENTRY = FdbEntry("a-router", "in-web", "02:00:00:00:00:03")
+HELD = [PORT, ENTRY, Address("a-router", "br-web", "10.0.0.1/28"), LinkUp("a-router", "br-web"),
+        Route("a-web", "0.0.0.0/0", "10.0.0.1", "eth0"), Open("a-router", "in-web")]  # fmt: skip
+EVERYTHING = [ROUTER, INSTANCE, ruleset("a-router"), ruleset(None), BRIDGE, LINK, UPLINK, *HELD]
+
+
+# -- the order -----------------------------------------------------------------------------------------------------
+
+
+def test_every_kind_has_its_place_in_the_order() -> None:
+    assert set(ORDER) == set(KINDS.values())
+    assert len(ORDER) == len(KINDS)
+
+
+@pytest.mark.parametrize("name", [name for name, _ in STORY])
+def test_things_are_made_in_the_order_of_their_kinds(name: str) -> None:
+    made = diff([], snapshot(told(name)))
+    ranks = [plan.RANK[type(step.item)] for step in made.steps]
+    assert ranks == sorted(ranks)
+    assert all(isinstance(step, Ensure) for step in made.steps)
+
+
+def test_from_nothing_to_nothing_there_is_nothing_to_do() -> None:
+    assert not diff([], [])
+    assert not diff(EVERYTHING, EVERYTHING)
+    assert str(diff([], [])) == ""
+
+
+@pytest.mark.parametrize("name", [name for name, _ in STORY])
+def test_the_same_world_once_more_needs_no_step(name: str) -> None:
+    found = snapshot(told(name))
+    assert not diff(found, found)
+    assert not diff(found, list(reversed(found)))
+
+
+def test_a_ruleset_is_there_before_any_link_and_links_open_last() -> None:
+    found = words(diff([], EVERYTHING))
+    assert found.index("make ruleset of a-router") < found.index("make link in-web in a-router to eth0 in a-web")
+    assert found[-1] == "make link in-web open in a-router"
+
+
+def test_a_changed_ruleset_is_loaded_before_links_go_or_come() -> None:
+    other = Veth("a-router", "in-db", "02:00:00:00:00:06", None, "x", "02:00:00:00:00:07", "tag")
+    found = words(diff([ROUTER, ruleset("a-router"), UPLINK], [ROUTER, ruleset("a-router", "bb"), other]))
+    assert found == [
+        "make ruleset of a-router",
+        "remove link uplink in a-router to vpc-a in the host",
+        "make link in-db in a-router to x in the host",
+    ]
+
+
+# -- removal -------------------------------------------------------------------------------------------------------
+
+
+def test_what_goes_with_its_namespace_is_not_removed_by_itself() -> None:
+    assert words(
+        diff([ROUTER, INSTANCE, BRIDGE, LINK, ruleset("a-router"), Setting("a-web", "x", "1"), *HELD], [])
+    ) == [
+        "remove namespace a-router",
+        "remove namespace a-web",
+    ]
+
+
+def test_a_link_that_ends_in_a_namespace_that_stays_is_removed_by_name() -> None:
+    host = [Address(None, "vpc-a", "100.64.0.0/31"), LinkSetting(None, "vpc-a", "forwarding", "1"), Open(None, "vpc-a")]
+    assert words(diff([ROUTER, UPLINK, *host], [])) == [
+        "remove link uplink in a-router to vpc-a in the host",
+        "remove namespace a-router",
+    ]
+    assert words(diff([ROUTER, INSTANCE, LINK, *HELD, BRIDGE], [ROUTER, BRIDGE])) == [
+        "remove link br-web up in a-router",
+        "remove address 10.0.0.1/28 on br-web in a-router",
+        "remove link in-web in a-router to eth0 in a-web",
+        "remove namespace a-web",
+    ]
+
+
+def test_what_stands_on_a_link_that_stays_is_removed_by_itself() -> None:
+    assert words(diff([ROUTER, BRIDGE, HELD[2], HELD[3]], [ROUTER, BRIDGE, HELD[3]])) == [
+        "remove address 10.0.0.1/28 on br-web in a-router"
+    ]
+
+
+def test_a_setting_of_the_host_is_put_back_though_its_link_is_not_ours() -> None:
+    opened = LinkSetting(None, "eth0", "net/ipv4/conf/{link}/forwarding", "1", "0")
+    assert words(diff([ROUTER, UPLINK, opened, ruleset(None)], [])) == [
+        "remove setting net/ipv4/conf/{link}/forwarding of eth0 in the host",
+        "remove link uplink in a-router to vpc-a in the host",
+        "remove ruleset of the host",
+        "remove namespace a-router",
+    ]
+
+
+# -- going ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_goes_is_closed_first_and_the_host_forgets_an_uplink_when_it_is_gone() -> None:
+    closed, guard, final = ruleset("a-router", "closed"), ruleset(None, "both"), ruleset(None, "rest")
+    found = diff([ROUTER, UPLINK, ruleset(None, "before"), ruleset("a-router")], [final], [closed], guard)
+    assert found.steps == (Ensure(closed), Ensure(guard), Remove(UPLINK), Remove(ROUTER), Ensure(final))
+
+
+def test_the_host_knows_an_uplink_before_it_comes_while_another_one_goes() -> None:
+    new_router, new_uplink = Namespace("b-router", "tag"), Veth("b-router", "uplink", "m", None, "vpc-b", "n", "tag")
+    guard, final = ruleset(None, "both"), ruleset(None, "rest")
+    found = diff(
+        [ROUTER, UPLINK, ruleset(None, "before")], [new_router, new_uplink, final], [ruleset("a-router", "x")], guard
+    ).steps
+    places = [found.index(step) for step in (Ensure(guard), Remove(UPLINK), Ensure(new_uplink), Ensure(final))]
+    assert places == sorted(places)
+    assert places[-1] == len(found) - 1
+
+
+# -- replacing -----------------------------------------------------------------------------------------------------
+
+
+def test_a_link_that_differs_is_removed_and_made_again_with_all_that_stands_on_it() -> None:
+    other = Veth("a-router", "in-web", "02:00:00:00:00:99", "a-web", "eth0", "02:00:00:00:00:03", "tag")
+    found = diff(EVERYTHING, [other if item == LINK else item for item in EVERYTHING]).steps
+    assert found[:2] == (Remove(LINK), Ensure(other))
+    assert {step.item for step in found[2:]} == {PORT, ENTRY, HELD[4], HELD[5]}
+    assert found[-1] == Ensure(HELD[5])
+
+
+def test_a_bridge_that_differs_takes_its_ports_and_their_entries_along() -> None:
+    other = Bridge("a-router", "br-web", "02:00:00:00:00:99", "alt", "tag")
+    found = diff(EVERYTHING, [other if item == BRIDGE else item for item in EVERYTHING]).steps
+    assert found[:2] == (Remove(BRIDGE), Ensure(other))
+    assert {PORT, ENTRY, HELD[2], HELD[3]} <= {step.item for step in found[2:]}
+
+
+def test_what_can_be_changed_in_place_is_not_removed() -> None:
+    before, after = (Neighbour("a-router", "br-web", "10.0.0.2", mac) for mac in ("02:0a", "02:0b"))
+    assert diff([ROUTER, BRIDGE, before], [ROUTER, BRIDGE, after]).steps == (Ensure(after),)
+
+
+# -- the whole story, forwards and backwards -----------------------------------------------------------------------
+
+WORLDS = [World(), *(told(name) for name, _ in STORY[:-1])]
+
+
+@pytest.mark.parametrize(("one", "other"), list(combinations(range(len(WORLDS)), 2))[::3])
+def test_a_plan_leads_from_any_world_to_any_other(one: int, other: int) -> None:
+    for start, end in ((one, other), (other, one)):
+        before, after = snapshot(WORLDS[start]), snapshot(WORLDS[end])
+        kernel = FakeKernel()
+        for found in (diff([], before), diff(before, after)):
+            for step in found.steps:
+                (kernel.ensure if isinstance(step, Ensure) else kernel.remove)(step.item)
+        assert kernel.objects == {item.key: item for item in after}
+
+
+# -- items ---------------------------------------------------------------------------------------------------------
+
+ALL = [item for world in WORLDS for item in snapshot(world)]
+
+
+def test_the_story_holds_every_kind_of_item() -> None:
+    found = {type(item) for item in [*ALL, LinkSetting(None, "eth0", "x", "1", "0")]}
+    assert found == set(KINDS.values())
+
+
+def test_items_survive_the_record() -> None:
+    for item in ALL:
+        assert items.from_json(json.loads(json.dumps(items.to_json(item)))) == item
+
+
+def test_the_text_of_a_ruleset_is_not_kept_and_makes_no_difference() -> None:
+    found = next(item for item in ALL if isinstance(item, Ruleset))
+    assert found.text
+    kept = items.to_json(found)
+    assert "text" not in kept
+    assert items.from_json(kept) == found
+    assert items.from_json(kept).text == ""
+
+
+@pytest.mark.parametrize("document", [{"kind": "Nothing"}, {"kind": "Namespace"}, {}, {"kind": "Namespace", "x": 1}])
+def test_what_is_no_item_is_refused(document: dict) -> None:
+    with pytest.raises((KeyError, TypeError)):
+        items.from_json(document)
+
+
+@pytest.mark.parametrize("world", WORLDS, ids=["nothing", *(name for name, _ in STORY[:-1])])
+def test_no_two_items_of_a_world_are_the_same_object(world: World) -> None:
+    keys = [item.key for item in snapshot(world)]
+    assert len(keys) == len(set(keys))
+
+
+def test_items_are_told_in_words_of_the_glossary() -> None:
+    assert [str(item) for item in (ROUTER, BRIDGE, PORT, ruleset(None))] == [
+        "namespace a-router",
+        "bridge br-web in a-router",
+        "port in-web of br-web in a-router",
+        "ruleset of the host",
+    ]

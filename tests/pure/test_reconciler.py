@@ -1,0 +1,668 @@
+"""Changes on a kernel that is a dictionary: what is left after success, failure, crash, full disk and reboot."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.story import LEAPS, STORY, Step, nothing, told
+from vpcctl import changes, names, reconciler
+from vpcctl.errors import ConflictError, KernelError, StateError
+from vpcctl.items import Item, Namespace, Open, Ruleset, Veth
+from vpcctl.kernel.fake import FakeKernel
+from vpcctl.kernel.interface import HostFacts
+from vpcctl.model import DEFAULT_TRANSIT, World
+from vpcctl.state import State, Store
+
+FACTS = HostFacts(ways_out=(("eth0", "0"), ("eth1", "1")))
+
+
+EMPTY = State("0a1b2c3d")
+
+
+class Crash(BaseException):
+    """The process dies here: nothing of it runs any more."""
+
+
+class Watched(FakeKernel):
+    """A kernel that fails on demand, several times if need be, and checks at each step what must always hold."""
+
+    def __init__(self, facts: HostFacts = FACTS, boot: str = "boot-1"):
+        super().__init__(facts, boot)
+        self.failures: dict[int, BaseException] = {}
+        self.generations: dict[tuple[str, int], str] = {}
+
+    def ensure(self, item: Item) -> None:
+        super().ensure(item)
+        if isinstance(item, Ruleset) and item.namespace is not None:
+            self._remember(item)
+        if isinstance(item, (Ruleset, Veth)):
+            self.watch()
+
+    def remove(self, item: Item) -> None:
+        super().remove(item)
+        if isinstance(item, Namespace):
+            gone = [key for key in self.generations if key[0] == item.namespace]
+            for key in gone:
+                del self.generations[key]
+        if isinstance(item, Ruleset):
+            self.watch()
+
+    def _change(self, words: str, action: Callable[[], None]) -> None:
+        failure = self.failures.get(len(self.calls) + 1)
+        self.fail_at = len(self.calls) + 1 if failure else None
+        self.failure = failure or self.failure
+        super()._change(words, action)
+
+    def _remember(self, item: Ruleset) -> None:
+        """Marks of admitted flows outlive a ruleset, so no generation may ever mean two texts that admit."""
+        if "accept" in item.text:
+            key = (item.namespace, item.generation)
+            assert self.generations.setdefault(key, item.fingerprint) == item.fingerprint, f"generation {key} again"
+
+    def watch(self) -> None:
+        """No link without the ruleset that judges it, no uplink that the host's table does not know."""
+        rulesets = {item.namespace: item for item in self.objects.values() if isinstance(item, Ruleset)}
+        known = re.findall(r'"(vpc-[^"]*)"', rulesets[None].text) if None in rulesets else []
+        for item in self.objects.values():
+            if isinstance(item, Veth):
+                assert item.namespace in rulesets, f"{item} before a ruleset"
+                assert item.peer_namespace is not None or item.peer_name in known, f"{item} and the host does not know"
+
+    def copy(self) -> Watched:
+        """The same machine once more."""
+        twin = Watched(self._facts, self._boot)
+        twin.objects, twin.generations = dict(self.objects), dict(self.generations)
+        return twin
+
+
+class Memory:
+    """A state directory in memory, so that thousands of changes take seconds; test_state.py is about the real one.
+
+    The write of number `failing` raises `error`, before the state is kept or, if `late`, after.
+    """
+
+    def __init__(self, state: State = EMPTY):
+        self.state = state
+        self.writes = 0
+        self.failing = 0
+        self.error: BaseException = Crash()
+        self.late = False
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[Memory]:
+        yield self
+
+    def load(self) -> State:
+        return self.state
+
+    def save(self, state: State) -> State:
+        self.writes += 1
+        if self.writes == self.failing and not self.late:
+            raise self.error
+        self.state = dataclasses.replace(state, serial=state.serial + 1)
+        if self.writes == self.failing:
+            raise self.error
+        return self.state
+
+
+class Machine:
+    """A record and a kernel."""
+
+    def __init__(self, kernel: Watched | None = None, state: State = EMPTY, store: Store | None = None):
+        self.kernel = kernel or Watched()
+        self.store: Any = store or Memory(state)
+
+    def change(self, step: Step) -> reconciler.Outcome:
+        return reconciler.change(self.store, self.kernel, lambda state: step(state.world))
+
+    def repair(self) -> list[reconciler.Difference]:
+        return reconciler.repair(self.store, self.kernel)[0]
+
+    @property
+    def state(self) -> State:
+        return self.store.load()
+
+    @property
+    def objects(self) -> dict:
+        """All objects, apart from the generations of rulesets, which any load may raise."""
+        return {
+            key: dataclasses.replace(item, generation=0) if isinstance(item, Ruleset) else item
+            for key, item in self.kernel.objects.items()
+        }
+
+    def check(self, world: World) -> None:
+        """The record, the kernel and `world` agree, and nothing is unfinished."""
+        state = self.state
+        assert bare(state.world) == bare(world)
+        assert state.pending is None
+        assert {item.key: item for item in state.items} == self.kernel.objects
+        assert reconciler.examine(state, self.kernel) == []
+
+    def check_rest(self) -> None:
+        """There is nothing left to do, and nothing is done."""
+        before, calls = self.state, len(self.kernel.calls)
+        assert self.repair() == []
+        assert not self.change(lambda world: world).plan
+        assert (self.state, len(self.kernel.calls)) == (before, calls)
+
+    def check_destroyed(self) -> None:
+        """Destroying everything leaves nothing."""
+        self.change(nothing)
+        assert self.kernel.objects == {}
+        assert self.state.record == {}
+
+
+def bare(world: World) -> World:
+    """The world without what the host adds to it."""
+    return dataclasses.replace(world, opened=())
+
+
+Life = dict[str, tuple[Watched, State]]
+
+
+@pytest.fixture(scope="module")
+def life() -> Life:
+    """The kernel and the state after each step of the story."""
+    machine = Machine()
+    found = {"the beginning": (machine.kernel.copy(), machine.state)}
+    for name, step in STORY:
+        machine.change(step)
+        found[name] = (machine.kernel.copy(), machine.state)
+    return found
+
+
+NAMES = ["the beginning", *(name for name, _ in STORY)]
+STEPS = {name: (NAMES[number], step) for number, (name, step) in enumerate(STORY)}
+
+
+def leap(target: str) -> Step:
+    return lambda world: told(target)
+
+
+TRANSITIONS = [pytest.param(before, step, id=name) for name, (before, step) in STEPS.items()]
+TRANSITIONS += [pytest.param(one, leap(other), id=f"{one} → {other}") for one, other in LEAPS]
+transitions = pytest.mark.parametrize(("before", "step"), TRANSITIONS)
+Anew = Callable[[str], Machine]
+
+
+@pytest.fixture
+def anew(life: Life) -> Anew:
+    """A machine as it was after the step of that name."""
+
+    def made(name: str) -> Machine:
+        kernel, state = life[name]
+        return Machine(kernel.copy(), state)
+
+    return made
+
+
+# -- success -------------------------------------------------------------------------------------------------------
+
+
+@transitions
+def test_a_change_is_made_and_made_only_once(anew: Anew, life: Life, before: str, step: Step) -> None:
+    machine = anew(before)
+    outcome = machine.change(step)
+    assert outcome.plan or outcome.before == outcome.after
+    machine.check(step(life[before][1].world))
+    machine.check_rest()
+
+
+@transitions
+def test_whatever_was_made_can_be_destroyed(anew: Anew, before: str, step: Step) -> None:
+    machine = anew(before)
+    machine.change(step)
+    machine.check_destroyed()
+    machine.check_rest()
+
+
+@transitions
+def test_every_object_is_reached_by_the_same_way_whatever_was_there_before(
+    anew: Anew, life: Life, before: str, step: Step
+) -> None:
+    changed, fresh = anew(before), anew("the beginning")
+    changed.change(step)
+    fresh.change(lambda world: changed.state.world)
+    assert fresh.objects == changed.objects
+
+
+def test_the_same_policy_once_more_loads_nothing(anew: Anew) -> None:
+    machine = anew("apply a policy")
+    before = machine.state
+    outcome = machine.change(STEPS["apply a policy"][1])
+    assert not outcome.plan
+    assert machine.kernel.calls == []
+    assert machine.state == before
+
+
+def test_a_policy_touches_nothing_but_its_ruleset(anew: Anew) -> None:
+    outcome = anew("peer them").change(STEPS["tighten the policy"][1])
+    assert [str(step) for step in outcome.plan.steps] == ["make ruleset of one-router"]
+
+
+def test_the_way_out_is_opened_with_the_first_vpc_and_closed_with_the_last(anew: Anew) -> None:
+    machine = anew("create VPC one")
+    assert machine.state.world.opened == (("eth0", "0"),)
+    setting = machine.kernel.objects[("LinkSetting", "None", "eth0", "net/ipv4/conf/{link}/forwarding")]
+    assert (setting.value, setting.previous) == ("1", "0")
+    machine.change(nothing)
+    assert machine.state.world.opened == ()
+
+
+# -- reported failures ---------------------------------------------------------------------------------------------
+
+
+def number_of_calls(machine: Machine, step: Step) -> int:
+    machine.change(step)
+    return len(machine.kernel.calls)
+
+
+def attempts(
+    machine: Callable[[str], Machine], before: str, step: Step, stride: int = 1
+) -> Iterator[tuple[Machine, int]]:
+    """A machine for each call that the change makes, to fail before it does anything; and after the last one.
+
+    To fail after a call is to fail before the next.
+    """
+    last = number_of_calls(machine(before), step)
+    for number in (*range(1, last + 1, stride), *([last] if last else [])):
+        made = machine(before)
+        yield made, number
+    if last:
+        made = machine(before)
+        made.kernel.fail_after = True
+        yield made, last
+
+
+@transitions
+def test_a_change_that_fails_at_any_call_leaves_everything_as_it_was(
+    anew: Anew, life: Life, before: str, step: Step
+) -> None:
+    for machine, number in attempts(anew, before, step):
+        there = machine.objects
+        machine.kernel.failures = {number: KernelError("no room")}
+        with pytest.raises(KernelError, match=r"^no room$"):
+            machine.change(step)
+        assert machine.objects == there, f"failed at call {number}: {machine.kernel.calls[number - 1]}"
+        machine.check(life[before][1].world)
+
+
+@pytest.mark.parametrize("name", ["create VPC one", "create its subnet api", "delete VPC one"])
+def test_what_cannot_be_put_back_is_said_and_repair_puts_it_back(anew: Anew, life: Life, name: str) -> None:
+    before, step = STEPS[name]
+    total = number_of_calls(anew(before), step)
+    for number in range(2, total + 1, 3):
+        for second in (number + 1, number + 2):
+            machine = anew(before)
+            there = machine.objects
+            machine.kernel.failures = {number: KernelError("no room"), second: KernelError("still no room")}
+            with pytest.raises(KernelError) as caught:
+                machine.change(step)
+            if len(machine.kernel.calls) < second or "still no room" not in str(caught.value):
+                continue  # putting it back took no further call
+            assert "vpcctl repair" in str(caught.value)
+            machine.repair()
+            assert machine.objects == there
+            machine.check(life[before][1].world)
+            machine.check_rest()
+
+
+def test_what_is_not_ours_is_not_taken(anew: Anew, life: Life) -> None:
+    machine = anew("create its subnet web")
+    machine.kernel.foreign.add(("Namespace", "one-db"))
+    before = machine.state
+    with pytest.raises(ConflictError, match="namespace one-db"):
+        machine.change(STEPS["create its private subnet db"][1])
+    assert machine.state == before
+    assert machine.kernel.calls == []
+
+
+def test_a_transform_that_refuses_changes_nothing(anew: Anew) -> None:
+    machine = anew("create its subnet web")
+    before = machine.state
+    with pytest.raises(ConflictError):
+        machine.change(lambda world: changes.create_vpc(world, "one", DEFAULT_TRANSIT))
+    assert (machine.state, machine.kernel.calls) == (before, [])
+
+
+def test_an_uplink_in_a_network_of_the_host_is_refused_before_anything_is_touched() -> None:
+    facts = HostFacts(networks=(DEFAULT_TRANSIT,))
+    machine = Machine(Watched(facts))
+    with pytest.raises(ConflictError, match="--transit"):
+        machine.change(STORY[0][1])
+    assert (machine.state, machine.kernel.calls) == (EMPTY, [])
+
+
+# -- crashes -------------------------------------------------------------------------------------------------------
+
+
+@transitions
+def test_after_a_crash_at_any_call_repair_reaches_the_new_world(
+    anew: Anew, life: Life, before: str, step: Step
+) -> None:
+    reference = anew(before)
+    reference.change(step)
+    wanted = reference.objects
+    for machine, number in attempts(anew, before, step):
+        machine.kernel.failures = {number: Crash()}
+        with pytest.raises(Crash):
+            machine.change(step)
+        words = machine.kernel.calls[number - 1]
+        machine.repair()
+        assert machine.objects == wanted, f"crashed at call {number}: {words}"
+        machine.check(step(life[before][1].world))
+        machine.check_rest()
+
+
+@transitions
+def test_after_a_crash_at_any_call_everything_can_be_destroyed(anew: Anew, before: str, step: Step) -> None:
+    for machine, number in attempts(anew, before, step):
+        machine.kernel.failures = {number: Crash()}
+        with pytest.raises(Crash):
+            machine.change(step)
+        machine.check_destroyed()
+
+
+@pytest.mark.parametrize("name", ["create VPC one", "peer them", "delete VPC one", "delete everything"])
+def test_a_crash_while_things_are_put_back_is_mended_too(anew: Anew, life: Life, name: str) -> None:
+    before, step = STEPS[name]
+    for number in range(2, number_of_calls(anew(before), step) + 1, 3):
+        machine = anew(before)
+        there = machine.objects
+        machine.kernel.failures = {number: KernelError("no room"), number + 1: Crash()}
+        with contextlib.suppress(KernelError), pytest.raises(Crash):
+            machine.change(step)
+        machine.repair()
+        assert machine.objects == there
+        machine.check(life[before][1].world)
+        machine.check_rest()
+
+
+@pytest.mark.parametrize("name", ["create its subnet web", "peer them", "delete VPC one"])
+def test_a_crash_of_the_repair_is_repaired(anew: Anew, life: Life, name: str) -> None:
+    before, step = STEPS[name]
+    total = number_of_calls(anew(before), step)
+    for number in range(1, total + 1, 4):
+        machine = anew(before)
+        machine.kernel.failures = {number: Crash(), number + 2: Crash(), number + 5: Crash()}
+        with pytest.raises(Crash):
+            machine.change(step)
+        for _ in range(3):
+            with contextlib.suppress(Crash):
+                machine.repair()
+        machine.check(step(life[before][1].world))
+        machine.check_rest()
+
+
+# -- reboots -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_after_a_reboot_repair_makes_everything_again(anew: Anew, life: Life, name: str) -> None:
+    machine = anew(name)
+    there = machine.objects
+    machine.kernel.reboot("boot-2")
+    differences = machine.repair()
+    assert {difference.item.key for difference in differences} == set(there)
+    assert machine.objects == there
+    machine.check(life[name][1].world)
+    machine.check_rest()
+
+
+@transitions
+def test_a_change_after_a_reboot_makes_everything_again_first(anew: Anew, life: Life, before: str, step: Step) -> None:
+    machine = anew(before)
+    machine.kernel.reboot("boot-2")
+    machine.change(step)
+    machine.check(step(life[before][1].world))
+    machine.check_rest()
+
+
+@pytest.mark.parametrize("name", ["create its subnet web", "peer them", "delete VPC one"])
+def test_a_reboot_in_the_middle_of_a_change_is_mended(anew: Anew, life: Life, name: str) -> None:
+    before, step = STEPS[name]
+    for machine, number in attempts(anew, before, step, stride=3):
+        machine.kernel.failures = {number: Crash()}
+        with pytest.raises(Crash):
+            machine.change(step)
+        machine.kernel.reboot("boot-2")
+        machine.repair()
+        machine.check(step(life[before][1].world))
+        machine.check_rest()
+
+
+# -- a disk that fails ---------------------------------------------------------------------------------------------
+
+
+def full_disk() -> StateError:
+    """The error of a full or broken disk, as the writer reports it."""
+    return StateError("cannot write state.json: No space left on device")
+
+
+late = pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+
+
+def failing(machine: Machine, number: int, error: BaseException, late: bool) -> Machine:
+    """The machine, with a disk whose write of that number fails."""
+    machine.store.failing, machine.store.error, machine.store.late = number, error, late
+    return machine
+
+
+@late
+@transitions
+def test_after_a_write_that_failed_repair_reaches_one_of_the_two_worlds(
+    anew: Anew, life: Life, before: str, step: Step, late: bool
+) -> None:
+    worlds = [bare(life[before][1].world), bare(step(life[before][1].world))]
+    for number in (1, 2):
+        machine = failing(anew(before), number, full_disk(), late)
+        with pytest.raises(StateError):
+            machine.change(step)
+        machine.repair()
+        assert bare(machine.state.world) in worlds
+        machine.check(machine.state.world)
+        machine.check_rest()
+        machine.check_destroyed()
+
+
+@transitions
+def test_a_change_is_written_twice(anew: Anew, before: str, step: Step) -> None:
+    machine = anew(before)
+    machine.change(step)
+    assert machine.store.writes == 2, "as an intent, and as done"
+
+
+@late
+@transitions
+def test_without_the_intent_on_disk_nothing_is_done_then_or_later(
+    anew: Anew, life: Life, before: str, step: Step, late: bool
+) -> None:
+    machine = failing(anew(before), 1, full_disk(), late)
+    there = machine.objects
+    with pytest.raises(StateError):
+        machine.change(step)
+    assert machine.kernel.calls == []
+    machine.repair()
+    assert machine.objects == there
+    machine.check(life[before][1].world)
+
+
+@late
+@transitions
+def test_a_crash_at_any_write_is_mended(anew: Anew, life: Life, before: str, step: Step, late: bool) -> None:
+    worlds = [bare(life[before][1].world), bare(step(life[before][1].world))]
+    for number in (1, 2):
+        machine = failing(anew(before), number, Crash(), late)
+        with pytest.raises(Crash):
+            machine.change(step)
+        machine.repair()
+        assert bare(machine.state.world) == worlds[number > 1 or late]
+        machine.check(machine.state.world)
+        machine.check_rest()
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_failure_that_meets_a_full_disk_too_says_that_repair_finishes_it(anew: Anew, number: int) -> None:
+    before, step = STEPS["create its subnet api"]
+    machine = failing(anew(before), number, full_disk(), late=False)
+    there = machine.objects
+    machine.kernel.failures = {9: KernelError("no room")}
+    with pytest.raises(KernelError, match="vpcctl repair"):
+        machine.change(step)
+    machine.repair()
+    assert machine.objects == there or number == 2, "what was to be put back, and not what was begun"
+    machine.check(machine.state.world)
+    machine.check_rest()
+
+
+# -- on a real disk ------------------------------------------------------------------------------------------------
+
+
+def test_the_whole_story_is_told_on_a_real_disk_too(tmp_path: Path) -> None:
+    machine = Machine(store=Store(tmp_path / "state"))
+    world = World()
+    for _, step in STORY:
+        machine.change(step)
+        world = step(world)
+        machine.check(world)
+        machine.check_rest()
+    assert machine.kernel.objects == {}
+
+
+def test_a_crash_is_mended_from_a_real_disk_too(tmp_path: Path) -> None:
+    machine = Machine(store=Store(tmp_path / "state"))
+    machine.change(leap("peer them"))
+    machine.kernel.failures = {len(machine.kernel.calls) + 3: Crash()}
+    with pytest.raises(Crash):
+        machine.change(leap("create VPC one"))
+    assert machine.state.pending is not None
+    machine.repair()
+    machine.check(told("create VPC one"))
+    machine.check_rest()
+
+
+# -- drift ---------------------------------------------------------------------------------------------------------
+
+FULL = "tighten the policy"
+
+
+@pytest.mark.parametrize("kind", ["Namespace", "Ruleset", "Bridge", "Veth", "Port", "Neighbour", "Route"])
+def test_what_somebody_removed_is_noticed_and_made_again(anew: Anew, kind: str) -> None:
+    there = anew(FULL).objects
+    removed = [item for item in anew(FULL).kernel.objects.values() if type(item).__name__ == kind]
+    assert removed
+    for item in removed:
+        machine = anew(FULL)
+        FakeKernel.remove(machine.kernel, item)
+        differences = reconciler.examine(machine.state, machine.kernel)
+        assert item.key in {difference.item.key for difference in differences}
+        machine.repair()
+        assert machine.objects == there, item
+        machine.check_rest()
+
+
+def other(item: Item) -> Item | None:
+    """The same object as somebody might have changed it; None where nothing but identity is to change."""
+    changeable = {
+        "mac": "02:00:00:00:00:99",
+        "value": "7",
+        "fingerprint": "0" * 16,
+        "via": "10.9.9.9",
+        "bridge": "br-x",
+    }
+    for field, value in changeable.items():
+        if hasattr(item, field) and field not in item.identity:
+            return dataclasses.replace(item, **{field: value})
+    return None
+
+
+def test_what_somebody_changed_is_noticed_and_mended(anew: Anew) -> None:
+    there = anew(FULL).objects
+    altered = {item.key: one for item in anew(FULL).kernel.objects.values() if (one := other(item))}
+    assert {"Bridge", "Veth", "Port", "Ruleset", "Neighbour", "Route", "Setting", "LinkSetting"} <= {
+        key[0] for key in altered
+    }
+    for key, item in altered.items():
+        machine = anew(FULL)
+        machine.kernel.objects[key] = item
+        assert [difference.item.key for difference in reconciler.examine(machine.state, machine.kernel)] == [key]
+        assert [difference.item.key for difference in machine.repair()] == [key]
+        assert machine.objects == there, item
+        machine.check_rest()
+
+
+def test_status_of_one_vpc_does_not_tell_of_another(anew: Anew) -> None:
+    machine = anew(FULL)
+    FakeKernel.remove(machine.kernel, machine.kernel.objects[("Namespace", "two-api")])
+    state = machine.state
+    assert reconciler.examine(state, machine.kernel, ["one"]) == []
+    assert reconciler.examine(state, machine.kernel, ["two"])
+
+
+# -- order ---------------------------------------------------------------------------------------------------------
+
+
+@transitions
+def test_what_goes_is_closed_before_anything_of_it_is_taken(anew: Anew, life: Life, before: str, step: Step) -> None:
+    """Judged at the objects, whatever led there: a change, and the repair of a crash at each of its calls."""
+    staying = {names.router_namespace(vpc.name) for vpc in step(life[before][1].world).vpcs}
+
+    class Closing(Watched):
+        def remove(self, item: Item) -> None:
+            for end in (getattr(item, "namespace", None), getattr(item, "peer_namespace", None)):
+                ruleset = self.objects.get(("Ruleset", str(end)))
+                if end is not None and end.endswith("-router") and end not in staying and ruleset is not None:
+                    assert "accept" not in ruleset.text, f"{item} is removed while {end} is open"
+            super().remove(item)
+
+    def closing(machine: Machine) -> Machine:
+        kernel = Closing()
+        kernel.objects, kernel.generations = machine.kernel.objects, machine.kernel.generations
+        machine.kernel = kernel
+        return machine
+
+    closing(anew(before)).change(step)
+    for machine, number in attempts(lambda name: closing(anew(name)), before, step):
+        machine.kernel.failures = {number: Crash()}
+        with pytest.raises(Crash):
+            machine.change(step)
+        machine.repair()
+
+
+@transitions
+def test_links_are_opened_last(anew: Anew, before: str, step: Step) -> None:
+    outcome = anew(before).change(step)
+    kinds = [type(one.item) for one in outcome.plan.steps]
+    opened = [number for number, kind in enumerate(kinds) if kind is Open]
+    if opened:
+        behind = outcome.plan.steps[opened[0] :]
+        assert all(isinstance(one.item, Open) or one.item.key == ("Ruleset", "None") for one in behind)
+
+
+def test_generations_rise_with_each_load_and_stand_still_without_one(anew: Anew, life: Life) -> None:
+    found = [life[name][0].objects.get(("Ruleset", "one-router")) for name in NAMES]
+    generations = [ruleset.generation for ruleset in found if ruleset]
+    fingerprints = [ruleset.fingerprint for ruleset in found if ruleset]
+    assert generations[0] == 1
+    for number in range(1, len(generations)):
+        changed = fingerprints[number] != fingerprints[number - 1]
+        assert generations[number] == generations[number - 1] + changed
+
+
+def test_a_ruleset_put_back_after_a_failure_has_a_generation_of_its_own(anew: Anew) -> None:
+    machine = anew("peer them")
+    before = machine.kernel.objects[("Ruleset", "one-router")]
+    machine.kernel.fail_after = True
+    machine.kernel.failures = {1: KernelError("no room")}
+    with pytest.raises(KernelError):
+        machine.change(STEPS["tighten the policy"][1])
+    after = machine.kernel.objects[("Ruleset", "one-router")]
+    assert after.fingerprint == before.fingerprint
+    assert after.generation > before.generation + 1

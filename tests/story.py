@@ -1,0 +1,77 @@
+"""A life of a machine, change by change: each step is what a command does to a world."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+
+from vpcctl import attachments, changes, spec
+from vpcctl.model import Publication, World
+from vpcctl.policy import TCP
+
+Step = Callable[[World], World]
+
+WEB_POLICY = {
+    "subnet": "web",
+    "ingress": [
+        {"action": "allow", "protocol": "tcp", "port": 80, "log": True},
+        {"action": "allow", "protocol": "icmp", "icmp_type": "echo-request", "limit": "10/second"},
+        {"action": "reject", "source": "subnet:db"},
+    ],
+}
+WEB_POLICY_TIGHTER = {"subnet": "web", "ingress": [{"action": "allow", "protocol": "tcp", "port": 443}], "egress": []}
+
+
+def _network(text: str) -> ipaddress.IPv4Network:
+    return ipaddress.IPv4Network(text)
+
+
+def policy(document: dict, vpc: str = "one") -> Step:
+    """Attach the policy of `document`."""
+    return lambda world: attachments.attach(world, spec.read_policies(document, "web.json"), vpc)[0]
+
+
+def subnet(vpc: str, name: str, prefix: str, public: bool = True) -> Step:
+    return lambda world: changes.create_subnet(world, vpc, name, _network(prefix), public, True, 0)
+
+
+def nothing(world: World) -> World:
+    """A machine without anything of ours."""
+    return World()
+
+
+STORY: tuple[tuple[str, Step], ...] = (
+    ("create VPC one", lambda world: changes.create_vpc(world, "one", _network("10.0.0.0/26"))),
+    ("create its subnet web", subnet("one", "web", "10.0.0.0/28")),
+    ("create its private subnet db", subnet("one", "db", "10.0.0.16/28", public=False)),
+    ("give db a NAT gateway", lambda world: changes.set_nat_gateway(world, "one", "db", True)),
+    ("publish a port", lambda world: changes.publish_port(world, "one", Publication(TCP, 8080, "web", 80))),
+    ("apply a policy", policy(WEB_POLICY)),
+    ("create VPC two", lambda world: changes.create_vpc(world, "two", _network("10.0.0.64/26"))),
+    ("create its subnet api", subnet("two", "api", "10.0.0.64/28")),
+    ("peer them", lambda world: changes.create_peering(world, "one", "two")),
+    ("tighten the policy", policy(WEB_POLICY_TIGHTER)),
+    ("clear the policy", lambda world: changes.clear_policy(world, "one", "web")),
+    ("take the published port back", lambda world: changes.unpublish_port(world, "one", TCP, 8080)),
+    ("delete db", lambda world: changes.delete_subnet(world, "one", "db", False)),
+    ("separate them", lambda world: changes.delete_peering(world, "one", "two")),
+    ("delete VPC one", lambda world: changes.delete_vpc(world, "one", True)),
+    ("delete everything", nothing),
+)
+# Changes of many parts at once, as a whole environment brings them.
+LEAPS: tuple[tuple[str, str], ...] = (
+    ("create VPC one", "peer them"),
+    ("peer them", "delete VPC one"),
+    ("tighten the policy", "create its subnet web"),
+    ("peer them", "delete everything"),
+)
+
+
+def told(upto: str) -> World:
+    """The world after the step `upto`."""
+    world = World()
+    for name, step in STORY:
+        world = step(world)
+        if name == upto:
+            return world
+    raise KeyError(upto)

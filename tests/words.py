@@ -1,0 +1,119 @@
+"""Reads the words for sets of packets back: what a person would understand by `web but web-2 (10.0.1.9) → db tcp/80`.
+
+Strict: a word that is no name of the pair of zones, a name with an address that is not its own, an unknown service
+are errors.  It shares nothing with the module that makes the words but the names of protocols and ICMP types.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable
+
+from vpcctl import space
+from vpcctl.policy import ICMP_PROTOCOLS, PROTOCOLS
+from vpcctl.reach import FLOWS, SERVICES, Reach, Zone
+from vpcctl.space import NOTHING, Interval, Space
+from vpcctl.spec import TYPE_NAMES
+from vpcctl.wording import Line
+
+
+def packets(lines: Iterable[Line], source: Zone, destination: Zone, reach: Reach, home: str | None = None) -> Space:
+    """All packets that `lines` between two zones mean; no packet may be meant twice."""
+    home = (source.vpc or destination.vpc) if home is None else home
+    found = NOTHING
+    for line in lines:
+        senders, receivers = (
+            _union(_places(word, zone, reach, str(source.vpc or destination.vpc), home) for word in words)
+            for words, zone in ((line.sources, source), (line.destinations, destination))
+        )
+        assert senders, line
+        assert receivers, line
+        meant = _ends(senders, receivers) & services(line.services) & FLOWS
+        assert meant, f"{line} means nothing"
+        assert not meant & found, f"{line} says again what another line said"
+        found |= meant
+    return found
+
+
+def services(words: Iterable[str]) -> Space:
+    """The services in words, with any ends."""
+    return _union(map(_listed_service, words))
+
+
+def _listed_service(word: str) -> Space:
+    base, but, rest = word.partition(" but ")
+    if base == "any":
+        return SERVICES - _union(map(_service, rest.split(", "))) if but else SERVICES
+    return _service(word)
+
+
+def _union(spaces: Iterable[Space]) -> Space:
+    found = NOTHING
+    for one in spaces:
+        assert not found & one, "a word says again what another word said"
+        found |= one
+    return found
+
+
+def _ends(senders: Space, receivers: Space) -> Space:
+    """Senders, given as sources, and receivers, given as sources too, as the ends of packets."""
+    to = [interval for interval, inside in space.cuts(receivers.partition, space.SOURCE) if inside]
+    return senders & Space.of(None, to, None, None)
+
+
+def _places(word: str, zone: Zone, reach: Reach, inner: str, home: str | None) -> Space:
+    """One word for addresses of `zone`, as sources."""
+    name, whole = zone.name(home), _sources(reach.addresses(zone, inner))
+    base, but, rest = word.partition(" but ")
+    if but:
+        assert base == name, word
+        missing = _union(_place(text, zone, reach, home) for text in rest.split(", "))
+        assert not missing - whole, f"{word} takes away what is not there"
+        return whole - missing
+    if word == name:
+        return whole
+    if not word.endswith(")"):
+        assert word.startswith(f"{name} "), f"{word!r} is not of {name}"
+        word = word.removeprefix(f"{name} ")
+    return _place(word, zone, reach, home)
+
+
+def _place(text: str, zone: Zone, reach: Reach, home: str | None) -> Space:
+    """An address, a prefix, a range, or an instance with its address."""
+    named = re.fullmatch(r"(\S+) \((\S+)\)", text)
+    if named:
+        vpc, slash, name = named[1].rpartition("/")
+        assert (vpc or home) == zone.vpc, text
+        assert bool(slash) is (zone.vpc != home), text
+        address = ipaddress.ip_address(named[2])
+        subnet = reach.world.vpc(str(zone.vpc)).subnet(str(zone.subnet))
+        assert any(one.name == name and address in one.addresses for one in subnet.instances), text
+        return _sources([(space.number(address),) * 2])
+    low, dash, high = text.partition("-")
+    if dash:
+        return _sources([tuple(space.number(ipaddress.ip_address(end)) for end in (low, high))])
+    return _sources([space.interval(ipaddress.ip_network(text))])
+
+
+def _sources(ranges: Iterable[Interval]) -> Space:
+    return Space.of(list(ranges), None, None, None)
+
+
+def _service(word: str) -> Space:
+    numbered = re.fullmatch(r"protocols? (\d+)(?:-(\d+))?", word)
+    if numbered:
+        low, high = int(numbered[1]), int(numbered[2] or numbered[1])
+        assert (low < high) is word.startswith("protocols"), word
+        return Space.of(None, None, [(low, high)], None) & SERVICES
+    name, slash, rest = word.partition("/")
+    protocol = PROTOCOLS[name] if name in PROTOCOLS else int(name)
+    alone = Space.of(None, None, [(protocol, protocol)], None)
+    if not slash:
+        assert name in PROTOCOLS, word
+        return alone & SERVICES
+    if protocol in ICMP_PROTOCOLS:
+        numbers = [TYPE_NAMES[protocol][rest] if rest in TYPE_NAMES[protocol] else int(rest)]
+    else:
+        numbers = list(map(int, rest.split("-")))
+    return alone & Space.of(None, None, None, [(numbers[0], numbers[-1])])
