@@ -20,8 +20,8 @@ from vpcctl.names import TABLE
 TAG = "vpcctl/"
 # Programs by which the managers of firewalls are told something; the first two are kinds of iptables(8).
 TOOLS = ("iptables-nft", "iptables-legacy", "ufw", "firewall-cmd")
-# RT_TABLE_LOCAL and RTN_UNICAST, include/uapi/linux/rtnetlink.h.
-LOCAL_TABLE, UNICAST = 255, 1
+# RTN_UNICAST, include/uapi/linux/rtnetlink.h.
+UNICAST = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +153,8 @@ def _by_address(address: Any, foreign: dict[int, str]) -> Iterator[Reached]:
 
 
 def _route_links(route: Any) -> list[int]:
-    """The indices of the links by which a route leads somewhere, of whatever table but the local one."""
-    table = route.get_attr("RTA_TABLE") or route["table"]
-    if table == LOCAL_TABLE or route["type"] != UNICAST:
+    """The indices of the links by which a route of whatever table leads somewhere else."""
+    if route["type"] != UNICAST:  # the local table's are of other types
         return []
     hops = route.get_attr("RTA_MULTIPATH") or ()
     return [link for link in (route.get_attr("RTA_OIF"), *(hop["oif"] for hop in hops)) if link is not None]

@@ -38,7 +38,7 @@ EXTENSION = struct.Struct("=H29sB")
 INVERTED_IN, INVERTED_OUT, INVERTED_SOURCE, INVERTED_DESTINATION, INVERTED_PROTOCOL = 0x01, 0x02, 0x08, 0x10, 0x40
 FRAGMENTS_ONLY, GOTO = 0x01, 0x02
 VERDICTS = {-1: "drop", -2: "accept", -5: "return"}
-# struct xt_conntrack_mtinfo2 and 3: match_flags, invert_flags, state_mask; of xt_state: statemask.
+# struct xt_conntrack_mtinfo2 and 3: match_flags, invert_flags, state_mask, which is one byte in mtinfo1.
 CONNTRACK, CONNTRACK_AT, STATE_ONLY = struct.Struct("=HHH"), 146, 1
 STATES = {1: "invalid", 2: "established", 4: "related", 8: "new", 64: "untracked"}
 
@@ -213,8 +213,9 @@ def _matched(block: bytes) -> Iterator[Statement]:
 def _states(name: str, revision: int, data: bytes) -> tuple[list[str], bool] | None:
     """The states that a match asks for, and whether it wants none of them; None if it asks for anything else."""
     inverted = 0
-    if name == "conntrack" and revision in (2, 3):
+    if name == "conntrack" and revision in (1, 2, 3):
         wanted, inverted, mask = CONNTRACK.unpack_from(data, CONNTRACK_AT)
+        mask = data[CONNTRACK_AT + 4] if revision == 1 else mask
         if wanted != STATE_ONLY:
             return None
     elif name == "state":

@@ -199,7 +199,7 @@ def remedy(
     reload = (
         "Docker leaves that chain to you" if place == DOCKER_USER else f"{owner} may drop the rules when it reloads"
     )
-    keep = f"{reload}, and a reboot empties it: keep them where your other rules are kept."
+    keep = f"{reload}, and they do not outlive a reboot: keep them where your other rules are kept."
     program = _iptables(chain, tools)
     if program:
         name = chain.table.removesuffix(legacy.SUFFIX)
