@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vpcctl import names, space
+from vpcctl.compiler.gates import REPLY_TYPE
 from vpcctl.documents import nearest, quote
 from vpcctl.errors import ConflictError, DocumentError
 from vpcctl.meaning import Flow, Place, subnet_at
@@ -130,7 +131,8 @@ def parse_service(text: str) -> tuple[list[Interval] | None, list[Interval] | No
     if protocol in ICMP_PROTOCOLS:
         number = TYPE_NAMES[protocol].get(rest, _whole_number(rest))
         if not 0 <= number <= 255:
-            raise DocumentError(f"{quote(text)} is not a service: {nearest(rest, sorted(TYPE_NAMES[protocol]))}")
+            known = sorted(name for name, kind in TYPE_NAMES[protocol].items() if kind in REPLY_TYPE[protocol])
+            raise DocumentError(f"{quote(text)} is not a service: {nearest(rest, known)}")
         return [(protocol, protocol)], [(number, number)]
     first, dash, last = rest.partition("-")
     low, high = _whole_number(first), _whole_number(last if dash else first)
@@ -206,8 +208,9 @@ def _walk(reach: Reach, start: End, end: End, wanted: Space) -> tuple[Space, lis
 
 def _path(reach: Reach, start: End, end: End) -> tuple[Action, str]:
     """Does the topology carry anything from one end to the other, and why (not)?"""
-    for side, other in ((start, end), (end, start)):
-        reason = _misplaced(reach, side, str(side.zone.vpc or other.zone.vpc))
+    inner = str(start.zone.vpc or end.zone.vpc)
+    for side in sorted((start, end), key=lambda one: one.zone.vpc is None):
+        reason = _misplaced(reach, side, side.zone.vpc or inner)
         if reason:
             return Action.DENY, reason
     return reach.path(start.zone, end.zone)

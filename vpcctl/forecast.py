@@ -37,13 +37,19 @@ def forecast(before: World, after: World, subnets: Iterable[tuple[str, str]]) ->
     """The change from one world to the other, and the idle rules of the given (VPC, subnet) of the later one."""
     old, new = Reach(before), Reach(after)
     found = list(changes(old, new))
-    homes = {zone.vpc for change in found for zone in (change.source, change.destination)} - {None}
-    home = homes.pop() if len(homes) == 1 else ""
+    home = _home(found)
     return Forecast(
         tuple(_lines(found, new, home, newly_allowed=True)),
         tuple(_lines(found, old, home, newly_allowed=False)),
         tuple(idle for vpc, subnet in subnets for idle in _idle(new, vpc, subnet)),
     )
+
+
+def _home(found: list[Change]) -> str:
+    """The one VPC that every change touches, from which the names are seen; empty where there is no such VPC."""
+    touched = [{zone.vpc for zone in (change.source, change.destination)} - {None} for change in found]
+    common = set.intersection(*touched) if touched else set()
+    return str(common.pop()) if len(common) == 1 else ""
 
 
 def _lines(found: list[Change], reach: Reach, home: str | None, newly_allowed: bool) -> Iterator[Line]:

@@ -46,7 +46,10 @@ def _take_out(left: dict[str, Any], path: list[str]) -> None:
     # Elsewhere, as among the names of sets, these words mean nothing.
     in_rule = path[-3:-2] in (["ingress"], ["egress"])
     if isinstance(inner, list):
-        inner[int(last)] = GAP
+        found = inner[int(last)]
+        rule = isinstance(found, dict) and path[-2] in ("ingress", "egress") and path[-3:-2] != ["sets"]
+        # What is wrong with an object itself is that something is missing in it.
+        inner[int(last)] = {**_STAND_IN, **found} if rule else GAP
     elif len(path) == 1:
         inner[last] = GAP
     elif in_rule and last in _STAND_IN:

@@ -437,9 +437,8 @@ print(json.dumps([one.to_json() for one in features.findings()]))
 def test_a_sample_vpc_is_made_and_compared_with_what_it_should_be(module_lab: Lab) -> None:
     findings = json.loads(module_lab.python(FORGETFUL).stdout)
     assert {one["severity"] for one in findings} == {"fatal"}
-    assert "in a sample VPC proxy delay of br-web in sample-router is different: is 80 ms, expected 0" in [
-        one["what"] for one in findings
-    ]
+    forgotten = "in a sample VPC proxy delay of br-web in sample-router is different: is "
+    assert any(one["what"].startswith(forgotten) for one in findings)
 
 
 def test_denied_user_namespaces_are_told_with_the_setting_that_denies_them(lab: Lab) -> None:

@@ -123,6 +123,16 @@ def test_the_host_forwards_for_its_tenants_alone(tenants: Tenants, target: str) 
     assert arrived(ear.tap, knocks(near, where, near.address) | knocks(near, where, "203.0.113.50"), canary) == []
 
 
+def test_where_forwarding_was_on_before_it_stays_on_and_leads_into_no_vpc(lab: Lab) -> None:
+    lab.run(["sysctl", "-q", "-w", "net.ipv4.ip_forward=1"])
+    tenants = Tenants(lab)
+    lab.run(["ip", "route", "add", "10.2.0.0/16", "via", UPLINKS["red"][1], "dev", "vpc-red"])
+    near, far, door = tenants[NEAR], tenants[FAR], tenants.wire.tap("red-router", "uplink")
+    probes = knocks(near, "10.2.1.2", near.address) | knocks(near, UPLINKS["red"][1], near.address)
+    assert arrived(door, probes, near.udp(str(HOST), PUBLISHED)) == []
+    assert arrived(far.tap, {"by the host": near.udp(far.address, 53)}, near.udp(far.address, 53)) == ["by the host"]
+
+
 # --- Outwards ---------------------------------------------------------------------------------------------------------
 
 

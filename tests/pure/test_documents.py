@@ -93,8 +93,8 @@ def distorted(document: Any, chance: random.Random) -> Any:
         act = chance.choice(["replace", "replace", "replace", "remove", "add"])
         if act == "add" or not keys:
             if isinstance(holder, dict):
-                holder[chance.choice(["port", "policy", "é/~", "source", "name", "vpcs", "\n", ""])] = copy.deepcopy(
-                    chance.choice(ODD)
+                holder[chance.choice(["ingress", "port", "policy", "é/~", "source", "name", "vpcs", "\n", ""])] = (
+                    copy.deepcopy(chance.choice(ODD))
                 )
             else:
                 holder.append(copy.deepcopy(chance.choice(ODD)))

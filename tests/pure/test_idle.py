@@ -133,7 +133,7 @@ HTTP = Rule(Action.ALLOW, TCP, ((80, 80),))
 RARE = Rule(Action.ALLOW, TCP, ((80, 80),), limit=Limit(1, "second"))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(rules(), max_size=6).map(tuple), st.sampled_from([Action.ALLOW, Action.DENY]))
 @example((RARE, HTTP), Action.DENY)
 @example((RARE, dataclasses.replace(HTTP, action=Action.DENY)), Action.DENY)
@@ -147,7 +147,7 @@ def test_rules_without_effect_are_those_that_can_go(found: tuple[Rule, ...], def
     assert [numbers[one.origin] for one in named] == sorted(numbers[one.origin] for one in named)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(rules(), max_size=6).map(tuple), st.sampled_from([Action.ALLOW, Action.DENY]))
 def test_they_name_the_lines_that_decide_instead(found: tuple[Rule, ...], default: Action) -> None:
     everything = list(range(len(found)))

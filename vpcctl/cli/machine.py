@@ -104,10 +104,12 @@ def destroy(session: Session, everything: bool, yes: bool) -> None:
 
     Example: vpcctl destroy --all --yes
     """
+    from vpcctl.kernel.linux import require_privilege
     from vpcctl.model import World
 
     if not everything:
         raise click.UsageError("say --all to remove every VPC")
+    require_privilege()
     world = session.load().world
     if not yes:
         named = ", ".join(vpc.name for vpc in world.vpcs) or "none"

@@ -16,6 +16,7 @@ spare, which `observe` tells and the next load or unload clears away.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import re
 import threading
@@ -30,6 +31,7 @@ from vpcctl.kernel.namespaces import CLONE_NEWNET, entered, unshare
 from vpcctl.names import TABLE
 from vpcctl.nft import removal
 
+LIBRARY = "libnftables.so.1"
 SPARE = f"{TABLE}-next"
 _TABLE_START = re.compile(rf"^table (\w+) {TABLE} \{{$", re.MULTILINE)
 # What nft prints in braces on one line, or as the elements of a set: a list whose order means nothing.
@@ -41,13 +43,14 @@ DETAIL_LENGTH = 120
 def context(namespace: str | None):
     """A libnftables context that is bound to `namespace`; KernelError without libnftables.so.1."""
     try:
+        ctypes.CDLL(LIBRARY)  # before the binding, whose destructor complains where it is missing
         from nftables import Nftables
 
         with entered(namespace):
             return Nftables()
     except OSError as error:
         raise KernelError(
-            "libnftables.so.1 is missing, without which no firewall can be loaded; install it:"
+            f"{LIBRARY} is missing, without which no firewall can be loaded; install it:"
             " apt-get install libnftables1",
             str(error),
         ) from error
