@@ -22,12 +22,11 @@ pure *ARGS:
 kernel *ARGS:
     pytest -n 2 tests/lab "$@"
 
-# Check style and types
+# Check style
 [no-exit-message]
 lint:
     ruff check
     ruff format --check
-    mypy vpcctl
 
 # Put the code into the house's shape
 format:

@@ -124,7 +124,7 @@ def apply(session: Session, environment: str, prune: bool) -> None:
 
 
 def _steps(before: World, wanted: World) -> list[tuple[str, frozenset[str]]]:
-    """One step for each VPC that comes, goes or changes, in an order that never needs what is not there; peerings last."""
+    """One step for each VPC that goes, comes or changes, in this order; the peerings last."""
     old, new = ({vpc.name: vpc for vpc in world.vpcs} for world in (before, wanted))
     gone = [(f"VPC {name}", frozenset({name})) for name in old if name not in new]
     changed = [(f"VPC {name}", frozenset({name})) for name, vpc in new.items() if old.get(name) != vpc]

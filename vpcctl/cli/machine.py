@@ -58,7 +58,7 @@ def status(session: Session, vpc: str | None, as_json: bool) -> None:
 
 
 @click.command
-@click.option("--adopt", is_flag=True, help="First take back a state file that was lost or damaged since the last boot.")
+@click.option("--adopt", is_flag=True, help="First take back a state file that was lost or damaged.")
 @click.pass_obj
 def repair(session: Session, adopt: bool) -> None:
     """Make the kernel as desired: after a crash, a reboot, or somebody's `nft flush ruleset`.
