@@ -7,8 +7,10 @@ Theory of operation.
 
 The intent holds the new world and every item of the old *and* the new one, so an item is on record before it exists
 and until it is gone.  A reported failure is rolled back: the kernel is observed and made as the old world says.  A
-crash leaves the intent, and the next command or `repair` rolls it forward, or back if it cannot.  `change` trusts the record and touches
-only what differs between two worlds; `converge` observes the kernel and mends what differs from the world.
+crash leaves the intent, and the next command or `repair` rolls it forward, or back if it cannot.
+
+`change` trusts the record and touches only what differs between two worlds; `converge` observes the kernel and mends
+what differs from the world.
 """
 
 from __future__ import annotations

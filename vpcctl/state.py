@@ -65,7 +65,8 @@ class Store:
     """A state directory; it is made, private to its owner, by the first writer.
 
     Each write leaves a copy in `copies`, a directory of a file system that lives as long as the kernel's objects do
-    (COPIES); None leaves none.  Where the file is lost or damaged while the objects are there, `adopt` takes the copy back.
+    (COPIES); None leaves none.  Where the file is lost or damaged while the objects are there, `adopt` takes the copy
+    back.
     """
 
     def __init__(self, directory: Path, copies: Path | None = None):

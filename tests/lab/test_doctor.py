@@ -101,9 +101,16 @@ def test_looking_changes_nothing(lab: Lab) -> None:
     create(lab)
 
     def machine() -> list[str]:
-        looks = (["ip", "-d", "link"], ["ip", "-4", "route", "show", "table", "all"], ["ip", "netns"],
-                 ["nft", "list", "ruleset"], ["cat", "/proc/self/mountinfo", "/proc/net/ip_tables_names"],
-                 ["find", "/run"], ["sysctl", "-a", "--pattern", r"^net\.ipv4\.conf"])  # fmt: skip
+        looks = (
+            ["ls", "/sys/class/net"],
+            ["ip", "-4", "-o", "address"],
+            ["ip", "-4", "route", "show", "table", "all"],
+            ["ip", "netns"],
+            ["nft", "list", "ruleset"],
+            ["cat", "/proc/self/mountinfo", "/proc/net/ip_tables_names"],
+            ["find", "/run"],
+            ["sysctl", "-a", "--pattern", r"^net\.ipv4\.conf"],
+        )
         return [lab.run(look).stdout for look in looks]
 
     before = machine()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import sys
 import time
@@ -345,17 +346,35 @@ input()
 # --- Streams and signals ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "ending", ["| head -n 1", "| true", ">&-", ">/dev/full", "2>&-", "</dev/null >&- 2>&-", "2>/dev/full"]
-)
-@pytest.mark.parametrize("words", ["show-ruleset --vpc shop", "list-vpcs", "list-vpcs --json", "status"])
-def test_a_reader_that_goes_away_leaves_no_traceback(unchanged: Lab, words: str, ending: str) -> None:
-    command = f"{sys.executable} -m vpcctl {words} {ending}; echo ${{PIPESTATUS[0]}} >/run/status"
-    result = unchanged.run(["bash", "-c", command])
-    assert "Traceback" not in result.stderr
-    assert "Exception ignored" not in result.stderr
-    status = int(unchanged.run(["cat", "/run/status"]).stdout)
-    assert status in ((0, 141) if ending.startswith("|") else (0, 1, 74))
+# How a command's output is cut off, and the exit statuses that it may have then.
+ENDINGS = {
+    "| head -n 1": (0, 141),
+    "| true": (0, 141),
+    ">/dev/full": (5,),
+    ">&-": (0,),
+    "2>&-": (0,),
+    "2>/dev/full": (0,),
+    "</dev/null >&- 2>&-": (0,),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_output_that_nobody_takes_leaves_no_traceback(unchanged: Lab, ending: str) -> None:
+    command = [sys.executable, "-m", "vpcctl"]
+    for words in ("show-ruleset --vpc shop", "list-vpcs", "list-vpcs --json", "status"):
+        for unbuffered in ("", "1"):
+            line = f"{shlex.join(command)} {words} {ending}; echo ${{PIPESTATUS[0]}} >/run/status"
+            result = unchanged.run(["bash", "-c", line], env={"PYTHONUNBUFFERED": unbuffered})
+            assert "Traceback" not in result.stderr
+            assert "Exception ignored" not in result.stderr
+            assert int(unchanged.run(["cat", "/run/status"]).stdout) in ENDINGS[ending], (words, unbuffered)
+
+
+def test_a_complaint_that_nobody_takes_leaves_the_status_as_it_is(unchanged: Lab) -> None:
+    for words, status in (("show-vpc --name none", 4), ("show-vpc", 2), ("delete-vpc --name none", 4)):
+        for ending in ("2>&-", "2>/dev/full"):
+            line = f"{sys.executable} -m vpcctl {words} {ending}; echo $?"
+            assert unchanged.run(["bash", "-c", line]).stdout == f"{status}\n"
 
 
 # Start a command, wait for its intent to be on disk, let it go on for a moment, and end it.

@@ -50,6 +50,7 @@ def checksum(data: bytes) -> int:
 
 
 def mac(text: str) -> bytes:
+    """The six bytes of a MAC address."""
     return bytes.fromhex(text.replace(":", ""))
 
 
@@ -143,6 +144,7 @@ def echo(identifier: int, payload: bytes, kind: int = 8) -> bytes:
 
 
 def ipv6(source: str, destination: str, protocol: int, payload: bytes, hops: int = 255) -> bytes:
+    """An IPv6 packet."""
     ends = socket.inet_pton(socket.AF_INET6, source) + socket.inet_pton(socket.AF_INET6, destination)
     return struct.pack("!IHBB", 6 << 28, len(payload), protocol, hops) + ends + payload
 

@@ -258,6 +258,14 @@ def test_both_directions_are_looked_at() -> None:
     assert json.dumps([dataclasses.asdict(one) for one in found])
 
 
+def test_what_leaves_comes_from_the_subnet() -> None:
+    document = {"egress": [allow(source="10.0.0.0/29"), allow(source="10.0.0.32")]}
+    subnet = Subnet("web", (network("10.0.0.0/28"),), True, False, (), spec.read_policy(document, "web.json", ""))
+    after = World((Vpc("alpha", (network("10.0.0.0/26"),), 0, (subnet,)),))
+    (one,) = forecast(after, after, [("alpha", "web")]).idle
+    assert str(one) == f"web.json#/egress/1 {NOTHING_SUCH}"
+
+
 def test_other_subnets_are_not_spoken_of() -> None:
     policy = spec.read_policy({"ingress": [allow(), deny()]}, "web.json", "")
     after = World((Vpc("alpha", (network("10.0.0.0/26"),), 0,

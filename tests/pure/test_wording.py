@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests import words, worlds
 from vpcctl import space, spec
-from vpcctl.model import World
+from vpcctl.model import Subnet, Vpc, World
 from vpcctl.reach import FLOWS, Reach, Zone
 from vpcctl.space import Interval, Space
 from vpcctl.wording import LONGEST_LIST, Line, lines, service_in_words, services_in_words
@@ -140,7 +140,7 @@ def deny(**fields: object) -> dict:
     return {"action": "deny", **fields}
 
 
-SSH = {"protocol": "tcp", "port": 22}
+SSH, HTTP = {"protocol": "tcp", "port": 22}, {"protocol": "tcp", "port": 80}
 
 
 @pytest.mark.parametrize(
@@ -173,6 +173,7 @@ SSH = {"protocol": "tcp", "port": 22}
         ([allow(source=["instance:web", "instance:web-2"])], ["web (10.0.1.2), web-2 (10.0.1.9) → db any"]),
         ([allow(source="10.0.1.77")], ["web 10.0.1.77 → db any"]),
         ([allow(source="10.0.1.64/26")], ["web 10.0.1.64/26 → db any"]),
+        ([allow(source="10.0.1.0/25")], ["web 10.0.1.0/25 → db any"]),
         ([deny(source="10.0.1.64/26"), allow()], ["web but 10.0.1.64/26 → db any"]),
         ([allow(source=["10.0.1.8/31", "10.0.1.10"])], ["web 10.0.1.8-10.0.1.10 → db any"]),
         ([allow(destination="instance:db", **SSH)], ["web → db (10.0.3.2) tcp/22"]),
@@ -189,6 +190,21 @@ SSH = {"protocol": "tcp", "port": 22}
 )  # fmt: skip
 def test_few_words_will_do(rules: list[dict], expected: list[str]) -> None:
     assert said(rules) == expected
+
+
+def test_both_ip_versions_are_one_line_where_they_agree() -> None:
+    prefixes = [tuple(map(worlds.network, pair)) for pair in (
+        ("10.0.0.0/26", "2001:db8:0:a::/64"), ("10.0.0.0/28", "2001:db8:0:a::100/120"),
+    )]  # fmt: skip
+    policy = spec.read_policy(
+        {"ingress": [allow(protocol="icmpv6"), allow(**SSH), allow(source="::/0", **HTTP)]}, "", ""
+    )
+    reach = Reach(World((Vpc("alpha", prefixes[0], 0, (Subnet("web", prefixes[1], True, policy=policy),)),)))
+    web = reach.zones["alpha", "web"]
+    assert list(map(str, lines(reach.allowed(web, web), web, web, reach))) == [
+        "web → web tcp/22, icmpv6",
+        "web 2001:db8:0:a::100/120 → web 2001:db8:0:a::100/120 tcp/80",
+    ]
 
 
 def test_the_internet_is_one_word() -> None:

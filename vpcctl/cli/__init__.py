@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
+import io
 import os
 import sys
 from typing import Any
@@ -11,7 +14,7 @@ import click
 
 from vpcctl import __version__
 from vpcctl.cli.session import EXIT_STATUSES, Session
-from vpcctl.errors import VpcctlError
+from vpcctl.errors import KernelError, VpcctlError
 
 # command -> module of this package; the function has the same name with underscores.
 COMMANDS: dict[str, str] = {
@@ -54,6 +57,18 @@ COMMANDS: dict[str, str] = {
 }
 
 
+# write(2): why a stream takes no more.
+UNWRITABLE = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+
+
+class UnwrittenError(Exception):
+    """Standard output takes no more; `cause` says why."""
+
+    def __init__(self, cause: OSError):
+        super().__init__(str(cause))
+        self.cause = cause
+
+
 class Commands(click.Group):
     """A group that imports the module of a command when it is asked for."""
 
@@ -65,6 +80,16 @@ class Commands(click.Group):
             return None
         module = importlib.import_module(f"vpcctl.cli.{COMMANDS[name]}")
         return getattr(module, name.replace("-", "_"))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Tell an output that fails from other failures, before click makes an exit status of it."""
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            # Every other OSError of ours was translated where it came from, or names a file.
+            if error.filename is None and error.errno in UNWRITABLE:
+                raise UnwrittenError(error) from error
+            raise
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
         """An unknown command is told with the nearest known one."""
@@ -101,22 +126,64 @@ def commands(ctx: click.Context, state_dir: str | None, verbose: int, quiet: int
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit with its status; every expected failure is a sentence on standard error."""
+    _open_streams()
     try:
-        status = commands.main(arguments, prog_name="vpcctl", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        status = 2
-    except click.ClickException as error:
-        error.show()
+        status = _run(arguments)
+        _flush()
+    except click.ClickException as error:  # that there are no arguments is one, too
+        with contextlib.suppress(OSError):
+            error.show()
         status = 2
     except click.exceptions.Abort:
         status = 130
     except VpcctlError as error:
-        for line in str(error).splitlines():
-            print(f"vpcctl: {line}", file=sys.stderr)
+        _complain(str(error))
         status = error.exit_status
-    except BrokenPipeError:
-        # Whoever read our output has gone; nothing is left to say (signal(7): SIGPIPE).
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 141
-    sys.exit(status if isinstance(status, int) else 0)
+    except UnwrittenError as error:
+        status = _unwritten(error)
+    sys.exit(status)
+
+
+def _run(arguments: list[str] | None) -> int:
+    try:
+        status = commands.main(arguments, prog_name="vpcctl", standalone_mode=False)
+    except SystemExit as end:
+        status = end.code
+    return status if isinstance(status, int) else 0
+
+
+def _open_streams() -> None:
+    """Have descriptors 0 to 2 in use: what we open must not take the place of a stream that was closed."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest that is free: this one
+            setattr(sys, name, os.fdopen(descriptor, "r" if descriptor == 0 else "w", closefd=False))
+    # Words of users that cannot be encoded become escapes, as Python has it on standard error.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _flush() -> None:
+    """Have everything written that was said; UnwrittenError where it cannot be."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        raise UnwrittenError(error) from error
+
+
+def _complain(words: str) -> None:
+    with contextlib.suppress(OSError):
+        for line in words.splitlines():
+            print(f"vpcctl: {line}", file=sys.stderr)
+
+
+def _unwritten(error: UnwrittenError) -> int:
+    """The status for output that nobody takes; Python shall not try to write it again when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error.cause, BrokenPipeError):
+        # Whoever read it has gone; nothing is left to say (signal(7): SIGPIPE).
+        return 141
+    _complain(f"the output cannot be written: {error.cause.strerror}")
+    return KernelError.exit_status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -70,9 +71,10 @@ class Session:
         return outcome
 
     def say(self, words: str) -> None:
-        """Tell a person, on standard error."""
+        """Tell a person, on standard error; that nobody hears it must not end a change half-way."""
         if self.verbosity >= 0:
-            print(words, file=sys.stderr)
+            with contextlib.suppress(OSError):
+                print(words, file=sys.stderr)
 
     def warn(self, words: str) -> None:
         """Tell a person what may not be as meant."""

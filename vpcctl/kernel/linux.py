@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from pyroute2.netlink.exceptions import NetlinkError
@@ -38,6 +39,17 @@ OPEN_NAMESPACES = 32
 CAP_SYS_ADMIN, CAP_NET_ADMIN = 21, 12
 
 
+@contextlib.contextmanager
+def _translated(words: str) -> Iterator[None]:
+    """Raise what the kernel or pyroute2 raises as a KernelError that begins with `words`."""
+    try:
+        yield
+    except NetlinkError as error:
+        raise KernelError(words, os.strerror(error.code)) from error
+    except OSError as error:
+        raise KernelError(words, str(error)) from error
+
+
 class LinuxKernel:
     """Acts on the namespaces of the calling process; needs CAP_NET_ADMIN and CAP_SYS_ADMIN there."""
 
@@ -56,6 +68,7 @@ class LinuxKernel:
 
     # -- the host ------------------------------------------------------------------------------------------------
 
+    @_translated("the kernel does not tell what the host is like")
     def facts(self) -> HostFacts:
         rtnl = self._rtnl(None)
         links = {link["index"]: link.get_attr("IFLA_IFNAME") for link in rtnl.dump("get_links")}
@@ -82,6 +95,7 @@ class LinuxKernel:
 
     # -- the verbs -----------------------------------------------------------------------------------------------
 
+    @_translated("the kernel does not tell what is there")
     def observe(self, items: Iterable[Item]) -> Mapping[Item, Condition]:
         by_namespace: dict[str | None, list[Item]] = defaultdict(list)
         for item in items:
@@ -125,6 +139,7 @@ class LinuxKernel:
             return RIGHT
         return Condition(State.FOREIGN, f"namespace {item.namespace} is not ours")
 
+    @_translated("the kernel does not tell what is there")
     def check(self, plan: Plan) -> None:
         """Names that we are about to take must be free or ours already."""
         problems = []
@@ -167,12 +182,8 @@ class LinuxKernel:
                 raise
 
     def _act(self, item: Item, action: Callable[[LinuxKernel, Item], None]) -> None:
-        try:
+        with _translated(f"the kernel refused {item}"):
             action(self, item)
-        except NetlinkError as error:
-            raise KernelError(f"the kernel refused {item}", os.strerror(error.code)) from error
-        except OSError as error:
-            raise KernelError(f"the kernel refused {item}", str(error)) from error
 
     # -- one for each kind ---------------------------------------------------------------------------------------
 

@@ -39,7 +39,9 @@ INVERTED_IN, INVERTED_OUT, INVERTED_SOURCE, INVERTED_DESTINATION, INVERTED_PROTO
 FRAGMENTS_ONLY, GOTO = 0x01, 0x02
 VERDICTS = {-1: "drop", -2: "accept", -5: "return"}
 # struct xt_conntrack_mtinfo2 and 3: match_flags, invert_flags, state_mask, which is one byte in mtinfo1.
-CONNTRACK, CONNTRACK_AT, STATE_ONLY = struct.Struct("=HHH"), 146, 1
+CONNTRACK, CONNTRACK_AT = struct.Struct("=HHH"), 146
+# XT_CONNTRACK_STATE, and XT_CONNTRACK_STATE_ALIAS, which only tells iptables to print `-m state`.
+STATE_ONLY, WRITTEN_AS_STATE = 0x1, 0x2000
 STATES = {1: "invalid", 2: "established", 4: "related", 8: "new", 64: "untracked"}
 
 Statement = dict[str, Any]
@@ -216,7 +218,7 @@ def _states(name: str, revision: int, data: bytes) -> tuple[list[str], bool] | N
     if name == "conntrack" and revision in (1, 2, 3):
         wanted, inverted, mask = CONNTRACK.unpack_from(data, CONNTRACK_AT)
         mask = data[CONNTRACK_AT + 4] if revision == 1 else mask
-        if wanted != STATE_ONLY:
+        if wanted & ~WRITTEN_AS_STATE != STATE_ONLY:
             return None
     elif name == "state":
         mask = _number(data)

@@ -207,17 +207,7 @@ def connection_tracking(world: World, root: Path = settings.ROOT) -> Iterator[Fi
         yield Finding("note", "conntrack", "the limits of connection tracking cannot be seen here")
         return
     counts = {"the host": _number(folder / "nf_conntrack_count") or 0, **_router_counts(world)}
-    full = {place: count for place, count in counts.items() if count >= NEARLY_FULL * most}
-    if full:
-        told = ", ".join(f"{count} in {place}" for place, count in full.items())
-        yield Finding(
-            "warning",
-            "conntrack",
-            f"connection tracking is nearly full: {told}, of at most {most}",
-            "When it is full, new flows are dropped there.",
-            "Allow more:",
-            (f"sysctl -w net.netfilter.nf_conntrack_max={2 * most}",),
-        )
+    yield _fullness(counts, most)
     if buckets and most > LONG_CHAIN * buckets:
         yield Finding(
             "warning",
@@ -227,13 +217,27 @@ def connection_tracking(world: World, root: Path = settings.ROOT) -> Iterator[Fi
             "Give it more buckets:",
             (f"sysctl -w net.netfilter.nf_conntrack_buckets={most // 4}",),
         )
-    if not full:
-        busiest = max(counts, key=lambda place: counts[place])
-        yield Finding("ok", "conntrack", f"at most {most} flows in each namespace; {counts[busiest]} in {busiest} now")
     if _number(folder / "nf_conntrack_tcp_loose") is None:
         yield Finding(
             "note", "conntrack", "nf_conntrack_tcp_loose is hidden here; each ruleset's SYN rule does the same"
         )
+
+
+def _fullness(counts: dict[str, int], most: int) -> Finding:
+    """The places where the number of flows is near its limit."""
+    full = {place: count for place, count in counts.items() if count >= NEARLY_FULL * most}
+    if not full:
+        busiest = max(counts, key=lambda place: counts[place])
+        return Finding("ok", "conntrack", f"at most {most} flows in each namespace; {counts[busiest]} in {busiest} now")
+    told = ", ".join(f"{count} in {place}" for place, count in full.items())
+    return Finding(
+        "warning",
+        "conntrack",
+        f"connection tracking is nearly full: {told}, of at most {most}",
+        "When it is full, new flows are dropped there.",
+        "Allow more:",
+        (f"sysctl -w net.netfilter.nf_conntrack_max={2 * most}",),
+    )
 
 
 def _router_counts(world: World) -> dict[str, int]:

@@ -200,15 +200,18 @@ def remedy(
         "Docker leaves that chain to you" if place == DOCKER_USER else f"{owner} may drop the rules when it reloads"
     )
     keep = f"{reload}, and they do not outlive a reboot: keep them where your other rules are kept."
-    program = _iptables(chain, tools)
-    if program:
-        name = chain.table.removesuffix(legacy.SUFFIX)
-        table = "" if name == "filter" else f" -t {name}"
-        commands = [f"{program}{table} -I {place} {opening.iptables} -j ACCEPT" for opening in openings]
-    else:
-        where = f"{chain.family} {chain.table} {place}"
-        commands = [f"nft insert rule {where} {opening.nft} accept" for opening in openings]
-    return f"Accept it first. {keep}", tuple(commands)
+    return f"Accept it first. {keep}", tuple(_commands(chain, place, openings, _iptables(chain, tools)))
+
+
+def _commands(chain: BaseChain, place: str, openings: Sequence[Opening], iptables: str) -> Iterator[str]:
+    """What accepts the openings at the head of the chain `place`: by iptables if it is given, else by nft."""
+    name = chain.table.removesuffix(legacy.SUFFIX)
+    table = "" if name == "filter" else f" -t {name}"
+    for opening in openings:
+        if iptables:
+            yield f"{iptables}{table} -I {place} {opening.iptables} -j ACCEPT"
+        else:
+            yield f"nft insert rule {chain.family} {chain.table} {place} {opening.nft} accept"
 
 
 def _helps(

@@ -1,0 +1,110 @@
+"""Whatever is made and removed a thousand times leaves descriptors, threads, memory, namespaces, links and files flat."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import pytest
+
+from vpcctl.lab import Lab
+
+CYCLES = 500 if os.environ.get("VPCCTL_TEST_EXHAUSTIVE") else 100
+SETTLED = 20  # caches are full after so many cycles
+GROWTH = 3 << 20  # bytes of memory: what an allocator may keep in pieces, and far less than a leak of 80 cycles
+
+# A cycle makes a VPC with two subnets, changes its policy, peers it and removes it all; what is left is told twice.
+CYCLE = """
+import json, os, sys, threading
+from pathlib import Path
+from vpcctl import reconciler
+from vpcctl.environments import merged
+from vpcctl.kernel.linux import LinuxKernel
+from vpcctl.model import Peering
+from vpcctl.spec import read_environment
+from vpcctl.state import COPIES, Store
+from vpcctl.kernel import namespaces, settings
+
+cycles, settled, standing = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "standing"
+directory = Path(os.environ["VPCCTL_STATE_DIR"])
+store = Store(directory, COPIES)
+kernel = LinuxKernel() if standing else None
+
+
+def rule(port):
+    return {"ingress": [{"action": "allow", "protocol": "tcp", "port": [port, "8000-8080"]}], "default": {"ingress": "deny"}}
+
+
+def document(port):
+    subnets = [
+        {"name": "web", "cidr": "10.0.1.0/24", "type": "public", "policy": rule(port)},
+        {"name": "db", "cidr": "10.0.2.0/24", "type": "private", "instances": [{"name": "db"}, {"name": "db-2"}]},
+    ]
+    return {"vpcs": [{"name": "shop", "cidr": "10.0.0.0/16", "subnets": subnets}]}
+
+
+def change(transform):
+    used = kernel or LinuxKernel()
+    try:
+        reconciler.change(store, used, transform)
+    finally:
+        if not standing:
+            used.close()
+
+
+def made(state, port, peerings=()):
+    world = read_environment(document(port), "x", None, state.world, state.serial)
+    return merged(state.world, world, tuple(peerings), False)
+
+
+def once():
+    change(lambda state: made(state, 80))
+    change(lambda state: made(state, 443, [Peering.between("shop", "calm")]))
+    change(lambda state: state.world.without_vpc("shop"))
+
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def look():
+    pipe = os.popen("ip -oneline link | wc -l; nft list ruleset | wc -l; cat /proc/self/mountinfo | wc -l")
+    return {
+        "descriptors": sorted(os.readlink(f"/proc/self/fd/{n}").split(":")[0] for n in os.listdir("/proc/self/fd")
+                              if os.path.lexists(f"/proc/self/fd/{n}")),
+        "threads": threading.active_count(),
+        "tasks": len(os.listdir("/proc/self/task")),
+        "namespaces": namespaces.names(),
+        "counts": pipe.read().split(),
+        "flows": (settings.ROOT / "net/netfilter/nf_conntrack_count").read_text(),
+        "state": sorted(os.listdir(directory)),
+        "copies": sorted(os.listdir(COPIES)),
+        "resident": resident(),
+    }
+
+
+calm = {"vpcs": [{"name": "calm", "cidr": "10.7.0.0/16", "subnets": [{"name": "a", "cidr": "10.7.1.0/24", "type": "public"}]}]}
+change(lambda state: read_environment(calm, "x", None))
+for number in range(cycles):
+    if number == settled:
+        print(json.dumps(look()))
+    once()
+print(json.dumps(look()))
+"""
+
+
+def cycled(lab: Lab, *arguments: object) -> list[dict[str, Any]]:
+    """What is there when it has settled, and at the end."""
+    told = lab.python(CYCLE, *map(str, arguments), timeout=3000).stdout
+    return [json.loads(line) for line in told.splitlines()]
+
+
+@pytest.mark.parametrize("kernel", ["standing", "fresh"])
+def test_cycles_in_one_process_leave_everything_flat(lab: Lab, kernel: str) -> None:
+    first, last = cycled(lab, CYCLES, SETTLED, kernel)
+    memory = last.pop("resident") - first.pop("resident")
+    assert last == first
+    assert first["namespaces"] == ["calm-a", "calm-router"]
+    assert (first["state"], len(first["copies"])) == (["lock", "state.json"], 1)
+    assert memory < GROWTH * max(1, CYCLES // 100), f"{memory} bytes in {CYCLES - SETTLED} cycles"

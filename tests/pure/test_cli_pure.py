@@ -1,0 +1,466 @@
+"""The command line without a kernel: what is printed where, and with which exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from tests.story import WEB_POLICY, nothing, policy, told
+from vpcctl import errors, reconciler
+from vpcctl.cli import COMMANDS, commands, main
+from vpcctl.cli.session import EXIT_STATUSES, Session
+from vpcctl.compiler import compile_vpc
+from vpcctl.kernel.fake import FakeKernel
+from vpcctl.model import World
+from vpcctl.state import Store
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {
+    "vpcs": [
+        {
+            "name": "one",
+            "cidr": "10.0.0.0/26",
+            "subnets": [{"name": "web", "cidr": "10.0.0.0/28", "type": "public", "policy": "web.json"}],
+        }
+    ]
+}
+
+
+class Rehearsal(Session):
+    """A session whose kernel is a dictionary."""
+
+    def __init__(self, directory: Path, verbosity: int = 0):
+        super().__init__(str(directory), verbosity)
+        self.fake = FakeKernel()
+
+    @property
+    def store(self) -> Store:
+        return Store(self.state_dir)
+
+    def kernel(self) -> FakeKernel:
+        return self.fake
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Rehearsal:
+    """A session on a machine with two peered VPCs."""
+    made = Rehearsal(tmp_path / "state")
+    reconciler.change(made.store, made.fake, lambda state: told("peer them"))
+    return made
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(session: Rehearsal) -> Run:
+    """Run a command on the rehearsed machine; `status` is what it is to exit with."""
+
+    def running(*words: str, status: int = 0, said: str | None = None) -> Result:
+        command = commands.get_command(click.Context(commands), words[0])
+        result = CliRunner().invoke(command, list(words[1:]), obj=session, input=said)
+        if isinstance(result.exception, errors.VpcctlError):
+            assert result.exception.exit_status == status, result.exception
+        else:
+            assert result.exit_code == status, (result.output, result.exception)
+        return result
+
+    return running
+
+
+Main = Callable[..., tuple[str, str]]
+
+
+@pytest.fixture
+def vpcctl(session: Rehearsal, capsys: pytest.CaptureFixture[str]) -> Main:
+    """Run the whole program, for commands that need no kernel: (standard output, standard error)."""
+
+    def running(*words: str, status: int = 0) -> tuple[str, str]:
+        with pytest.raises(SystemExit) as caught:
+            main(["--state-dir", str(session.state_dir), *words])
+        output = capsys.readouterr()
+        assert caught.value.code == status, output
+        return output.out, output.err
+
+    return running
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with a policy and an environment, which is the working directory."""
+    (tmp_path / "web.json").write_text(json.dumps(WEB_POLICY | {"ingress": WEB_POLICY["ingress"][:2]}))
+    (tmp_path / "shop.json").write_text(json.dumps(ENVIRONMENT))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# -- help ----------------------------------------------------------------------------------------------------------
+
+
+def command(name: str) -> click.Command:
+    found = commands.get_command(click.Context(commands), name)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_its_name_a_summary_and_an_example(name: str, vpcctl: Main) -> None:
+    assert command(name).name == name
+    shown, said = vpcctl(name, "--help")
+    assert said == ""
+    assert shown.startswith(f"Usage: vpcctl {name}")
+    assert re.search(rf"Example: vpcctl (\S+ )*{name}\b", shown)
+    assert all(len(line) <= 110 for line in shown.splitlines())
+
+
+def parses(words: list[str]) -> None:
+    """Raise what click raises for a command line, without running it."""
+    found = command(words[0])
+    context = found.make_context(words[0], list(words[1:]), resilient_parsing=False)
+    context.close()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_example_is_a_command_line_that_is_understood(name: str) -> None:
+    examples = re.findall(r"^\s*Example: vpcctl (.*)$", command(name).help or "", re.MULTILINE)
+    assert examples
+    for example in examples:
+        parses(shlex.split(example))
+
+
+def test_the_examples_of_the_program_itself_are_understood_too() -> None:
+    lines = re.findall(r"^\s*vpcctl (\S.*)$", commands.help or "", re.MULTILINE)
+    assert len(lines) >= 4
+    for line in lines:
+        parses(shlex.split(line))
+
+
+def test_an_example_that_is_not_understood_would_be_noticed() -> None:
+    with pytest.raises(click.UsageError):
+        parses(["create-subnet", "--vpc", "shop", "--nam", "web"])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_explained(name: str) -> None:
+    for parameter in command(name).params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help or parameter.show_default, parameter.name
+
+
+def test_the_help_lists_all_commands_and_exit_statuses(vpcctl: Main) -> None:
+    shown, _ = vpcctl("--help")
+    assert all(re.search(rf"^  {name} ", shown, re.MULTILINE) for name in COMMANDS)
+    flat = " ".join(shown.split())
+    assert all(f"{status} {meaning}" in flat for status, meaning in EXIT_STATUSES.items())
+
+
+def test_the_version_is_told(vpcctl: Main) -> None:
+    from vpcctl import __version__
+
+    assert vpcctl("--version")[0] == f"vpcctl, version {__version__}\n"
+
+
+def test_listing_commands_imports_nothing_heavy() -> None:
+    code = "import sys; from vpcctl.cli import commands; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "click" in loaded.split()
+    assert not {"pyroute2", "nftables", "jsonschema"} & set(loaded.split())
+
+
+# -- exit statuses -------------------------------------------------------------------------------------------------
+
+
+def tree(found: type[errors.VpcctlError]) -> list[type[errors.VpcctlError]]:
+    return [found, *(inner for below in found.__subclasses__() for inner in tree(below))]
+
+
+def test_every_error_has_an_exit_status_of_the_table() -> None:
+    assert {one.exit_status for one in tree(errors.VpcctlError)} <= set(EXIT_STATUSES)
+    assert len(tree(errors.VpcctlError)) > 5
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["creat-vpc"], "Error: there is no command 'creat-vpc'; did you mean 'create-vpc'?"),
+        (["zzz"], "Error: there is no command 'zzz'; expected: apply, apply-policy,"),
+        (["show-vpc"], "Error: Missing option '--name'."),
+        (["show-vpc", "--nam", "one"], "Error: No such option '--nam'"),
+        (["create-subnet", "--vpc", "one", "--name", "x", "--type", "public", "--cidr", "10.0.0.1/28"],
+         '"10.0.0.1/28" has bits set beyond its prefix length; 10.0.0.0/28 is the prefix'),
+        (["create-subnet", "--vpc", "one", "--name", "x", "--type", "public", "--cidr", "2001:db8::/64"],
+         "2001:db8::/64 is an IPv6 prefix, and IPv4 is expected here"),
+        (["create-subnet", "--vpc", "one", "--name", "x", "--type", "open", "--cidr", "10.0.0.0/28"], "'open'"),
+        (["create-instance", "--vpc", "one", "--subnet", "web", "--name", "a", "--ip", "x"],
+         '"x" is not an address such as 10.0.1.9'),
+        (["publish-port", "--vpc", "one", "--instance", "web", "--port", "0"], "0 is not in the range"),
+        (["apply-policy"], "name a policy file, or - for standard input"),
+        (["destroy"], "say --all to remove every VPC"),
+        (["exec", "--vpc", "one", "--", "true"], "name either --subnet or --instance"),
+        ([], "Usage: vpcctl [OPTIONS] COMMAND [ARGS]..."),
+    ],
+)  # fmt: skip
+def test_a_command_line_that_is_not_understood_is_status_2(vpcctl: Main, words: list[str], said: str) -> None:
+    shown, told_words = vpcctl(*words, status=2)
+    assert shown == ""
+    assert said in told_words
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["show-vpc", "--name", "x"], 4, "vpcctl: there is no VPC 'x'; there is one, two\n"),
+        (["list-subnets", "--vpc", "x"], 4, "vpcctl: there is no VPC 'x'; there is one, two\n"),
+        (["list-instances", "--vpc", "one", "--subnet", "x"], 4,
+         "vpcctl: VPC one has no subnet 'x'; there is db, web\n"),
+        (["show-policy", "--vpc", "one", "--subnet", "x"], 4, "vpcctl: VPC one has no subnet 'x'; there is db, web\n"),
+        (["exec", "--vpc", "one", "--instance", "x", "--", "true"], 4,
+         "vpcctl: VPC one has no instance 'x'; there is db, web\n"),
+        (["apply-policy", "none.json"], 2, "vpcctl: none.json: cannot be read (No such file or directory)\n"),
+        (["compile", "--environment", "none.json"], 2,
+         "vpcctl: none.json: cannot be read (No such file or directory)\n"),
+    ],
+)  # fmt: skip
+def test_what_is_expected_to_fail_fails_with_its_status_and_a_sentence(
+    vpcctl: Main, files: Path, words: list[str], status: int, said: str
+) -> None:
+    assert vpcctl(*words, status=status) == ("", said)
+
+
+def test_a_damaged_state_file_is_status_6(vpcctl: Main, session: Rehearsal) -> None:
+    (session.state_dir / "state.json").write_text("damaged")
+    shown, said = vpcctl("list-vpcs", status=6)
+    assert shown == ""
+    assert said.startswith(f"vpcctl: {session.state_dir}/state.json is damaged")
+
+
+def test_every_line_of_a_long_error_is_marked(vpcctl: Main, files: Path) -> None:
+    (files / "bad.json").write_text('{"ingress": [{"action": "x"}, {"prot": 1}]}')
+    _, said = vpcctl("apply-policy", "bad.json", status=2)
+    assert len(said.splitlines()) == 3
+    assert all(line.startswith("vpcctl: bad.json#/ingress/") for line in said.splitlines())
+
+
+def test_the_problems_of_all_files_are_told_at_once(vpcctl: Main, files: Path) -> None:
+    for name in ("a.json", "b.json"):
+        (files / name).write_text('{"x": 1}')
+    _, said = vpcctl("apply-policy", "a.json", "b.json", "c.json", status=2)
+    assert [line.split()[1] for line in said.splitlines()] == ["a.json#/x:", "b.json#/x:", "c.json:"]
+
+
+def test_drift_is_status_3_and_repair_ends_it(run: Run, session: Rehearsal) -> None:
+    assert run("status").stdout == "in sync\n"
+    session.fake.remove(session.fake.objects[("Namespace", "one-web")])
+    drifted = run("status", status=3).stdout
+    assert "namespace one-web is absent" in drifted
+    assert drifted.endswith("drifted; `vpcctl repair` mends it\n")
+    found = json.loads(run("status", "--json", status=3).stdout)
+    assert (found["in_sync"], found["unfinished"]) == (False, False)
+    assert {"kind", "object", "state", "detail"} == set(found["differences"][0])
+    assert json.loads(run("status", "--vpc", "two", "--json").stdout)["in_sync"] is True
+    repaired = run("repair")
+    assert "mended: namespace one-web is absent" in repaired.stderr
+    assert repaired.stdout == ""
+    assert run("repair").stderr == "nothing to mend\n"
+    assert run("status").stdout == "in sync\n"
+
+
+def test_what_the_kernel_refuses_is_status_5_and_leaves_things_as_they_were(run: Run, session: Rehearsal) -> None:
+    session.fake.fail_at = len(session.fake.calls) + 3
+    run("create-subnet", "--vpc", "one", "--name", "x", "--type", "public", "--cidr", "10.0.0.32/28", status=5)
+    assert run("status").stdout == "in sync\n"
+    assert "x" not in [subnet["name"] for subnet in json.loads(run("list-subnets", "--vpc", "one", "--json").stdout)]
+
+
+# -- what is printed where -----------------------------------------------------------------------------------------
+
+
+def test_results_go_to_standard_output_and_words_to_people_to_standard_error(run: Run) -> None:
+    created = run("create-instance", "--vpc", "one", "--subnet", "web", "--name", "web-2")
+    assert created.stdout == ""
+    assert created.stderr == "created instance web-2 (10.0.0.3), namespace one-web-2\n"
+    listed = run("list-instances", "--vpc", "one", "--subnet", "web")
+    assert listed.stderr == ""
+    assert [line.split()[:3] for line in listed.stdout.splitlines()] == [
+        ["INSTANCE", "SUBNET", "IP"],
+        ["web", "web", "10.0.0.2"],
+        ["web-2", "web", "10.0.0.3"],
+    ]
+
+
+def test_what_is_not_there_is_said_and_not_printed(vpcctl: Main, session: Rehearsal) -> None:
+    reconciler.change(session.store, session.fake, lambda state: nothing(state.world))
+    assert vpcctl("list-vpcs") == ("", "there is no VPC\n")
+    assert vpcctl("list-peerings") == ("", "there is no peering\n")
+    assert vpcctl("list-vpcs", "--json") == ("[]\n", "")
+
+
+def test_quiet_says_nothing_and_verbose_says_each_step(session: Rehearsal, run: Run) -> None:
+    session.verbosity = -1
+    assert run("create-instance", "--vpc", "one", "--subnet", "web", "--name", "a").stderr == ""
+    session.verbosity = 1
+    steps = run("delete-instance", "--vpc", "one", "--name", "a").stderr.splitlines()
+    assert "  remove namespace one-a" in steps
+    assert steps[-1] == "deleted instance a of VPC one"
+
+
+SHAPES: dict[tuple[str, ...], set[str]] = {
+    ("list-vpcs",): {"name", "cidr", "router", "uplink", "peers", "subnets", "publish"},
+    ("show-vpc", "--name", "one"): {"name", "cidr", "router", "uplink", "peers", "subnets", "publish"},
+    ("list-subnets", "--vpc", "one"): {"name", "cidr", "type", "gateway", "nat_gateway", "instances", "policy"},
+    ("list-instances", "--vpc", "one"): {"name", "ip", "mac", "namespace", "subnet"},
+    ("list-peerings",): {"vpc1", "vpc2"},
+    ("show-policy", "--vpc", "one"): {"subnet", "file", "policy"},
+}
+
+
+@pytest.mark.parametrize("words", SHAPES, ids=" ".join)
+def test_json_has_its_documented_shape(vpcctl: Main, words: tuple[str, ...]) -> None:
+    shown, said = vpcctl(*words, "--json")
+    assert said == ""
+    found = json.loads(shown)
+    first = found[0] if isinstance(found, list) else found
+    assert SHAPES[words] <= set(first)
+
+
+@pytest.mark.parametrize("words", SHAPES, ids=" ".join)
+def test_what_is_shown_to_people_names_the_same_things(vpcctl: Main, words: tuple[str, ...]) -> None:
+    found: Any = json.loads(vpcctl(*words, "--json")[0])
+    shown, _ = vpcctl(*words)
+    for one in found if isinstance(found, list) else [found]:
+        for key in ("name", "cidr", "ip", "subnet", "vpc1", "vpc2"):
+            assert str(one.get(key, "")) in shown
+
+
+def test_words_of_a_document_do_not_break_the_output(session: Rehearsal) -> None:
+    """Half a character is JSON, and no text that a terminal could show."""
+    odd = WEB_POLICY | {"description": "\ud800", "ingress": [{"action": "allow", "description": "\udfff"}]}
+    reconciler.change(session.store, session.fake, lambda state: policy(odd)(state.world))
+    words = [sys.executable, "-m", "vpcctl", "--state-dir", str(session.state_dir), "show-policy", "--vpc", "one"]
+    for more in ([], ["--json"]):
+        done = subprocess.run([*words, *more], cwd=ROOT, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr.decode()
+
+
+def test_a_reader_that_has_gone_is_no_error(session: Rehearsal) -> None:
+    words = [sys.executable, "-m", "vpcctl", "--state-dir", str(session.state_dir), "list-vpcs", "--json"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(words, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert b"Traceback" not in done.stderr
+
+
+# -- policies ------------------------------------------------------------------------------------------------------
+
+
+def test_applying_a_policy_says_what_it_does_and_the_second_time_that_it_does_nothing(run: Run, files: Path) -> None:
+    (files / "web.json").write_text('{"subnet": "web", "vpc": "one", "ingress": [{"action": "allow"}]}')
+    first, second = run("apply-policy", "web.json"), run("apply-policy", "web.json")
+    assert "one/web: applied (1 rules)" in first.stderr
+    assert 'ingress of one/web denies what no rule matches (implied; say it with "default")' in first.stderr
+    assert "one/web: unchanged (1 rules)" in second.stderr
+
+
+def test_a_policy_comes_from_standard_input_too(run: Run) -> None:
+    done = run("apply-policy", "--vpc", "one", "--subnet", "db", "-", said='{"egress": []}')
+    assert "one/db: applied (0 rules)" in done.stderr
+    shown = json.loads(run("show-policy", "--vpc", "one", "--subnet", "db", "--json").stdout)
+    assert shown == [{"subnet": "db", "file": "(standard input)", "policy": {"egress": []}}]
+
+
+def test_the_old_option_file_is_the_argument(run: Run, files: Path) -> None:
+    (files / "web.json").write_text('{"subnet": "web", "ingress": []}')
+    assert "one/web: applied" in run("apply-policy", "--vpc", "one", "--file", "web.json").stderr
+
+
+def test_a_bad_document_among_good_ones_changes_nothing(run: Run, files: Path, session: Rehearsal) -> None:
+    (files / "good.json").write_text('{"subnet": "db", "ingress": []}')
+    (files / "bad.json").write_text('{"subnet": "web", "ingress": [{"action": "allow", "source": "subnet:ghost"}]}')
+    before = session.load()
+    done = run("apply-policy", "--vpc", "one", "good.json", "bad.json", status=2)
+    assert "subnet:ghost names nothing" in str(done.exception)
+    assert session.load() == before
+
+
+# -- compiling without a kernel ------------------------------------------------------------------------------------
+
+
+def test_compile_prints_the_ruleset_and_leaves_no_trace(vpcctl: Main, files: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    shown, said = vpcctl("compile", "--environment", "shop.json", "--vpc", "one")
+    assert said == ""
+    assert shown.startswith("define generation = 1\n")
+    assert "web.json#/ingress/0" in shown
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_compile_shows_what_is_loaded_when_nothing_is_to_change(vpcctl: Main, session: Rehearsal) -> None:
+    state = session.load()
+    loaded = session.fake.objects[("Ruleset", "one-router")]
+    shown, _ = vpcctl("compile", "--vpc", "one")
+    assert shown == compile_vpc(state.world, "one", loaded.tag).text(loaded.generation)
+    assert loaded.fingerprint in shown
+
+
+def test_compile_of_several_vpcs_asks_which(vpcctl: Main) -> None:
+    _, said = vpcctl("compile", status=2)
+    assert "a ruleset is one VPC's; name it with --vpc (there: one, two)" in said
+
+
+def test_a_policy_that_an_environment_names_is_found_beside_it(vpcctl: Main, files: Path) -> None:
+    inner = files / "inner"
+    inner.mkdir()
+    for name in ("shop.json", "web.json"):
+        (files / name).rename(inner / name)
+    shown, _ = vpcctl("compile", "--environment", "inner/shop.json")
+    assert "web.json#/ingress/0" in shown
+
+
+# -- an environment, there and back --------------------------------------------------------------------------------
+
+
+def test_what_is_exported_applies_to_nothing_new(run: Run, files: Path, session: Rehearsal) -> None:
+    exported = run("export").stdout
+    (files / "all.json").write_text(exported)
+    before = session.load()
+    assert run("plan", "all.json").stdout == "nothing to change\n"
+    assert "nothing to change" in run("apply", "all.json").stderr
+    assert session.load().world == before.world
+
+
+def test_an_exported_environment_makes_the_same_network_elsewhere(run: Run, files: Path, tmp_path: Path) -> None:
+    document = json.loads(run("export").stdout)
+    (files / "all.json").write_text(json.dumps(document))
+    elsewhere = Rehearsal(tmp_path / "elsewhere")
+    done = CliRunner().invoke(command("apply"), [str(files / "all.json")], obj=elsewhere)
+    assert done.exit_code == 0, done.output
+    exported = CliRunner().invoke(command("export"), [], obj=elsewhere)
+    assert json.loads(exported.stdout) == document
+
+
+def test_pruning_hands_a_published_port_over(run: Run, files: Path, session: Rehearsal) -> None:
+    """One VPC goes and another one comes, in one command and with the same port of the host."""
+    heir = {
+        "name": "heir",
+        "cidr": "10.0.0.0/26",
+        "subnets": [{"name": "web", "cidr": "10.0.0.0/28", "type": "public"}],
+        "publish": [{"protocol": "tcp", "port": 8080, "instance": "web", "target_port": 80}],
+    }
+    (files / "heir.json").write_text(json.dumps({"vpcs": [heir]}))
+    assert session.load().world.vpc("one").publications
+    run("apply", "--prune", "heir.json")
+    found: World = session.load().world
+    assert [vpc.name for vpc in found.vpcs] == ["heir"]
+    assert run("status").stdout == "in sync\n"

@@ -1,0 +1,402 @@
+"""Answers to questions about traffic: for single flows against the oracle, for many at once by reading them back."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests import words, worlds
+from vpcctl import meaning, space, spec
+from vpcctl.compiler.gates import REPLY_TYPE
+from vpcctl.errors import ConflictError, DocumentError
+from vpcctl.explain import ALLOW, DENY, PARTLY, answer_to_json, ask, matrix, parse_service, witnesses
+from vpcctl.meaning import Flow
+from vpcctl.model import World
+from vpcctl.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS, Action
+from vpcctl.reach import FLOWS, Reach
+from vpcctl.space import NOTHING, Space
+
+FLOWS_ASKED = 25
+
+# -- single flows --------------------------------------------------------------------------------------------------
+
+
+def question(flow: Flow) -> tuple[str, str, str]:
+    """A flow in the words of the command line."""
+    ends = [str(place.address) if place.vpc is None else f"{place.vpc}/{place.address}"
+            for place in (flow.source, flow.destination)]  # fmt: skip
+    return (*ends, str(flow.protocol) if flow.port is None else f"{flow.protocol}/{flow.port}")
+
+
+def can_be_asked(world: World, flow: Flow) -> bool:
+    """Is one end in a VPC, are both somewhere, and does the service begin a flow and have a name?"""
+    if (flow.source.vpc is None and flow.destination.vpc is None) or nowhere(world, flow):
+        return False
+    return flow.port != 0 if flow.protocol in PORT_PROTOCOLS else begins(flow)
+
+
+def begins(flow: Flow) -> bool:
+    return flow.protocol not in ICMP_PROTOCOLS or flow.port in REPLY_TYPE[flow.protocol]
+
+
+def line_of(origin: str) -> str:
+    """The file and the pointer of an origin; the reason where the topology decides."""
+    if "is no address of the internet" in origin:
+        return origin.partition(";")[0]
+    if origin in ("this port is not published", "nothing is published there", "this is not published"):
+        return "not published"
+    return origin.partition(" ")[0] if "#" in origin else origin
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.booleans().flatmap(worlds.worlds), st.integers(0, 2**32))
+def test_a_flow_is_judged_stage_by_stage_as_the_oracle_judges_it(world: World, seed: int) -> None:
+    reach = Reach(world)
+    for flow in worlds.flows(world, random.Random(seed), FLOWS_ASKED):
+        if not can_be_asked(world, flow):
+            continue
+        decision = meaning.decide(world, flow)
+        answer = ask(reach, *question(flow))
+        assert answer.verdict == (ALLOW if decision.allowed else DENY), flow
+        assert line_of(answer.deciding.origin) == line_of(decision.stages[-1].origin), flow
+        assert [stage.gate for stage in answer.stages] == [stage.gate for stage in decision.stages]
+        for said, known in zip(answer.stages[1:], decision.stages[1:], strict=True):
+            (verdict,) = said.verdicts
+            assert verdict.action is known.action
+            assert line_of(verdict.origin) == line_of(known.origin)
+            assert (verdict.rule is not None) is (verdict.rule in rules_of(world)), verdict
+
+
+def nowhere(world: World, flow: Flow) -> bool:
+    """Is an end in a VPC but in none of its subnets?  That is no question but a mistake."""
+    return any(
+        place.vpc is not None
+        and not any(place.address in prefix for one in world.vpc(place.vpc).subnets for prefix in one.prefixes)
+        for place in (flow.source, flow.destination)
+    )
+
+
+def rules_of(world: World) -> list:
+    policies = [subnet.policy for vpc in world.vpcs for subnet in vpc.subnets if subnet.policy]
+    return [rule for policy in policies for rules in (policy.ingress, policy.egress) for rule in rules or ()]
+
+
+# -- many at once --------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def questions(draw: st.DrawFn) -> tuple[Reach, str, str, str]:
+    """A question about whole subnets, the internet, and many services."""
+    world = draw(st.booleans().flatmap(worlds.worlds).filter(lambda found: any(vpc.subnets for vpc in found.vpcs)))
+    inside = [f"{vpc.name}/{one.name}" for vpc in world.vpcs for one in (*vpc.subnets, *vpc.instances)]
+    one = draw(st.sampled_from(inside))
+    other = draw(st.sampled_from([*inside, "internet", "internet", "203.0.113.7"]))
+    service = draw(st.sampled_from(["any", "any", "tcp", "tcp/80", "udp/1-1023", "icmp", "icmp/echo-request", "47"]))
+    return (Reach(world), *draw(st.permutations([one, other])), service)
+
+
+@settings(max_examples=60, deadline=None)
+@given(questions())
+def test_every_stage_speaks_of_all_that_came_to_it(case: tuple[Reach, str, str, str]) -> None:
+    reach, source, destination, service = case
+    answer = ask(reach, source, destination, service)
+    ends = answer.source.zone, answer.destination.zone
+    left = answer.asked
+    for stage in answer.stages:
+        said = {number: words.packets(one.lines, *ends, reach) for number, one in enumerate(stage.verdicts)}
+        for number, part in said.items():
+            assert not any(part & other for place, other in said.items() if place != number)
+        assert union(said.values()) == left, stage
+        left = union(part for number, part in said.items() if stage.verdicts[number].action is Action.ALLOW)
+    assert left == answer.passing == words.packets(answer.allowed, *ends, reach)
+    assert answer.verdict == (ALLOW if left == answer.asked else PARTLY if left else DENY)
+
+
+def union(parts) -> Space:
+    found = NOTHING
+    for part in parts:
+        found |= part
+    return found
+
+
+@settings(max_examples=40, deadline=None)
+@given(questions())
+def test_what_passes_is_what_the_space_says_of_what_was_asked(case: tuple[Reach, str, str, str]) -> None:
+    reach, source, destination, service = case
+    answer = ask(reach, source, destination, service)
+    asked = Space.of(answer.source.addresses, answer.destination.addresses, *parse_service(service))
+    assert not answer.asked - asked
+    assert answer.asked & FLOWS == asked & FLOWS
+    single = [end.single for end in (answer.source, answer.destination) if end.zone.vpc is not None and end.single]
+    if all(any(one in member.addresses for vpc in reach.world.vpcs for member in vpc.instances) for one in single):
+        assert answer.passing == reach.allowed(answer.source.zone, answer.destination.zone) & asked
+
+
+@settings(max_examples=30, deadline=None)
+@given(questions())
+def test_witnesses_of_an_answer_are_flows_that_the_oracle_judges_so(case: tuple[Reach, str, str, str]) -> None:
+    reach, source, destination, service = case
+    for flow, passes in witnesses(reach, ask(reach, source, destination, service), ipaddress.ip_address("203.0.113.7")):
+        assert meaning.decide(reach.world, flow).allowed is passes, flow
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.booleans().flatmap(worlds.worlds))
+def test_the_matrix_is_all_that_passes(world: World) -> None:
+    reach = Reach(world)
+    for vpc in world.vpcs:
+        found = matrix(reach, vpc.name)
+        pairs = list(reach.pairs(vpc.name))
+        assert list(found) == [(source.name(vpc.name), destination.name(vpc.name)) for source, destination in pairs]
+        for (source, destination), told in zip(pairs, found.values(), strict=True):
+            assert words.packets(told, source, destination, reach, vpc.name) == reach.allowed(source, destination)
+
+
+# -- by name -------------------------------------------------------------------------------------------------------
+
+RULES = {
+    "ingress": [
+        {"action": "deny", "protocol": "tcp", "port": 23, "description": "no telnet"},
+        {"action": "allow", "protocol": "tcp", "source": "subnet:web"},
+        {"action": "reject", "protocol": "udp"},
+    ],
+}
+
+
+def shop() -> Reach:
+    """A public subnet with two instances, a private one with a policy, a peer and a stranger."""
+    document = {
+        "vpcs": [
+            {"name": "shop", "cidr": "10.0.0.0/16", "publish": [{"protocol": "tcp", "port": 8080, "instance": "web"}],
+             "subnets": [
+                {"name": "web", "cidr": "10.0.1.0/24", "type": "public",
+                 "instances": [{"name": "web"}, {"name": "web-2", "ip": "10.0.1.9"}]},
+                {"name": "db", "cidr": "10.0.3.0/24", "type": "private", "instances": [{"name": "data"}],
+                 "policy": RULES},
+            ]},
+            {"name": "billing", "cidr": "10.1.0.0/16",
+             "subnets": [{"name": "api", "cidr": "10.1.0.0/24", "type": "private"}]},
+            {"name": "apart", "cidr": "10.2.0.0/16",
+             "subnets": [{"name": "api", "cidr": "10.2.0.0/24", "type": "private"}]},
+        ],
+        "peerings": [["shop", "billing"]],
+    }  # fmt: skip
+    return Reach(spec.read_environment(document, "env.json", json.loads))
+
+
+POLICY = "env.json#/vpcs/0/subnets/1/policy"
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "service", "verdict", "origin"),
+    [
+        ("shop/web", "shop/data", "tcp/5432", ALLOW, f"{POLICY}/ingress/1"),
+        ("shop/web", "shop/data", "tcp/23", DENY, f"{POLICY}/ingress/0"),
+        ("shop/web", "shop/data", "udp/53", DENY, f"{POLICY}/ingress/2"),
+        ("shop/web", "shop/data", "icmp/echo-request", DENY, f"{POLICY} (no rule matches; default)"),
+        ("shop/web", "shop/data", "tcp", PARTLY, f"{POLICY}/ingress/0"),
+        ("shop/data", "shop/web", "any", ALLOW, "no policy"),
+        ("shop/data", "203.0.113.7", "tcp/443", DENY, "subnet db is private and has no NAT gateway"),
+        ("shop/web", "203.0.113.7", "tcp/443", ALLOW, "no policy"),
+        ("shop/web", "internet", "any", ALLOW, "no policy"),
+        ("internet", "shop/web", "tcp/8080", ALLOW, "no policy"),
+        ("internet", "shop/web", "tcp/80", DENY, "this is not published"),
+        ("internet", "shop/web", "tcp", PARTLY, "this is not published"),
+        ("203.0.113.7", "shop/data", "tcp/80", DENY, "nothing is published there"),
+        ("billing/api", "shop/data", "tcp/5432", DENY, f"{POLICY} (no rule matches; default)"),
+        ("apart/api", "shop/data", "tcp/5432", DENY, "VPCs apart and shop are not peered"),
+        ("shop/10.0.1.77", "shop/data", "tcp/5432", DENY, "10.0.1.77 is no instance of VPC shop"),
+        # Forgotten where it is: the answer says what to write.
+        ("shop/web", "10.0.3.2", "tcp/1", DENY,
+         "10.0.3.2 is no address of the internet; shop/10.0.3.2 is one of VPC shop"),
+        ("shop/data", "10.1.0.2", "tcp/1", DENY,
+         "10.1.0.2 is no address of the internet; billing/10.1.0.2 is one of VPC billing"),
+        ("169.254.0.1", "shop/web", "tcp/8080", DENY, "169.254.0.1 is no address of the internet"),
+        ("shop/web", "2001:db8::1", "tcp/80", DENY, "2001:db8::1 is no address of the internet"),
+        ("shop/web", "shop/data", "icmpv6/echo-request", DENY, "no packet has these addresses and this protocol"),
+    ],
+)  # fmt: skip
+def test_an_answer_and_the_line_that_decides(
+    source: str, destination: str, service: str, verdict: str, origin: str
+) -> None:
+    answer = ask(shop(), source, destination, service)
+    assert (answer.verdict, answer.deciding.origin) == (verdict, origin)
+
+
+def test_a_silent_direction_says_so() -> None:
+    egress = ask(shop(), "shop/data", "shop/web", "any").stages[1]
+    assert [verdict.origin for verdict in egress.verdicts] == [f"{POLICY} (says nothing of egress; default)"]
+
+
+def test_an_answer_in_part_says_for_which() -> None:
+    answer = ask(shop(), "shop/web", "shop/data", "tcp")
+    assert list(map(str, answer.allowed)) == ["web (10.0.1.2) → data (10.0.3.2) tcp/0-22, tcp/24-65535"]
+    told = {verdict.origin: list(map(str, verdict.lines)) for verdict in answer.stages[-1].verdicts}
+    assert told == {
+        f"{POLICY}/ingress/0": ["web (10.0.1.2) → data (10.0.3.2) tcp/23"],
+        f"{POLICY}/ingress/1": ["web (10.0.1.2) → data (10.0.3.2) tcp/0-22, tcp/24-65535"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "hops"),
+    [
+        ("shop/web", "shop/data", [
+            "shop/web 10.0.1.2", "br-web in shop-router: egress gate of shop/web",
+            "br-db in shop-router: ingress gate of shop/db", "shop/data 10.0.3.2",
+        ]),
+        ("shop/10.0.1.2", "203.0.113.7", [
+            "shop/10.0.1.2", "br-web in shop-router: egress gate of shop/web", "uplink in shop-router, source NAT",
+            "vpc-shop on the host, masquerade", "203.0.113.7",
+        ]),
+        ("internet", "shop/web", [
+            "internet", "vpc-shop on the host, destination NAT", "uplink in shop-router, destination NAT",
+            "br-web in shop-router: ingress gate of shop/web", "shop/web 10.0.1.2",
+        ]),
+        ("shop/db", "billing/api", [
+            "shop/db", "br-db in shop-router: egress gate of shop/db", "pr-billing in shop-router",
+            "pr-shop in billing-router", "br-api in billing-router: ingress gate of billing/api",
+            "billing/api 10.1.0.2",
+        ]),
+    ],
+)  # fmt: skip
+def test_the_hops_are_named(source: str, destination: str, hops: list[str]) -> None:
+    assert list(ask(shop(), source, destination, "any").hops) == hops
+
+
+def test_the_name_of_an_instance_wins_over_that_of_a_subnet() -> None:
+    reach = shop()
+    assert str(ask(reach, "shop/web", "shop/db", "any").source.single) == "10.0.1.2"
+    whole = ask(reach, "shop/db", "shop/web", "any").source
+    assert whole.single is None
+    assert whole.addresses == (space.interval(ipaddress.ip_network("10.0.3.0/24")),)
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "error", "message"),
+    [
+        ("web", "shop/db", DocumentError, '"web" is no end of a flow: VPC/NAME, VPC/ADDRESS, internet or a public'),
+        ("internet", "203.0.113.7", DocumentError, "internet → 203.0.113.7: one side must be in a VPC"),
+        ("shp/web", "shop/db", ConflictError, "there is no VPC 'shp'; there is apart, billing, shop"),
+        ("shop/wbe", "shop/db", ConflictError, "VPC shop has no instance or subnet 'wbe'; did you mean 'web'?"),
+        ("shop/web", "billing/db", ConflictError, "VPC billing has no instance or subnet 'db'; expected: api"),
+        ("shop/web", "shop/10.0.9.9", ConflictError, "10.0.9.9 is in no subnet of VPC shop"),
+        ("shop/web", "shop/10.0.3.0/24", ConflictError, "VPC shop has no instance or subnet '10.0.3.0/24'"),
+        ("shop/web", "shop/", ConflictError, "VPC shop has no instance or subnet ''"),
+        ("shop/web", "", DocumentError, '"" is no end of a flow'),
+        ("/", "shop/db", ConflictError, "there is no VPC ''"),
+    ],
+)  # fmt: skip
+def test_an_end_that_is_none_is_told(source: str, destination: str, error: type, message: str) -> None:
+    with pytest.raises(error) as found:
+        ask(shop(), source, destination, "tcp/80")
+    assert str(found.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "ranges"),
+    [
+        ("any", (None, None)),
+        ("ANY", (None, None)),
+        ("tcp", ([(6, 6)], None)),
+        ("tcp/443", ([(6, 6)], [(443, 443)])),
+        ("UDP/53", ([(17, 17)], [(53, 53)])),
+        ("sctp/1-65535", ([(132, 132)], [(1, 65535)])),
+        ("6/80", ([(6, 6)], [(80, 80)])),
+        ("icmp/echo-request", ([(1, 1)], [(8, 8)])),
+        ("icmp/13", ([(1, 1)], [(13, 13)])),
+        ("icmpv6/echo-request", ([(58, 58)], [(128, 128)])),
+        ("0", ([(0, 0)], None)),
+        ("255", ([(255, 255)], None)),
+    ],
+)
+def test_a_service_is_read(text: str, ranges: tuple) -> None:
+    assert parse_service(text) == ranges
+
+
+EXPECTED = "a service is tcp/443, udp/53, icmp/echo-request, tcp, a protocol number or any"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tpc/80", f"\"tpc/80\" is not a service: did you mean 'tcp'?; {EXPECTED}"),
+        ("256", f'"256" is not a service: expected: tcp, udp, sctp, icmp, icmpv6, any; {EXPECTED}'),
+        ("", f'"" is not a service: expected: tcp, udp, sctp, icmp, icmpv6, any; {EXPECTED}'),
+        ("any/80", f"\"any/80\" is not a service: did you mean 'any'?; {EXPECTED}"),
+        ("-1", f'"-1" is not a service: expected: tcp, udp, sctp, icmp, icmpv6, any; {EXPECTED}'),
+        ("9" * 5000, None),
+        ("tcp/", f'"tcp/" is not a service; {EXPECTED}'),
+        ("tcp/http", f'"tcp/http" is not a service; {EXPECTED}'),
+        ("tcp/80-", f'"tcp/80-" is not a service; {EXPECTED}'),
+        ("tcp/-80", f'"tcp/-80" is not a service; {EXPECTED}'),
+        ("tcp/1-2-3", f'"tcp/1-2-3" is not a service; {EXPECTED}'),
+        ("tcp/٨٠", f'"tcp/٨٠" is not a service; {EXPECTED}'),
+        ("47/80", f'"47/80" is not a service; {EXPECTED}'),
+        ("tcp/0", '"tcp/0" is not a service: 0 is not a port (1–65535)'),
+        ("tcp/70000", '"tcp/70000" is not a service: 70000 is not a port (1–65535)'),
+        ("tcp/90-80", '"tcp/90-80" is not a service: 90-80 is not a port (1–65535)'),
+        ("tcp/" + "9" * 5000, None),
+        (
+            "icmp/echo",
+            '"icmp/echo" is not a service: expected: address-mask-request, echo-request, info-request,'
+            " timestamp-request",
+        ),
+        ("icmp/ehco-request", "\"icmp/ehco-request\" is not a service: did you mean 'echo-request'?"),
+        ("icmp/256", None),
+        ("icmp/" + "9" * 5000, None),
+    ],
+)
+def test_a_service_that_is_none_is_told(text: str, message: str | None) -> None:
+    with pytest.raises(DocumentError) as found:
+        parse_service(text)
+    if message:
+        assert str(found.value) == message
+    assert len(str(found.value)) < 500
+
+
+@pytest.mark.parametrize("service", ["icmp/echo-reply", "icmp/redirect", "icmp/time-exceeded", "icmpv6/nd-redirect"])
+def test_what_begins_no_flow_is_no_question(service: str) -> None:
+    with pytest.raises(DocumentError, match="no flow begins with that"):
+        ask(shop(), "shop/web", "shop/db", service)
+
+
+def test_both_ip_versions_of_an_instance_are_one_question() -> None:
+    """A rule for each version allows all there is: a packet with one address of each does not exist."""
+    here, there = ("10.0.0.2", "2001:db8:0:a::2"), ("10.0.0.3", "2001:db8:0:a::3")
+    both = [{"action": "allow", "source": one, "destination": other} for one, other in zip(here, there, strict=True)]
+    policy = spec.read_policy({"ingress": both}, "web.json", "")
+    members = tuple(worlds.instance("alpha", name, *found) for name, found in (("one", here), ("two", there)))
+    prefixes = tuple(map(ipaddress.ip_network, ("10.0.0.0/28", "2001:db8:0:a::/120")))
+    subnet = worlds.Subnet("web", prefixes, True, False, members, policy)
+    vpc = worlds.Vpc("alpha", tuple(map(ipaddress.ip_network, ("10.0.0.0/26", "2001:db8:0:a::/64"))), 0, (subnet,))
+    answer = ask(Reach(World((vpc,))), "alpha/one", "alpha/two", "tcp/80")
+    assert answer.verdict == ALLOW
+    assert len(answer.stages[-1].verdicts) == 2
+    half = ask(Reach(World((vpc,))), "alpha/one", "alpha/10.0.0.3", "tcp/80")
+    assert half.verdict == ALLOW
+    assert len(half.stages[-1].verdicts) == 1
+
+
+def test_an_answer_for_machines() -> None:
+    answer = ask(shop(), "shop/web", "shop/data", "tcp/23")
+    line = {"from": ["web (10.0.1.2)"], "to": ["data (10.0.3.2)"], "services": ["tcp/23"]}
+    assert answer_to_json(answer) == {
+        "from": "shop/web", "to": "shop/data", "service": "tcp/23", "verdict": "deny",
+        "deciding": f"{POLICY}/ingress/0",
+        "hops": list(answer.hops),
+        "stages": [
+            {"gate": "topology", "verdicts": [
+                {"action": "allow", "origin": "both are in VPC shop", "description": "", "traffic": [line]}]},
+            {"gate": "egress of shop/web", "verdicts": [
+                {"action": "allow", "origin": "no policy", "description": "", "traffic": [line]}]},
+            {"gate": "ingress of shop/db", "verdicts": [
+                {"action": "deny", "origin": f"{POLICY}/ingress/0", "description": "no telnet", "traffic": [line]}]},
+        ],
+        "allowed": [],
+    }  # fmt: skip
