@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from vpcctl.model import Peering, Subnet, Vpc, World
+from vpcctl.errors import VpcctlError
+from vpcctl.model import Instance, Peering, Subnet, Vpc, World
 from vpcctl.policy import PROTOCOL_NAMES, Policy, Rule
 from vpcctl.spec import policy_to_json
 
@@ -16,35 +17,124 @@ def merged(present: World, wanted: World, peerings: tuple[Peering, ...], prune: 
     """`present` with the VPCs that `wanted` names exactly as it has them.
 
     Peerings between two named VPCs are those of `peerings`; others stay.  With `prune` VPCs that are not named go.
+    The order in which a document names things means nothing: what was there keeps its place.
     """
     named = {vpc.name for vpc in wanted.vpcs}
     others = () if prune else tuple(vpc for vpc in present.vpcs if vpc.name not in named)
     kept = {vpc.name: vpc for vpc in present.vpcs}
-    vpcs = tuple(_with_known_policies(vpc, kept.get(vpc.name)) for vpc in wanted.vpcs)
-    order = {name: number for number, name in enumerate(kept)}
-    everything = sorted((*others, *vpcs), key=lambda vpc: order.get(vpc.name, len(order)))
+    vpcs = tuple(_settled(vpc, kept[vpc.name]) if vpc.name in kept else vpc for vpc in wanted.vpcs)
+    everything = _in_place((*others, *vpcs), present.vpcs, _name)
     there = {vpc.name for vpc in everything}
-    staying = tuple(
+    staying = (
         pair
         for pair in present.peerings
         if not (pair.one in named and pair.other in named) and {pair.one, pair.other} <= there
     )
-    pairs = tuple(dict.fromkeys((*(p for p in present.peerings if p in peerings), *staying, *peerings)))
-    return dataclasses.replace(present, vpcs=tuple(everything), peerings=pairs)
+    pairs = _in_place(dict.fromkeys((*staying, *peerings)), present.peerings, lambda pair: pair)
+    return dataclasses.replace(present, vpcs=everything, peerings=pairs)
 
 
-def _with_known_policies(vpc: Vpc, before: Vpc | None) -> Vpc:
-    """`vpc` with policies that say the same as before left as they were, so that their lines still lead there."""
-    if before is None:
-        return vpc
-    known = {subnet.name: subnet.policy for subnet in before.subnets}
-    subnets = tuple(
-        dataclasses.replace(subnet, policy=known[subnet.name])
-        if subnet.policy and known.get(subnet.name) and same_words(subnet.policy, known[subnet.name])
-        else subnet
-        for subnet in vpc.subnets
+def _settled(vpc: Vpc, before: Vpc) -> Vpc:
+    """`vpc` with everything that it has in common with `before` in its place there."""
+    known = {subnet.name: subnet for subnet in before.subnets}
+    subnets = (_settled_subnet(subnet, known.get(subnet.name)) for subnet in vpc.subnets)
+    return dataclasses.replace(
+        vpc,
+        subnets=_in_place(subnets, before.subnets, _name),
+        publications=_in_place(vpc.publications, before.publications, lambda item: (item.protocol, item.port)),
+        sets=_in_place(vpc.sets, before.sets, lambda item: item[0]),
     )
-    return dataclasses.replace(vpc, subnets=subnets)
+
+
+def _settled_subnet(subnet: Subnet, before: Subnet | None) -> Subnet:
+    """Likewise; a policy that says the same as before is left as it was, so that its lines still lead there."""
+    if before is None:
+        return subnet
+    unchanged = subnet.policy is not None and same_words(subnet.policy, before.policy)
+    return dataclasses.replace(
+        subnet,
+        instances=_in_place(subnet.instances, before.instances, _name),
+        policy=before.policy if unchanged else subnet.policy,
+    )
+
+
+def _in_place(things: Iterable[Any], known: Iterable[Any], key: Callable[[Any], Any]) -> tuple[Any, ...]:
+    """`things` in the order of those in `known` that have the same key, and the others after them as they come."""
+    places = {key(thing): number for number, thing in enumerate(known)}
+    return tuple(sorted(things, key=lambda thing: places.get(key(thing), len(places))))
+
+
+def _name(thing: Vpc | Subnet | Instance) -> str:
+    return thing.name
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A part of the way from one world to another: the VPCs that become as wanted, and what becomes of peerings.
+
+    Peerings ``stay``, those that are not wanted ``go``, or all that are wanted ``come``.
+    """
+
+    label: str
+    vpcs: frozenset[str] = frozenset()
+    peerings: str = "stay"
+
+
+def steps(before: World, wanted: World) -> list[Step]:
+    """The way from one world to another by worlds that can be: peerings go, VPC after VPC changes, peerings come.
+
+    What cannot change one after the other, as VPCs that exchange a prefix or a published port, changes together.
+    """
+    old, new = ({vpc.name: vpc for vpc in world.vpcs} for world in (before, wanted))
+    left = [name for name in old if name not in new] + [name for name, vpc in new.items() if old.get(name) != vpc]
+    found: list[Step] = []
+    world = before
+
+    def take(step: Step) -> None:
+        nonlocal world
+        world = toward(world, wanted, step)
+        found.append(step)
+
+    if not set(before.peerings) <= set(wanted.peerings):
+        take(Step("peerings that go", peerings="go"))
+    while left:
+        possible = (name for name in left if _can_be(world, wanted, _vpc_step(name)))
+        name = next(possible, None)
+        if name is None:
+            take(Step(f"VPCs {', '.join(left)}", frozenset(left), "come"))
+            break
+        take(_vpc_step(name))
+        left.remove(name)
+    if world.peerings != wanted.peerings:
+        take(Step("peerings", peerings="come"))
+    return found
+
+
+def _vpc_step(name: str) -> Step:
+    return Step(f"VPC {name}", frozenset({name}))
+
+
+def _can_be(world: World, wanted: World, step: Step) -> bool:
+    try:
+        toward(world, wanted, step)
+    except VpcctlError:
+        return False
+    return True
+
+
+def toward(world: World, wanted: World, step: Step) -> World:
+    """`world` after one step toward `wanted`; ConflictError where that cannot be."""
+    target = {vpc.name: vpc for vpc in wanted.vpcs}
+    present = {vpc.name for vpc in world.vpcs}
+    vpcs = [target.get(vpc.name) if vpc.name in step.vpcs else vpc for vpc in world.vpcs]
+    vpcs += [vpc for vpc in wanted.vpcs if vpc.name in step.vpcs - present]
+    left = tuple(vpc for vpc in vpcs if vpc is not None)
+    there = {vpc.name for vpc in left}
+    pairs = wanted.peerings if step.peerings == "come" else world.peerings
+    kept = (pair for pair in pairs if {pair.one, pair.other} <= there)
+    if step.peerings == "go":
+        kept = (pair for pair in kept if pair in wanted.peerings)
+    return dataclasses.replace(world, vpcs=left, peerings=tuple(kept))
 
 
 def same_words(one: Policy, other: Policy | None) -> bool:
@@ -144,8 +234,9 @@ def _subnet_changes(vpc: str, old: Subnet, new: Subnet) -> Iterator[ObjectChange
     if old.nat_gateway != new.nat_gateway:
         yield ObjectChange("+" if new.nat_gateway else "-", f"NAT gateway of {vpc}/{new.name}")
     before, after = ({one.name: one for one in subnet.instances} for subnet in (old, new))
-    for name in before.keys() - after.keys():
-        yield ObjectChange("-", f"instance {vpc}/{name}")
+    for name in before:
+        if name not in after:
+            yield ObjectChange("-", f"instance {vpc}/{name}")
     for name, instance in after.items():
         if name not in before:
             yield ObjectChange("+", f"instance {vpc}/{name}", str(instance.addresses[0]))

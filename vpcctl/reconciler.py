@@ -198,7 +198,7 @@ def _converge(writer: Writer, kernel: Kernel, state: State) -> tuple[State, list
     intent = dataclasses.replace(state, boot_id=kernel.boot_id(), pending=desired, record=_merged(state.record, after))
     plan, differences = _mending(kernel, intent, after, _guard(state, desired, after))
     finished = dataclasses.replace(intent, world=desired, record=after, pending=None)
-    if not plan and finished == dataclasses.replace(state, boot_id=finished.boot_id):
+    if not plan and finished == state:
         return state, []
     kernel.check(plan)
     intent = writer.save(intent)

@@ -6,7 +6,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
 
@@ -19,6 +20,24 @@ import sys
 from vpcctl.cli import commands
 for line in sys.argv[1:]:
     commands.main(["-q", *line.split()], prog_name="vpcctl", standalone_mode=False)
+"""
+# Commands that may fail, each with its standard input; after each, what the state file holds.
+TRY_ALL = """
+import io, json, pathlib, sys
+from vpcctl.cli import main
+cases, state, answers, real = json.load(sys.stdin), pathlib.Path(sys.argv[1]), [], sys.stdout
+for words, given in cases:
+    sys.stdin, sys.stdout, sys.stderr = io.StringIO(given), io.StringIO(), io.StringIO()
+    try:
+        main(words)
+    except SystemExit as end:
+        answer = [end.code, sys.stdout.getvalue(), sys.stderr.getvalue()]
+    try:
+        kept = state.read_text()
+    except (OSError, UnicodeDecodeError):
+        kept = ""
+    answers.append([*answer, kept])
+print(json.dumps(answers), file=real)
 """
 # Every setting of the host's network, as one process can read them all; those that nobody may read stand as None.
 SETTINGS = """
@@ -38,9 +57,9 @@ print(json.dumps(found))
 COUNTED = "/proc/sys/net/netfilter/nf_conntrack_count"
 
 
-def run_all(lab: Lab, commands: Iterable[str]) -> None:
-    """Run commands of ours one after the other, as a script of them would."""
-    lab.python(SCRIPT, *commands)
+def run_all(lab: Lab, commands: Iterable[str]) -> str:
+    """Run commands of ours one after the other, as a script of them would; what they print."""
+    return lab.python(SCRIPT, *commands).stdout
 
 
 def write(lab: Lab, name: str, document: object) -> str:
@@ -64,15 +83,45 @@ def attempt(lab: Lab, *words: str, **options: Any) -> subprocess.CompletedProces
     return result
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How a command ended: `state` is what the state file held then, empty if it could not be read."""
+
+    status: int
+    output: str
+    complaint: str
+    state: str
+
+
+def try_all(lab: Lab, cases: Iterable[tuple[list[str], str]], prefix: Sequence[str] = ()) -> list[Answer]:
+    """Run commands, each with its standard input, in one process that is started with `prefix` in front of it."""
+    words = [*prefix, sys.executable, "-c", TRY_ALL, f"{STATE_DIR}/state.json"]
+    result = lab.run(words, input=json.dumps(list(cases)), timeout=120)
+    assert result.stderr == ""
+    return [Answer(*one) for one in json.loads(result.stdout)]
+
+
 def state_file(lab: Lab) -> str:
     """The state file's content; empty if there is none."""
     return lab.run(["cat", f"{STATE_DIR}/state.json"], check=False).stdout
 
 
-def settle(lab: Lab) -> None:
-    """Wait until the host has finished starting up (IPv6 duplicate address detection) and has met its neighbour."""
+def settle(lab: Lab, *namespaces: str) -> None:
+    """Wait until the host, and what is in `namespaces`, has finished starting up, and the host has met its neighbour.
+
+    Addresses are tentative at first (RFC 4862), and a link tells that it is up some time after it is (`linkwatch`).
+    """
     lab.run(["ping", "-n", "-c", "1", "-W", "5", str(INTERNET)])
-    assert eventually(lambda: "tentative" not in lab.run(["ip", "address"]).stdout)
+    for netns in (None, *namespaces):
+        assert eventually(lambda netns=netns: _settled(lab, netns))
+
+
+def _settled(lab: Lab, netns: str | None) -> bool:
+    return not any(
+        "UP" in link["flags"]
+        and (link["operstate"] not in ("UP", "UNKNOWN") or any("tentative" in one for one in link["addr_info"]))
+        for link in seen(lab, "address", netns=netns)
+    )
 
 
 def photograph(lab: Lab) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from tests.lab.machine import attempt, run_all, seen, settle, state_file, write
+from tests.lab.machine import Answer, attempt, run_all, seen, settle, state_file, try_all, write
 from vpcctl.lab import STATE_DIR, Lab
 
 BUILD = (
@@ -30,8 +30,8 @@ WEB = "shop-web"
 @pytest.fixture(scope="module")
 def machine(module_lab: Lab) -> Lab:
     """The VPCs above; tests change nothing of them."""
-    settle(module_lab)
     run_all(module_lab, BUILD)
+    settle(module_lab, "shop-router")
     return module_lab
 
 
@@ -250,20 +250,6 @@ def kernel(lab: Lab) -> list[str]:
     return re.sub(r"timer +[0-9.]+", "", lab.run(["sh", "-c", script]).stdout).splitlines()
 
 
-# All cases in one process; after each, what the state file holds.
-TRY_ALL = """
-import hashlib, io, json, pathlib, sys
-from vpcctl.cli import main
-cases, state = json.load(sys.stdin), pathlib.Path(sys.argv[1])
-answers, real = [], sys.stdout
-for words, given in cases:
-    sys.stdin, sys.stdout, sys.stderr = io.StringIO(given), io.StringIO(), io.StringIO()
-    try:
-        main(words)
-    except SystemExit as end:
-        answers.append([end.code, sys.stdout.getvalue(), sys.stderr.getvalue(), state.read_text()])
-print(json.dumps(answers), file=real)
-"""
 BAD_CASES = [
     *(
         (2, ["apply-policy", "-"], policy if isinstance(policy, str) else json.dumps(policy), said)
@@ -275,24 +261,21 @@ BAD_NAMES = [*BAD_POLICIES, *(shlex.join(words)[:60] for _, words, _ in BAD_COMM
 
 
 @pytest.fixture(scope="module")
-def answers(machine: Lab) -> list[tuple[int, str, str, str]]:
-    """Exit status, output, complaint and the state file afterwards, of each bad case; the kernel is as before."""
+def answers(machine: Lab) -> list[Answer]:
+    """What came of each bad case; the kernel is as before."""
     before = kernel(machine)
-    given = json.dumps([(words, text) for _, words, text, _ in BAD_CASES])
-    found = json.loads(machine.python(TRY_ALL, f"{STATE_DIR}/state.json", input=given).stdout)
+    found = try_all(machine, [(words, given) for _, words, given, _ in BAD_CASES])
     assert kernel(machine) == before
     return found
 
 
 @pytest.mark.parametrize("number", range(len(BAD_CASES)), ids=BAD_NAMES)
-def test_bad_input_is_refused_in_words_and_changes_nothing(
-    machine: Lab, answers: list[tuple[int, str, str, str]], number: int
-) -> None:
-    wanted, _, _, words = BAD_CASES[number]
-    status, output, complaint, state = answers[number]
-    assert (status, output) == (wanted, ""), complaint
-    assert words in complaint
-    assert state == state_file(machine)
+def test_bad_input_is_refused_in_words_and_changes_nothing(machine: Lab, answers: list[Answer], number: int) -> None:
+    status, _, _, words = BAD_CASES[number]
+    answer = answers[number]
+    assert (answer.status, answer.output) == (status, ""), answer.complaint
+    assert words in answer.complaint
+    assert answer.state == state_file(machine)
 
 
 def test_bad_input_to_a_process_of_its_own(machine: Lab) -> None:

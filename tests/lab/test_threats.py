@@ -123,7 +123,13 @@ def test_words_of_a_document_reach_no_grammar(tenants: Tenants) -> None:
     evil = '" }; flush ruleset; table inet x { comment "\n$(touch /run/evil)\\'
     lab.run(["mkdir", "-p", "/run/evil dir"])
     rule = {**ALLOW, "protocol": "udp", "port": 2222, "description": evil, "log": True}
-    document = {"vpc": "shop", "subnet": "db", "description": evil, "ingress": [rule], "sets": {"s": ["203.0.113.0/24"]}}
+    document = {
+        "vpc": "shop",
+        "subnet": "db",
+        "description": evil,
+        "ingress": [rule],
+        "sets": {"s": ["203.0.113.0/24"]},
+    }
     file = '/run/evil dir/a"; }; flush ruleset; #.json'
     lab.run(["tee", file], input=json.dumps(document))
     try:

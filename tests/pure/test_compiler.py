@@ -252,7 +252,7 @@ class Carrier:
         return {"ip daddr": uplink_pair(self._world.transit, found.index)[1], "th dport": item.port}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(any_world, seeds)
 def test_the_tables_carry_exactly_the_flows_that_the_oracle_allows(world: World, seed: int) -> None:
     carrier = Carrier(world)
@@ -260,7 +260,7 @@ def test_the_tables_carry_exactly_the_flows_that_the_oracle_allows(world: World,
         assert carrier.carries(flow) is meaning.decide(world, flow).allowed, flow
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(any_world, seeds)
 def test_a_live_flow_is_judged_again_as_if_it_were_new(world: World, seed: int) -> None:
     carrier = Carrier(world)
@@ -441,7 +441,7 @@ def texts(world: World) -> list[str]:
     return [compile_vpc(world, vpc.name, OWNER).text(7) for vpc in world.vpcs] + [compile_host(world, OWNER).text(7)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(worlds.worlds())
 def test_equal_worlds_compile_to_equal_text_also_when_read_back_from_the_state(world: World) -> None:
     assert texts(world) == texts(world)

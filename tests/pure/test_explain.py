@@ -243,6 +243,11 @@ def test_an_answer_in_part_says_for_which() -> None:
     }
 
 
+def test_lines_stand_in_the_order_of_the_document_and_the_default_last() -> None:
+    said = [verdict.origin for verdict in ask(shop(), "shop/web", "shop/data", "any").stages[-1].verdicts]
+    assert said == [*(f"{POLICY}/ingress/{number}" for number in range(3)), f"{POLICY} (no rule matches; default)"]
+
+
 @pytest.mark.parametrize(
     ("source", "destination", "hops"),
     [

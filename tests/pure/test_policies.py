@@ -260,7 +260,7 @@ def test_all_errors_of_a_document_are_told_at_once_in_the_order_of_their_places(
 # -- and back ------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(worlds.policies())
 def test_a_policy_survives_the_way_through_its_document(policy: Policy) -> None:
     document = json.loads(json.dumps(spec.policy_to_json(policy), sort_keys=True))
@@ -269,7 +269,7 @@ def test_a_policy_survives_the_way_through_its_document(policy: Policy) -> None:
     assert found.policy == policy
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(worlds.worlds())
 def test_a_world_survives_the_way_through_the_state_file(world: World) -> None:
     kept = json.loads(json.dumps(spec.world_to_json(world)))
@@ -277,7 +277,7 @@ def test_a_world_survives_the_way_through_the_state_file(world: World) -> None:
     assert spec.world_to_json(spec.world_from_json(kept)) == kept
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(worlds.worlds(dual=True))
 def test_a_world_of_both_versions_survives_too(world: World) -> None:
     assert spec.world_from_json(json.loads(json.dumps(spec.world_to_json(world)))) == world

@@ -193,6 +193,13 @@ def test_a_limit_is_taken_as_not_exceeded() -> None:
     assert reach.allowed(db, web) == reach.carried(db, web) & Space.of(None, None, [(TCP, TCP)], [(80, 80)])
 
 
+def test_a_rule_means_its_icmp_types_alone() -> None:
+    reach = Reach(village(web=policy(ingress=[rule(Action.ALLOW, ICMP, icmp_types=((13, 13), (3, 3)))])))
+    db, web = reach.zones["alpha", "db"], reach.zones["alpha", "web"]
+    # Type 3 is an error, which belongs to another flow and begins none.
+    assert reach.allowed(db, web) == reach.carried(db, web) & Space.of(None, None, [(ICMP, ICMP)], [(13, 13)])
+
+
 def test_both_ip_versions_pass_and_never_mix() -> None:
     dual = World((Vpc("alpha", (network("10.0.0.0/26"), network("2001:db8:0:a::/64")), 0,
                       (Subnet("web", (network("10.0.0.0/28"), network("2001:db8:0:a::/120")), True),)),))  # fmt: skip

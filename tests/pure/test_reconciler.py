@@ -265,14 +265,14 @@ def number_of_calls(machine: Machine, step: Step) -> int:
 
 
 def attempts(
-    machine: Callable[[str], Machine], before: str, step: Step, stride: int = 1
+    machine: Callable[[str], Machine], before: str, step: Step, stride: int | None = None
 ) -> Iterator[tuple[Machine, int]]:
     """A machine for each call that the change makes, to fail before it does anything; and after the last one.
 
-    To fail after a call is to fail before the next.
+    To fail after a call is to fail before the next.  Of the many calls of a leap some are left out.
     """
     last = number_of_calls(machine(before), step)
-    for number in (*range(1, last + 1, stride), *([last] if last else [])):
+    for number in (*range(1, last + 1, stride or 1 + last // 40), *([last] if last else [])):
         made = machine(before)
         yield made, number
     if last:

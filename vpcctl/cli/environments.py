@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from vpcctl.cli.policies import policy_loader
 from vpcctl.cli.session import Session, json_option, print_json, read_document
-from vpcctl.errors import DocumentError, VpcctlError
+from vpcctl.errors import ConflictError, DocumentError, KernelError, VpcctlError
 
 if TYPE_CHECKING:
+    from vpcctl.environments import Step
     from vpcctl.model import World
     from vpcctl.state import State
+
+    Loader = Callable[[str], tuple[Any, str]]
 
 PATIENCE = 1.0
 
 prune_option = click.option("--prune", is_flag=True, help="Remove the VPCs that the document does not name.")
 
 
-def _wanted(document: Any, file: str, state: State, prune: bool) -> World:
-    """The world after the document is applied to `state`, everything checked."""
+def _wanted(document: Any, file: str, state: State, prune: bool, load: Loader | None = None) -> World:
+    """The world after the document is applied to `state`, everything checked; `load` reads policies' files."""
     from vpcctl.attachments import check_names
     from vpcctl.environments import merged
     from vpcctl.model import Peering
     from vpcctl.spec import read_environment
 
-    world = read_environment(document, file, policy_loader(file), state.world, state.serial)
+    world = read_environment(document, file, load or policy_loader(file), state.world, state.serial)
     peerings = tuple(Peering.between(*pair) for pair in document.get("peerings", ()))
     wanted = merged(state.world, world, peerings, prune)
     problems = check_names(wanted, {vpc.name for vpc in world.vpcs})
@@ -97,53 +102,37 @@ def apply(session: Session, environment: str, prune: bool) -> None:
 
     Example: vpcctl apply shop.json
     """
-    from vpcctl.environments import object_changes
+    from vpcctl.environments import object_changes, steps, toward
 
     document, file = read_document(environment)
+    # What was checked is what is applied, also where somebody edits a policy meanwhile.
+    load = functools.cache(policy_loader(environment))
     state = session.load()
-    wanted = _wanted(document, file, state, prune)
-    changes = object_changes(state.world, wanted)
+    way = steps(state.world, _wanted(document, file, state, prune, load))
     failures: list[VpcctlError] = []
-    steps = _steps(state.world, wanted)
     started = time.monotonic()
-    for number, (label, names) in enumerate(steps, 1):
+
+    def taken(found: State, step: Step) -> World:
+        return toward(found.world, _wanted(document, file, found, prune, load), step)
+
+    for number, step in enumerate(way, 1):
         if sys.stderr.isatty() and time.monotonic() - started > PATIENCE:
-            session.say(f"[{number}/{len(steps)}] {label}")
+            session.say(f"[{number}/{len(way)}] {step.label}")
         try:
-            session.change(lambda found, names=names: _stepped(found, document, file, prune, names))
-        except DocumentError:
-            raise
-        except VpcctlError as error:
+            outcome = session.change(lambda found, step=step: taken(found, step))
+        except (ConflictError, KernelError) as error:
             failures.append(error)
-            session.say(f"{label}: failed and was put back; {error}")
-    for change in changes:
-        session.say(str(change))
+            session.say(f"{step.label}: not done; {error}")
+        except VpcctlError:
+            if number > 1:
+                session.say(f"ended before {step.label}, which is step {number} of {len(way)}")
+            raise
+        else:
+            for change in object_changes(outcome.before, outcome.after):
+                session.say(str(change))
     if failures:
-        raise type(failures[0])(f"{len(failures)} of {len(steps)} steps failed: {failures[0]}")
-    session.say("applied" if changes else "nothing to change")
-
-
-def _steps(before: World, wanted: World) -> list[tuple[str, frozenset[str]]]:
-    """One step for each VPC that goes, comes or changes, in this order; the peerings last."""
-    old, new = ({vpc.name: vpc for vpc in world.vpcs} for world in (before, wanted))
-    gone = [(f"VPC {name}", frozenset({name})) for name in old if name not in new]
-    changed = [(f"VPC {name}", frozenset({name})) for name, vpc in new.items() if old.get(name) != vpc]
-    peerings = [("peerings", frozenset[str]())] if before.peerings != wanted.peerings else []
-    return [*gone, *changed, *peerings]
-
-
-def _stepped(state: State, document: Any, file: str, prune: bool, names: frozenset[str]) -> World:
-    """The present world with the VPCs `names`, or else the peerings, as the document has them."""
-    wanted = _wanted(document, file, state, prune)
-    if not names:
-        there = {vpc.name for vpc in state.world.vpcs}
-        pairs = tuple(pair for pair in wanted.peerings if {pair.one, pair.other} <= there)
-        return dataclasses.replace(state.world, peerings=pairs)
-    world = state.world
-    for name in names:
-        target = next((vpc for vpc in wanted.vpcs if vpc.name == name), None)
-        world = world.without_vpc(name) if target is None else world.with_vpc(target)
-    return world
+        raise type(failures[0])(f"{len(failures)} of {len(way)} steps were not done: {failures[0]}")
+    session.say("applied" if way else "nothing to change")
 
 
 @click.command
