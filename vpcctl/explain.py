@@ -310,7 +310,8 @@ def witnesses(reach: Reach, answer: Answer, outside: Address) -> list[tuple[Flow
         for (source, _), (destination, _), protocols, ports in packets.boxes():
             low, high = protocols
             protocol = next((one for one in LIKELY_PROTOCOLS if low <= one <= high), low or high)
-            if source == destination or not protocol:
+            # Nobody calls itself through the router, and nobody listens at port 0.
+            if source == destination or not protocol or (protocol in PORT_PROTOCOLS and not ports[1]):
                 continue
             port = max(ports[0], 1) if protocol in PORT_PROTOCOLS else ports[0] if protocol in ICMP_PROTOCOLS else None
             places = (

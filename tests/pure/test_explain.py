@@ -143,6 +143,17 @@ def test_witnesses_of_an_answer_are_flows_that_the_oracle_judges_so(case: tuple[
     reach, source, destination, service = case
     for flow, passes in witnesses(reach, ask(reach, source, destination, service), ipaddress.ip_address("203.0.113.7")):
         assert meaning.decide(reach.world, flow).allowed is passes, flow
+        assert (flow.protocol != 0, flow.port != 0, flow.source != flow.destination) == (True, True, True)
+
+
+def test_port_0_alone_is_no_witness() -> None:
+    rules = [{"action": "allow", "protocol": "tcp", "port": "1-65535"}, {"action": "deny", "protocol": "tcp"}]
+    policy = spec.read_policy({"ingress": rules}, "web.json", "")
+    members = tuple(worlds.instance("alpha", name, text) for name, text in (("one", "10.0.0.2"), ("two", "10.0.0.3")))
+    subnet = worlds.Subnet("web", (ipaddress.ip_network("10.0.0.0/28"),), True, False, members, policy)
+    reach = Reach(World((worlds.Vpc("alpha", (ipaddress.ip_network("10.0.0.0/26"),), 0, (subnet,)),)))
+    found = witnesses(reach, ask(reach, "alpha/one", "alpha/two", "tcp"), ipaddress.ip_address("203.0.113.7"))
+    assert [(flow.port, passes) for flow, passes in found] == [(1, True)]
 
 
 @settings(max_examples=30, deadline=None)

@@ -50,8 +50,7 @@ def context(namespace: str | None):
             return Nftables()
     except OSError as error:
         raise KernelError(
-            f"{LIBRARY} is missing, without which no firewall can be loaded; install it:"
-            " apt-get install libnftables1",
+            f"{LIBRARY} is missing, without which no firewall can be loaded; install it: apt-get install libnftables1",
             str(error),
         ) from error
 
@@ -233,11 +232,12 @@ def _sorted_list(match: re.Match[str]) -> str:
 def _difference(wanted: list[str], found: list[str]) -> str:
     """Two listings' difference in a few words."""
     missing, extra = Counter(wanted) - Counter(found), Counter(found) - Counter(wanted)
-    told = [
-        f"{words} `{next(iter(lines)).strip()[:DETAIL_LENGTH]}`" + (f" and {total - 1} more" if total > 1 else "")
-        for words, lines in (("lacks", missing), ("has besides", extra))
-        if (total := lines.total())
-    ]
+    told = []
+    for words, lines in (("lacks", missing), ("has besides", extra)):
+        texts = [text for line in lines.elements() if (text := line.strip()).strip("{}")]
+        if texts:
+            more = f" and {len(texts) - 1} more" if len(texts) > 1 else ""
+            told.append(f"{words} `{texts[0][:DETAIL_LENGTH]}`{more}")
     return "was changed by hand: " + (", ".join(told) or "its lines stand in another order")
 
 
