@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab.machine import SETTINGS, Answer, apply, run_all, seen, settle, try_all
+from tests.lab.machine import Answer, apply, run_all, seen, settle, try_all
 from tests.lab.traffic import Flow, assert_moving, eventually, reaches, silent, start_flow, stations
 from vpcctl.lab import HOST, INTERNET, Lab
 
@@ -180,54 +180,47 @@ def calm(machine: Lab) -> Iterator[Flow]:
         yield start_flow("calm", one, two, "10.0.2.2", 5000, "udp", rate=200, push=200)
 
 
+LOOKS = (
+    "ip -json -details link",
+    "ip -json -4 address",
+    "ip route",
+    "ip neighbour show nud permanent",
+    "bridge fdb show | grep static",
+    "ip ntable show name arp_cache | grep -c 'proxy_delay 0 '",
+    "nft -s list ruleset",
+    "grep -rs '' /proc/sys/net | grep -v nf_conntrack_count",
+)
+
+
 def picture(lab: Lab) -> dict[str, Any]:
     """Everything of shop that a repair may touch, without what is new in a link that was made anew."""
-    return {
-        str(netns): {
-            "links": sorted((_lasting(link) for link in seen(lab, "-details", "link", netns=netns)), key=_name),
-            "addresses": sorted(
-                (link["ifname"], one["local"], one["prefixlen"])
-                for link in seen(lab, "address", netns=netns)
-                for one in link["addr_info"]
-                if one["family"] == "inet"
-            ),
-            "routes": sorted(map(str, seen(lab, "route", "show", netns=netns))),
-            "neighbours": sorted(map(str, seen(lab, "neighbour", "show", "nud", "permanent", netns=netns))),
-            "forwarding": sorted(re.findall(".* static", lab.run(["bridge", "fdb", "show"], netns=netns).stdout)),
-            "delays": lab.run(["ip", "ntable", "show", "name", "arp_cache"], netns=netns).stdout.count("proxy_delay 0"),
-            "settings": _settings(lab, netns),
-            "rules": sorted(re.split("[{},\n]", lab.run(["nft", "-s", "list", "ruleset"], netns=netns).stdout)),
-        }
-        for netns in (None, ROUTER, WEB)
-    }
+    return {f"{netns} {look}": seen for netns in (None, ROUTER, WEB) for look, seen in _looked(lab, netns).items()}
+
+
+def _looked(lab: Lab, netns: str | None) -> dict[str, Any]:
+    texts = lab.run(["sh", "-c", "; echo =====; ".join(LOOKS)], netns=netns, check=False).stdout.split("=====\n")
+    found: dict[str, Any] = {look: sorted(re.split("[{},\n]", text)) for look, text in zip(LOOKS, texts, strict=True)}
+    for look in LOOKS[:2]:
+        links = json.loads(texts[LOOKS.index(look)], object_hook=_lasting)
+        found[look] = {link["ifname"]: link for link in links if link}
+    return found
 
 
 def _lasting(link: dict[str, Any]) -> dict[str, Any]:
     """A link without its numbers, which are new when it is made again; those of the peer likewise."""
     gone = ("ifindex", "link_index", "link_netnsid", "link", "operstate", "bridge_id", "root_id", "designated_root")
-    return json.loads(
-        json.dumps(link), object_hook=lambda found: {key: value for key, value in found.items() if key not in gone}
-    )
-
-
-def _name(link: dict[str, Any]) -> str:
-    return link["ifname"]
-
-
-def _settings(lab: Lab, netns: str | None) -> dict[str, str]:
-    found = json.loads(lab.python(SETTINGS, netns=netns).stdout)
-    # `default` is what the next link will have; the others belong to the links that are shown.
-    return {place: value for place, value in found.items() if not place.endswith("nf_conntrack_count")}
+    return {key: value for key, value in link.items() if key not in gone and not key.endswith("_timer")}
 
 
 def differing(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """Which parts of two pictures differ, and how."""
-    return [
-        f"{netns} {part}: {before[netns][part]} became {after[netns][part]}"
-        for netns in before
-        for part in before[netns]
-        if before[netns][part] != after[netns][part]
-    ]
+    return [f"{part}: {before[part]} became {after[part]}" for part in before if before[part] != after[part]]
+
+
+@pytest.fixture(scope="module")
+def pristine(machine: Lab) -> dict[str, Any]:
+    """The picture before anybody touched anything."""
+    return picture(machine)
 
 
 def examine_and_mend(lab: Lab) -> list[Answer]:
@@ -237,9 +230,10 @@ def examine_and_mend(lab: Lab) -> list[Answer]:
 
 
 @pytest.mark.parametrize("name", DRIFTS)
-def test_what_was_changed_by_hand_is_named_and_mended_and_nothing_else(machine: Lab, calm: Flow, name: str) -> None:
+def test_what_was_changed_by_hand_is_named_and_mended_and_nothing_else(
+    machine: Lab, pristine: dict[str, Any], calm: Flow, name: str
+) -> None:
     drift = DRIFTS[name]
-    before = picture(machine)
     machine.run(["sh", "-ec", drift.done], netns=drift.netns)
     told, listed, mended, nothing, after = examine_and_mend(machine)
     assert told.status == listed.status == 3, told.complaint
@@ -256,7 +250,7 @@ def test_what_was_changed_by_hand_is_named_and_mended_and_nothing_else(machine: 
     assert drift.told.split(" is ")[0] in mended.complaint
     assert (nothing.status, nothing.complaint) == (0, "nothing to mend\n")
     assert (after.status, after.output) == (0, "in sync\n")
-    assert eventually(lambda: not differing(before, picture(machine)), 3), differing(before, picture(machine))
+    assert eventually(lambda: not differing(pristine, picture(machine)), 3), differing(pristine, picture(machine))
     assert_works(machine)
     assert [count.missing for count in calm.counts()] == [0, 0]
 

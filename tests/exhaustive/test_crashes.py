@@ -368,8 +368,9 @@ def test_a_teardown_that_is_struck_anywhere_leaves_nothing(lab: Lab) -> None:
         run("apply -", input=json.dumps(BASE))
         assert lab.run(["sh", "-c", REMAINS]).stdout != before
         found = points(run("destroy --all --yes", strace=["-e", f"trace={TRACED}"]).calls)
-        for point in chosen(found, 2 * KILLS, 0):
-            for how in ("signal=KILL", f"error={ERRORS_OF[point.call]}"):
+        for number, point in enumerate(chosen(found, 2 * KILLS, 0)):
+            hows = ("signal=KILL", f"error={ERRORS_OF[point.call]}")
+            for how in hows if EXHAUSTIVE else hows[number % 2 :][:1]:
                 run("apply -", input=json.dumps(BASE))
                 told = f"{how} at {point}\n{run('destroy --all --yes', strace=injecting(point, how), status=None)}"
                 assert_closed(run, told)

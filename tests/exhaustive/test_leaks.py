@@ -119,12 +119,18 @@ def test_cycles_in_one_process_leave_everything_flat(lab: Lab, kernel: str) -> N
 
 def test_a_leak_is_noticed(lab: Lab) -> None:
     """The control: a process that keeps a descriptor, a thread, a link and a namespace of each cycle is not flat."""
-    spoiled = (
-        "kept = []\ndef leaky(kept=kept):\n    number = len(kept) // 3\n"
-        "    kept += [os.open('/', 0), bytearray(1 << 20), threading.Thread(target=threading.Event().wait, daemon=True)]\n"
-        "    kept[-1].start()\n    os.system(f'ip netns add x{number}; ip link add y{number} type bridge')\n"
-    )
-    code = CYCLE.replace("def resident():", f"{spoiled}\ndef resident():").replace("    once()\n", "    leaky()\n")
+    spoiled = """
+kept = []
+
+
+def leaky():
+    kept.append((os.open("/", 0), bytearray(1 << 20)))
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+    os.system(f"ip netns add x{len(kept)}; ip link add y{len(kept)} type bridge")
+
+
+"""
+    code = CYCLE.replace("def resident():", spoiled + "def resident():").replace("    once()\n", "    leaky()\n")
     first, last = (json.loads(line) for line in lab.python(code, "5", "2", "fresh").stdout.splitlines())
     assert {name for name in first if first[name] != last[name]} >= {
         "descriptors", "threads", "tasks", "namespaces", "counts", "resident",
