@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from vpcctl import plan as plans
 from vpcctl import topology
 from vpcctl.errors import ConflictError, KernelError, StateError, VpcctlError
-from vpcctl.items import Item, Namespace, Ruleset
+from vpcctl.items import Item, Namespace, Ruleset, Veth
 from vpcctl.kernel.interface import Condition, HostFacts, Kernel
 from vpcctl.kernel.interface import State as Standing
 from vpcctl.model import World, uplink_pair
@@ -67,7 +67,7 @@ def change(store: Store, kernel: Kernel, transform: Transform, report: Report = 
         desired = _prepared(state, transform(state), kernel.facts())
         loaded = _loaded(state.items)
         after = topology.snapshot(desired, state.state_id, loaded, state.world)
-        plan = _plan(state, desired, after, loaded)
+        plan = _plan(kernel, state, desired, after)
         if not plan and desired == state.world:
             return Outcome(state.world, desired, plan)
         kernel.check(plan)
@@ -143,12 +143,20 @@ def _prepared(state: State, desired: World, facts: HostFacts) -> World:
     return dataclasses.replace(desired, opened=tuple(sorted(opened.items())))
 
 
-def _plan(state: State, desired: World, after: Record, loaded: topology.Loaded) -> Plan:
+def _plan(kernel: Kernel, state: State, desired: World, after: Record) -> Plan:
     """The plan from the record to `after`."""
-    going = [vpc for vpc in state.record if vpc not in after and vpc != topology.HOST]
-    closing = [topology.closed_ruleset(vpc, state.state_id, loaded) for vpc in going]
-    guard = _guard(state, desired, after)
-    return plans.diff(state.items, [item for items in after.values() for item in items], closing, guard)
+    wanted = [item for items in after.values() for item in items]
+    return plans.diff(state.items, wanted, _closing(kernel, state, after), _guard(state, desired, after))
+
+
+def _closing(kernel: Kernel, state: State, after: Record) -> list[Ruleset]:
+    """The closed rulesets of the VPCs that go, as far as their routers are there."""
+    going = [scope for scope in state.record if scope not in after and scope != topology.HOST]
+    rulesets = [topology.closed_ruleset(scope, state.state_id, _loaded(state.items)) for scope in going]
+    wanted = {ruleset.namespace for ruleset in rulesets}
+    routers = [item for item in state.items if isinstance(item, Namespace) and item.namespace in wanted]
+    there = {item.namespace for item, found in kernel.observe(routers).items() if found.state is Standing.RIGHT}
+    return [ruleset for ruleset in rulesets if ruleset.namespace in there]
 
 
 def _guard(state: State, desired: World, after: Record) -> Ruleset | None:
@@ -215,28 +223,37 @@ def _mending(kernel: Kernel, intent: State, after: Record, guard: Ruleset | None
         if condition.state is not Standing.RIGHT
     ]
     made = [difference.item for difference in differences]
+    cut = _cut(wanted, made)
+    made += cut
     replaced = [
-        difference.item
-        for difference in differences
-        if difference.condition.state is Standing.DIFFERENT and isinstance(difference.item, plans.REPLACED)
+        *cut,
+        *(
+            difference.item
+            for difference in differences
+            if difference.condition.state is Standing.DIFFERENT and isinstance(difference.item, plans.REPLACED)
+        ),
     ]
     keys = {item.key for item in wanted}
     gone = [item for item in intent.items if item.key not in keys]
-    closing = [
-        topology.closed_ruleset(scope, intent.state_id, _loaded(intent.items))
-        for scope, items in intent.record.items()
-        if scope not in after and any(isinstance(item, Namespace) for item in items)
-    ]
-    present = kernel.observe([item for item in gone if isinstance(item, Namespace)])
-    alive = {item.namespace for item, condition in present.items() if condition.state is Standing.RIGHT}
-    closing = [ruleset for ruleset in closing if ruleset.namespace in alive]
     # What stands on a link that is absent cannot be observed: a kernel without IPv6 lacks the same settings.
     links = [item for item in made if isinstance(item, plans.REPLACED)]
     made += plans.dependents(links, wanted, made)
     # The guard is no lasting table, also where the lasting one was loaded already when a crash came.
     if guard is not None and guard.key not in {item.key for item in made}:
         made += [item for item in wanted if item.key == guard.key]
-    return plans.order(gone + replaced, made, closing, guard), differences
+    return plans.order(gone + replaced, made, _closing(kernel, intent, after), guard), differences
+
+
+def _cut(wanted: list[Item], made: list[Item]) -> list[Item]:
+    """The links that look right by one end, while the other end went with a namespace that is to be made again.
+
+    A process that was in that namespace when somebody deleted it keeps it, and the link, alive without a name.
+    """
+    absent = {item.namespace for item in made if isinstance(item, Namespace)}
+    known = {item.key for item in made}
+    return [
+        item for item in wanted if isinstance(item, Veth) and item.peer_namespace in absent and item.key not in known
+    ]
 
 
 def _roll_back(writer: Writer, kernel: Kernel, intent: State, error: VpcctlError) -> None:

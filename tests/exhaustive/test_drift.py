@@ -63,6 +63,7 @@ DRIFTS = {
     "an instance's loopback is down": Drift(WEB, "ip link set lo down", "LinkUp", "link lo up in shop-web"),
     "a port's address is another": Drift(ROUTER, "ip link set in-web address 02:00:00:00:00:99", "Veth", "in-web"),
     "a bridge's address is another": Drift(ROUTER, "ip link set br-db address 02:00:00:00:00:99", "Bridge", "br-db"),
+    "a port is not marked as ours": Drift(ROUTER, "ip link set in-web alias x", "Veth", "does not carry our tag"),
     "a port is deleted": Drift(ROUTER, "ip link delete in-web", "Veth", "in-web in shop-router"),
     "a bridge is deleted": Drift(ROUTER, "ip link delete br-web", "Bridge", "br-web in shop-router"),
     "an instance deletes its link": Drift(WEB, "ip link delete eth0", "Veth", "in-web in shop-router"),
@@ -354,6 +355,7 @@ def test_a_load_that_is_cut_short_never_opens_anything_and_is_mended(machine: La
     with stations(machine, WEB, DB) as (web, db):
         db.listen()
         kept = start_flow("kept", web, db, "10.0.2.2", 5000, "udp", rate=200)
+        denied = start_flow("denied", web, db, "10.0.2.2", 7777, "udp", rate=2000)
         words = [sys.executable, "-c", CUT_SHORT, str(number)]
         assert machine.run(words, check=False).returncode == 9
         judged(web, db)
@@ -361,6 +363,7 @@ def test_a_load_that_is_cut_short_never_opens_anything_and_is_mended(machine: La
         assert (told.status, mended.status, nothing.complaint, after.status) == (3, 0, "nothing to mend\n", 0)
         assert "ruleset of shop-router" in told.output
         judged(web, db)
+        assert denied.counts()[1].received == 0
         kept.client.tell("rate", name="kept", rate=0)
         assert eventually(lambda: kept.counts()[1].received == kept.counts()[0].sent)
     names = machine.run(["nft", "list", "tables"], netns=ROUTER).stdout.split()
@@ -377,5 +380,5 @@ def test_a_whole_load_takes_so_many_transactions(machine: Lab) -> None:
 
 def judged(web: Any, db: Any) -> None:
     """The policy holds: an allowed port is open, and another is silent."""
-    found = silent(web, db, "10.0.2.2", 7777, lambda: reaches(web, db, "10.0.2.2", 6050, "udp"), ("udp",))
+    found = silent(web, db, "10.0.2.2", 7778, lambda: reaches(web, db, "10.0.2.2", 6050, "udp"), ("udp",))
     assert found == []

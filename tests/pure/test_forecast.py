@@ -49,7 +49,7 @@ def told(before: World, after: World) -> tuple[list[str], list[str]]:
 # -- exact ---------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(worlds.worlds(), worlds.worlds())
 def test_the_words_are_all_that_changes(before: World, after: World) -> None:
     old, new = Reach(before), Reach(after)
@@ -84,7 +84,7 @@ def expectations(found: list, reach: Reach, part: str, home: str) -> dict:
     return expected
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(worlds.worlds(), st.booleans())
 def test_where_nothing_changes_nothing_is_said(world: World, again: bool) -> None:
     same = World(world.vpcs, world.peerings) if again else world

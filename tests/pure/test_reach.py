@@ -370,7 +370,7 @@ def _moved(subnet: Subnet) -> tuple:
     ) if subnet.prefixes[0].num_addresses >= 2 * len(subnet.instances) + 4 else subnet.instances  # fmt: skip
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(worlds.worlds().flatmap(lambda world: st.tuples(st.just(world), small_changes(world), st.booleans())))
 def test_changes_are_exact_after_a_small_change(case: tuple[World, World, bool]) -> None:
     before, after, undone = case

@@ -58,7 +58,7 @@ def told(draw: st.DrawFn) -> tuple[Reach, Zone, Zone, Space]:
     return reach, source, destination, packets & FLOWS & Space.of(*wholes, None, None)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(told(), st.sampled_from([None, "", "alpha"]))
 def test_the_words_mean_exactly_the_packets(case: tuple[Reach, Zone, Zone, Space], home: str | None) -> None:
     reach, source, destination, packets = case
@@ -66,7 +66,7 @@ def test_the_words_mean_exactly_the_packets(case: tuple[Reach, Zone, Zone, Space
     assert words.packets(found, source, destination, reach, home) == packets, list(map(str, found))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(some_services, st.sampled_from([{4}, {6}, {4, 6}]))
 def test_services_in_words_mean_exactly_the_services(chosen: list | None, versions: set[int]) -> None:
     possible = words.services(["any"]) & FLOWS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import os
 from collections import defaultdict
@@ -173,7 +174,8 @@ class LinuxKernel:
 
     def remove(self, item: Item) -> None:
         namespace = getattr(item, "namespace", None)
-        if namespace is not None and not namespaces.is_namespace(namespace) and not isinstance(item, Namespace):
+        kept = isinstance(item, (Namespace, Veth))
+        if namespace is not None and not namespaces.is_namespace(namespace) and not kept:
             return
         try:
             self._act(item, _REMOVE[type(item)])
@@ -214,14 +216,44 @@ class LinuxKernel:
         if tables.observe(item, nft, self._reference) != RIGHT:
             tables.load(nft, item)
 
-    def _remove_link(self, item: Bridge | Veth) -> None:
+    def _remove_bridge(self, item: Bridge) -> None:
+        self._rtnl(item.namespace).remove_link(item.name)
+
+    def _ensure_veth(self, item: Veth) -> None:
         rtnl = self._rtnl(item.namespace)
-        rtnl.remove_link(item.name)
-        if isinstance(item, Veth):
-            # Where its making was cut short, the other end has not moved yet.
-            rtnl.forget(item.peer_name)
-            if item.peer_namespace in self._open:
-                self._rtnl(item.peer_namespace).forget(item.peer_name)
+        try:
+            rtnl.ensure_veth(item)
+        except NetlinkError as error:
+            if error.code != errno.EEXIST:
+                raise
+            # An end is left of a pair whose other end is in a namespace that somebody deleted.
+            self._remove_veth(item)
+            rtnl.ensure_veth(item)
+
+    def _remove_veth(self, item: Veth) -> None:
+        """Remove the pair: by one end, unless a process keeps that in a namespace that has no name any more."""
+        if not self._remove_end(item.namespace, item.name, item.tag) or item.peer_namespace is None:
+            self._remove_end(item.peer_namespace, item.peer_name, item.tag)
+        for namespace in {item.namespace, item.peer_namespace} & self._open.keys():
+            # Where its making was cut short, the peer has not left the near end's namespace.
+            for name in (item.name, item.peer_name):
+                self._rtnl(namespace).forget(name)
+
+    def _remove_end(self, namespace: str | None, name: str, tag: str) -> bool:
+        """Remove a link; False if it is not there, or the host's own."""
+        if namespace is not None and not namespaces.is_namespace(namespace):
+            return False
+        rtnl = self._rtnl(namespace)
+        rtnl.forget(name)
+        alias = rtnl.alias(name)
+        if alias is None or (namespace is None and alias != tag):
+            return False
+        try:
+            rtnl.remove_link(name)
+        except NetlinkError as error:
+            if error.code not in ABSENCE:
+                raise
+        return True
 
     # -- sockets -------------------------------------------------------------------------------------------------
 
@@ -301,7 +333,7 @@ _ENSURE: dict[type[Item], Callable[[LinuxKernel, Item], None]] = {
     LinkSetting: LinuxKernel._ensure_setting,
     Ruleset: LinuxKernel._ensure_ruleset,
     Bridge: _with_rtnl("ensure_bridge"),
-    Veth: _with_rtnl("ensure_veth"),
+    Veth: LinuxKernel._ensure_veth,
     Port: _with_rtnl("ensure_port"),
     ProxyDelay: _with_rtnl("ensure_proxy_delay"),
     Address: _with_rtnl("ensure_address"),
@@ -316,8 +348,8 @@ _REMOVE: dict[type[Item], Callable[[LinuxKernel, Item], None]] = {
     Setting: _nothing,
     LinkSetting: LinuxKernel._restore_setting,
     Ruleset: lambda kernel, item: tables.unload(kernel._nft(item.namespace), item),
-    Bridge: LinuxKernel._remove_link,
-    Veth: LinuxKernel._remove_link,
+    Bridge: LinuxKernel._remove_bridge,
+    Veth: LinuxKernel._remove_veth,
     Port: _with_rtnl("remove_port"),
     ProxyDelay: _nothing,
     Address: _with_rtnl("remove_address"),
