@@ -23,7 +23,7 @@ for line in sys.argv[1:]:
 """
 # Commands that may fail, each with its standard input; after each, what the state file holds.
 TRY_ALL = """
-import io, json, pathlib, sys
+import io, json, pathlib, sys, traceback
 from vpcctl.cli import main
 cases, state, answers, real = json.load(sys.stdin), pathlib.Path(sys.argv[1]), [], sys.stdout
 for words, given in cases:
@@ -32,6 +32,9 @@ for words, given in cases:
         main(words)
     except SystemExit as end:
         answer = [end.code, sys.stdout.getvalue(), sys.stderr.getvalue()]
+    except Exception:
+        traceback.print_exc(file=sys.__stderr__)
+        raise SystemExit(1)
     try:
         kept = state.read_text()
     except (OSError, UnicodeDecodeError):

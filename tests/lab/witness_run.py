@@ -10,9 +10,9 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
-from itertools import islice
+from itertools import count, islice
 from types import SimpleNamespace
 
 from hypothesis import HealthCheck, assume, given, seed, settings
@@ -27,7 +27,8 @@ from vpcctl.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS
 from vpcctl.reach import SERVICES, Reach, Zone
 from vpcctl.space import Space
 
-OUTSIDE = tuple(space.number(ip_address(text)) for text in ("203.0.113.7", "203.0.113.128"))
+# Addresses of the internet on either side of where the worlds' prefixes divide it.
+OUTSIDE, SIDE = tuple(space.number(ip_address(text)) for text in ("203.0.113.1", "203.0.113.128")), 126
 MOST_FLOWS = 60
 # Worlds for each seed, and how far apart the seeds of one run are, so that runs beside each other share none.
 BATCH, SEEDS_APART = 5, 100
@@ -36,10 +37,12 @@ BATCH, SEEDS_APART = 5, 100
 def main(number: int, seconds: float) -> dict[str, int]:
     counts = {"worlds": 0, "flows": 0, "passed": 0}
     deadline = time.monotonic() + seconds
+    turns = count()
 
     def agree(world: World) -> None:
         world = _sure(world)
-        flows = list(islice(witnesses(world), MOST_FLOWS))
+        outside = [first + next(turns) % SIDE for first in OUTSIDE]
+        flows = list(islice(_told_apart(witnesses(world, outside)), MOST_FLOWS))
         assume(flows)
         become(world)
         results = judge(world, [SimpleNamespace(flow=flow) for flow in flows])
@@ -80,11 +83,31 @@ def _sure(world: World) -> World:
     return world
 
 
-def witnesses(world: World) -> Iterator[Flow]:
-    """One flow out of every class of packets between instances, and from its upper end another one."""
+def _told_apart(flows: Iterable[Flow]) -> Iterator[Flow]:
+    """Only one sender of each protocol without ports to an address of the internet.
+
+    Source NAT has nothing but the addresses to tell such flows apart by: of two, the kernel drops the second.
+    """
+    seen: set[tuple] = set()
+    for flow in flows:
+        portless = flow.protocol not in PORT_PROTOCOLS | ICMP_PROTOCOLS
+        if portless and flow.destination.vpc is None:
+            if (flow.protocol, flow.destination.address) in seen:
+                continue
+            seen.add((flow.protocol, flow.destination.address))
+        yield flow
+
+
+def witnesses(world: World, outside: Iterable[int]) -> Iterator[Flow]:
+    """One flow out of every class of packets between instances, and from its upper end another one.
+
+    `outside` are the addresses of the internet, as numbers, that may take part.
+    """
+    beyond = [(number, number) for number in outside]
     reach = Reach(world)
     for source, destination in reach.pairs():
-        asked = SERVICES & Space.of(_members(world, source), _members(world, destination), None, None)
+        ends = (beyond if zone.vpc is None else _members(world, zone) for zone in (source, destination))
+        asked = SERVICES & Space.of(*ends, None, None)
         if source.vpc is None:
             asked &= reach.carried(source, destination)
         passing = reach.allowed(source, destination)
@@ -105,8 +128,6 @@ def _flow(source: Zone, destination: Zone, corner: tuple[int, ...]) -> Iterator[
 
 
 def _members(world: World, zone: Zone) -> list[tuple[int, int]]:
-    if zone.vpc is None:
-        return [(number, number) for number in OUTSIDE]
     subnet = world.vpc(zone.vpc).subnet(str(zone.subnet))
     numbers = [space.number(address) for one in subnet.instances for address in one.addresses]
     return [(number, number) for number in numbers]

@@ -51,6 +51,8 @@ class Drift:
     told: str
 
 
+# A namespace that nothing but a process keeps.
+AWAY = "unshare --net sleep 300 >/dev/null 2>&1 </dev/null & sleep 0.3"
 RULE = "nft -a list chain inet vpcctl {chain} | sed -n 's/.*{text}.*handle //p'"
 DRIFTS = {
     # --- links
@@ -67,6 +69,21 @@ DRIFTS = {
     "a port is deleted": Drift(ROUTER, "ip link delete in-web", "Veth", "in-web in shop-router"),
     "a bridge is deleted": Drift(ROUTER, "ip link delete br-web", "Bridge", "br-web in shop-router"),
     "an instance deletes its link": Drift(WEB, "ip link delete eth0", "Veth", "in-web in shop-router"),
+    "an instance's link has another address": Drift(
+        WEB, "ip link set eth0 address 02:00:00:00:00:99", "Veth", "has MAC 02:00:00:00:00:99 at its other end"
+    ),
+    "an instance's link has another name": Drift(
+        WEB, "ip link set eth0 down; ip link set eth0 name x up", "Veth", "has no end eth0 in shop-web"
+    ),
+    "an instance's link has moved away": Drift(
+        WEB, f"{AWAY}; ip link set eth0 netns $!", "Veth", "has no end eth0 in shop-web"
+    ),
+    "an instance's link has moved away, and another has its name": Drift(
+        WEB, f"{AWAY}; ip link set eth0 netns $!; ip link add eth0 type bridge", "Veth", "has no end eth0 in shop-web"
+    ),
+    "the host's end has moved away": Drift(
+        None, f"{AWAY}; ip link set vpc-shop netns $!", "Veth", "has no end vpc-shop in the host"
+    ),
     "the uplink is deleted": Drift(None, "ip link delete vpc-shop", "Veth", "link uplink in shop-router"),
     "a peering link is deleted": Drift(ROUTER, "ip link delete pr-billing", "Veth", "pr-"),
     # --- ports
