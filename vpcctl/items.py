@@ -28,7 +28,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Namespace(Item):
-    """A named network namespace; `tag` is kept as the alias of its loopback interface."""
+    """A named network namespace; `tag` is kept in the file that it is mounted on."""
 
     identity: ClassVar = ("namespace",)
     namespace: str

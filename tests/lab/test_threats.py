@@ -325,6 +325,43 @@ def test_a_namespace_that_was_exchanged_is_not_removed(tenants: Tenants, crowded
         lab.run(["sh", "-c", CLEAN])
 
 
+# What root inside an instance may do to its namespace, where `away` is a namespace of nobody's.
+AWAY = "unshare --net sleep 300 >/dev/null 2>&1 </dev/null & sleep 0.3"
+WORST = {
+    "its loopback is marked": "ip link set lo alias mine",
+    "its loopback has another name": "ip link set lo down; ip link set lo name mine up",
+    "another link is called lo": "ip link set lo down; ip link set lo name mine up; ip link add lo type bridge",
+    "its link has moved away": f"{AWAY}; ip link set eth0 netns $!",
+    "its link has another name": "ip link set eth0 down; ip link set eth0 name mine; ip link add eth0 type bridge",
+    "its link is down and bare": "ip addr flush dev eth0; ip link set eth0 down; ip neighbour flush all nud all",
+    "it has a table of our name": "nft add table inet vpcctl; nft add table bridge vpcctl",
+    "it has many addresses and routes": "for i in $(seq 3 99); do ip addr add 10.0.1.$i/24 dev eth0; done;"
+    " ip route replace default via 10.0.1.77",
+    "its settings are others": "sysctl -qw net.ipv6.conf.all.disable_ipv6=0 net.ipv4.ip_forward=1",
+}
+
+
+@pytest.mark.parametrize("done", WORST)
+def test_whatever_an_instance_does_inside_nobody_elses_commands_fail_and_it_can_be_removed(
+    crowded: tuple[Lab, Wire], done: str
+) -> None:
+    lab, machine = crowded
+    for words in SHOP:
+        machine.vpcctl(*words.split())
+    try:
+        lab.run(["sh", "-ec", WORST[done]], netns="shop-web")
+        machine.vpcctl("create-vpc", "--name", "more", "--cidr", "10.8.0.0/16")
+        machine.vpcctl("repair")
+        assert machine.status("status") == 0
+        lab.run(["ping", "-n", "-c", "1", "-W", "5", str(INTERNET)], netns="shop-web")
+        # The worst once more, for the teardown to meet it.
+        lab.run(["sh", "-c", WORST[done]], netns="shop-web", check=False)
+        machine.vpcctl("destroy", "--all", "--yes")
+        assert lab.run(["ip", "netns", "list"]).stdout == ""
+    finally:
+        lab.run(["sh", "-c", f"rm -f {STATE_DIR}/state.json /run/vpcctl/*; {CLEAN}"])
+
+
 # --- Floods -----------------------------------------------------------------------------------------------------------
 
 

@@ -28,6 +28,8 @@ from vpcctl.kernel.namespaces import RUN_NETNS, entered
 PORT_FLAGS = {
     "isolated": 1, "locked": 1, "learning": 0, "unicast_flood": 0, "mcast_flood": 0, "bcast_flood": 0
 }  # fmt: skip
+# The loopback interface's index in every namespace, whatever somebody inside calls it (include/net/flow.h).
+LOOPBACK, LOOPBACK_IFINDEX = "lo", 1
 ABSENCE = {errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENXIO}
 
 
@@ -38,7 +40,7 @@ class Rtnl:
         self.namespace = namespace
         with entered(namespace):
             self._socket = IPRoute()
-        self._indices: dict[str, int] = {}
+        self._indices = {LOOPBACK: LOOPBACK_IFINDEX}
 
     def close(self) -> None:
         """Close the socket."""
@@ -255,7 +257,9 @@ class Survey:
 
     @cached_property
     def links(self) -> dict[str, object]:
-        found = {link.get_attr("IFLA_IFNAME"): link for link in self._rtnl.dump("get_links")}
+        dumped = self._rtnl.dump("get_links")
+        found = {link.get_attr("IFLA_IFNAME"): link for link in dumped}
+        found[LOOPBACK] = next(link for link in dumped if link["index"] == LOOPBACK_IFINDEX)
         self._rtnl._indices = {name: link["index"] for name, link in found.items()}
         return found
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import ipaddress
 import os
+import socket
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ from vpcctl.items import (
     Ruleset,
     Setting,
     Veth,
+    where,
 )
 from vpcctl.kernel import namespaces, settings, tables
 from vpcctl.kernel.interface import ABSENT, RIGHT, Condition, HostFacts, State
@@ -38,6 +40,9 @@ from vpcctl.plan import Ensure, Plan
 # Open sockets are kept for this many namespaces, so that thousands of instances cost no thousands of descriptors.
 OPEN_NAMESPACES = 32
 CAP_SYS_ADMIN, CAP_NET_ADMIN = 21, 12
+RT_TABLE_MAIN = 254
+# A VPN that takes the default route over without touching it adds its two halves, 0.0.0.0/1 and 128.0.0.0/1.
+WHOLE_INTERNET = 1
 
 
 @contextlib.contextmanager
@@ -79,13 +84,11 @@ class LinuxKernel:
             if (link.get_attr("IFLA_IFALIAS") or "").startswith("vpcctl/")
         }
         ways_out, networks = set(), set()
-        for route in rtnl.dump("get_routes", family=2, table=254):
-            index = route.get_attr("RTA_OIF")
-            if index in ours or index is None:
-                continue
-            if route["dst_len"] == 0:
-                ways_out.add(links[index])
-            else:
+        for route in rtnl.dump("get_routes", family=socket.AF_INET, table=RT_TABLE_MAIN):
+            indices = _next_hops(route) & links.keys() - ours
+            if indices and route["dst_len"] <= WHOLE_INTERNET:
+                ways_out |= {links[index] for index in indices}
+            elif indices:
                 networks.add(ipaddress.ip_network(f"{route.get_attr('RTA_DST')}/{route['dst_len']}"))
         values = {link: settings.read(settings.ROOT / f"net/ipv4/conf/{link}/forwarding") for link in ways_out}
         return HostFacts(
@@ -122,21 +125,31 @@ class LinuxKernel:
                 found[item] = tables.observe(item, self._nft(namespace), self._reference)
             elif item not in found:
                 found[item] = survey.observe(item)
-            if isinstance(item, Veth) and item.peer_namespace is None and found[item] == RIGHT:
-                found[item] = self._observe_host_end(item)
+            if isinstance(item, Veth) and found[item] == RIGHT:
+                found[item] = self._observe_far_end(item, survey.links[item.name]["index"])
         return found
 
-    def _observe_host_end(self, item: Veth) -> Condition:
-        alias = self._rtnl(None).alias(item.peer_name)
-        if alias == item.tag:
+    def _observe_far_end(self, item: Veth, near: int) -> Condition:
+        """Compare the other end of a pair, whose end with the index `near` is right.
+
+        Root inside an instance may have moved, renamed or replaced it.  That its namespace is gone is told elsewhere.
+        """
+        if item.peer_namespace is not None and not namespaces.is_namespace(item.peer_namespace):
             return RIGHT
-        return Condition(State.DIFFERENT, f"has no end {item.peer_name} in the host that is ours")
+        far = self._rtnl(item.peer_namespace).link(item.peer_name)
+        if far is None or far.get_attr("IFLA_LINK") != near or far.get_attr("IFLA_IFNAME") != item.peer_name:
+            return Condition(State.DIFFERENT, f"has no end {item.peer_name} in {where(item.peer_namespace)}")
+        if far.get_attr("IFLA_ADDRESS") != item.peer_mac:
+            found = far.get_attr("IFLA_ADDRESS")
+            return Condition(State.DIFFERENT, f"has MAC {found} at its other end, expected {item.peer_mac}")
+        if item.peer_namespace is None and far.get_attr("IFLA_IFALIAS") != item.tag:
+            return Condition(State.DIFFERENT, f"has an end {item.peer_name} in the host that is not marked as ours")
+        return RIGHT
 
     def _observe_tag(self, item: Namespace) -> Condition:
         if not namespaces.is_namespace(item.namespace):
             return ABSENT
-        alias = self._rtnl(item.namespace).alias("lo")
-        if alias == item.tag:
+        if namespaces.owner(item.namespace) == item.tag:
             return RIGHT
         return Condition(State.FOREIGN, f"namespace {item.namespace} is not ours")
 
@@ -194,7 +207,7 @@ class LinuxKernel:
             if self._observe_tag(item) != RIGHT:
                 raise ConflictError(f"namespace {item.namespace} exists already and is not ours; remove or rename it")
             return
-        namespaces.create(item.namespace, item.tag, lambda: _mark(item.tag))
+        namespaces.create(item.namespace, item.tag)
 
     def _remove_namespace(self, item: Namespace) -> None:
         present = namespaces.is_namespace(item.namespace)
@@ -293,13 +306,10 @@ class LinuxKernel:
             self._open.pop(namespace)[0].close()
 
 
-def _mark(tag: str) -> None:
-    """Mark the namespace of the calling thread as ours, before it has a name."""
-    rtnl = Rtnl(None)
-    try:
-        rtnl.set_alias("lo", tag)
-    finally:
-        rtnl.close()
+def _next_hops(route) -> set[int]:
+    """The indices of the links that a route may use: one, or those of its several next hops."""
+    single = route.get_attr("RTA_OIF")
+    return {single} if single is not None else {hop["oif"] for hop in route.get_attr("RTA_MULTIPATH") or ()}
 
 
 def _is_absence(error: KernelError) -> bool:

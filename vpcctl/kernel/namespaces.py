@@ -13,7 +13,7 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from vpcctl.errors import ConflictError, KernelError
@@ -35,6 +35,11 @@ MS_PRIVATE = 1 << 18
 MS_SLAVE = 1 << 19
 MS_SHARED = 1 << 20
 MNT_DETACH = 0x2
+
+# include/uapi/linux/mount.h and fcntl.h; system calls after 423 have one number on all architectures but Alpha.
+SYS_OPEN_TREE = 428
+OPEN_TREE_CLONE = 0x1
+AT_FDCWD = -100
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -126,13 +131,13 @@ def entered(name: str | None) -> Iterator[None]:
         os.close(home)
 
 
-def create(name: str, tag: str, prepare: Callable[[], None]) -> None:
+def create(name: str, tag: str) -> None:
     """Make a new network namespace and mount it at /run/netns/`name`.
 
-    `prepare` runs inside before the namespace has a name, so a named namespace is always prepared.  The file that it
-    is mounted on holds `tag`: where a crash left the bare file, it tells that the file is ours.  Raises ConflictError
-    if something else of that name is there.  A thread of its own is unshared and ends, so the caller's namespace is
-    never at risk; mounting keeps the namespace alive.
+    The file that it is mounted on holds `tag`, which nobody inside can change: it tells whose the namespace is, and,
+    where a crash left the bare file, whose that is.  Raises ConflictError if something else of that name is there.  A
+    thread of its own is unshared and ends, so the caller's namespace is never at risk; mounting keeps the namespace
+    alive.
     """
     _prepare_directory()
     _claim(name, tag)
@@ -141,7 +146,6 @@ def create(name: str, tag: str, prepare: Callable[[], None]) -> None:
     def unshare_and_mount() -> None:
         try:
             unshare(CLONE_NEWNET)
-            prepare()
             mount("/proc/thread-self/ns/net", path(name), flags=MS_BIND)
         except BaseException as error:
             failure.append(error)
@@ -174,15 +178,39 @@ def _claim(name: str, tag: str) -> None:
 
 def is_placeholder(name: str, tag: str) -> bool:
     """Is `name` the bare file of a namespace of ours whose making or removing was cut short?"""
+    return not is_namespace(name) and owner(name) == tag
+
+
+def owner(name: str) -> str | None:
+    """The tag in the file at the namespace's place, mounted on or bare; None where there is no regular file.
+
+    Raises OSError where the kernel lets nobody look below mounts: before Linux 5.2, or without CAP_SYS_ADMIN.
+    """
     try:
-        descriptor = os.open(path(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return False
+        directory = _below_mounts(RUN_NETNS)
+        try:
+            descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
+            return None
+        raise
     try:
-        regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-        return regular and not is_namespace(name) and os.read(descriptor, 4096) == tag.encode()
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None
+        return os.read(descriptor, 4096).decode(errors="replace")
     finally:
         os.close(descriptor)
+
+
+def _below_mounts(directory: Path) -> int:
+    """A descriptor of `directory` without what is mounted in it, as open_tree(2) clones it."""
+    descriptor = _libc.syscall(SYS_OPEN_TREE, AT_FDCWD, os.fsencode(directory), OPEN_TREE_CLONE | os.O_CLOEXEC)
+    if descriptor < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(directory))
+    return descriptor
 
 
 def remove(name: str, tag: str) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from vpcctl.errors import KernelError, PrivilegeError, VpcctlError
+from vpcctl.errors import KernelError, PrivilegeError
+from vpcctl.kernel import namespaces
 from vpcctl.kernel.examination import legacy
 from vpcctl.kernel.examination.apart import apart
 from vpcctl.kernel.examination.prefixes import Reached
@@ -62,17 +63,11 @@ def privileged() -> bool:
 
 def namespace_tag(name: str) -> str:
     """The tag on a named namespace, "" where there is none or it cannot be seen."""
-    from vpcctl.kernel.links import Rtnl
-
     try:
-        rtnl = Rtnl(name)
-    except (VpcctlError, OSError):
+        found = namespaces.owner(name) or ""
+    except OSError:
         return ""
-    try:
-        alias = rtnl.alias("lo") or ""
-    finally:
-        rtnl.close()
-    return alias if alias.startswith(TAG) else ""
+    return found if found.startswith(TAG) else ""
 
 
 def tools() -> dict[str, str]:
