@@ -9,14 +9,16 @@ The intent holds the new world and every item of the old *and* the new one, so a
 and until it is gone.  A reported failure is rolled back: the kernel is observed and made as the old world says.  A
 crash leaves the intent, and the next command or `repair` rolls it forward, or back if it cannot.
 
-`change` trusts the record and touches only what differs between two worlds; `converge` observes the kernel and mends
-what differs from the world.
+`change` trusts the record and touches only what differs between two worlds; `_converge` observes the kernel and mends
+what differs from the world.  A VPC that cannot be mended stands in no other one's way: it is left, closed as far as it
+got, and stays on record as pending.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from vpcctl import plan as plans
@@ -26,11 +28,16 @@ from vpcctl.items import Item, Namespace, Ruleset, Veth
 from vpcctl.kernel.interface import Condition, HostFacts, Kernel
 from vpcctl.kernel.interface import State as Standing
 from vpcctl.model import World, uplink_pair
-from vpcctl.plan import Ensure, Plan
+from vpcctl.plan import Ensure, Plan, Remove, Step, links_made, links_used
 from vpcctl.state import Record, State, Store, Writer
 
 Transform = Callable[[State], World]
 Report = Callable[[str], None]
+Key = tuple[str, ...]
+# The names of VPCs, or HOST; None stands for all.
+Scopes = frozenset[str] | None
+# By the name of a VPC what stands in the way of its being mended.
+Trouble = dict[str, VpcctlError]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,15 @@ class Difference:
     def __str__(self) -> str:
         detail = f": {self.condition.detail}" if self.condition.detail else ""
         return f"{self.item} is {self.condition.state.value}{detail}"
+
+
+@dataclass(frozen=True, slots=True)
+class Converged:
+    """What convergence came to: the state on record, what was mended, and which VPCs could not be."""
+
+    state: State
+    differences: list[Difference] = dataclasses.field(default_factory=list)
+    trouble: Trouble = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +77,12 @@ def change(store: Store, kernel: Kernel, transform: Transform, report: Report = 
     the message says that `vpcctl repair` will.
     """
     with store.locked() as writer:
-        state = writer.load()
+        state, trouble = writer.load(), {}
         if _unfinished(state, kernel):
-            state = _finished(writer, kernel, state, report)[0]
+            found = _finished(writer, kernel, state, report)
+            state, trouble = found.state, found.trouble
+            for words in _in_words(trouble):
+                report(words)
         desired = _prepared(state, transform(state), kernel.facts())
         loaded = _loaded(state.items)
         after = topology.snapshot(desired, state.state_id, loaded, state.world)
@@ -78,10 +97,11 @@ def change(store: Store, kernel: Kernel, transform: Transform, report: Report = 
         try:
             run(kernel, plan)
         except VpcctlError as error:
-            _roll_back(writer, kernel, intent, error)
+            _roll_back(writer, kernel, intent, error, trouble)
             raise
+        pending = desired if trouble.keys() & after.keys() else None
         try:
-            writer.save(dataclasses.replace(intent, world=desired, record=after, pending=None))
+            writer.save(dataclasses.replace(intent, world=desired, record=after, pending=pending))
         except StateError as error:
             raise StateError(
                 f"{error}\nthe change itself is made; `vpcctl repair` puts it on record when the cause is mended"
@@ -90,15 +110,30 @@ def change(store: Store, kernel: Kernel, transform: Transform, report: Report = 
 
 
 def repair(
-    store: Store, kernel: Kernel, adopt: bool = False, report: Report = lambda words: None
+    store: Store,
+    kernel: Kernel,
+    adopt: bool = False,
+    report: Report = lambda words: None,
+    vpc: str | None = None,
 ) -> tuple[list[Difference], World]:
     """Make the kernel what the record says it should be; the differences that were mended.
 
-    With `adopt` the record is first taken back from its copy, for a file that was lost or damaged.
+    With `adopt` the record is first taken back from its copy, for a file that was lost or damaged.  With `vpc` only
+    that VPC is looked at, and what the host has for all of them; what an earlier command left is finished for all.
+    Raises for the VPCs that cannot be mended, once the others are.
     """
     with store.locked() as writer:
-        state, differences = _finished(writer, kernel, writer.adopt() if adopt else writer.load(), report)
-        return differences, state.world
+        state = writer.adopt() if adopt else writer.load()
+        if vpc is not None:
+            state.world.vpc(vpc)
+        scopes = None if vpc is None or _unfinished(state, kernel) else frozenset({topology.HOST, vpc})
+        found = _finished(writer, kernel, state, report, scopes)
+    if found.trouble:
+        for difference in found.differences:
+            report(f"mended: {difference}")
+        kind = KernelError if any(isinstance(one, KernelError) for one in found.trouble.values()) else ConflictError
+        raise kind("\n".join(_in_words(found.trouble)))
+    return found.differences, found.state.world
 
 
 def examine(state: State, kernel: Kernel, scopes: Iterable[str] | None = None) -> list[Difference]:
@@ -129,10 +164,10 @@ def _prepared(state: State, desired: World, facts: HostFacts) -> World:
     for vpc in desired.vpcs:
         pair = uplink_pair(desired.transit, vpc.index)
         for network in facts.networks:
-            if vpc.name not in known and any(address in network for address in pair):
+            if vpc.name not in known and network.overlaps(desired.transit):
                 raise ConflictError(
-                    f"the host has a network {network} which holds {pair[0]}, the uplink of VPC {vpc.name};"
-                    " choose another transit range with --transit"
+                    f"the host has a network {network}, which overlaps the transit range {desired.transit} of the"
+                    f" VPCs' uplinks ({pair[0]} is that of {vpc.name}); choose another range with --transit"
                 )
     if not desired.vpcs or facts.forwarding:
         # Where the whole host forwards, whoever wanted that also decides between which links.
@@ -173,17 +208,21 @@ def _unfinished(state: State, kernel: Kernel) -> bool:
     return state.pending is not None or bool(state.items and state.boot_id != kernel.boot_id())
 
 
-def _finished(writer: Writer, kernel: Kernel, state: State, report: Report) -> tuple[State, list[Difference]]:
+def _finished(writer: Writer, kernel: Kernel, state: State, report: Report, scopes: Scopes = None) -> Converged:
     """Converge; an unfinished change that cannot be finished is put back, so that it stands in nobody's way."""
     if _unfinished(state, kernel):
         report("finishing what an earlier command left, or a reboot took")
     try:
-        return _converge(writer, kernel, state)
+        found = _converge(writer, kernel, state, scopes)
+        words = "; ".join(_in_words(found.trouble))
     except (ConflictError, KernelError) as error:
         if state.pending is None or state.pending == state.world:
             raise
-        report(f"what was begun cannot be finished, and is put back; {error}")
-        return _converge(writer, kernel, dataclasses.replace(writer.load(), pending=state.world))
+        words = str(error)
+    if not words or state.pending is None or state.pending == state.world:
+        return found
+    report(f"what was begun cannot be finished, and is put back; {words}")
+    return _converge(writer, kernel, dataclasses.replace(writer.load(), pending=state.world))
 
 
 def _begun(writer: Writer, state: State, intent: State) -> State:
@@ -199,24 +238,76 @@ def _begun(writer: Writer, state: State, intent: State) -> State:
         raise
 
 
-def _converge(writer: Writer, kernel: Kernel, state: State) -> tuple[State, list[Difference]]:
+def _converge(writer: Writer, kernel: Kernel, state: State, scopes: Scopes = None) -> Converged:
     """Roll an unfinished change forward, and mend whatever differs from the world then desired."""
     desired = _prepared(state, state.world if state.pending is None else state.pending, kernel.facts())
     after = topology.snapshot(desired, state.state_id, _loaded(state.items))
     intent = dataclasses.replace(state, boot_id=kernel.boot_id(), pending=desired, record=_merged(state.record, after))
-    plan, differences = _mending(kernel, intent, after, _guard(state, desired, after))
+    plan, differences = _mending(kernel, intent, after, _guard(state, desired, after), scopes)
     finished = dataclasses.replace(intent, world=desired, record=after, pending=None)
     if not plan and finished == state:
-        return state, []
-    kernel.check(plan)
+        return Converged(state)
+    homes = {item.key: scope for scope, items in after.items() for item in items}
+    trouble = _check(kernel, plan, homes)
     intent = writer.save(intent)
-    run(kernel, plan)
-    return writer.save(dataclasses.replace(finished, serial=intent.serial)), differences
+    _mend(kernel, plan, homes, trouble)
+    pending = desired if trouble else None
+    state = writer.save(dataclasses.replace(finished, pending=pending, serial=intent.serial))
+    mended = [one for one in differences if homes[one.item.key] not in trouble]
+    return Converged(state, mended, trouble)
 
 
-def _mending(kernel: Kernel, intent: State, after: Record, guard: Ruleset | None) -> tuple[Plan, list[Difference]]:
-    """The plan from what is observed to `after`: only what differs is touched."""
-    wanted = [item for items in after.values() for item in items]
+def _check(kernel: Kernel, plan: Plan, homes: Mapping[Key, str]) -> Trouble:
+    """What stands in the way of `plan`, by the VPC to whose items it leads; what concerns no one VPC is raised."""
+    parts: dict[str, list[Step]] = defaultdict(list)
+    for step in plan.steps:
+        parts[homes.get(step.item.key, topology.HOST)].append(step)
+    trouble: Trouble = {}
+    for scope, steps in parts.items():
+        try:
+            kernel.check(Plan(tuple(steps)))
+        except (ConflictError, KernelError) as error:
+            if scope == topology.HOST:
+                raise
+            trouble[scope] = error
+    return trouble
+
+
+def _mend(kernel: Kernel, plan: Plan, homes: Mapping[Key, str], trouble: Trouble) -> None:
+    """Take the steps of `plan`; where one of a VPC fails, that VPC joins `trouble`, and no more of it is made.
+
+    Links are opened last, so what is left of it carries nothing.  What cannot be removed, or concerns no one VPC,
+    is raised: nothing may be opened beside it.
+    """
+    owners = {key[1]: scope for key, scope in homes.items() if key[0] == Namespace.__name__}
+    lost: set[tuple[str | None, str]] = set()
+    for step in plan.steps:
+        if isinstance(step, Remove):
+            kernel.remove(step.item)
+            continue
+        item, scope = step.item, homes.get(step.item.key, topology.HOST)
+        # A peering's link needs the other VPC's router too.
+        concerned = {scope, owners.get(item.namespace), owners.get(getattr(item, "peer_namespace", None))}
+        if not concerned & trouble.keys() and not lost.intersection(links_used(item)):
+            try:
+                kernel.ensure(item)
+                continue
+            except (ConflictError, KernelError) as error:
+                if scope == topology.HOST:
+                    raise
+                trouble[scope] = error
+        lost.update(links_made(item))
+
+
+def _in_words(trouble: Trouble) -> list[str]:
+    return [f"VPC {scope} cannot be mended, and is left as it is: {error}" for scope, error in trouble.items()]
+
+
+def _mending(
+    kernel: Kernel, intent: State, after: Record, guard: Ruleset | None, scopes: Scopes
+) -> tuple[Plan, list[Difference]]:
+    """The plan from what is observed to `after`, as far as it is of `scopes`: only what differs is touched."""
+    wanted = [item for scope, items in after.items() if scopes is None or scope in scopes for item in items]
     differences = [
         Difference(item, condition)
         for item, condition in kernel.observe(wanted).items()
@@ -233,7 +324,7 @@ def _mending(kernel: Kernel, intent: State, after: Record, guard: Ruleset | None
             if difference.condition.state is Standing.DIFFERENT and isinstance(difference.item, plans.REPLACED)
         ),
     ]
-    keys = {item.key for item in wanted}
+    keys = {item.key for items in after.values() for item in items}
     gone = [item for item in intent.items if item.key not in keys]
     # What stands on a link that is absent cannot be observed: a kernel without IPv6 lacks the same settings.
     links = [item for item in made if isinstance(item, plans.REPLACED)]
@@ -256,11 +347,17 @@ def _cut(wanted: list[Item], made: list[Item]) -> list[Item]:
     ]
 
 
-def _roll_back(writer: Writer, kernel: Kernel, intent: State, error: VpcctlError) -> None:
-    """Put the old world back after `error`; what cannot be put back now is left to `repair`, and said."""
+def _roll_back(writer: Writer, kernel: Kernel, intent: State, error: VpcctlError, known: Trouble) -> None:
+    """Put the old world back after `error`; what cannot be put back now is left to `repair`, and said.
+
+    `known` is what could not be mended before either.
+    """
     try:
-        _converge(writer, kernel, dataclasses.replace(intent, pending=intent.world))
-    except VpcctlError as second:
+        found = _converge(writer, kernel, dataclasses.replace(intent, pending=intent.world))
+        second = "; ".join(str(one) for scope, one in found.trouble.items() if scope not in known)
+    except VpcctlError as failure:
+        second = str(failure)
+    if second:
         raise KernelError(
             f"{error}\nand what was there before could not be put back ({second});"
             " `vpcctl repair` finishes it when the cause is mended"

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.story import LEAPS, STORY, Step, nothing, told
+from tests.story import LEAPS, STORY, Step, nothing, subnet, told
 from vpcctl import changes, names, reconciler
 from vpcctl.errors import ConflictError, KernelError, StateError
-from vpcctl.items import Item, Namespace, Open, Ruleset, Veth
+from vpcctl.items import Item, Namespace, Open, Route, Ruleset, Veth
 from vpcctl.kernel.fake import FakeKernel
 from vpcctl.kernel.interface import HostFacts
 from vpcctl.model import DEFAULT_TRANSIT, World
@@ -604,6 +604,116 @@ def test_status_of_one_vpc_does_not_tell_of_another(anew: Anew) -> None:
     state = machine.state
     assert reconciler.examine(state, machine.kernel, ["one"]) == []
     assert reconciler.examine(state, machine.kernel, ["two"])
+
+
+def test_repair_of_one_vpc_leaves_another_as_it_is(anew: Anew) -> None:
+    machine = anew(FULL)
+    for key in (("Namespace", "one-web"), ("Namespace", "two-api")):
+        FakeKernel.remove(machine.kernel, machine.kernel.objects[key])
+    reconciler.repair(machine.store, machine.kernel, vpc="one")
+    assert reconciler.examine(machine.state, machine.kernel, ["one"]) == []
+    assert reconciler.examine(machine.state, machine.kernel, ["two"])
+    machine.repair()
+    machine.check_rest()
+
+
+def test_repair_of_a_vpc_that_nobody_has_is_refused(anew: Anew) -> None:
+    machine = anew(FULL)
+    with pytest.raises(ConflictError, match="nobody"):
+        reconciler.repair(machine.store, machine.kernel, vpc="nobody")
+
+
+# -- trouble in one VPC --------------------------------------------------------------------------------------------
+
+
+class Stubborn(Watched):
+    """A kernel that never makes the object with the key `refused`."""
+
+    refused: tuple[str, ...] = ()
+
+    def ensure(self, item: Item) -> None:
+        if item.key == self.refused:
+            raise KernelError(f"the kernel refused {item}")
+        super().ensure(item)
+
+
+def troubled(life: Life, key: tuple[str, ...]) -> tuple[Machine, str]:
+    """A machine after a reboot whose kernel refuses the object with that key; the VPC that it belongs to."""
+    _, state = life[FULL]
+    kernel = Stubborn(boot="boot-2")
+    kernel.refused = key
+    scope = next(scope for scope, items in state.record.items() if any(item.key == key for item in items))
+    return Machine(kernel, state), scope
+
+
+def everything_of(life: Life, vpc: str | None = None) -> list[tuple[str, ...]]:
+    record = life[FULL][1].record
+    return [item.key for scope, items in record.items() if scope and vpc in (None, scope) for item in items]
+
+
+def test_a_vpc_that_cannot_be_mended_stands_in_no_other_ones_way(life: Life) -> None:
+    """Whichever object of it is refused: the other VPC is restored, can be changed, and all can be destroyed."""
+    for key in everything_of(life):
+        machine, scope = troubled(life, key)
+        with pytest.raises(KernelError, match=f"VPC {scope} cannot be mended, and is left as it is"):
+            machine.repair()
+        other = {"one": "two", "two": "one"}[scope]
+        apart = [one for one in reconciler.examine(machine.state, machine.kernel, [other]) if not shared(one.item)]
+        assert apart == [], key
+        assert not any(opened(machine.kernel, scope)) or key[0] == Open.__name__, key
+        made = machine.change(subnet(other, "more", OTHER_PREFIX[other]))
+        assert ("Namespace", f"{other}-more") in machine.kernel.objects
+        assert made.after.vpc(other).subnet("more")
+        assert machine.state.pending == machine.state.world
+        # A router that takes no ruleset is not closed either, and what is not closed is not taken down.
+        if key[0] != Ruleset.__name__:
+            machine.check_destroyed()
+            assert machine.state.pending is None
+
+
+def test_what_could_not_be_mended_is_mended_when_the_cause_is_gone(life: Life) -> None:
+    for key in everything_of(life):
+        machine, _ = troubled(life, key)
+        for _ in range(2):
+            with pytest.raises(KernelError):
+                machine.repair()
+        machine.kernel.refused = ()
+        machine.repair()
+        machine.check(life[FULL][1].world)
+        machine.check_rest()
+
+
+def test_a_change_of_the_vpc_that_cannot_be_mended_fails_and_is_put_back(life: Life) -> None:
+    machine, _ = troubled(life, ("Namespace", "one-web"))
+    with pytest.raises(KernelError, match="in-web-9"):
+        machine.change(lambda world: changes.create_instance(world, "one", "web", "web-9", None, 0))
+    assert bare(machine.state.world) == bare(life[FULL][1].world)
+    machine.kernel.refused = ()
+    machine.repair()
+    machine.check(life[FULL][1].world)
+
+
+def test_what_is_not_ours_is_trouble_of_its_vpc_alone(life: Life) -> None:
+    machine, _ = troubled(life, ("Namespace", "one-web"))
+    machine.kernel.refused = ()
+    machine.kernel.foreign.add(("Namespace", "one-web"))
+    with pytest.raises(ConflictError, match="VPC one cannot be mended"):
+        machine.repair()
+    found = reconciler.examine(machine.state, machine.kernel, ["two"])
+    assert [one for one in found if not shared(one.item)] == []
+
+
+OTHER_PREFIX = {"one": "10.0.0.48/28", "two": "10.0.0.96/28"}
+
+
+def shared(item: Item) -> bool:
+    """Does the item belong to the peering of the two VPCs?"""
+    return "pr-" in str(item) or (isinstance(item, Route) and item.link.startswith("pr-"))
+
+
+def opened(kernel: FakeKernel, vpc: str) -> list[Open]:
+    namespace = names.router_namespace(vpc)
+    return [item for item in kernel.objects.values() if isinstance(item, Open) and item.namespace == namespace]
 
 
 # -- order ---------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from vpcctl.cli.session import Session, json_option, print_json, styled
+from vpcctl.cli.session import Session, json_option, print_json, show, show_marked
 
 DRIFT = 3
 
@@ -49,18 +49,19 @@ def status(session: Session, vpc: str | None, as_json: bool) -> None:
         )
     else:
         for difference in differences:
-            print(difference)
+            show(difference)
         if unfinished:
-            print("a command was interrupted before it was done")
-        print("drifted; `vpcctl repair` mends it" if differences or unfinished else "in sync")
+            show("a change is unfinished")
+        show("drifted; `vpcctl repair` mends it" if differences or unfinished else "in sync")
     if differences or unfinished:
         sys.exit(DRIFT)
 
 
 @click.command
+@click.option("--vpc", help="Only this VPC.")
 @click.option("--adopt", is_flag=True, help="First take back a state file that was lost or damaged.")
 @click.pass_obj
-def repair(session: Session, adopt: bool) -> None:
+def repair(session: Session, vpc: str | None, adopt: bool) -> None:
     """Make the kernel as desired: after a crash, a reboot, or somebody's `nft flush ruleset`.
 
     Example: vpcctl repair
@@ -70,11 +71,11 @@ def repair(session: Session, adopt: bool) -> None:
     told: list[str] = []
     kernel = session.kernel()
     try:
-        differences, _ = reconciler.repair(session.store, kernel, adopt, told.append)
+        differences, _ = reconciler.repair(session.store, kernel, adopt, told.append, vpc)
     finally:
         kernel.close()
-    for words in told:
-        session.say(words)
+        for words in told:
+            session.say(words)
     for difference in differences:
         session.say(f"mended: {difference}")
     if differences or not told:
@@ -146,14 +147,14 @@ def doctor(session: Session, as_json: bool) -> None:
     else:
         for finding in findings:
             colour = {"fatal": "red", "warning": "yellow"}.get(finding.severity, "green")
-            print(f"{styled(finding.severity, colour)}: {finding.subject}: {finding.what}")
+            show_marked(finding.severity, colour, f"{finding.subject}: {finding.what}")
             if finding.why:
-                print(f"    why: {finding.why}")
+                show(f"    why: {finding.why}")
             if finding.remedy:
-                print(f"    remedy: {finding.remedy}")
+                show(f"    remedy: {finding.remedy}")
             for command in finding.commands:
-                print(f"        {command}")
+                show(f"        {command}")
         if not any(finding.severity in ("fatal", "warning") for finding in findings):
-            print("nothing is in the way")
+            show("nothing is in the way")
     if any(finding.severity == "fatal" for finding in findings):
         sys.exit(1)
