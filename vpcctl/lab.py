@@ -5,8 +5,7 @@
     neighbour   eth0 198.51.100.20 ─┘
 
 The lab host is as a fresh machine: no bridge, table or named namespace.  The other two are not listed by `ip netns`;
-enter them with `nsenter --net=/run/lab/internet` or `…/neighbour`.  One process answers for both (`responder`).  All of
-it, the state directory included, goes with its sandbox (`kernel.sandbox`); files outside /run are the real ones.
+enter them with `nsenter --net=/run/lab/internet` or `…/neighbour`.  In each a process answers (`responder`).  All of it, the state directory included, goes with its sandbox (`kernel.sandbox`); files outside /run are the real ones.
 """
 
 from __future__ import annotations
@@ -92,19 +91,22 @@ def _furnish() -> None:
     program.write_text(_PROGRAM)
     program.chmod(0o755)
     lan.build(RUN_LAB / "lan", _STATIONS)
-    sockets = []
     for station in _STATIONS:
         if station.mounted:
             with lan.inside(station.mounted):
                 lan.redirect_every_port(responder.PORT)
-                sockets += responder.listen()
+                _have_answered(responder.listen())
+
+
+def _have_answered(sockets: Sequence[socket.socket]) -> None:
+    """Start a responder in the namespace of this moment: what it says leaves from there."""
     sandbox.fork(lambda: _answer(sockets))
     for listener in sockets:
         listener.close()
 
 
 def _answer(sockets: Sequence[socket.socket]) -> int:
-    """The pretend internet's process, out of reach of the terminal's signals."""
+    """A station's process, out of reach of the terminal's signals."""
     os.setsid()
     responder.serve(sockets)
     return 0

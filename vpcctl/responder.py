@@ -1,4 +1,4 @@
-"""What answers in the lab's pretend internet: every TCP and UDP port of every address, by one process.
+"""What answers in the lab's pretend internet: every TCP and UDP port of every address of a namespace.
 
 TCP: an HTTP request gets `ADDRESS heard you from CLIENT` as a text page; any other line is echoed, for as long as the
 client likes; silence is kept.  UDP: a datagram gets `ADDRESS heard you from CLIENT: PAYLOAD`.
@@ -52,7 +52,7 @@ def listen() -> list[socket.socket]:
 
 
 def serve(sockets: Sequence[socket.socket]) -> None:
-    """Answer on all `sockets` (from `listen`, of any number of namespaces) until killed."""
+    """Answer on all `sockets` (from `listen`, in this very namespace: answers leave from it) until killed."""
     # A flood of connections is part of what the lab is for.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import uuid
@@ -180,6 +181,21 @@ def test_a_line_is_echoed_and_silence_is_kept(module_lab: Lab, address: str) -> 
 @pytest.mark.parametrize("port", [9, 53, 65535])
 def test_udp_is_answered_from_where_it_went_to(module_lab: Lab, address: str, port: int) -> None:
     assert module_lab.python(TALK_UDP, address, str(port)).stdout == f"{address} heard you from {HOST}: hello"
+
+
+@pytest.mark.parametrize(("kind", "packets"), [("tcp", 3), ("udp", 1)])
+def test_answers_come_by_the_lan(lab: Lab, kind: str, packets: int) -> None:
+    """Counted where they come in; what would come by any other way is dropped."""
+    chain = f"""table inet t {{ chain c {{ type filter hook input priority 0;
+        ip saddr {INTERNET} iifname != "eth0" drop
+        ip saddr {INTERNET} meta l4proto {kind} counter
+    }}
+    }}"""
+    lab.run(["nft", "-f", "-"], input=chain)
+    assert "hello" in lab.python({"tcp": TALK_TCP, "udp": TALK_UDP}[kind], str(INTERNET), "4000").stdout
+    counted = re.search(r"counter packets (\d+)", lab.run(["nft", "list", "ruleset"]).stdout)
+    assert counted is not None
+    assert int(counted[1]) >= packets
 
 
 def test_one_socket_may_talk_to_many_ports(module_lab: Lab) -> None:
@@ -405,8 +421,8 @@ def test_a_closed_lab_leaves_no_process(module_lab: Lab) -> None:
 def test_killing_the_one_who_runs_it_leaves_nothing(start: Start, module_lab: Lab, end: signal.Signals) -> None:
     before, marker = surroundings(), str(uuid.uuid4())
     process = start(RUN, "sh", "-c", "setsid sleep 1000 & sleep 1000", marker=marker)
-    # The caller, maker, init, the responder, sh and its two.
-    assert eventually(lambda: len(processes(marker)) == 7)
+    # The caller, maker, init, two responders, sh and its two.
+    assert eventually(lambda: len(processes(marker)) == 8)
     process.send_signal(end)
     process.wait()
     assert eventually(lambda: not processes(marker)), f"left: {processes(marker)}"
@@ -427,8 +443,8 @@ def test_a_lab_ends_with_the_process_that_opened_it(start: Start, module_lab: La
     marker = str(uuid.uuid4())
     opened = "from vpcctl.lab import Lab; lab = Lab().open(); lab.popen(['sleep', '1000']); input()"
     process = start(opened, marker=marker, stdin=subprocess.PIPE)
-    # It, the lab's caller, maker, init, the responder and cat, then nsenter and sleep.
-    assert eventually(lambda: len(processes(marker)) == 8)
+    # It, the lab's caller, maker, init, two responders and cat, then nsenter and sleep.
+    assert eventually(lambda: len(processes(marker)) == 9)
     process.kill()
     process.wait()
     assert eventually(lambda: not processes(marker)), f"left: {processes(marker)}"
@@ -437,14 +453,21 @@ def test_a_lab_ends_with_the_process_that_opened_it(start: Start, module_lab: La
 # --- Without root -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def public_copy() -> Iterator[Path]:
-    """This package where everybody may read it, which a checkout need not be."""
+    """This package and all others that are installed where everybody may read them, as an environment need not be."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
         os.chmod(place, 0o755)
-        shutil.copytree(ROOT / "vpcctl", Path(place) / "vpcctl", ignore=shutil.ignore_patterns("__pycache__"))
+        ignored = shutil.ignore_patterns("__pycache__")
+        for packages in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+            shutil.copytree(packages, place, ignore=ignored, dirs_exist_ok=True)
+        shutil.copytree(ROOT / "vpcctl", Path(place) / "vpcctl", ignore=ignored, dirs_exist_ok=True)
         subprocess.run(["chmod", "-R", "a+rX", place], check=True)
         yield Path(place)
+
+
+# What an environment's Python was made from; the environment may be where nobody else may enter.
+PYTHON = os.path.realpath(sys.executable)
 
 
 def as_nobody(*command: str, source: Path) -> subprocess.CompletedProcess[str]:
@@ -452,9 +475,8 @@ def as_nobody(*command: str, source: Path) -> subprocess.CompletedProcess[str]:
         pytest.skip("only root can become nobody; all of these tests ran without root already")
     nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
     environment = os.environ | {"PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1"}
-    readable = subprocess.run([*nobody, sys.executable, "-c", "import pyroute2"], env=environment, capture_output=True)
-    if readable.returncode:
-        pytest.skip(f"nobody cannot use {sys.executable} and its packages")
+    if subprocess.run([*nobody, PYTHON, "-c", "import ssl"], env=environment, capture_output=True, cwd="/").returncode:
+        pytest.skip(f"nobody but root may use {PYTHON}")
     return subprocess.run([*nobody, *command], env=environment, capture_output=True, text=True, timeout=60, cwd="/")
 
 
@@ -463,7 +485,7 @@ def test_an_ordinary_user_may_have_a_lab(module_lab: Lab, public_copy: Path) -> 
 id -u; ip netns add blue; ip netns exec blue true; ip link add br0 type bridge; nft add table inet t
 sysctl -qw net.ipv4.ip_forward=1; curl -sS --max-time 5 http://{INTERNET}/; ls /run/netns; cat /proc/1/comm | wc -l
 """
-    result = as_nobody(sys.executable, "-c", RUN, "sh", "-ec", script, source=public_copy)
+    result = as_nobody(PYTHON, "-c", RUN, "sh", "-ec", script, source=public_copy)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == f"0\n{INTERNET} heard you from {HOST}\nblue\n1\n"
 
@@ -476,7 +498,7 @@ with Lab() as lab:
     for netns in (None, "internet", "neighbour", "blue"):
         print(len(lab.run(["ip", "-oneline", "link"], netns=netns).stdout.splitlines()))
 """
-    result = as_nobody(sys.executable, "-c", program, source=public_copy)
+    result = as_nobody(PYTHON, "-c", program, source=public_copy)
     assert (result.returncode, result.stdout, result.stderr) == (0, "2\n2\n2\n1\n", "")
 
 
