@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests import nobody
 from vpcctl.errors import VpcctlError
 from vpcctl.lab import Lab
 
@@ -33,6 +35,16 @@ def module_lab() -> Iterator[Lab]:
     """A machine that the tests of a module share; what one leaves behind, the next one finds."""
     with _opened() as machine:
         yield machine
+
+
+@pytest.fixture(scope="session")
+def nobodys_python() -> Iterator[list[str]]:
+    """What to put before the arguments of a Python that nobody runs."""
+    with nobody.packages() as source:
+        words = nobody.words(source)
+        if subprocess.run([*words, "-c", "import vpcctl"], capture_output=True, cwd="/").returncode:
+            pytest.skip(f"there is no user but this one, or nobody else may use {nobody.PYTHON}")
+        yield words
 
 
 def _opened() -> Lab:

@@ -56,6 +56,7 @@ for folder, _, files in os.walk("/proc/sys/net"):
             found[place] = None
 print(json.dumps(found))
 """
+OUR_PYTHON = (sys.executable,)
 # What the kernel counts by itself.
 COUNTED = "/proc/sys/net/netfilter/nf_conntrack_count"
 
@@ -96,9 +97,11 @@ class Answer:
     state: str
 
 
-def try_all(lab: Lab, cases: Iterable[tuple[list[str], str]], prefix: Sequence[str] = ()) -> list[Answer]:
+def try_all(
+    lab: Lab, cases: Iterable[tuple[list[str], str]], prefix: Sequence[str] = (), python: Sequence[str] = OUR_PYTHON
+) -> list[Answer]:
     """Run commands, each with its standard input, in one process that is started with `prefix` in front of it."""
-    words = [*prefix, sys.executable, "-c", TRY_ALL, f"{STATE_DIR}/state.json"]
+    words = [*prefix, *python, "-c", TRY_ALL, f"{STATE_DIR}/state.json"]
     result = lab.run(words, input=json.dumps(list(cases)), timeout=120)
     assert result.stderr == ""
     return [Answer(*one) for one in json.loads(result.stdout)]

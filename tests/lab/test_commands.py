@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from tests.lab.machine import Answer, attempt, run_all, seen, settle, state_file, try_all, write
+from tests.nobody import PYTHON
 from vpcctl.lab import STATE_DIR, Lab
 
 BUILD = (
@@ -364,12 +365,12 @@ def test_exec_hands_on_no_descriptor(machine: Lab) -> None:
 
 def test_exec_as_a_user_has_no_power_left(machine: Lab) -> None:
     status = "import json; print(json.dumps(dict(line.split(':', 1) for line in open('/proc/self/status'))))"
-    words = ["exec", "--vpc", "shop", "--subnet", "web", "--user", "nobody", "--", sys.executable, "-I", "-c", status]
+    words = ["exec", "--vpc", "shop", "--subnet", "web", "--user", "nobody", "--", PYTHON, "-I", "-c", status]
     result = attempt(machine, *words)
     if result.returncode == 5 and "cannot become" in result.stderr:
         pytest.skip("this user namespace has no user but root")
     if result.returncode == 4 and "Permission denied" in result.stderr:
-        pytest.skip("nobody may not run this Python")
+        pytest.skip(f"nobody may not run {PYTHON}")
     found = {name: value.split() for name, value in json.loads(result.stdout).items()}
     assert found["Uid"] == ["65534"] * 4
     assert found["Gid"] == ["65534"] * 4

@@ -10,12 +10,9 @@ import os
 import pty
 import re
 import select
-import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -453,44 +450,20 @@ def test_a_lab_ends_with_the_process_that_opened_it(start: Start, module_lab: La
 # --- Without root -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def public_copy() -> Iterator[Path]:
-    """This package and all others that are installed where everybody may read them, as an environment need not be."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
-        os.chmod(place, 0o755)
-        ignored = shutil.ignore_patterns("__pycache__")
-        for packages in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
-            shutil.copytree(packages, place, ignore=ignored, dirs_exist_ok=True)
-        shutil.copytree(ROOT / "vpcctl", Path(place) / "vpcctl", ignore=ignored, dirs_exist_ok=True)
-        subprocess.run(["chmod", "-R", "a+rX", place], check=True)
-        yield Path(place)
+CAPTURED = {"capture_output": True, "text": True, "timeout": 60, "cwd": "/"}
 
 
-# What an environment's Python was made from; the environment may be where nobody else may enter.
-PYTHON = os.path.realpath(sys.executable)
-
-
-def as_nobody(*command: str, source: Path) -> subprocess.CompletedProcess[str]:
-    if os.geteuid() != 0:
-        pytest.skip("only root can become nobody; all of these tests ran without root already")
-    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-    environment = os.environ | {"PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1"}
-    if subprocess.run([*nobody, PYTHON, "-c", "import ssl"], env=environment, capture_output=True, cwd="/").returncode:
-        pytest.skip(f"nobody but root may use {PYTHON}")
-    return subprocess.run([*nobody, *command], env=environment, capture_output=True, text=True, timeout=60, cwd="/")
-
-
-def test_an_ordinary_user_may_have_a_lab(module_lab: Lab, public_copy: Path) -> None:
+def test_an_ordinary_user_may_have_a_lab(module_lab: Lab, nobodys_python: list[str]) -> None:
     script = f"""
 id -u; ip netns add blue; ip netns exec blue true; ip link add br0 type bridge; nft add table inet t
 sysctl -qw net.ipv4.ip_forward=1; curl -sS --max-time 5 http://{INTERNET}/; ls /run/netns; cat /proc/1/comm | wc -l
 """
-    result = as_nobody(PYTHON, "-c", RUN, "sh", "-ec", script, source=public_copy)
+    result = subprocess.run([*nobodys_python, "-c", RUN, "sh", "-ec", script], **CAPTURED)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == f"0\n{INTERNET} heard you from {HOST}\nblue\n1\n"
 
 
-def test_an_ordinary_user_may_use_it_from_tests(module_lab: Lab, public_copy: Path) -> None:
+def test_an_ordinary_user_may_use_it_from_tests(module_lab: Lab, nobodys_python: list[str]) -> None:
     program = """
 from vpcctl.lab import Lab
 with Lab() as lab:
@@ -498,7 +471,7 @@ with Lab() as lab:
     for netns in (None, "internet", "neighbour", "blue"):
         print(len(lab.run(["ip", "-oneline", "link"], netns=netns).stdout.splitlines()))
 """
-    result = as_nobody(PYTHON, "-c", program, source=public_copy)
+    result = subprocess.run([*nobodys_python, "-c", program], **CAPTURED)
     assert (result.returncode, result.stdout, result.stderr) == (0, "2\n2\n2\n1\n", "")
 
 
