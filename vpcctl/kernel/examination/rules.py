@@ -79,9 +79,14 @@ def sets_marks(rule: Mapping[str, Any]) -> bool:
 
 def _sets_mark(kind: str, body: Any) -> bool:
     if kind == "mangle":
-        key = body.get("key", {})
-        return any(isinstance(key.get(one), Mapping) and key[one].get("key") == "mark" for one in ("meta", "ct"))
-    return kind == "xt" and (not isinstance(body, Mapping) or body.get("name") in MARKING_TARGETS)
+        key = _mapping(_mapping(body).get("key"))
+        return any(_mapping(key.get(one)).get("key") == "mark" for one in ("meta", "ct"))
+    return kind == "xt" and (not isinstance(body, Mapping) or str(body.get("name")) in MARKING_TARGETS)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """`value`, or an empty one in the place of what a newer nft may list there."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def translated(rule: Mapping[str, Any], text: str) -> Iterator[tuple[str, Any]]:
@@ -90,9 +95,9 @@ def translated(rule: Mapping[str, Any], text: str) -> Iterator[tuple[str, Any]]:
         if kind != "xt":
             yield kind, body
         elif isinstance(body, Mapping) and body.get("type") == "match":
-            yield from _xt_match(body.get("name", ""), text)
+            yield from _xt_match(str(body.get("name", "")), text)
         elif isinstance(body, Mapping) and body.get("type") == "target":
-            yield from _xt_target(body.get("name", ""))
+            yield from _xt_target(str(body.get("name", "")))
         else:
             yield "xt", None
 

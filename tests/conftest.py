@@ -1,0 +1,11 @@
+"""Properties are tried with other examples each time, but in continuous integration, where a run is to mean the same."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
