@@ -5,7 +5,9 @@
     neighbour   eth0 198.51.100.20 ─┘
 
 The lab host is as a fresh machine: no bridge, table or named namespace.  The other two are not listed by `ip netns`;
-enter them with `nsenter --net=/run/lab/internet` or `…/neighbour`.  In each a process answers (`responder`).  All of it, the state directory included, goes with its sandbox (`kernel.sandbox`); files outside /run are the real ones.
+enter them with `nsenter --net=/run/lab/internet` or `…/neighbour`.  In each a process answers (`responder`).  All of
+it, the state directory included, goes with its sandbox (`kernel.sandbox`); files outside /run are the real ones, but
+for systemd's units.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from typing import Any
 
 from vpcctl import responder
 from vpcctl.errors import VpcctlError
-from vpcctl.kernel import lan, sandbox
+from vpcctl.kernel import lan, sandbox, service
 
 HOST = IPv4Address("198.51.100.2")
 NEIGHBOUR = IPv4Address("198.51.100.20")
@@ -85,7 +87,7 @@ def run(command: Sequence[str], *, ready: Callable[[sandbox.Standing], None] | N
 
 def _furnish() -> None:
     """Everything in the lab that is there before the command."""
-    sandbox.mount_own(("/run/netns", "/run/lock", "/run/user", str(RUN_LAB / "bin")))
+    sandbox.mount_own(("/run/netns", "/run/lock", "/run/user", str(RUN_LAB / "bin")), hidden=[str(service.UNITS)])
     (RUN_LAB / "bashrc").write_text(_SHELL_SETTINGS)
     program = RUN_LAB / "bin" / "vpcctl"
     program.write_text(_PROGRAM)

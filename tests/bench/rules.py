@@ -101,10 +101,10 @@ def forwarding() -> float:
         flows.flush()
     before = received()
     with entered("bench-client"), socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sender:
-        header = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 0, 0, 0, 64, 17, 0, *map(socket.inet_aton, ("10.1.0.2", "10.2.0.2")))
-        packets = [
-            header + struct.pack("!HHHH", 1024 + number, 40_000, 8, 0) for number in range(PACKETS)
-        ]
+        header = struct.pack(
+            "!BBHHHBBH4s4s", 0x45, 0, 0, 0, 0, 64, 17, 0, *map(socket.inet_aton, ("10.1.0.2", "10.2.0.2"))
+        )
+        packets = [header + struct.pack("!HHHH", 1024 + number, 40_000, 8, 0) for number in range(PACKETS)]
         started = time.perf_counter()
         for packet in packets:
             sender.sendto(packet, ("10.2.0.2", 0))
@@ -124,7 +124,10 @@ def received() -> int:
 
 def report(loads: dict, costs: dict, plain: list[float]) -> None:
     load, reference = statistics.median(loads[10_000]), statistics.median(plain)
-    print(f"10,000 rules in force after {load:.2f} s; nft -f of the same text {reference:.2f} s: {load / reference:.1f} times")
+    print(
+        f"10,000 rules in force after {load:.2f} s; nft -f of the same text {reference:.2f} s:"
+        f" {load / reference:.1f} times"
+    )
     few, many = (statistics.median(costs[count]) for count in (10, 10_000))
     print(f"new flows: {1 / few / 1000:.0f} k/s with 10 rules, {1 / many / 1000:.0f} k/s with 10,000: {few / many:.2f}")
 

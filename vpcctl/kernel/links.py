@@ -20,7 +20,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import RTM_SETNEIGHTBL, ndmsg
 from pyroute2.netlink.rtnl.ndtmsg import ndtmsg
 
-from vpcctl.errors import KernelError
+from vpcctl.errors import ConflictError, KernelError
 from vpcctl.items import Address, Bridge, FdbEntry, Item, LinkUp, Neighbour, Open, Port, ProxyDelay, Route, Veth, where
 from vpcctl.kernel.interface import ABSENT, RIGHT, Condition, State
 from vpcctl.kernel.namespaces import RUN_NETNS, entered
@@ -81,13 +81,13 @@ class Rtnl:
         self._socket.link("set", index=self.index(name), ifalias=alias)
 
     def ensure_bridge(self, item: Bridge) -> None:
-        if self.link(item.name) is None:
+        if self._is_free(item):
             self._socket.link("add", ifname=item.name, kind="bridge", address=item.mac, br_mcast_snooping=0)
         self._label(item.name, item.tag, item.altname)
 
     def ensure_veth(self, item: Veth) -> None:
         """Make the pair.  An end for the host is labelled here before it moves, so the host never sees it bare."""
-        if self.link(item.name) is None:
+        if self._is_free(item):
             peer = {"ifname": item.peer_name, "address": item.peer_mac}
             if item.peer_namespace is not None:
                 peer["net_ns_fd"] = str(RUN_NETNS / item.peer_namespace)
@@ -97,6 +97,24 @@ class Rtnl:
             self._label(item.peer_name, item.tag, item.peer_altname)
             self._socket.link("set", index=self.index(item.peer_name), net_ns_fd="/proc/thread-self/ns/net")
             self.forget(item.peer_name)
+
+    def is_ours(self, item: Bridge | Veth) -> bool:
+        """Is there a link of that name with our mark?
+
+        It is its alias; and its MAC address, which it has from the first moment, where a crash left it bare.
+        """
+        found = self.link(item.name)
+        return found is not None and (
+            found.get_attr("IFLA_IFALIAS") == item.tag or found.get_attr("IFLA_ADDRESS") == item.mac
+        )
+
+    def _is_free(self, item: Bridge | Veth) -> bool:
+        """Is nothing there under the link's name?  ConflictError for what is not ours."""
+        if self.link(item.name) is None:
+            return True
+        if not self.is_ours(item):
+            raise ConflictError(f"{where(self.namespace)} has a link {item.name} that is not ours; remove or rename it")
+        return False
 
     def _label(self, name: str, tag: str, altname: str) -> None:
         """Alias and alternative name, where they are missing."""

@@ -230,7 +230,9 @@ class LinuxKernel:
             tables.load(nft, item)
 
     def _remove_bridge(self, item: Bridge) -> None:
-        self._rtnl(item.namespace).remove_link(item.name)
+        rtnl = self._rtnl(item.namespace)
+        if rtnl.is_ours(item):
+            rtnl.remove_link(item.name)
 
     def _ensure_veth(self, item: Veth) -> None:
         rtnl = self._rtnl(item.namespace)
@@ -239,28 +241,43 @@ class LinuxKernel:
         except NetlinkError as error:
             if error.code != errno.EEXIST:
                 raise
-            # An end is left of a pair whose other end is in a namespace that somebody deleted.
-            self._remove_veth(item)
+            # An end is left of a pair whose other end is in a namespace that somebody deleted; or root in an instance
+            # has made a link of that name.
+            self._remove_far_end(item)
             rtnl.ensure_veth(item)
 
     def _remove_veth(self, item: Veth) -> None:
         """Remove the pair: by one end, unless a process keeps that in a namespace that has no name any more."""
-        if not self._remove_end(item.namespace, item.name, item.tag) or item.peer_namespace is None:
-            self._remove_end(item.peer_namespace, item.peer_name, item.tag)
+        if not self._remove_near_end(item) or item.peer_namespace is None:
+            self._remove_far_end(item)
         for namespace in {item.namespace, item.peer_namespace} & self._open.keys():
             # Where its making was cut short, the peer has not left the near end's namespace.
             for name in (item.name, item.peer_name):
                 self._rtnl(namespace).forget(name)
 
-    def _remove_end(self, namespace: str | None, name: str, tag: str) -> bool:
-        """Remove a link; False if it is not there, or the host's own."""
+    def _remove_near_end(self, item: Veth) -> bool:
+        """Remove the pair by its near end; False if that is not there, or not ours."""
+        if not namespaces.is_namespace(item.namespace):
+            return False
+        rtnl = self._rtnl(item.namespace)
+        rtnl.forget(item.name)
+        return rtnl.is_ours(item) and self._removed(rtnl, item.name)
+
+    def _remove_far_end(self, item: Veth) -> bool:
+        """Remove the pair by its far end; False if that is not there, or the host's own."""
+        namespace, name = item.peer_namespace, item.peer_name
         if namespace is not None and not namespaces.is_namespace(namespace):
             return False
         rtnl = self._rtnl(namespace)
         rtnl.forget(name)
         alias = rtnl.alias(name)
-        if alias is None or (namespace is None and alias != tag):
+        if alias is None or (namespace is None and alias != item.tag):
             return False
+        return self._removed(rtnl, name)
+
+    @staticmethod
+    def _removed(rtnl: Rtnl, name: str) -> bool:
+        """Remove a link, which may go by itself meanwhile."""
         try:
             rtnl.remove_link(name)
         except NetlinkError as error:

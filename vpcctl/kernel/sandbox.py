@@ -260,16 +260,18 @@ def _denial(error: OSError, fenced: bool) -> str:
     )
 
 
-def mount_own(directories: Sequence[str]) -> None:
+def mount_own(directories: Sequence[str], hidden: Sequence[str]) -> None:
     """Give this mount namespace an empty /run with `directories` in it, and its own /proc and /sys where allowed.
 
-    Raises KernelError.
+    The directories `hidden`, as far as they are there, are empty too.  Raises KernelError.
     """
     try:
         mount("", "/", flags=MS_REC | MS_PRIVATE)
         mount("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
         for directory in directories:
             os.makedirs(directory)
+        for directory in filter(os.path.isdir, hidden):
+            mount("tmpfs", directory, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
     except OSError as error:
         raise KernelError("cannot mount a /run of the lab's own", str(error)) from error
     # A container's masks over /proc and /sys forbid new instances to a user namespace (mount_namespaces(7)).  The old

@@ -26,7 +26,7 @@ def _program() -> str:
     """The vpcctl that is running, as a command that needs no PATH."""
     beside = Path(sys.executable).with_name("vpcctl")
     found = str(beside) if beside.exists() else shutil.which("vpcctl")
-    return _escaped(found) if found else f"{_escaped(sys.executable)} -m vpcctl"
+    return _escaped(os.path.abspath(found)) if found else f"{_escaped(sys.executable)} -m vpcctl"
 
 
 def _escaped(text: str) -> str:
@@ -37,15 +37,23 @@ def _escaped(text: str) -> str:
 
 
 def install(state_dir: Path, units: Path = UNITS) -> list[str]:
-    """Write and enable the unit; what was done, in words.  KernelError where that fails."""
+    """Write and enable the unit; what was done, in words.  KernelError where that fails.
+
+    ConflictError in a lab that could not hide the machine's own directory.
+    """
+    if os.environ.get("VPCCTL_LAB") and not os.path.ismount(units):
+        raise ConflictError(f"this lab has no {units} of its own, and the machine's is left alone")
     target = units / NAME
     text = unit(state_dir)
     try:
         units.mkdir(parents=True, exist_ok=True)
         temporary = target.with_suffix(".new")
-        temporary.write_text(text)
-        temporary.chmod(0o644)
-        os.replace(temporary, target)
+        try:
+            temporary.write_text(text)
+            temporary.chmod(0o644)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
     except PermissionError as error:
         raise PrivilegeError(f"cannot write {target}; use sudo") from error
     except OSError as error:

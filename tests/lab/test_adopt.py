@@ -1,0 +1,247 @@
+"""A record that is lost, damaged or newer, while everything it told of is alive: nothing is deleted, all comes back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.lab.machine import differences, photograph, settle
+from tests.lab.warm import Ran, Warm
+from vpcctl.lab import STATE_DIR, Lab
+
+STATE = f"{STATE_DIR}/state.json"
+ENVIRONMENT = {
+    "vpcs": [
+        {
+            "name": "shop",
+            "cidr": "10.0.0.0/16",
+            "subnets": [
+                {"name": "web", "cidr": "10.0.1.0/24", "type": "public"},
+                {
+                    "name": "db",
+                    "cidr": "10.0.2.0/24",
+                    "type": "private",
+                    "nat_gateway": True,
+                    "policy": {"ingress": [{"action": "allow", "protocol": "icmp"}]},
+                },
+            ],
+            "publish": [{"protocol": "tcp", "port": 8080, "instance": "web", "target_port": 80}],
+        },
+        {"name": "billing", "cidr": "10.9.0.0/16"},
+    ],
+    "peerings": [["shop", "billing"]],
+}
+# Every command that changes something, and its standard input.
+MUTATING: dict[str, Any] = {
+    "create-vpc --name new --cidr 10.1.0.0/16": None,
+    "create-subnet --vpc shop --name new --cidr 10.0.3.0/24 --type public": None,
+    "create-instance --vpc shop --subnet web --name new": None,
+    "create-nat-gateway --vpc shop --subnet db": None,
+    "create-peering --vpc1 shop --vpc2 billing": None,
+    "publish-port --vpc shop --instance web --port 81": None,
+    "apply-policy -": {"vpc": "shop", "subnet": "web", "ingress": []},
+    "clear-policy --vpc shop --subnet db": None,
+    "apply -": {"vpcs": [{"name": "new", "cidr": "10.1.0.0/16"}]},
+    "apply --prune -": {"vpcs": []},
+    "unpublish-port --vpc shop --port 8080": None,
+    "delete-peering --vpc1 shop --vpc2 billing": None,
+    "delete-nat-gateway --vpc shop --subnet db": None,
+    "delete-instance --vpc shop --name db": None,
+    "delete-subnet --vpc shop --name db --cascade": None,
+    "delete-vpc --name shop --cascade": None,
+    "destroy --all --yes": None,
+    "repair": None,
+}
+READING = ("list-vpcs", "show-vpc --name shop", "status", "export", "show-policy --vpc shop")
+
+
+@pytest.fixture(scope="module")
+def empty(module_lab: Lab) -> dict[str, Any]:
+    """The lab's host before the first command."""
+    settle(module_lab)
+    return photograph(module_lab)
+
+
+@pytest.fixture(scope="module")
+def warm(module_lab: Lab, empty: dict[str, Any]) -> Iterator[Warm]:
+    with Warm(module_lab) as run:
+        yield run
+
+
+@pytest.fixture
+def run(module_lab: Lab, warm: Warm) -> Warm:
+    """Commands on a machine that is as `ENVIRONMENT` says, with nothing beside the record."""
+    module_lab.run(["rm", "-f", f"{STATE}.damaged"])
+    warm("apply --prune -", input=json.dumps(ENVIRONMENT))
+    return warm
+
+
+def kernel(lab: Lab) -> str:
+    """Everything of ours in the kernel; handles tell what was loaded or made again."""
+    look = "ip -o link | cut -d' ' -f1,2; ip -o -4 address; nft -s -a list ruleset"
+    enter = "for name in $(ls /run/netns); do echo == $name; ip netns exec $name sh -c"
+    return lab.run(["sh", "-c", f'{look}; {enter} "{look}"; done']).stdout
+
+
+def content(lab: Lab, place: str = STATE) -> str | None:
+    """What a file holds; None where there is none."""
+    found = lab.run(["cat", place], check=False)
+    return None if found.returncode else found.stdout
+
+
+def put(lab: Lab, text: str) -> None:
+    lab.run(["sh", "-c", f"cat >{STATE}"], input=text)
+
+
+def resealed(document: dict[str, Any]) -> str:
+    """The document with the checksum that belongs to it (docs/state.md)."""
+    document = {name: value for name, value in document.items() if name != "checksum"}
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+    return json.dumps(document | {"checksum": f"sha256:{hashlib.sha256(canonical).hexdigest()}"})
+
+
+def all_refused(lab: Lab, run: Warm, *words: str) -> None:
+    """Every command ends with 6 in such words; neither the kernel nor the file is another one afterwards."""
+    before = kernel(lab), content(lab)
+    for command, document in MUTATING.items():
+        _refused(run(command, input=json.dumps(document), status=None), words)
+    for command in READING:
+        _refused(run(command, status=None), words)
+    assert (kernel(lab), content(lab)) == before
+
+
+def _refused(ran: Ran, words: tuple[str, ...]) -> None:
+    assert (ran.status, ran.out) == (6, ""), ran
+    assert "Traceback" not in ran.err
+    for expected in words:
+        assert expected in ran.err, ran
+
+
+# --- Lost, damaged ----------------------------------------------------------------------------------------------------
+
+DAMAGE = {
+    "removed": (
+        f"rm {STATE}",
+        "is missing, but what it described is still there; `vpcctl repair --adopt` takes it back",
+    ),
+    "emptied": (f": >{STATE}", "is damaged (not a state document); nothing was changed; `vpcctl repair --adopt`"),
+    "cut off": (f"truncate -s 1000 {STATE}", "is damaged (not a state document); nothing was changed"),
+    "altered": (
+        f"sed -i s/10.0.1.2/10.0.1.3/ {STATE}",
+        "is damaged (its checksum does not match); nothing was changed",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_while_the_record_is_lost_nothing_is_changed_and_adopting_brings_it_back(
+    module_lab: Lab, empty: dict[str, Any], run: Warm, how: str
+) -> None:
+    script, words = DAMAGE[how]
+    whole, before, environment = content(module_lab), kernel(module_lab), run("export").out
+    assert whole is not None
+    module_lab.run(["sh", "-c", script])
+    damaged = content(module_lab)
+    assert damaged != whole
+    all_refused(module_lab, run, words)
+
+    run("repair --adopt")
+    found = json.loads(content(module_lab) or "")
+    kept = json.loads(whole)
+    assert {**found, "serial": 0, "checksum": ""} == {**kept, "serial": 0, "checksum": ""}
+    assert found["serial"] > kept["serial"]
+    assert content(module_lab, f"{STATE}.damaged") == damaged  # None where it was removed
+    assert run("status").out == "in sync\n"
+    assert run("export").out == environment
+    assert kernel(module_lab) == before
+    assert run("repair").err == "nothing to mend\n"
+
+    # The record that came back knows of everything.
+    run("destroy --all --yes")
+    assert differences(empty, photograph(module_lab)) == []
+
+
+def test_with_the_copy_lost_too_nothing_is_adopted_and_nothing_deleted(module_lab: Lab, run: Warm) -> None:
+    whole = content(module_lab)
+    [copy] = module_lab.run(["sh", "-c", "ls /run/vpcctl/*.json"]).stdout.split()
+    module_lab.run(["sh", "-c", f"echo nonsense >{STATE}; mv {copy} /run/copy"])
+    before = kernel(module_lab)
+    all_refused(module_lab, run, "is damaged")
+    refused = run("repair --adopt", status=6)
+    assert "there is no copy" in refused.err
+    assert (kernel(module_lab), content(module_lab)) == (before, "nonsense\n")
+    # With the file removed there is nothing that tells; even so nobody's namespace is taken or removed.
+    module_lab.run(["rm", STATE])
+    assert (
+        "namespace shop-router exists already and is not ours"
+        in run("create-vpc --name shop --cidr 10.0.0.0/16", status=4).err
+    )
+    run("destroy --all --yes")
+    assert kernel(module_lab) == before
+    module_lab.run(["mv", "/run/copy", copy])
+    put(module_lab, whole or "")
+    assert run("status").out == "in sync\n"
+
+
+# --- Newer, sound -----------------------------------------------------------------------------------------------------
+
+
+def test_a_newer_record_is_refused_and_untouched_even_when_adopting(module_lab: Lab, run: Warm) -> None:
+    whole = content(module_lab) or ""
+    newer = resealed(json.loads(whole) | {"format": 2})
+    put(module_lab, newer)
+    words = "has format 2, and this vpcctl knows formats up to 1; use the vpcctl that wrote it, or a newer one"
+    all_refused(module_lab, run, words)
+    _refused(run("repair --adopt", status=None), (words,))
+    assert content(module_lab) == newer
+    assert content(module_lab, f"{STATE}.damaged") is None
+    # It was the format alone.
+    put(module_lab, resealed(json.loads(whole)))
+    assert run("status").out == "in sync\n"
+
+
+def test_adopting_never_replaces_a_record_that_can_be_read(module_lab: Lab, run: Warm) -> None:
+    """The copy tells of another world then; what is on record wins, and what differs in the kernel is mended."""
+    older = content(module_lab) or ""
+    run("create-subnet --vpc shop --name later --cidr 10.0.9.0/24 --type private")
+    later = content(module_lab)
+    assert run("repair --adopt").err == "nothing to mend\n"
+    assert content(module_lab) == later
+    put(module_lab, older)
+    run("repair --adopt")
+    assert "later" not in run("list-subnets --vpc shop").out
+    assert content(module_lab, f"{STATE}.damaged") is None
+    # What the older record knows nothing of was not deleted.  With the later one it is ours again.
+    assert "shop-later" in module_lab.run(["ls", "/run/netns"]).stdout.split()
+    put(module_lab, later or "")
+    run("repair")
+    assert run("status").out == "in sync\n"
+
+
+# --- Somebody else's --------------------------------------------------------------------------------------------------
+
+
+def test_vpcs_of_another_state_directory_are_never_touched(module_lab: Lab, run: Warm) -> None:
+    other = "--state-dir /run/other-state"
+    before = kernel(module_lab), content(module_lab)
+    for words, told in (
+        ("create-vpc --name shop --cidr 10.0.0.0/16", "namespace shop-router exists already and is not ours"),
+        ("create-vpc --name mine --cidr 10.5.0.0/16", "is not ours"),
+    ):
+        assert told in run(f"{other} {words}", status=4).err
+    assert "there is no copy" in run(f"{other} repair --adopt", status=6).err
+    assert "there is no VPC 'shop'" in run(f"{other} delete-vpc --name shop --cascade", status=4).err
+    assert run(f"{other} repair").err == "nothing to mend\n"
+    assert run(f"{other} apply --prune -", input='{"vpcs": []}').err == "nothing to change\n"
+    run(f"{other} destroy --all --yes")
+    assert run(f"{other} list-vpcs").out == ""
+    assert (kernel(module_lab), content(module_lab)) == before
+    assert run("status").out == "in sync\n"
+    # Nor are they when the other one's record is lost.
+    module_lab.run(["rm", "-r", "/run/other-state"])
+    assert run(f"{other} destroy --all --yes").status == 0
+    assert (kernel(module_lab), content(module_lab)) == before
