@@ -8,7 +8,6 @@ which part each line decides.
 from __future__ import annotations
 
 import functools
-import ipaddress
 import operator
 from collections import defaultdict
 from collections.abc import Iterator
@@ -16,46 +15,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vpcctl import names, space
-from vpcctl.compiler.gates import REPLY_TYPE
-from vpcctl.documents import nearest, quote
-from vpcctl.errors import ConflictError, DocumentError
-from vpcctl.meaning import Flow, Place, subnet_at
+from vpcctl.documents import quote
+from vpcctl.errors import DocumentError
 from vpcctl.model import World
-from vpcctl.policy import (
-    HIGHEST_PORT,
-    ICMP,
-    ICMP_PROTOCOLS,
-    PORT_PROTOCOLS,
-    PROTOCOLS,
-    TCP,
-    UDP,
-    Action,
-    Address,
-    Direction,
-    Rule,
-)
-from vpcctl.reach import DEFAULT, FLOWS, INTERNET, SERVICES, Gate, Reach, Zone
-from vpcctl.space import Interval, Space
-from vpcctl.spec import TYPE_NAMES
+from vpcctl.policy import Action, Direction, Rule
+from vpcctl.questions import End, parse_service, resolve_end
+from vpcctl.reach import DEFAULT, FLOWS, SERVICES, Reach, Zone
+from vpcctl.space import Space
 from vpcctl.wording import Line, lines
 
 ALLOW, DENY, PARTLY = "allow", "deny", "partly"
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """One side of a question: a zone and the addresses in it that are meant.  `text` is what was asked."""
-
-    text: str
-    zone: Zone
-    addresses: tuple[Interval, ...]
-
-    @property
-    def single(self) -> Address | None:
-        """The address, where there is one alone."""
-        if len(self.addresses) == 1 and self.addresses[0][0] == self.addresses[0][1]:
-            return space.address(self.addresses[0][0])
-        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +71,7 @@ def ask(reach: Reach, source: str, destination: str, service: str) -> Answer:
     home = next((text.partition("/")[0] for text in (source, destination) if "/" in text), None)
     if home is None:
         raise DocumentError(f"{source} → {destination}: one side must be in a VPC: VPC/NAME or VPC/ADDRESS")
-    start, end = (_end(reach, text, home) for text in (source, destination))
+    start, end = (resolve_end(reach, text, home) for text in (source, destination))
     asked = SERVICES & Space.of(start.addresses, end.addresses, *parse_service(service))
     if not asked:
         raise DocumentError(f"{quote(service)}: no flow begins with that")
@@ -113,78 +82,6 @@ def ask(reach: Reach, source: str, destination: str, service: str) -> Answer:
     allowed = tuple(lines(passing, start.zone, end.zone, reach))
     hops = tuple(_hops(reach.world, start, end))
     return Answer(start, end, service, verdict, tuple(stages), hops, allowed, wanted, passing)
-
-
-def parse_service(text: str) -> tuple[list[Interval] | None, list[Interval] | None]:
-    """The protocol and the ports or ICMP types of a service, as ranges; DocumentError says what is expected."""
-    word, slash, rest = text.lower().partition("/")
-    if word == "any" and not slash:
-        return None, None
-    protocol = PROTOCOLS.get(word)
-    if protocol is None and 0 <= _whole_number(word) <= 255:
-        protocol = _whole_number(word)
-    expected = "a service is tcp/443, udp/53, icmp/echo-request, tcp, a protocol number or any"
-    if protocol is None:
-        raise DocumentError(f"{quote(text)} is not a service: {nearest(word, [*PROTOCOLS, 'any'])}; {expected}")
-    if not slash:
-        return [(protocol, protocol)], None
-    if protocol in ICMP_PROTOCOLS:
-        number = TYPE_NAMES[protocol].get(rest, _whole_number(rest))
-        if not 0 <= number <= 255:
-            known = sorted(name for name, kind in TYPE_NAMES[protocol].items() if kind in REPLY_TYPE[protocol])
-            raise DocumentError(f"{quote(text)} is not a service: {nearest(rest, known)}")
-        return [(protocol, protocol)], [(number, number)]
-    first, dash, last = rest.partition("-")
-    low, high = _whole_number(first), _whole_number(last if dash else first)
-    if protocol not in PORT_PROTOCOLS or min(low, high) < 0:
-        raise DocumentError(f"{quote(text)} is not a service; {expected}")
-    if not 1 <= low <= high <= HIGHEST_PORT:
-        raise DocumentError(f"{quote(text)} is not a service: {rest} is not a port (1–65535)")
-    return [(protocol, protocol)], [(low, high)]
-
-
-def _whole_number(text: str) -> int:
-    """A number of few ASCII digits, -1 for any other text."""
-    return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else -1
-
-
-def _end(reach: Reach, text: str, home: str) -> End:
-    """One side of a question, resolved."""
-    vpc, slash, name = text.partition("/")
-    if not slash:
-        return _outside(reach, text, home)
-    found = reach.world.vpc(vpc)
-    instance = next((one for one in found.instances if one.name == name), None)
-    if instance is not None:
-        zone = reach.zones[vpc, found.subnet_of(name).name]
-        return End(text, zone, tuple((space.number(a), space.number(a)) for a in instance.addresses))
-    if (vpc, name) in reach.zones:
-        zone = reach.zones[vpc, name]
-        return End(text, zone, zone.addresses)
-    try:
-        address = ipaddress.ip_address(name)
-    except ValueError:
-        known = sorted({*(one.name for one in found.instances), *(one.name for one in found.subnets)})
-        hint = nearest(name, known) if known else "it has none yet"
-        raise ConflictError(f"VPC {vpc} has no instance or subnet {name!r}; {hint}") from None
-    if not any(address in prefix for subnet in found.subnets for prefix in subnet.prefixes):
-        raise ConflictError(f"{address} is in no subnet of VPC {vpc}")
-    number = space.number(address)
-    return End(text, reach.zones[vpc, subnet_at(found, address).name], ((number, number),))
-
-
-def _outside(reach: Reach, text: str, home: str) -> End:
-    zone = reach.zones[None, None]
-    reach.world.vpc(home)
-    if text == INTERNET:
-        return End(text, zone, reach.addresses(zone, home))
-    try:
-        number = space.number(ipaddress.ip_address(text))
-    except ValueError:
-        raise DocumentError(
-            f"{quote(text)} is no end of a flow: VPC/NAME, VPC/ADDRESS, internet or a public address is expected"
-        ) from None
-    return End(text, zone, ((number, number),))
 
 
 def _walk(reach: Reach, start: End, end: End, wanted: Space) -> tuple[Space, list[Stage]]:
@@ -252,15 +149,9 @@ def _judged(
         part = Space(space.transform(functools.partial(operator.eq, decision), restricted))
         told = tuple(lines(part, start.zone, end.zone, reach))
         rule = gate.rule(decision)
-        origin = rule.origin if rule else _default(gate)
+        origin = rule.origin if rule else gate.policy.default_origin(direction)
         verdicts.append(Verdict(gate.action(decision), origin, told, rule))
     return packets & reach.passed(gate), Stage(label, tuple(verdicts))
-
-
-def _default(gate: Gate) -> str:
-    silent = gate.policy.rules(gate.direction) is None
-    reason = f"says nothing of {gate.direction.value}" if silent else "no rule matches"
-    return f"{gate.policy.file}#{gate.policy.pointer} ({reason}; default)"
 
 
 def _hops(world: World, start: End, end: End) -> Iterator[str]:
@@ -288,47 +179,6 @@ def _hops(world: World, start: End, end: End) -> Iterator[str]:
 def _told(end: End) -> str:
     """What was asked, with the address that it has."""
     return end.text if end.single is None or str(end.single) in end.text else f"{end.text} {end.single}"
-
-
-# A probe for each class of packets would be too many to read.
-MOST_WITNESSES = 8
-LIKELY_PROTOCOLS = (TCP, UDP, ICMP)
-
-
-def witnesses(reach: Reach, answer: Answer, outside: Address) -> list[tuple[Flow, bool]]:
-    """Single flows out of a question, each with whether it should pass: real ones to try the answer with.
-
-    Where an end is a subnet its instances stand for it, and `outside` for the internet where that is meant as a whole.
-    """
-    sides = [_stand_ins(reach, end, outside) for end in (answer.source, answer.destination)]
-    real = Space.of(*sides, None, None)
-    if answer.source.zone.vpc is None:
-        # From outside only a published port can be called at all.
-        real &= reach.carried(answer.source.zone, answer.destination.zone)
-    found = []
-    for packets, passes in ((answer.passing & real, True), ((answer.asked - answer.passing) & real, False)):
-        for (source, _), (destination, _), protocols, ports in packets.boxes():
-            low, high = protocols
-            protocol = next((one for one in LIKELY_PROTOCOLS if low <= one <= high), low or high)
-            # Nobody calls itself through the router, and nobody listens at port 0.
-            if source == destination or not protocol or (protocol in PORT_PROTOCOLS and not ports[1]):
-                continue
-            port = max(ports[0], 1) if protocol in PORT_PROTOCOLS else ports[0] if protocol in ICMP_PROTOCOLS else None
-            places = (
-                Place(answer.source.zone.vpc, space.address(source)),
-                Place(answer.destination.zone.vpc, space.address(destination)),
-            )
-            found.append((Flow(*places, protocol, port), passes))
-    return found[:MOST_WITNESSES]
-
-
-def _stand_ins(reach: Reach, end: End, outside: Address) -> list[Interval]:
-    if end.single is not None:
-        return list(end.addresses)
-    if end.zone.vpc is None:
-        return [(space.number(outside), space.number(outside))]
-    subnet = reach.world.vpc(end.zone.vpc).subnet(str(end.zone.subnet))
-    return [(space.number(address),) * 2 for instance in subnet.instances for address in instance.addresses]
 
 
 def answer_to_json(answer: Answer) -> dict[str, Any]:

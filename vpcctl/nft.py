@@ -24,6 +24,11 @@ def comment_text(text: str) -> str:
     return _UNSAFE.sub("_", text)[-COMMENT_LIMIT:]
 
 
+def anonymous(values: list[str]) -> str:
+    """An anonymous set of the grammar."""
+    return "{ " + ", ".join(values) + " }"
+
+
 def quoted(name: str) -> str:
     """An interface name as a string of the grammar."""
     return f'"{name}"'

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import ipaddress
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -21,6 +22,17 @@ ICMP_PROTOCOLS = frozenset({ICMP, ICMPV6})
 
 LOWEST_PORT, HIGHEST_PORT = 1, 65535
 Range = tuple[int, int]
+
+
+def joined(ranges: Iterable[Range]) -> list[Range]:
+    """The same numbers in ascending ranges that neither overlap nor touch."""
+    found: list[Range] = []
+    for low, high in sorted(ranges):
+        if found and low <= found[-1][1] + 1:
+            found[-1] = (found[-1][0], max(high, found[-1][1]))
+        else:
+            found.append((low, high))
+    return found
 
 
 class Action(enum.Enum):
@@ -117,3 +129,12 @@ class Policy:
         if self.rules(direction) is None:
             return dict(self.defaults).get(direction, Action.ALLOW)
         return dict(self.defaults).get(direction, Action.DENY)
+
+    def default_origin(self, direction: Direction) -> str:
+        """The place of the default: where the document states it, else the direction that implies it."""
+        place = f"{self.file}#{self.pointer}"
+        if direction in dict(self.defaults):
+            return f"{place}/default/{direction.value}"
+        if self.rules(direction) is None:
+            return f"{place} (no {direction.value}: default allow)"
+        return f"{place}/{direction.value} (default deny)"

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import ipaddress
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from vpcctl.policy import Address, Network
+from vpcctl.policy import Address, Network, joined
 
 SOURCE, DESTINATION, PROTOCOL, PORT = range(4)
 _VALUE = 4
@@ -90,17 +90,6 @@ def product(ranges: Sequence[Sequence[Interval] | None], value: Value, otherwise
             parts.append(otherwise)
         inner = _node(dimension, bounds, parts)
     return inner
-
-
-def joined(ranges: Iterable[Interval]) -> list[Interval]:
-    """The same numbers in ascending ranges that neither overlap nor touch."""
-    found: list[Interval] = []
-    for low, high in sorted(ranges):
-        if found and low <= found[-1][1] + 1:
-            found[-1] = (found[-1][0], max(high, found[-1][1]))
-        else:
-            found.append((low, high))
-    return found
 
 
 def combine(operation: Callable[[Value, Value], Value], one: Partition, other: Partition) -> Partition:

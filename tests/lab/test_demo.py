@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from vpcctl.demo import LIBRARY, ROOT, Probe, comparison
+from vpcctl.demo import LIBRARY, ROOT, comparison
 from vpcctl.demo_http import REFUSED, SILENT
+from vpcctl.demo_stage import Probe
 from vpcctl.lab import Lab
 
 DEMO = [sys.executable, "-m", "vpcctl.demo"]
@@ -147,7 +148,7 @@ def test_what_is_left_lost_or_moved_is_no_as_before(after: list[str], good: bool
 @pytest.mark.parametrize(("no_colour", "coloured"), [("", True), ("1", False)])
 def test_colour_is_for_terminals_alone_and_not_where_it_is_unwanted(no_colour: str, coloured: bool) -> None:
     ours, theirs = pty.openpty()
-    say = [sys.executable, "-c", "from vpcctl.demo import painted; print(painted('x', '32'))"]
+    say = [sys.executable, "-c", "from vpcctl.demo_stage import painted; print(painted('x', '32'))"]
     subprocess.run(say, stdout=theirs, cwd=ROOT, env=os.environ | {"NO_COLOR": no_colour}, check=True)
     os.close(theirs)
     said = os.read(ours, 99)

@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import ipaddress
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
 from operator import attrgetter
 
 from vpcctl.compiler.levels import WIDTH, Box, Prefix, spread, stack
+from vpcctl.compiler.matches import boxes
 from vpcctl.compiler.view import View
-from vpcctl.model import Network, Subnet
+from vpcctl.model import Subnet
 from vpcctl.nft import ADDRESS_TYPE, ADDRESS_WORD, Chain, Element, RateLimit, Rule, Set, comment_text
-from vpcctl.policy import ICMP, ICMP_PROTOCOLS, ICMPV6, Action, Direction, Endpoint, Policy
+from vpcctl.policy import ICMP, ICMP_PROTOCOLS, ICMPV6, Action, Direction, Policy
 from vpcctl.policy import Rule as PolicyRule
 
 # The type of the reply to each ICMP request that connection tracking knows (net/netfilter/nf_conntrack_proto_icmp.c
@@ -34,7 +34,6 @@ VERDICTS = {Action.ALLOW: "return", Action.DENY: "drop", Action.REJECT: "goto se
 # NF_LOG_PREFIXLEN is 128 with the final zero (include/uapi/linux/netfilter/nf_log.h).
 LOG_PREFIX_LIMIT = 127
 LOG_GROUP = 0
-ANYWHERE: tuple[Prefix | None, ...] = (None,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +91,8 @@ class _Builder:
         self._chains: list[Chain] = []
 
     def build(self) -> Gate:
-        boxes = list(self._boxes())
+        verdicts = [self._verdict(number, rule) for number, rule in enumerate(self._rules)]
+        found = list(boxes(self._view, self._subnet, self._direction, verdicts))
         self._chains += [
             _logging(self._log_chain(number), self._view.vpc.name, rule)
             for number, rule in enumerate(self._rules)
@@ -104,11 +104,11 @@ class _Builder:
             if rule.limit
         ]
         straight, mirrored = [], []
-        for level, members in enumerate(stack(boxes), 1):
-            for number, (shape, found) in enumerate(self._lookups(members), 1):
+        for level, members in enumerate(stack(found), 1):
+            for number, (shape, inside) in enumerate(self._lookups(members), 1):
                 name = f"{self._name}.{level}.{number}.{shape.label}"
-                straight += self._lookup(name, shape, found, mirror=False)
-                mirrored += self._lookup(name, shape, found, mirror=True)
+                straight += self._lookup(name, shape, inside, mirror=False)
+                mirrored += self._lookup(name, shape, inside, mirror=True)
         default = VERDICTS[self._policy.default(self._direction)]
         last = Rule(f"counter {default}", self._origin("default"))
         for name, rules in ((self._name, straight), (f"{self._name}.reply", mirrored)):
@@ -118,19 +118,6 @@ class _Builder:
     def _origin(self, what: str) -> str:
         return f"{self._policy.file}#{self._policy.pointer}/{what}"
 
-    def _boxes(self) -> Iterator[Box]:
-        """Every rule as disjunct boxes, in the order of the document."""
-        for number, rule in enumerate(self._rules):
-            here, there = rule.destinations, rule.sources
-            if self._direction is Direction.EGRESS:
-                here, there = there, here
-            verdict = self._verdict(number, rule)
-            ports = joined(rule.icmp_types if rule.icmp_types is not None else rule.ports)
-            spans = (None,) if ports is None else sorted(set(ports))
-            for peer, own, span in product(self._peers(there), self._own(here), spans):
-                if peer is None or own is None or peer[0] == own[0]:
-                    yield Box(peer, own, rule.protocol, span, verdict, number, rule.limit is not None)
-
     def _verdict(self, number: int, rule: PolicyRule) -> str:
         """What a match does."""
         return f"goto {self._log_chain(number)}" if rule.log else VERDICTS[rule.action]
@@ -138,44 +125,14 @@ class _Builder:
     def _log_chain(self, number: int) -> str:
         return f"{self._name}.log.{number}"
 
-    def _resolved(self, endpoints: tuple[Endpoint, ...]) -> Iterator[Network]:
-        for endpoint in endpoints:
-            for prefix in self._view.resolve(endpoint, self._policy):
-                if prefix.version in self._view.vpc.versions:
-                    yield prefix
-
-    def _peers(self, endpoints: tuple[Endpoint, ...] | None) -> tuple[Prefix | None, ...]:
-        if endpoints is None or any(endpoint.kind == "any" for endpoint in endpoints):
-            return ANYWHERE
-        prefixes = _joined(self._resolved(endpoints))
-        if any(length == 0 for _, _, length in prefixes) and len(self._view.vpc.versions) == 1:
-            return ANYWHERE
-        # In an order of their own, so that the order of a user's list does not show in the text.
-        return tuple(sorted(set(prefixes)))
-
-    def _own(self, endpoints: tuple[Endpoint, ...] | None) -> tuple[Prefix | None, ...]:
-        """The own side narrowed to what lies in the subnet; all of the subnet is no narrowing."""
-        if endpoints is None or any(endpoint.kind == "any" for endpoint in endpoints):
-            return ANYWHERE
-        inside = []
-        for prefix in self._resolved(endpoints):
-            for mine in self._subnet.prefixes:
-                if prefix.version == mine.version and mine.subnet_of(prefix):
-                    if len(self._subnet.prefixes) == 1:
-                        return ANYWHERE
-                    inside.append(_prefix(mine))
-                elif prefix.version == mine.version and prefix.subnet_of(mine):
-                    inside.append(_prefix(prefix))
-        return tuple(sorted(set(inside)))
-
-    def _lookups(self, boxes: list[Box]) -> Iterator[tuple[Shape, list[Box]]]:
+    def _lookups(self, members: list[Box]) -> Iterator[tuple[Shape, list[Box]]]:
         """The lookups of one level in their order: boxes by shape, without overlap within each."""
         shapes: dict[Shape, list[Box]] = defaultdict(list)
-        for box in sorted(boxes, key=attrgetter("rank")):
+        for box in sorted(members, key=attrgetter("rank")):
             shapes[self._shape(box)].append(box)
-        for shape, members in shapes.items():
+        for shape, alike in shapes.items():
             # Of two boxes with one exact key the later one was trimmed away.
-            for apart in [members] if shape.exact else spread(members):
+            for apart in [alike] if shape.exact else spread(alike):
                 yield shape, apart
 
     def _shape(self, box: Box) -> Shape:
@@ -187,20 +144,20 @@ class _Builder:
         ports = box.ports is not None and not typed
         return Shape(version, box.peer is not None, box.own is not None, protocol, ports, box.exact, limited)
 
-    def _lookup(self, name: str, shape: Shape, boxes: list[Box], mirror: bool) -> list[Rule]:
+    def _lookup(self, name: str, shape: Shape, members: list[Box], mirror: bool) -> list[Rule]:
         """Add the set of one lookup, once for both orientations where they can share it; return the rules."""
         typed = shape.protocol in ICMP_PROTOCOLS
         if typed and mirror:
             name += ".reply"
-            boxes = list(_replies(boxes))
+            members = list(_replies(members))
         expression, key_type = self._key(shape, mirror)
         if not expression:
-            return self._verdicts("", boxes[0].rule, mirror)
+            return self._verdicts("", members[0].rule, mirror)
         limited = shape.rule is not None
         if typed or not mirror:
             elements = tuple(
                 Element(self._element_key(box), "" if limited else box.verdict, self._rules[box.rule].origin)
-                for box in boxes
+                for box in members
             )
             data_type = "" if limited else "verdict"
             self._sets.append(Set(name, key_type, elements, data_type, not shape.exact, counted=not limited))
@@ -255,9 +212,9 @@ def _typed(box: Box) -> bool:
     return box.protocol in ICMP_PROTOCOLS and box.ports is not None
 
 
-def _replies(boxes: list[Box]) -> Iterator[Box]:
+def _replies(requests: list[Box]) -> Iterator[Box]:
     """The boxes of ICMP requests as boxes of their replies."""
-    for box in boxes:
+    for box in requests:
         for request, answer in REPLY_TYPE[box.protocol].items():
             if box.ports[0] <= request <= box.ports[1]:
                 yield box._replace(ports=(answer, answer))
@@ -271,35 +228,6 @@ def _logging(name: str, vpc: str, rule: PolicyRule) -> Chain:
     head = f"vpcctl {vpc} {rule.action.value} "
     prefix = head + comment_text(rule.origin)[-(LOG_PREFIX_LIMIT - len(head)) :]
     return Chain(name, (Rule(f'ct state new log prefix "{prefix}" group {LOG_GROUP}'), Rule(VERDICTS[rule.action])))
-
-
-def joined(ranges: tuple[tuple[int, int], ...] | None) -> list[tuple[int, int]] | None:
-    """The same numbers in ascending ranges that neither overlap nor touch."""
-    if ranges is None or len(ranges) == 1:
-        return None if ranges is None else list(ranges)
-    found: list[tuple[int, int]] = []
-    for low, high in sorted(ranges):
-        if found and low <= found[-1][1] + 1:
-            found[-1] = (found[-1][0], max(high, found[-1][1]))
-        else:
-            found.append((low, high))
-    return found
-
-
-def _joined(prefixes: Iterable[Network]) -> list[Prefix]:
-    """The fewest prefixes with the same addresses, so that the boxes of one rule never overlap."""
-    found = list(prefixes)
-    if len(found) == 1:
-        return [_prefix(found[0])]
-    return [
-        _prefix(prefix)
-        for version in (4, 6)
-        for prefix in ipaddress.collapse_addresses(one for one in found if one.version == version)
-    ]
-
-
-def _prefix(network: Network) -> Prefix:
-    return (network.version, int(network.network_address), network.prefixlen)
 
 
 def _address_text(prefix: Prefix) -> str:

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from vpcctl import names
-from vpcctl.compiler.chains import anonymous
 from vpcctl.model import World, uplink_pair
-from vpcctl.nft import Chain, Element, Hook, Rule, Set, Table, quoted
+from vpcctl.nft import Chain, Element, Hook, Rule, Set, Table, anonymous, quoted
 
 NOBODY = ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4")
 

@@ -1,0 +1,179 @@
+"""What `filter-forward` does: legal paths, what is published, the two gates, and the mark of who was admitted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vpcctl import names
+from vpcctl.compiler.gates import Gate, gate
+from vpcctl.compiler.hooks import Parts, base_chain
+from vpcctl.compiler.view import View
+from vpcctl.model import Subnet
+from vpcctl.nft import ADDRESS_TYPE, ADDRESS_WORD, Chain, Element, Rule, Set, anonymous, quoted
+from vpcctl.policy import Direction
+
+SEND_REJECT = (Rule("meta l4proto tcp reject with tcp reset"), Rule("reject with icmpx admin-prohibited"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Port:
+    """A subnet as the judgement meets it: its bridge, and the gates that stand there."""
+
+    bridge: str
+    subnet: Subnet
+    egress: Gate | None
+    ingress: Gate | None
+
+
+def forward(view: View) -> Parts:
+    """The judgement: legal paths, then the two gates, then the mark of this generation."""
+    ports = [
+        _Port(bridge, subnet, gate(view, subnet, Direction.EGRESS), gate(view, subnet, Direction.INGRESS))
+        for bridge, subnet in view.bridges
+    ]
+    served_sets, served_chains = _served(view)
+    gates = [made for port in ports for made in (port.egress, port.ingress) if made]
+    sets = [
+        Set("bridges", "ifname", tuple(Element(quoted(bridge)) for bridge, _ in view.bridges)),
+        Set("paths", "ifname . ifname", tuple(_paths(view))),
+        # A field can be compared with values, not with another field: so each address stands beside itself.
+        Set("ends", "ipv4_addr . ipv4_addr", tuple(_ends(view))),
+        *served_sets,
+        *(one for made in gates for one in made.sets),
+    ]
+    chains = [
+        _entry(),
+        *served_chains,
+        _judge(ports, bool(served_chains)),
+        _judge_reply(ports, bool(served_chains)),
+        _judge_error(),
+        _path("path", "iifname", "oifname", _stray(view)),
+        _path("path-reply", "oifname", "iifname"),
+        Chain("admit", (Rule("ct mark set $generation accept"),)),
+        Chain("send-reject", SEND_REJECT),
+    ]
+    for port in ports:
+        chains.append(_arrive(port.subnet, port.ingress))
+        chains += (chain for made in (port.egress, port.ingress) if made for chain in made.chains)
+    return sets, chains
+
+
+def _entry() -> Chain:
+    return base_chain(
+        "filter-forward",
+        Rule("ct state related goto judge-error"),
+        Rule("ct mark $generation accept"),
+        Rule("ct state invalid drop"),
+        Rule("ct direction vmap { original : goto judge, reply : goto judge-reply }"),
+    )
+
+
+def _judge(ports: list[_Port], published: bool) -> Chain:
+    """A packet that travels forwards: a new flow, or one that an earlier ruleset admitted."""
+    rules = (
+        Rule("ct state new tcp flags & (fin | syn | rst | ack) != syn drop"),
+        Rule("jump path"),
+        *([Rule(f"iifname {quoted(names.UPLINK)} jump served")] if published else []),
+        *_dispatch("iifname", [(port.bridge, port.egress.chain) for port in ports if port.egress]),
+        *_dispatch("oifname", [(port.bridge, f"arrive-{port.subnet.name}") for port in ports]),
+        Rule("goto admit"),
+    )
+    return Chain("judge", rules)
+
+
+def _judge_reply(ports: list[_Port], published: bool) -> Chain:
+    """The same of a packet that travels backwards, without what holds for new flows only."""
+    rules = (
+        Rule("jump path-reply"),
+        *([Rule(f"oifname {quoted(names.UPLINK)} jump served-reply")] if published else []),
+        *_dispatch("oifname", [(port.bridge, port.egress.mirror) for port in ports if port.egress]),
+        *_dispatch("iifname", [(port.bridge, port.ingress.mirror) for port in ports if port.ingress]),
+        Rule("goto admit"),
+    )
+    return Chain("judge-reply", rules)
+
+
+def _path(name: str, one: str, other: str, *stray: Rule) -> Chain:
+    """May the interface `one` send to `other` at all?"""
+    within, legal = f"{one} @bridges {other} @bridges return", f"{one} . {other} @paths return"
+    return Chain(name, (Rule(within), *stray, Rule(legal), Rule("drop")))
+
+
+def _judge_error() -> Chain:
+    """An ICMP error passes with the flow that it quotes: it cannot be judged by its own header.
+
+    It never stamps that flow, so one of an older generation has to show itself first.  Of the instances only the
+    flow's own end may speak: connection tracking would believe anybody who guesses the ports (RFC 5927).
+    """
+    return Chain(
+        "judge-error",
+        (
+            Rule("ct mark != $generation drop"),
+            Rule("iifname @bridges ct direction original ip saddr . ct original ip saddr != @ends drop"),
+            Rule("iifname @bridges ct direction reply ip saddr . ct reply ip saddr != @ends drop"),
+            Rule("accept"),
+        ),
+    )
+
+
+def _ends(view: View) -> list[Element]:
+    addresses = [address for instance in view.vpc.instances for address in instance.addresses]
+    return [Element(f"{address} . {address}") for address in addresses if address.version == 4]
+
+
+def _served(view: View) -> Parts:
+    """What flows from the uplink may be for.
+
+    Connection tracking keeps the translation of a live flow when its port is published no more; the path stays legal
+    while the subnet has another published port, so the port itself is asked for, in either direction.
+    """
+    if not view.vpc.publications:
+        return [], []
+    targets = {
+        f"{view.vpc.instance(item.instance).addresses[0]} . {item.protocol} . {item.target_port}": None
+        for item in view.vpc.publications
+    }
+    served = Set("served", f"{ADDRESS_TYPE[4]} . inet_proto . inet_service", tuple(map(Element, targets)))
+    straight = (
+        Rule("ct status & dnat == 0 drop"),
+        Rule("ip daddr . meta l4proto . th dport @served return"),
+        Rule("drop"),
+    )
+    mirrored = (Rule("ip saddr . meta l4proto . th sport @served return"), Rule("drop"))
+    return [served], [Chain("served", straight), Chain("served-reply", mirrored)]
+
+
+def _stray(view: View) -> Rule:
+    """The default route is for the internet, and not for addresses of the VPC that no subnet has."""
+    inside = [prefix for vpc in (view.vpc, *view.peers) for prefix in vpc.prefixes if prefix.version == 4]
+    return Rule(f"oifname {quoted(names.UPLINK)} ip daddr {anonymous(list(map(str, inside)))} drop")
+
+
+def _paths(view: View) -> list[Element]:
+    """Who may send to whom besides one subnet to another, as (in, out) of a new flow."""
+    inside = [bridge for bridge, _ in view.bridges]
+    peers = [link for link, _ in view.peer_links]
+    pairs = [(bridge, names.UPLINK) for bridge, subnet in view.bridges if subnet.reaches_internet]
+    pairs += [pair for bridge in inside for link in peers for pair in ((bridge, link), (link, bridge))]
+    published = {view.vpc.subnet_of(item.instance).name for item in view.vpc.publications}
+    pairs += [(names.UPLINK, bridge) for bridge, subnet in view.bridges if subnet.name in published]
+    return [Element(f"{quoted(one)} . {quoted(other)}") for one, other in pairs]
+
+
+def _dispatch(field: str, targets: list[tuple[str, str]]) -> list[Rule]:
+    """One jump by interface name; none where there is nothing to jump to."""
+    if not targets:
+        return []
+    return [Rule(f"{field} vmap " + anonymous([f"{quoted(link)} : jump {chain}" for link, chain in targets]))]
+
+
+def _arrive(subnet: Subnet, ingress: Gate | None) -> Chain:
+    """Only addresses that are somebody's are resolved: a scan cannot fill the neighbour table (`arp(7)`)."""
+    rules = []
+    for version in {prefix.version for prefix in subnet.prefixes}:
+        taken = [str(a) for instance in subnet.instances for a in instance.addresses if a.version == version]
+        word = ADDRESS_WORD[version]
+        rules.append(Rule(f"{word} daddr != {anonymous(taken)} drop" if taken else f"meta nfproto ipv{version} drop"))
+    if ingress:
+        rules.append(Rule(f"goto {ingress.chain}"))
+    return Chain(f"arrive-{subnet.name}", tuple(rules))

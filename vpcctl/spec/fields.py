@@ -1,0 +1,146 @@
+"""Single values of a document: what the words of one field mean.
+
+Each `parse_…` raises ValueError with what was found and what is expected, to be told with the field's place.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+from vpcctl import documents
+from vpcctl.policy import (
+    HIGHEST_PORT,
+    ICMP,
+    ICMP_PROTOCOLS,
+    ICMPV6,
+    LOWEST_PORT,
+    PORT_PROTOCOLS,
+    PROTOCOL_NAMES,
+    PROTOCOLS,
+    Action,
+    Address,
+    Endpoint,
+    Limit,
+    Network,
+    Range,
+)
+
+# The names that nft(8) uses for ICMP and ICMPv6 types (RFC 792, RFC 4443, RFC 4861).
+ICMP_TYPES = {
+    "echo-reply": 0, "destination-unreachable": 3, "source-quench": 4, "redirect": 5, "echo-request": 8,
+    "router-advertisement": 9, "router-solicitation": 10, "time-exceeded": 11, "parameter-problem": 12,
+    "timestamp-request": 13, "timestamp-reply": 14, "info-request": 15, "info-reply": 16,
+    "address-mask-request": 17, "address-mask-reply": 18,
+}  # fmt: skip
+ICMPV6_TYPES = {
+    "destination-unreachable": 1, "packet-too-big": 2, "time-exceeded": 3, "parameter-problem": 4,
+    "echo-request": 128, "echo-reply": 129, "mld-listener-query": 130, "mld-listener-report": 131,
+    "mld-listener-done": 132, "nd-router-solicit": 133, "nd-router-advert": 134, "nd-neighbor-solicit": 135,
+    "nd-neighbor-advert": 136, "nd-redirect": 137, "router-renumbering": 138, "ind-neighbor-solicit": 141,
+    "ind-neighbor-advert": 142, "mld2-listener-report": 143,
+}  # fmt: skip
+HIGHEST_PROTOCOL = 255
+SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
+TYPE_NAMES = {ICMP: ICMP_TYPES, ICMPV6: ICMPV6_TYPES}
+EVERY_PORT = (0, HIGHEST_PORT)
+
+
+def parse_protocol(value: str | int) -> int | None:
+    text = str(value).lower()
+    if text == "any":
+        return None
+    if isinstance(value, float):
+        raise ValueError(f"{value} is not a protocol number (0–255); write {int(value)}")
+    number = PROTOCOLS[text] if text in PROTOCOLS else int(text)
+    if number > HIGHEST_PROTOCOL:
+        raise ValueError(f"{documents.quote(value)} is not a protocol number (0–255)")
+    return number
+
+
+def parse_ports(value: str | int, protocol: int | None) -> Range:
+    if protocol not in PORT_PROTOCOLS:
+        has = "any protocol" if protocol is None else PROTOCOL_NAMES.get(protocol, f"protocol {protocol}")
+        if not (protocol is None and value == "*"):
+            raise ValueError(
+                f'{documents.quote(value)} is a port, and {has} has none; add "protocol": tcp, udp or sctp'
+            )
+    if value == "*":
+        return EVERY_PORT
+    if isinstance(value, float):
+        raise ValueError(f"{value} is not a port (1–65535); write {int(value)}")
+    low, _, high = str(value).partition("-")
+    span = int(low), int(high or low)
+    for port in span:
+        if not LOWEST_PORT <= port <= HIGHEST_PORT:
+            raise ValueError(f"{port} is not a port (1–65535)")
+    if span[0] > span[1]:
+        raise ValueError(f"{documents.quote(value)} is an empty range; {span[1]}-{span[0]} is the other way round")
+    return span
+
+
+def every_port(found: tuple[Range, ...]) -> bool:
+    return EVERY_PORT in found
+
+
+def parse_icmp_type(value: str | int, protocol: int | None) -> Range:
+    if protocol not in ICMP_PROTOCOLS:
+        raise ValueError(f'{documents.quote(value)} is an ICMP type; add "protocol": "icmp" or "icmpv6"')
+    if isinstance(value, str):
+        known = TYPE_NAMES[protocol]
+        if value not in known:
+            hint = documents.nearest(value, sorted(known))
+            raise ValueError(f"{documents.quote(value)} is no type of {PROTOCOL_NAMES[protocol]}; {hint}")
+        value = known[value]
+    return int(value), int(value)
+
+
+def parse_limit(text: str, action: Action) -> Limit:
+    if action is not Action.ALLOW:
+        raise ValueError(f"a limit goes with the action allow, and this rule's is {action.value}")
+    rate, _, rest = text.partition("/")
+    unit, _, burst = rest.partition(" burst ")
+    limit = Limit(int(rate), unit, int(burst)) if burst else Limit(int(rate), unit)
+    # The kernel keeps the burst as the nanoseconds that it is worth, in 64 bits (net/netfilter/nft_limit.c).
+    most = (2**64 - 1) // (SECONDS[unit] * 10**9 // limit.rate)
+    if limit.burst > most:
+        raise ValueError(f"{documents.quote(text)} has a burst that the kernel cannot count; {most} is the highest")
+    return limit
+
+
+def parse_endpoint(text: str) -> Endpoint:
+    """An endpoint of the language; ValueError says what is wrong with it."""
+    if text in ("any", "internet"):
+        return Endpoint(text)
+    kind, colon, name = text.partition(":")
+    if colon and kind in ("subnet", "instance", "vpc", "set"):
+        return Endpoint(kind, name)
+    return Endpoint("prefix", prefix=parse_prefix(text))
+
+
+def parse_prefix(text: str) -> Network:
+    """A prefix without host bits, or an address as a prefix of full length; ValueError says what is wrong."""
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError:
+        pass
+    try:
+        meant = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(f"{documents.quote(text)} is not a prefix such as 10.0.1.0/24") from None
+    raise ValueError(f"{documents.quote(text)} has bits set beyond its prefix length; {meant} is the prefix")
+
+
+def parse_own_prefix(text: str) -> Network:
+    """A prefix that a VPC or a subnet may have."""
+    prefix = parse_prefix(text)
+    if prefix.version != 4:
+        raise ValueError(f"{documents.quote(text)} is an IPv6 prefix, which is not supported yet; IPv4 is expected")
+    return prefix
+
+
+def parse_address(text: str) -> Address:
+    """An IP address; ValueError says what is wrong."""
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        raise ValueError(f"{documents.quote(text)} is not an address such as 10.0.1.9") from None
