@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -46,6 +47,11 @@ class Line:
 
     def __str__(self) -> str:
         return f"packets.jsonl:{self.number}"
+
+    @property
+    def by_default(self) -> bool:
+        """Is it a default that decides, and no rule?"""
+        return re.search(r"(/default/\w+|\bdefault (allow|deny)\))$", self.rule or "") is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,12 +119,13 @@ def _told(error: Any, file: str) -> Iterator[Problem]:
                     file, f"{pointer}/{escape(key)}", f"there is no field {key!r} here; {nearest(key, known)}"
                 )
     elif error.validator == "required":
+        owner = error.instance.get("name")
+        kind = _title(error).removesuffix(" (an object)").partition(" ")[2]
+        place = f" in {kind} {quote(owner)}" if isinstance(owner, str) else ""
         for key in error.validator_value:
             if key not in error.instance:
-                wanted = error.schema["properties"][key].get("title", "")
-                yield Problem(
-                    file, pointer, f"the field {key!r} is missing" + (f": {wanted} is expected" if wanted else "")
-                )
+                wanted = error.schema["properties"][key]["title"]
+                yield Problem(file, pointer, f"the field {key!r} is missing{place}: {wanted} is expected")
     elif "propertyNames" in error.absolute_schema_path:
         yield Problem(
             file, f"{pointer}/{escape(str(error.instance))}", f"{quote(error.instance)} is not {_title(error)}"

@@ -21,16 +21,20 @@ class Forecast:
     newly_denied: tuple[Line, ...]
     idle: tuple[Idle, ...]
 
-    def __str__(self) -> str:
+    def lines(self) -> list[str]:
+        """What is told, line by line."""
         parts = (
             ("newly allowed", self.newly_allowed),
             ("newly denied", self.newly_denied),
             ("without effect", self.idle),
         )
-        told = [f"{title}:\n" + "\n".join(f"  {line}" for line in found) for title, found in parts if found]
-        if not self.newly_allowed and not self.newly_denied:
-            told.insert(0, "no traffic is newly allowed or newly denied")
-        return "\n".join(told)
+        told = [] if self.newly_allowed or self.newly_denied else ["no traffic is newly allowed or newly denied"]
+        for title, found in parts:
+            told += [f"{title}:", *(f"  {line}" for line in found)] if found else []
+        return told
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
 
 
 def forecast(before: World, after: World, subnets: Iterable[tuple[str, str]]) -> Forecast:

@@ -131,7 +131,7 @@ class LinkSetting(Item):
     previous: str = ""
 
     def __str__(self) -> str:
-        return f"setting {self.path} of {self.link} in {where(self.namespace)}"
+        return f"setting {self.path.format(link=self.link)} in {where(self.namespace)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vpcctl.model import NEVER_USABLE, Subnet, Vpc, World
-from vpcctl.policy import Action, Address, Direction, Endpoint, Policy, Rule
+from vpcctl.policy import ICMP, ICMPV6, Action, Address, Direction, Endpoint, Policy, Rule
+
+# The ICMP of each IP version, and the types that begin a flow: requests for echo, timestamp, information and address
+# mask (RFC 792, RFC 950); for echo and node information (RFC 4443, RFC 4620).  All others are answers or errors, which
+# belong to a flow or are invalid (net/netfilter/nf_conntrack_proto_icmp.c and …_icmpv6.c: valid_new).
+ICMP_OF = {4: ICMP, 6: ICMPV6}
+BEGINNING = {ICMP: {8, 13, 15, 17}, ICMPV6: {128, 139}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,8 @@ def decide(world: World, flow: Flow) -> Decision:
 def carried(world: World, flow: Flow) -> tuple[Action, str]:
     """Does the topology carry the flow, and why (not)?"""
     source, destination = flow.source, flow.destination
+    if not _begins(flow):
+        return Action.DENY, "no flow begins with that"
     for place in (source, destination):
         if place.vpc is not None and not _is_instance(world.vpc(place.vpc), place.address):
             return Action.DENY, f"{place.address} is no instance of VPC {place.vpc}"
@@ -84,6 +92,16 @@ def carried(world: World, flow: Flow) -> tuple[Action, str]:
     return Action.DENY, "neither end is in a VPC"
 
 
+def _begins(flow: Flow) -> bool:
+    """Is there such a packet, and is it *new* to connection tracking?"""
+    version = flow.source.address.version
+    if version != flow.destination.address.version:
+        return False
+    if flow.protocol not in BEGINNING:
+        return True
+    return flow.protocol == ICMP_OF[version] and flow.port in BEGINNING[flow.protocol]
+
+
 def _way_out(world: World, vpc: Vpc, flow: Flow) -> tuple[Action, str]:
     if not _is_outside(world, vpc, flow.destination.address):
         return Action.DENY, f"{flow.destination.address} is no address of the internet"
@@ -97,9 +115,9 @@ def _way_in(world: World, vpc: Vpc, flow: Flow) -> tuple[Action, str]:
     if not _is_outside(world, vpc, flow.source.address):
         return Action.DENY, f"{flow.source.address} is no address of the internet"
     for item in vpc.publications:
-        if flow.destination.address in vpc.instance(item.instance).addresses:
-            if (item.protocol, item.target_port) == (flow.protocol, flow.port):
-                return Action.ALLOW, f"port {item.port} of the host is published for it"
+        served = flow.destination.address in vpc.instance(item.instance).addresses
+        if served and (item.protocol, item.target_port) == (flow.protocol, flow.port):
+            return Action.ALLOW, f"port {item.port} of the host is published for it"
     return Action.DENY, "this port is not published"
 
 
@@ -111,7 +129,7 @@ def _gate(world: World, vpc: Vpc, subnet: Subnet, direction: Direction, flow: Fl
     for rule in policy.rules(direction) or ():
         if _matches(world, vpc, policy, rule, flow):
             return Stage(name, rule.action, rule.origin)
-    return Stage(name, policy.default(direction), f"{policy.file}#{policy.pointer} default of {direction.value}")
+    return Stage(name, policy.default(direction), policy.default_origin(direction))
 
 
 def _matches(world: World, vpc: Vpc, policy: Policy, rule: Rule, flow: Flow) -> bool:

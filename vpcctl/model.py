@@ -15,7 +15,7 @@ from itertools import combinations
 
 from vpcctl import names
 from vpcctl.errors import ConflictError, DocumentError
-from vpcctl.policy import Address, Network, Policy
+from vpcctl.policy import PROTOCOL_NAMES, Address, Network, Policy
 
 DEFAULT_TRANSIT = ipaddress.ip_network("100.64.0.0/16")
 # Addresses that no VPC may use: "this network", loopback, link-local, multicast and class E (RFC 6890).
@@ -139,6 +139,11 @@ class Publication:
     instance: str
     target_port: int
 
+    @property
+    def service(self) -> str:
+        """The port of the host, as `tcp/8080`."""
+        return f"{PROTOCOL_NAMES.get(self.protocol, self.protocol)}/{self.port}"
+
 
 @dataclass(frozen=True, slots=True)
 class Vpc:
@@ -177,7 +182,7 @@ class Vpc:
     def _check_instances(self) -> None:
         unique((instance.name for instance in self.instances), f"VPC {self.name}: instance")
         unique((instance.mac for instance in self.instances), f"VPC {self.name}: MAC address")
-        unique((f"{item.protocol}/{item.port}" for item in self.publications), f"VPC {self.name}: published port")
+        unique((item.service for item in self.publications), f"VPC {self.name}: published port")
         for publication in self.publications:
             if publication.instance not in {instance.name for instance in self.instances}:
                 raise ConflictError(
@@ -256,14 +261,23 @@ class World:
         unique((vpc.name for vpc in self.vpcs), "VPC")
         unique((names.host_uplink(vpc.name) for vpc in self.vpcs), "uplink interface")
         unique((vpc.index for vpc in self.vpcs), "uplink index")
-        unique(self.namespaces(), "namespace")
-        unique((f"{item.protocol}/{item.port}" for vpc in self.vpcs for item in vpc.publications), "published port")
+        self._check_namespaces()
+        unique((item.service for vpc in self.vpcs for item in vpc.publications), "published port")
         for vpc in self.vpcs:
             for prefix in vpc.prefixes:
                 if overlap(prefix, self.transit):
                     raise ConflictError(f"VPC {vpc.name}: {prefix} overlaps the transit range {self.transit}")
             uplink_pair(self.transit, vpc.index)
         self._check_peerings()
+
+    def _check_namespaces(self) -> None:
+        owners: dict[str, str] = {}
+        for namespace, owner in self._namespaces():
+            if namespace in owners:
+                raise ConflictError(
+                    f"{owners[namespace]} and {owner} would both have the namespace {namespace}; rename one of them"
+                )
+            owners[namespace] = owner
 
     def _check_peerings(self) -> None:
         unique((f"{peering.one} and {peering.other}" for peering in self.peerings), "peering between")
@@ -282,10 +296,14 @@ class World:
 
     def namespaces(self) -> Iterator[str]:
         """The names of all namespaces."""
+        return (namespace for namespace, _ in self._namespaces())
+
+    def _namespaces(self) -> Iterator[tuple[str, str]]:
+        """Each namespace with whose it is."""
         for vpc in self.vpcs:
-            yield names.router_namespace(vpc.name)
+            yield names.router_namespace(vpc.name), f"the router of VPC {vpc.name}"
             for instance in vpc.instances:
-                yield names.instance_namespace(vpc.name, instance.name)
+                yield names.instance_namespace(vpc.name, instance.name), f"instance {instance.name} of VPC {vpc.name}"
 
     def vpc(self, name: str) -> Vpc:
         """The VPC `name`; ConflictError names those that exist."""

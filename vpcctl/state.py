@@ -105,7 +105,7 @@ class Store:
             return None
         except OSError as error:
             raise StateError(f"cannot read {self.directory / STATE_FILE}: {os.strerror(error.errno or 0)}") from error
-        with os.fdopen(descriptor, "rb") as file, _told(f"cannot read {self.directory / STATE_FILE}"):
+        with _told(f"cannot read {self.directory / STATE_FILE}"), os.fdopen(descriptor, "rb") as file:
             content = file.read()
         return self._understood(content)
 
@@ -133,7 +133,7 @@ class Store:
             raise
         except OSError as error:
             raise StateError(f"cannot read {self._copy}: {os.strerror(error.errno or 0)}") from error
-        with os.fdopen(descriptor, "rb") as file, _told(f"cannot read {self._copy}"):
+        with _told(f"cannot read {self._copy}"), os.fdopen(descriptor, "rb") as file:
             if os.fstat(descriptor).st_uid != os.geteuid():
                 raise StateError(f"{self._copy} belongs to somebody else")
             return self._understood(file.read(), self._copy)
@@ -147,6 +147,9 @@ class Store:
             checksum = document.pop("checksum")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StateError(f"{place} is damaged (not a state document); {remedy}") from error
+        # A boolean is a number to Python, and format 0 never was.
+        if isinstance(found, bool) or (isinstance(found, int) and found < 1):
+            raise StateError(f"{place} is damaged ({json.dumps(found)} is no format); {remedy}")
         if not isinstance(found, int) or found > FORMAT:
             raise _NewerError(
                 f"{place} has format {found}, and this vpcctl knows formats up to {FORMAT};"

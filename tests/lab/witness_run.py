@@ -119,7 +119,7 @@ def witnesses(world: World, outside: Iterable[int]) -> Iterator[Flow]:
 
 def _flow(source: Zone, destination: Zone, corner: tuple[int, ...]) -> Iterator[Flow]:
     sender, receiver, protocol, port = corner
-    if sender == receiver or protocol in (0, 58) or (protocol in PORT_PROTOCOLS and port == 0):
+    if sender == receiver or protocol == 0 or (protocol in PORT_PROTOCOLS and port == 0):
         return
     told = port if protocol in PORT_PROTOCOLS | ICMP_PROTOCOLS else None
     yield Flow(

@@ -136,7 +136,7 @@ def test_a_policy_is_detached_and_the_rest_stays() -> None:
         (lambda w: changes.create_peering(w, "one", "x"), "there is no VPC 'x'; there is one, two"),
         (lambda w: changes.delete_peering(w, "one", "x"), "VPCs one and x are not peered"),
         (lambda w: changes.publish_port(w, "one", Publication(TCP, 1, "x", 1)), "VPC one has no instance 'x'"),
-        (lambda w: changes.publish_port(w, "two", Publication(TCP, 8080, "api", 1)), "published port 6/8080 exists"),
+        (lambda w: changes.publish_port(w, "two", Publication(TCP, 8080, "api", 1)), "published port tcp/8080 exists"),
         (
             lambda w: changes.unpublish_port(w, "one", UDP, 8080),
             "VPC one does not publish that port; `vpcctl show-vpc --name one` lists what it does",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.pure.conftest import KernelForbidden
 from tests.story import WEB_POLICY, nothing, policy, told
 from vpcctl import errors, reconciler
 from vpcctl.cli import COMMANDS, commands, main
@@ -23,6 +25,7 @@ from vpcctl.cli.session import EXIT_STATUSES, Session
 from vpcctl.compiler import compile_vpc
 from vpcctl.kernel.fake import FakeKernel
 from vpcctl.model import World
+from vpcctl.plan import Plan
 from vpcctl.state import Store
 
 ROOT = Path(__file__).parents[2]
@@ -41,15 +44,12 @@ class Rehearsal(Session):
     """A session whose kernel is a dictionary."""
 
     def __init__(self, directory: Path, verbosity: int = 0):
-        super().__init__(str(directory), verbosity)
         self.fake = FakeKernel()
+        super().__init__(str(directory), verbosity, lambda: self.fake)
 
     @property
     def store(self) -> Store:
         return Store(self.state_dir)
-
-    def kernel(self) -> FakeKernel:
-        return self.fake
 
 
 @pytest.fixture
@@ -283,6 +283,62 @@ def test_what_the_kernel_refuses_is_status_5_and_leaves_things_as_they_were(run:
     assert "x" not in [subnet["name"] for subnet in json.loads(run("list-subnets", "--vpc", "one", "--json").stdout)]
 
 
+CREATE = ("create-subnet", "--vpc", "one", "--name", "x", "--type", "public", "--cidr", "10.0.0.32/28")
+
+
+def test_an_interrupt_says_what_it_leaves_and_repair_finishes_it(
+    vpcctl: Main, session: Rehearsal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(commands.context_settings, "obj", lambda: session.fake)
+    session.fake.failure = KeyboardInterrupt()
+    for words, after in ((CREATE, 3), (("-qq", "repair"), 1)):
+        session.fake.fail_at = len(session.fake.calls) + after
+        _, said = vpcctl(*words, status=130)
+        assert "vpcctl: interrupted; a change is half made; `vpcctl repair` finishes it\n" in said
+        assert session.load().pending is not None
+    session.fake.fail_at = None
+    vpcctl("repair")
+    assert vpcctl("status")[0] == "in sync\n"
+    assert "x" in [subnet.name for subnet in session.load().world.vpc("one").subnets]
+
+
+def test_an_interrupt_before_anything_was_begun_leaves_nothing(
+    vpcctl: Main, session: Rehearsal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(FakeKernel):
+        def check(self, plan: Plan) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(commands.context_settings, "obj", Slow)
+    before = session.load()
+    _, said = vpcctl(*CREATE, status=130)
+    assert "vpcctl: interrupted; nothing is left half made\n" in said
+    assert session.load() == before
+
+
+# -- the kernel of this machine ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("create-vpc", "--name", "three", "--cidr", "10.3.0.0/16"),
+        ("delete-vpc", "--name", "one", "--cascade"),
+        ("apply-policy", "--vpc", "one", "web.json"),
+        ("apply", "shop.json"),
+        ("repair",),
+        ("status",),
+    ],
+    ids=" ".join,
+)
+def test_no_test_of_this_suite_comes_to_the_kernel(session: Rehearsal, files: Path, words: tuple[str, ...]) -> None:
+    """As the whole program, whoever runs it: what makes the kernel here is conftest's refusal."""
+    before = session.load()
+    with pytest.raises(KernelForbidden):
+        main(["--state-dir", str(session.state_dir), *words])
+    assert session.load() == before
+
+
 # -- what is printed where -----------------------------------------------------------------------------------------
 
 
@@ -351,6 +407,81 @@ def test_words_of_a_document_do_not_break_the_output(session: Rehearsal) -> None
     for more in ([], ["--json"]):
         done = subprocess.run([*words, *more], cwd=ROOT, capture_output=True, check=False)
         assert done.returncode == 0, done.stderr.decode()
+
+
+# What a terminal would obey: clear the screen, begin a new line, the same in one C1 character, write from the right.
+OBEYED = "\x1b[2J\r\n\x9b2J\x7f\u202e\u2028\t"
+SPELLED = r"\u001b[2J\r\n\u009b2J\u007f\u202e\u2028\t"
+
+
+def as_spelled(output: str) -> bool:
+    """Are the words there, and nothing that a terminal would obey besides ends of lines?"""
+    return SPELLED in output and not {one for one in OBEYED if not one.isprintable()} & set(output) - {"\n"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("show-policy", "--vpc", "one"),
+        ("show-policy", "--vpc", "one", "--json"),
+        ("explain", "one/db", "one/web", "tcp/80"),
+        ("explain", "one/db", "one/web", "tcp/80", "--json"),
+        ("export",),
+    ],
+    ids=" ".join,
+)
+def test_what_a_terminal_would_obey_is_made_visible(vpcctl: Main, session: Rehearsal, words: tuple[str, ...]) -> None:
+    odd = WEB_POLICY | {"description": OBEYED, "ingress": [{"action": "allow", "description": OBEYED}]}
+    reconciler.change(session.store, session.fake, lambda state: policy(odd)(state.world))
+    shown, _ = vpcctl(*words)
+    assert as_spelled(shown)
+    if shown.startswith(("[", "{")):
+        assert json.dumps(OBEYED) in json.dumps(json.loads(shown)), "to a program they are the same words"
+
+
+def test_an_error_is_one_line_whatever_its_place_is_called(vpcctl: Main, files: Path) -> None:
+    (files / "bad.json").write_text(json.dumps({OBEYED: 1}))
+    (files / "shop.json").write_text(
+        json.dumps({"vpcs": [{"name": "one", "cidr": "10.0.0.0/26", "subnets": [
+            {"name": "web", "cidr": "10.0.0.0/28", "type": "public", "policy": OBEYED}]}]})
+    )  # fmt: skip
+    for command in (["apply-policy", "bad.json"], ["compile", "--environment", "shop.json"]):
+        _, said = vpcctl(*command, status=2)
+        assert as_spelled(said)
+    _, said = vpcctl("apply-policy", "bad.json", status=2)
+    assert len(said.splitlines()) == 1
+
+
+def test_a_wrong_command_line_is_shown_visibly(vpcctl: Main) -> None:
+    _, said = vpcctl("list-vpcs", "\x1b[2J\x9b", status=2)
+    assert said.endswith(r"unexpected extra argument (\u001b[2J\u009b)" + "\n")
+
+
+def test_a_warning_is_one_line_whatever_its_file_is_called(run: Run, files: Path) -> None:
+    name = OBEYED.replace("/", "") + ".json"
+    (files / name).write_text('{"subnet": "web", "vpc": "one", "ingress": []}')
+    said = run("apply-policy", name).stderr
+    assert as_spelled(said)
+    assert len(said.splitlines()) == 2, "the warning, and what was applied"
+
+
+def test_words_in_other_writings_stay_as_they_are(vpcctl: Main, session: Rehearsal) -> None:
+    told_words = "Bücher 10\u00a0000 → Δ 中文"
+    reconciler.change(
+        session.store, session.fake, lambda state: policy(WEB_POLICY | {"description": told_words})(state.world)
+    )
+    assert told_words in vpcctl("show-policy", "--vpc", "one")[0]
+    assert told_words in vpcctl("show-policy", "--vpc", "one", "--json")[0]
+
+
+def test_only_the_places_that_make_words_visible_print() -> None:
+    printing = {
+        path.name
+        for path in (ROOT / "vpcctl/cli").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    }
+    assert printing == {"output.py", "session.py", "__init__.py"}
 
 
 def test_a_reader_that_has_gone_is_no_error(session: Rehearsal) -> None:

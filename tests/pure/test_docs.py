@@ -12,11 +12,11 @@ from pathlib import Path
 import click
 import pytest
 
-from vpcctl import changes, plan
+from vpcctl import attachments, changes, plan, spec
 from vpcctl.cli import COMMANDS, commands
 from vpcctl.cli.session import EXIT_STATUSES
 from vpcctl.compiler import compile_vpc
-from vpcctl.compiler.chains import BASE_CHAINS
+from vpcctl.compiler.hooks import BASE_CHAINS
 from vpcctl.compiler.host import host_table
 from vpcctl.model import Publication, World
 from vpcctl.names import TABLE
@@ -102,6 +102,37 @@ def test_the_base_chains_outside_that_table_are_named_beside_it() -> None:
     text = page("docs/packet-path.md")
     assert {name for _, name in others if f"`{name}`" not in text} == set()
     assert {family for family, _ in others if f"`{family} {TABLE}`" not in text} == set()
+
+
+def furnished() -> World:
+    """The same with a peer, and with policies that have every kind of rule."""
+    made = changes.create_vpc(world(), "billing", ipaddress.ip_network("10.50.0.0/16"))
+    made = changes.create_peering(made, "shop", "billing")
+    rules = [{"action": "allow", "log": True}, {"action": "reject"}, {"action": "allow", "limit": "1/second"}]
+    found = spec.read_policies({"subnet": "web", "ingress": rules, "egress": rules}, "web.json")
+    return attachments.attach(made, found, "shop", None)[0]
+
+
+def test_every_chain_of_the_compiler_is_told_of() -> None:
+    """Chains that are made for each subnet or peer stand there with an example's name in its place."""
+    text = page("docs/packet-path.md")
+    chains = [chain.name for table in compile_vpc(furnished(), "shop", "x").tables for chain in table.chains]
+    chains += [chain.name for chain in host_table(furnished()).chains]
+    assert {"served-reply", "send-reject", "ingress-web.log.0", "ingress-web.reply", "from-peer-billing"} <= set(chains)
+    examples = {"ingress-web": "ingress-db", "egress-web": "egress-web", "arrive-web": "arrive-<subnet>"}
+
+    def told(name: str) -> bool:
+        stem, dot, rest = name.partition(".")
+        shapes = {examples.get(stem, stem) + dot + rest, name, "ingress-db" + dot + rest if "gress-" in stem else name}
+        return any(re.search(rf"(`|^| ){re.escape(shape)}(`| |$)", text, re.MULTILINE) for shape in shapes)
+
+    assert [name for name in chains if not told(name)] == []
+
+
+def test_the_way_of_stray_addresses_is_told() -> None:
+    [path] = [one for one in compile_vpc(world(), "shop", "x").tables[0].chains if one.name == "path"]
+    assert any("oifname" in str(rule) and str(rule).endswith("drop") and "daddr" in str(rule) for rule in path.rules)
+    assert "follow the default route" in page("docs/packet-path.md")
 
 
 def test_the_order_of_creation_is_that_of_the_plan() -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 import pytest
 
 from tests.story import Step, policy, told
-from tests.worlds import GRE, address
+from tests.worlds import GRE, address, instance
 from vpcctl import changes, meaning
 from vpcctl.meaning import Flow, Place
-from vpcctl.model import World
-from vpcctl.policy import ICMP, TCP, UDP, Action
+from vpcctl.model import Subnet, Vpc, World
+from vpcctl.policy import ICMP, ICMPV6, TCP, UDP, Action
 
 PEERED = changes.clear_policy(told("peer them"), "one", "web")
 PLACES = {
@@ -86,6 +88,31 @@ def test_only_the_published_port_of_the_published_protocol_is_open_to_the_intern
     assert not allowed(PEERED, "internet", "web", ICMP, 8)
 
 
+@pytest.mark.parametrize(
+    ("protocol", "kinds"), [(ICMP, {8, 13, 15, 17}), (ICMPV6, set()), (GRE, set(range(256)))]
+)  # fmt: skip
+def test_a_flow_begins_with_a_request_of_its_own_icmp(protocol: int, kinds: set[int]) -> None:
+    """As net/netfilter/nf_conntrack_proto_icmp.c has it: all other types are answers, errors or invalid."""
+    begun = {kind for kind in range(256) if allowed(PEERED, "web", "db", protocol, None if protocol == GRE else kind)}
+    assert begun == kinds
+    assert protocol == GRE or decision(PEERED, "web", "db", protocol, 0).stages[-1].origin == "no flow begins with that"
+
+
+@pytest.mark.parametrize(("protocol", "kinds"), [(ICMP, set()), (ICMPV6, {128, 139})])
+def test_icmpv6_is_that_of_ipv6(protocol: int, kinds: set[int]) -> None:
+    here, there = ipaddress.ip_address("2001:db8::2"), ipaddress.ip_address("2001:db8::3")
+    members = tuple(instance("six", name, str(one)) for name, one in (("a", here), ("b", there)))
+    subnet = Subnet("web", (ipaddress.ip_network("2001:db8::/64"),), True, False, members)
+    world = World((Vpc("six", (ipaddress.ip_network("2001:db8::/48"),), 0, (subnet,)),))
+    ends = Place("six", here), Place("six", there)
+    assert {kind for kind in range(256) if meaning.decide(world, Flow(*ends, protocol, kind)).allowed} == kinds
+
+
+def test_no_flow_has_ends_of_two_ip_versions() -> None:
+    ends = PLACES["web"], Place(None, ipaddress.ip_address("2001:db8::7"))
+    assert not meaning.decide(PEERED, Flow(*ends, TCP, 80)).allowed
+
+
 # -- gates ---------------------------------------------------------------------------------------------------------
 
 
@@ -126,7 +153,7 @@ def test_an_egress_allow_does_not_skip_the_ingress_gate() -> None:
 def test_a_denied_flow_is_asked_no_further() -> None:
     found = decision(egress(), "web", "db")
     assert [stage.gate for stage in found.stages] == ["topology", "egress of one/web"]
-    assert found.stages[-1].origin == "web.json# default of egress"
+    assert found.stages[-1].origin == "web.json#/egress (default deny)"
 
 
 def test_the_deciding_line_is_named() -> None:

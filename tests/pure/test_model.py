@@ -163,7 +163,7 @@ def test_names_and_macs_are_one_of_a_kind_in_a_vpc(parts: tuple, words: str) -> 
 def test_a_port_is_published_once_and_for_somebody() -> None:
     web = subnet("web", "10.0.0.0/28", member("web", "10.0.0.2"))
     twice = (Publication(TCP, 80, "web", 80), Publication(TCP, 80, "web", 81))
-    with pytest.raises(ConflictError, match="VPC one: published port 6/80 exists already"):
+    with pytest.raises(ConflictError, match="VPC one: published port tcp/80 exists already"):
         vpc("one", "10.0.0.0/26", 0, web, publications=twice)
     assert vpc("one", "10.0.0.0/26", 0, web, publications=(twice[0], Publication(UDP, 80, "web", 80)))
     with pytest.raises(ConflictError, match="port 80 is published for instance ghost, which does not exist"):
@@ -210,7 +210,7 @@ def test_a_subnet_put_back_keeps_its_place() -> None:
                 vpc("a", "10.0.0.0/26", 0, subnet("b-c", "10.0.0.0/28", worlds.instance("a", "b-c", "10.0.0.2"))),
                 vpc("a-b", "10.0.0.0/26", 1, subnet("c", "10.0.0.0/28", worlds.instance("a-b", "c", "10.0.0.2"))),
             ),
-            "namespace a-b-c exists already",
+            "instance b-c of VPC a and instance c of VPC a-b would both have the namespace a-b-c; rename one of them",
         ),
     ],
 )
@@ -224,7 +224,7 @@ def test_a_port_of_the_host_is_published_by_one_vpc() -> None:
         web = subnet("web", "10.0.0.0/28", worlds.instance(name, "web", "10.0.0.2"))
         return vpc(name, "10.0.0.0/26", index, web, publications=(Publication(TCP, 80, "web", 80),))
 
-    with pytest.raises(ConflictError, match="published port 6/80 exists already"):
+    with pytest.raises(ConflictError, match="published port tcp/80 exists already"):
         World((serving("one", 0), serving("two", 1)))
 
 

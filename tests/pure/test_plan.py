@@ -137,7 +137,7 @@ def test_what_stands_on_a_link_that_stays_is_removed_by_itself() -> None:
 def test_a_setting_of_the_host_is_put_back_though_its_link_is_not_ours() -> None:
     opened = LinkSetting(None, "eth0", "net/ipv4/conf/{link}/forwarding", "1", "0")
     assert words(diff([ROUTER, UPLINK, opened, ruleset(None)], [])) == [
-        "remove setting net/ipv4/conf/{link}/forwarding of eth0 in the host",
+        "remove setting net/ipv4/conf/eth0/forwarding in the host",
         "remove link uplink in a-router to vpc-a in the host",
         "remove ruleset of the host",
         "remove namespace a-router",

@@ -186,6 +186,14 @@ def test_a_newer_format_is_refused_with_the_remedy(store: Store, found: object) 
         store.load()
 
 
+@pytest.mark.parametrize("found", [True, False, 0, -1])
+def test_a_format_that_never_was_is_damage(store: Store, found: object) -> None:
+    save(store, EMPTY)
+    resealed(store, lambda document: document.update(format=found))
+    with pytest.raises(StateError, match=rf"is damaged \({json.dumps(found)} is no format\)"):
+        store.load()
+
+
 def test_a_damaged_file_stays_as_it_is_and_no_object_is_touched(store: Store) -> None:
     kernel = FakeKernel()
     reconciler.change(store, kernel, lambda _: told("create its subnet web"))

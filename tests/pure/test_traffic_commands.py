@@ -308,7 +308,7 @@ def test_verify_as_json_has_its_shape(vpcctl, folder: Path) -> None:
         "verdict": "allow", "deciding": "db.json#/ingress/0", "passed": True,
     }  # fmt: skip
     assert said.json["results"][2]["passed"] is False
-    assert said.json["results"][2]["deciding"] == "db.json# (no rule matches; default)"
+    assert said.json["results"][2]["deciding"] == "db.json#/default/ingress"
 
 
 def test_verify_judges_the_present_world(vpcctl, folder: Path, recorded: Path) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 import click
 
 from vpcctl import __version__
-from vpcctl.cli.session import EXIT_STATUSES, Session
-from vpcctl.errors import KernelError, VpcctlError
+from vpcctl.cli.output import visible, visible_lines
+from vpcctl.cli.session import EXIT_STATUSES, Session, linux_kernel
+from vpcctl.errors import DocumentError, KernelError, VpcctlError
 
 # command -> module of this package; the function has the same name with underscores.
 COMMANDS: dict[str, str] = {
@@ -121,23 +122,29 @@ def commands(ctx: click.Context, state_dir: str | None, verbose: int, quiet: int
 
     Try it without root and without a trace in `vpcctl lab`.
     """
-    ctx.obj = Session(state_dir or os.environ.get("VPCCTL_STATE_DIR"), verbose - quiet)
+    # The object of the context is what makes the kernel, until the session stands in its place.
+    ctx.obj = Session(state_dir or os.environ.get("VPCCTL_STATE_DIR"), verbose - quiet, ctx.obj or linux_kernel)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command and exit with its status; every expected failure is a sentence on standard error."""
+    """Run a command and exit with its status; every expected failure is a sentence on standard error.
+
+    The kernel is made by `commands.context_settings["obj"]`, where that is set, in place of `linux_kernel`.
+    """
     _open_streams()
     try:
         status = _run(arguments)
         _flush()
     except click.ClickException as error:  # that there are no arguments is one, too
+        error.message = visible_lines(error.message)
         with contextlib.suppress(OSError):
             error.show()
         status = 2
     except click.exceptions.Abort:
         status = 130
     except VpcctlError as error:
-        _complain(str(error))
+        # A problem is one line, whatever stands in the names of its file and its place.
+        _complain(*(map(str, error.problems) if isinstance(error, DocumentError) else str(error).split("\n")))
         status = error.exit_status
     except UnwrittenError as error:
         status = _unwritten(error)
@@ -173,10 +180,10 @@ def _flush() -> None:
         raise UnwrittenError(error) from error
 
 
-def _complain(words: str) -> None:
+def _complain(*lines: str) -> None:
     with contextlib.suppress(OSError):
-        for line in words.splitlines():
-            print(f"vpcctl: {line}", file=sys.stderr)
+        for line in lines:
+            print(f"vpcctl: {visible(line)}", file=sys.stderr)
 
 
 def _unwritten(error: UnwrittenError) -> int:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vpcctl.cli.output import print_json, show
 from vpcctl.cli.policies import policy_loader
-from vpcctl.cli.session import Session, json_option, print_json, read_document
+from vpcctl.cli.session import Session, json_option, read_document
 from vpcctl.errors import ConflictError, DocumentError, KernelError, VpcctlError
 
 if TYPE_CHECKING:
@@ -72,10 +73,10 @@ def plan(session: Session, environment: str, prune: bool, as_json: bool) -> None
             }
         )
     if not changes:
-        return print("nothing to change")
+        return show("nothing to change")
     for change in changes:
-        print(change)
-    return print(expected)
+        show(change)
+    return show(*expected.lines())
 
 
 def _policies(wanted: World, before: World) -> list[tuple[str, str]]:

@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from vpcctl.cli.session import ADDRESS, Session, json_option, print_json, print_table
+from vpcctl.cli.output import print_json, print_table
+from vpcctl.cli.session import ADDRESS, Session, json_option
 from vpcctl.errors import ConflictError
 
 PORT = click.IntRange(1, 65535)

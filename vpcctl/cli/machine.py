@@ -6,7 +6,8 @@ import sys
 
 import click
 
-from vpcctl.cli.session import Session, json_option, print_json, show, show_marked
+from vpcctl.cli.output import print_json, show, show_marked
+from vpcctl.cli.session import Session, json_option
 
 DRIFT = 3
 
@@ -69,11 +70,10 @@ def repair(session: Session, vpc: str | None, adopt: bool) -> None:
     from vpcctl import reconciler
 
     told: list[str] = []
-    kernel = session.kernel()
     try:
-        differences, _ = reconciler.repair(session.store, kernel, adopt, told.append, vpc)
+        with session.mutating() as kernel:
+            differences, _ = reconciler.repair(session.store, kernel, adopt, told.append, vpc)
     finally:
-        kernel.close()
         for words in told:
             session.say(words)
     for difference in differences:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from vpcctl.cli.session import Session, json_option, print_json, print_table
+from vpcctl.cli.output import print_json, print_table
+from vpcctl.cli.session import Session, json_option
 
 
 @click.command

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vpcctl.cli.session import Session, json_option, print_json, print_table, read_document
+from vpcctl.cli.output import print_json, print_table, print_text, show
+from vpcctl.cli.session import Session, json_option, read_document
 from vpcctl.errors import DocumentError, VpcctlError
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def apply_policy(
         before, after = outcome.before, outcome.after
     for warning in warnings:
         session.warn(warning)
-    print(forecast(before, after, [(one.vpc, one.subnet) for one in found]))
+    show(*forecast(before, after, [(one.vpc, one.subnet) for one in found]).lines())
     if not dry_run:
         _applied(session, before, found)
 
@@ -162,13 +163,13 @@ def _print_policy(subnet: Subnet, objects: list[dict[str, Any]] | None) -> None:
 
     policy = subnet.policy
     if policy is None:
-        print(f"subnet {subnet.name}: no policy; what the topology carries passes")
+        show(f"subnet {subnet.name}: no policy; what the topology carries passes")
         return
-    print(f"subnet {subnet.name}: {policy.file}" + (f" ({policy.description})" if policy.description else ""))
+    show(f"subnet {subnet.name}: {policy.file}" + (f" ({policy.description})" if policy.description else ""))
     for direction in Direction:
         rules = policy.rules(direction)
         if rules is None:
-            print(f"  {direction.value}: default {policy.default(direction).value}")
+            show(f"  {direction.value}: default {policy.default(direction).value}")
             continue
         rows = [[str(number), *_columns(rule)] for number, rule in enumerate(rules)]
         rows.append(["-", policy.default(direction).value, "any", "", "any", "any", "what no rule matches"])
@@ -178,7 +179,7 @@ def _print_policy(subnet: Subnet, objects: list[dict[str, Any]] | None) -> None:
             headings.insert(1, "HITS")
             for row, count in zip(rows, counts, strict=True):
                 row.insert(1, str(count))
-        print(f"  {direction.value}")
+        show(f"  {direction.value}")
         print_table(headings, [["  " + row[0], *row[1:]] for row in rows])
 
 
@@ -231,7 +232,7 @@ def compile(
     compiled = compile_vpc(world, name, names.tag(owner, name, "ruleset"))
     before: Any = loaded.get(("Ruleset", names.router_namespace(name)))
     generation = 1 if before is None else before.generation + (before.fingerprint != compiled.fingerprint)
-    print(compiled.text(generation), end="")
+    print_text(compiled.text(generation))
 
 
 def load_environment(file: str) -> World:
@@ -276,5 +277,5 @@ def show_ruleset(session: Session, vpc: str, as_json: bool) -> None:
         kernel.close()
     if not text:
         raise VpcctlError(f"no ruleset is loaded in {namespace}; `vpcctl repair` loads it")
-    print(text, end="")
+    print_text(text)
     return None

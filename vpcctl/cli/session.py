@@ -1,19 +1,20 @@
-"""What all commands share: the state directory, the kernel, how things are said."""
+"""What all commands share: the state directory, the kernel, and the words of a command line."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vpcctl.errors import DocumentError
+from vpcctl.cli.output import styled, visible, visible_lines
+from vpcctl.errors import DocumentError, VpcctlError
 
 if TYPE_CHECKING:
+    from vpcctl.kernel.interface import Kernel
     from vpcctl.model import World
     from vpcctl.reconciler import Outcome
     from vpcctl.state import State, Store
@@ -29,15 +30,24 @@ EXIT_STATUSES = {
     5: "the kernel refused",
     6: "state file locked, damaged or newer",
     77: "lacks privilege",
+    130: "interrupted",
 }
 
 
-class Session:
-    """One run of the program; heavy things are made when they are first asked for."""
+def linux_kernel() -> Kernel:
+    """The kernel of this machine; PrivilegeError without the capabilities that it needs."""
+    from vpcctl.kernel.linux import LinuxKernel
 
-    def __init__(self, state_dir: str | None, verbosity: int):
+    return LinuxKernel()
+
+
+class Session:
+    """One run of the program; heavy things are made when they are first asked for, the kernel by `make_kernel`."""
+
+    def __init__(self, state_dir: str | None, verbosity: int, make_kernel: Callable[[], Kernel] = linux_kernel):
         self.state_dir = Path(state_dir or DEFAULT_STATE_DIR)
         self.verbosity = verbosity
+        self.kernel = make_kernel
 
     @property
     def store(self) -> Store:
@@ -50,21 +60,32 @@ class Session:
         """The present state, for readers."""
         return self.store.load()
 
-    def kernel(self) -> Any:
-        """The kernel; PrivilegeError without the capabilities that it needs."""
-        from vpcctl.kernel.linux import LinuxKernel
+    @contextlib.contextmanager
+    def mutating(self) -> Iterator[Kernel]:
+        """The kernel for as long as it is changed; an interrupt (Ctrl-C) is told with what it leaves."""
+        kernel = self.kernel()
+        try:
+            yield kernel
+        except KeyboardInterrupt:
+            with contextlib.suppress(OSError):
+                print(f"vpcctl: interrupted; {self._left()}", file=sys.stderr)
+            raise
+        finally:
+            kernel.close()
 
-        return LinuxKernel()
+    def _left(self) -> str:
+        try:
+            unfinished = self.load().pending is not None
+        except VpcctlError:
+            unfinished = True
+        return "a change is half made; `vpcctl repair` finishes it" if unfinished else "nothing is left half made"
 
     def change(self, transform: Callable[[State], World]) -> Outcome:
         """Make the world what `transform` makes of it."""
         from vpcctl import reconciler
 
-        kernel = self.kernel()
-        try:
+        with self.mutating() as kernel:
             outcome = reconciler.change(self.store, kernel, transform, self.say)
-        finally:
-            kernel.close()
         if self.verbosity > 0:
             for step in outcome.plan.steps:
                 self.say(f"  {step}")
@@ -72,38 +93,16 @@ class Session:
 
     def say(self, words: str) -> None:
         """Tell a person, on standard error; that nobody hears it must not end a change half-way."""
-        if self.verbosity >= 0:
-            with contextlib.suppress(OSError):
-                print(words, file=sys.stderr)
+        self._print(visible_lines(words))
 
     def warn(self, words: str) -> None:
-        """Tell a person what may not be as meant."""
-        self.say(f"{styled('warning', 'yellow')}: {words}")
+        """Tell a person in one line what may not be as meant."""
+        self._print(f"{styled('warning', 'yellow')}: {visible(words)}")
 
-
-def styled(text: str, colour: str) -> str:
-    """`text` in `colour` where standard error is a terminal and NO_COLOR is not set (no-color.org)."""
-    import os
-
-    if os.environ.get("NO_COLOR") or not sys.stderr.isatty():
-        return text
-    return click.style(text, fg=colour)
-
-
-def print_json(document: Any) -> None:
-    """A result for machines."""
-    print(json.dumps(document, indent=2, ensure_ascii=False))
-
-
-def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]], empty: str = "none") -> None:
-    """A result for people: columns, or the word for there being none on standard error."""
-    cells = [[str(cell) for cell in row] for row in rows]
-    if not cells:
-        print(empty, file=sys.stderr)
-        return
-    widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
-    for row in (headings, *cells):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    def _print(self, text: str) -> None:
+        if self.verbosity >= 0:
+            with contextlib.suppress(OSError):
+                print(text, file=sys.stderr)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vpcctl.cli.session import PREFIX, Session, json_option, print_json, print_table
+from vpcctl.cli.output import print_json, print_table
+from vpcctl.cli.session import PREFIX, Session, json_option
 
 if TYPE_CHECKING:
     from vpcctl.model import Instance, Subnet, Vpc

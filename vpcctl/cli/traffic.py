@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vpcctl.cli.session import Session, json_option, print_json, print_table, read_document
+from vpcctl.cli.output import print_json, print_table, show
+from vpcctl.cli.session import Session, json_option, read_document
 from vpcctl.errors import ConflictError, DocumentError, KernelError, VpcctlError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def explain(
         for one in probes:
             agrees = "agrees" if one["agrees"] else "DISAGREES"
             flow = f"{one['from']} → {one['to']} {one['service']}"
-            print(f"  probe {flow}: {WORDS[one['expected']]}, the kernel {agrees} ({one['seen']})")
+            show(f"  probe {flow}: {WORDS[one['expected']]}, the kernel {agrees} ({one['seen']})")
     if not all(one["agrees"] for one in probes):
         raise KernelError("the kernel does not do what the policies say; `vpcctl status` tells what differs")
     sys.exit(0 if answer.verdict == explaining.ALLOW else 1)
@@ -78,10 +79,11 @@ def _probed(reach: Reach, answer: Answer) -> list[dict[str, Any]]:
     from vpcctl import explain as explaining
     from vpcctl.kernel.probe import Prober, probe_of
     from vpcctl.kernel.surroundings import outside
+    from vpcctl.witnesses import witnesses
     from vpcctl.wording import service_in_words
 
     beyond, address = outside()
-    chosen = explaining.witnesses(reach, answer, address)
+    chosen = witnesses(reach, answer, address)
     if not chosen:
         raise ConflictError("there is nothing to probe: no instance stands at one of the ends")
     with Prober() as prober:
@@ -106,19 +108,19 @@ WORDS = {"allow": "allowed", "deny": "denied", "partly": "allowed in part"}
 
 def print_answer(answer: Answer) -> None:
     """An answer for people."""
-    print(f"{answer.source.text} → {answer.destination.text} {answer.service}: {WORDS[answer.verdict]}")
-    print("  by     " + "\n         ".join(answer.hops))
+    show(f"{answer.source.text} → {answer.destination.text} {answer.service}: {WORDS[answer.verdict]}")
+    show(*(f"  {'' if number else 'by':<6} {hop}" for number, hop in enumerate(answer.hops)))
     for stage in answer.stages:
         for number, verdict in enumerate(stage.verdicts):
             said = f" «{verdict.rule.description}»" if verdict.rule and verdict.rule.description else ""
-            print(f"  {stage.gate if not number else '':<28} {verdict.action.value:<6} {verdict.origin}{said}")
+            show(f"  {stage.gate if not number else '':<28} {verdict.action.value:<6} {verdict.origin}{said}")
             if len(stage.verdicts) > 1:
                 for line in verdict.lines:
-                    print(f"      {line}")
+                    show(f"      {line}")
     if answer.verdict == "partly":
-        print("  what passes:")
+        show("  what passes:")
         for line in answer.allowed:
-            print(f"      {line}")
+            show(f"      {line}")
 
 
 @click.command
@@ -131,7 +133,6 @@ def log(session: Session, vpc: str, count: int | None, as_json: bool) -> None:
 
     Example: vpcctl log --vpc shop
     """
-    import json
     from dataclasses import asdict
     from itertools import islice
 
@@ -146,10 +147,10 @@ def log(session: Session, vpc: str, count: int | None, as_json: bool) -> None:
     session.say(f"listening to VPC {vpc}; Ctrl-C ends it")
     for entry in islice(logs.follow(namespace, LOG_GROUP), count):
         if as_json:
-            print(json.dumps(asdict(entry)), flush=True)
+            print_json(asdict(entry), indent=None)
         else:
             service = service_in_words(entry.protocol, entry.port)
-            print(f"{entry.prefix}: {entry.source} → {entry.destination} {service}", flush=True)
+            show(f"{entry.prefix}: {entry.source} → {entry.destination} {service}", flush=True)
 
 
 @click.command
@@ -215,7 +216,7 @@ def verify(session: Session, tests: str, environment: str | None, as_json: bool)
         for result in results:
             mark = "pass" if result["passed"] else "FAIL"
             flow = f"{result['from']} → {result['to']} {result['service']}"
-            print(f"{mark}  {flow}: expected {result['expect']}, is {result['verdict']} by {result['deciding']}")
+            show(f"{mark}  {flow}: expected {result['expect']}, is {result['verdict']} by {result['deciding']}")
         session.say(f"{len(results) - failed} passed, {failed} failed")
     sys.exit(1 if failed else 0)
 

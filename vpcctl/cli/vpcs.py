@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vpcctl.cli.session import PREFIX, Session, json_option, print_json, print_table
+from vpcctl.cli.output import print_json, print_table, show
+from vpcctl.cli.session import PREFIX, Session, json_option
 
 if TYPE_CHECKING:
     from vpcctl.model import Vpc, World
@@ -83,17 +84,17 @@ def show_vpc(session: Session, name: str, as_json: bool) -> None:
     document = vpc_document(world, world.vpc(name))
     if as_json:
         return print_json(document)
-    print(f"VPC {name}  {document['cidr']}")
-    print(f"  router   {document['router']}, uplink {document['uplink']['address']}")
-    print(f"  peers    {', '.join(document['peers']) or '-'}")
+    show(f"VPC {name}  {document['cidr']}")
+    show(f"  router   {document['router']}, uplink {document['uplink']['address']}")
+    show(f"  peers    {', '.join(document['peers']) or '-'}")
     for subnet in document["subnets"]:
         way = subnet["type"] + (", NAT gateway" if subnet["nat_gateway"] else "")
-        print(f"  subnet {subnet['name']}  {subnet['cidr']}  {way}, policy: {'yes' if subnet['policy'] else 'no'}")
+        show(f"  subnet {subnet['name']}  {subnet['cidr']}  {way}, policy: {'yes' if subnet['policy'] else 'no'}")
         for instance in subnet["instances"]:
-            print(f"    instance {instance['name']}  {instance['ip']}  namespace {instance['namespace']}")
+            show(f"    instance {instance['name']}  {instance['ip']}  namespace {instance['namespace']}")
     for published in document["publish"]:
         target = f"{published['instance']}:{published['target_port']}"
-        print(f"  published {published['protocol']}/{published['port']} to {target}")
+        show(f"  published {published['protocol']}/{published['port']} to {target}")
     return None
 
 
