@@ -1,0 +1,237 @@
+"""What docs/operations.md tells an operator to type mends what it says it mends, as typed."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.lab.machine import differences, photograph, run_all, settle
+from tests.lab.traffic import eventually, start_flow, stations
+from vpcctl.lab import STATE_DIR, Lab
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/operations.md").read_text()
+STATE = f"{STATE_DIR}/state.json"
+ENVIRONMENT = {
+    "vpcs": [
+        {
+            "name": "shop",
+            "cidr": "10.0.0.0/16",
+            "subnets": [
+                {"name": "web", "cidr": "10.0.1.0/24", "type": "public"},
+                {
+                    "name": "db",
+                    "cidr": "10.0.2.0/24",
+                    "type": "private",
+                    "policy": {"ingress": [{"action": "allow", "protocol": "udp", "port": 5000}]},
+                },
+            ],
+        },
+        {
+            "name": "billing",
+            "cidr": "10.9.0.0/16",
+            "subnets": [{"name": "ledger", "cidr": "10.9.1.0/24", "type": "private"}],
+        },
+    ],
+    "peerings": [["shop", "billing"]],
+}
+# What an older version of the program compiles: the same, and a chain that nothing leads to.
+OLDER = """
+import dataclasses, sys
+from vpcctl import compiler, topology
+from vpcctl.cli import main
+from vpcctl.nft import Chain
+
+def older(world, name, owner):
+    first, *rest = compiler.compile_vpc(world, name, owner).tables
+    return compiler._finished((dataclasses.replace(first, chains=(*first.chains, Chain("older", ()))), *rest), owner)
+
+topology.compile_vpc = older
+main(sys.argv[1:])
+"""
+
+
+def sections() -> dict[str, list[str]]:
+    """The shell blocks of the page by their headings."""
+    parts = re.split(r"^## (.*)$", PAGE, flags=re.MULTILINE)[1:]
+    return {
+        title: re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        for title, text in zip(parts[::2], parts[1::2], strict=True)
+    }
+
+
+def typed(lab: Lab, title: str, number: int, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Type the commands of a section's block, one after the other, whatever each ends with."""
+    return lab.run(["bash", "-xc", sections()[title][number]], cwd=folder, check=False, timeout=120)
+
+
+def status(lab: Lab) -> tuple[int, str]:
+    done = lab.run([sys.executable, "-m", "vpcctl", "status"], check=False)
+    return done.returncode, done.stdout
+
+
+def works(lab: Lab) -> bool:
+    """Is everything in sync, and do packets pass?"""
+    ping = ["ping", "-n", "-c", "1", "-W", "5", "10.9.1.2"]
+    return status(lab) == (0, "in sync\n") and lab.run(ping, netns="shop-web", check=False).returncode == 0
+
+
+def reboot(lab: Lab) -> None:
+    """All that a reboot takes: namespaces, links, rules, the files under /run; and the boot has another id."""
+    lab.run(["sh", "-c", "for name in $(ls /run/netns); do ip netns delete $name; done; nft flush ruleset"])
+    lab.run(["sh", "-c", "rm -rf /run/vpcctl; for link in $(ls /sys/class/net); do case $link in vpc-*)"
+             " ip link delete $link;; esac; done"])  # fmt: skip
+    place = "/proc/sys/kernel/random/boot_id"
+    lab.run(["sh", "-ec", f"echo 00000000-0000-4000-8000-000000000001 >/run/boot; mount --bind /run/boot {place}"])
+
+
+@dataclass(frozen=True)
+class Case:
+    """What happens, in a shell on the host; what `status` says to it; which of the section's blocks help."""
+
+    happens: str | Callable[[Lab], None]
+    status: int = 3
+    said: str = ""
+    blocks: tuple[int, ...] = (0,)
+
+
+CASES = {
+    "A command was interrupted": Case(
+        "strace -qf -o /dev/null -e trace=linkat -e inject=linkat:signal=KILL"
+        f" {sys.executable} -m vpcctl create-subnet --vpc shop --name new --cidr 10.0.3.0/24 --type private",
+        said="a change is unfinished",
+    ),
+    "After a reboot": Case(reboot, said="ruleset of shop-router is absent", blocks=(0, 1)),
+    "Somebody flushed the firewall": Case(
+        "nft flush ruleset; ip netns exec shop-router nft flush ruleset", said="ruleset of the host is absent"
+    ),
+    "Somebody changed links, addresses, routes or settings": Case(
+        "ip -n shop-router link delete in-web; ip -n shop-db route delete default;"
+        " ip netns exec shop-router sysctl -qw net.ipv4.ip_forward=0",
+        said="link in-web in shop-router to eth0 in shop-web is absent",
+    ),
+    "The state file is damaged or missing": Case(f"truncate -s 99 {STATE}", status=6),
+}
+
+
+@pytest.fixture
+def busy(lab: Lab, tmp_path: Path) -> Lab:
+    """A lab with two VPCs."""
+    if lab.run(["strace", "true"], check=False).returncode:
+        pytest.skip("there is no strace(1)")
+    lab.vpcctl("apply", "-", input=json.dumps(ENVIRONMENT))
+    assert works(lab)
+    return lab
+
+
+@pytest.mark.parametrize("title", CASES)
+def test_what_the_page_says_mends_it(busy: Lab, tmp_path: Path, title: str) -> None:
+    case = CASES[title]
+    if callable(case.happens):
+        case.happens(busy)
+    else:
+        busy.run(["sh", "-c", case.happens], check=False)
+    code, told = status(busy)
+    assert (code, case.said in told) == (case.status, True), told
+    for number in case.blocks:
+        done = typed(busy, title, number, tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert works(busy)
+
+
+def test_every_section_is_tried_here_or_there() -> None:
+    elsewhere = {
+        "The state file is newer": "tests/lab/test_adopt.py",
+        "The state is locked": "tests/lab/test_surroundings.py",
+    }
+    tried = {*CASES, *elsewhere, *re.findall(r'^    title = "(.*)"$', Path(__file__).read_text(), re.MULTILINE)}
+    assert tried == set(sections())
+    for title, place in elsewhere.items():
+        assert title.split()[-1] in (ROOT / place).read_text()
+
+
+def test_a_vpc_that_cannot_be_mended_is_named_and_can_be_given_up(busy: Lab, tmp_path: Path) -> None:
+    title = "One VPC cannot be mended"
+    busy.run(["sh", "-c", "ip netns delete shop-web; ip netns add shop-web; ip -n billing-ledger link delete eth0"])
+    repair = busy.run([sys.executable, "-m", "vpcctl", "repair"], check=False)
+    assert repair.returncode == 4
+    assert "VPC shop cannot be mended, and is left as it is: namespace shop-web exists already" in repair.stderr
+    assert busy.run([sys.executable, "-m", "vpcctl", "status", "--vpc", "billing"], check=False).stdout.startswith("a ")
+    assert busy.run(["ping", "-n", "-c", "1", "-W", "5", "10.9.1.1"], netns="billing-ledger").returncode == 0
+    done = typed(busy, title, 0, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert busy.run(["ls", "/run/netns"]).stdout.split() == ["billing-ledger", "billing-router", "shop-web"]
+    assert status(busy) == (0, "in sync\n")
+
+
+def test_a_damaged_file_and_a_reboot_leave_what_was_exported(busy: Lab, tmp_path: Path) -> None:
+    title = "The state file is damaged or missing"
+    (tmp_path / "environment.json").write_text(busy.vpcctl("export").stdout)
+    busy.run(["truncate", "-s", "99", STATE])
+    reboot(busy)
+    assert typed(busy, title, 0, tmp_path).returncode == 6  # there is no copy
+    done = typed(busy, title, 1, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert works(busy)
+
+
+def test_a_full_disk_changes_nothing(lab: Lab, tmp_path: Path) -> None:
+    title = "The disk is full"
+    lab.run(["mkdir", "-m", "700", str(STATE_DIR)])
+    lab.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(STATE_DIR)])
+    lab.vpcctl("apply", "-", input=json.dumps(ENVIRONMENT))
+    lab.run(["sh", "-c", f"cat /dev/zero >{STATE_DIR}/filler"], check=False)
+    words = ["create-vpc", "--name", "more", "--cidr", "10.8.0.0/16"]
+    refused = lab.run([sys.executable, "-m", "vpcctl", *words], check=False)
+    assert (refused.returncode, "No space left on device" in refused.stderr) == (6, True), refused.stderr
+    assert works(lab)
+    assert "more-router" not in lab.run(["ls", "/run/netns"]).stdout
+    lab.run(["rm", f"{STATE_DIR}/filler"])
+    assert typed(lab, title, 0, tmp_path).returncode == 0
+    lab.vpcctl(*words)
+    assert works(lab)
+
+
+def test_an_upgrade_takes_over_without_a_lost_packet(lab: Lab, tmp_path: Path) -> None:
+    title = "Upgrade"
+    lab.run([sys.executable, "-c", OLDER, "apply", "-"], input=json.dumps(ENVIRONMENT))
+    with stations(lab, "shop-web", "shop-db") as (web, db):
+        db.listen()
+        flow = start_flow("kept", web, db, "10.0.2.2", 5000, "udp", rate=500)
+        done = typed(lab, title, 0, tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "another ruleset is loaded" in done.stdout
+        flow.client.tell("rate", name="kept", rate=0)
+        assert eventually(lambda: flow.counts()[1].received == flow.counts()[0].sent > 0)
+    assert works(lab)
+
+
+def test_an_export_makes_the_same_networks_elsewhere(busy: Lab, tmp_path: Path) -> None:
+    title = "Backup, and moving to another machine"
+    assert typed(busy, title, 0, tmp_path).returncode == 0
+    kept = (tmp_path / "environment.json").read_text()
+    with Lab() as other:
+        other.vpcctl("apply", str(tmp_path / "environment.json"))
+        assert other.vpcctl("export").stdout == kept
+        assert works(other)
+
+
+def test_taken_off_it_leaves_nothing(lab: Lab, tmp_path: Path) -> None:
+    title = "Taking it off the machine"
+    with Lab() as other:  # the kernel loads its modules, whose settings are nothing that we change
+        run_all(other, ["create-vpc --name shop --cidr 10.0.0.0/16", "destroy --all --yes"])
+    settle(lab)
+    before = photograph(lab)
+    lab.vpcctl("apply", "-", input=json.dumps(ENVIRONMENT))
+    assert len(differences(before, photograph(lab))) > 10
+    done = typed(lab, title, 0, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert differences(before, photograph(lab)) == []
+    assert lab.run(["ls", "-d", str(STATE_DIR)], check=False).stdout == ""
