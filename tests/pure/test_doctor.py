@@ -3,6 +3,7 @@ the same problems for real; the rulesets in tests/firewalls are as nft lists the
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -910,6 +911,20 @@ def test_a_finding_has_its_documented_json() -> None:
     assert Finding("fatal", "s", "w", "y", "r", ("c",)).to_json() == {
         "severity": "fatal", "subject": "s", "what": "w", "why": "y", "remedy": "r", "commands": ["c"]
     }  # fmt: skip
+
+
+def test_an_answer_that_breaks_off_is_none() -> None:
+    before = set(os.listdir("/proc/self/fd"))
+
+    def broken() -> None:
+        """Write the beginning of an answer to the pipe's end that has come, and end."""
+        for number in map(int, set(os.listdir("/proc/self/fd")) - before):
+            with contextlib.suppress(OSError):
+                os.write(number, b'["answer", "an')
+        os._exit(0)
+
+    with pytest.raises(KernelError, match="without an answer"):
+        apart(broken)
 
 
 def test_what_crashes_apart_does_not_take_us_with_it() -> None:

@@ -27,9 +27,10 @@ def apart(body: Callable[[], Any]) -> Any:
     status = os.waitpid(child, 0)[1]
     if os.WIFSIGNALED(status):
         raise KernelError(f"a child process was killed by {signal.Signals(os.WTERMSIG(status)).name}")
-    if not answer:
-        raise KernelError("a child process ended without an answer")
-    kind, content = json.loads(answer)
+    try:
+        kind, content = json.loads(answer)
+    except ValueError as error:
+        raise KernelError("a child process ended without an answer") from error
     if kind == "error":
         raise KernelError(content)
     return content
@@ -42,7 +43,8 @@ def _report(body: Callable[[], Any], writing: int) -> int:
         answer = ["answer", body()]
     except (VpcctlError, OSError) as error:
         answer = ["error", str(error)]
-    with open(writing, "w") as report:
+    # That the answer is not whole tells the parent enough.
+    with contextlib.suppress(OSError), open(writing, "w") as report:
         json.dump(answer, report)
     with contextlib.suppress(OSError):
         sys.stderr.flush()
