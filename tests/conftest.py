@@ -1,4 +1,4 @@
-"""Properties are tried with other examples each time, but in continuous integration, where a run is to mean the same."""
+"""Properties are tried with other examples each time, but in CI, where a run is to mean the same each time."""
 
 from __future__ import annotations
 

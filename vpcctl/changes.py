@@ -15,7 +15,7 @@ from vpcctl.spec import with_instance
 def create_vpc(world: World, name: str, prefix: Network, transit: Network | None = None) -> World:
     """Add a VPC; `transit` sets the range of the uplinks, which all VPCs share."""
     if name in {vpc.name for vpc in world.vpcs}:
-        raise ConflictError(f"VPC {name} exists already")
+        raise ConflictError(f"VPC {name} exists already; choose another name, or `vpcctl show-vpc --name {name}`")
     if transit is not None and transit != world.transit:
         if world.vpcs:
             raise ConflictError(
@@ -61,8 +61,22 @@ def delete_subnet(world: World, vpc: str, name: str, cascade: bool) -> World:
 def _without_publications(target: Vpc, subnets: tuple[Subnet, ...], cascade: bool) -> Vpc:
     """`target` with these subnets; published ports of instances that are gone go too if `cascade`."""
     left = {instance.name for subnet in subnets for instance in subnet.instances}
-    kept = tuple(item for item in target.publications if item.instance in left or not cascade)
+    if not cascade:
+        for instance in target.instances:
+            if instance.name not in left:
+                _check_unpublished(target, instance.name, ", or use --cascade")
+    kept = tuple(item for item in target.publications if item.instance in left)
     return dataclasses.replace(target, subnets=subnets, publications=kept)
+
+
+def _check_unpublished(target: Vpc, instance: str, otherwise: str = "") -> None:
+    """Raise ConflictError if ports lead to `instance`; `otherwise` is another way to be rid of them."""
+    found = [item for item in target.publications if item.instance == instance]
+    if found:
+        ports, commands = ", ".join(item.service for item in found), [item.taken_back(target.name) for item in found]
+        raise ConflictError(
+            f"instance {instance} still has {ports} published; {' and '.join(commands)} first{otherwise}"
+        )
 
 
 def create_instance(world: World, vpc: str, subnet: str, name: str, address: Address | None, serial: int) -> World:
@@ -77,6 +91,7 @@ def delete_instance(world: World, vpc: str, name: str) -> World:
     """Remove an instance."""
     target = world.vpc(vpc)
     subnet = target.subnet_of(name)
+    _check_unpublished(target, name)
     rest = tuple(instance for instance in subnet.instances if instance.name != name)
     return world.with_vpc(target.with_subnet(dataclasses.replace(subnet, instances=rest)))
 

@@ -5,7 +5,8 @@
     ├── ConflictError    4   whoever owns what already exists (ours or foreign)
     ├── KernelError      5   the administrator of the machine: the kernel or a library refused
     ├── StateError       6   the administrator of the state file: locked, damaged or newer
-    └── PrivilegeError  77   whoever started the command: it lacks a capability
+    ├── PrivilegeError  77   whoever started the command: it lacks a capability
+    └── CommandError   127   whoever named the program that `exec` runs: there is none such (126: it cannot be run)
 
 The number is the exit status of the command.  Libraries' exceptions are translated into these at the edge
 (``raise … from error``); an exception outside the tree that reaches a user is a defect.
@@ -73,3 +74,11 @@ class PrivilegeError(VpcctlError):
     """The command needs root (CAP_NET_ADMIN and CAP_SYS_ADMIN) and does not have it."""
 
     exit_status = 77
+
+
+class CommandError(VpcctlError):
+    """The program to run inside an instance is not there or cannot be run; the statuses are those of env(1)."""
+
+    def __init__(self, message: str, found: bool):
+        super().__init__(message)
+        self.exit_status = 126 if found else 127

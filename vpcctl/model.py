@@ -15,7 +15,7 @@ from itertools import combinations
 
 from vpcctl import names
 from vpcctl.errors import ConflictError, DocumentError
-from vpcctl.policy import PROTOCOL_NAMES, Address, Network, Policy
+from vpcctl.policy import PROTOCOL_NAMES, TCP, Address, Network, Policy
 
 DEFAULT_TRANSIT = ipaddress.ip_network("100.64.0.0/16")
 # Addresses that no VPC may use: "this network", loopback, link-local, multicast and class E (RFC 6890).
@@ -144,6 +144,17 @@ class Publication:
         """The port of the host, as `tcp/8080`."""
         return f"{PROTOCOL_NAMES.get(self.protocol, self.protocol)}/{self.port}"
 
+    @property
+    def target(self) -> str:
+        """The port of the instance, likewise."""
+        return f"{PROTOCOL_NAMES.get(self.protocol, self.protocol)}/{self.target_port}"
+
+    def taken_back(self, vpc: str) -> str:
+        """The command that unpublishes it for the VPC `vpc`."""
+        name = PROTOCOL_NAMES.get(self.protocol, str(self.protocol))
+        protocol = "" if self.protocol == TCP else f" --protocol {name}"
+        return f"`vpcctl unpublish-port --vpc {vpc} --port {self.port}{protocol}`"
+
 
 @dataclass(frozen=True, slots=True)
 class Vpc:
@@ -169,20 +180,21 @@ class Vpc:
     def _check_subnets(self) -> None:
         unique((subnet.name for subnet in self.subnets), f"VPC {self.name}: subnet")
         for subnet in self.subnets:
-            for prefix in subnet.prefixes:
-                if not any(prefix.version == mine.version and prefix.subnet_of(mine) for mine in self.prefixes):
-                    wanted = " or ".join(map(str, self.prefixes))
-                    raise DocumentError(f"subnet {subnet.name}: {prefix} is not inside VPC {self.name} ({wanted})")
+            self.check_inside(subnet)
         for one, other in combinations(self.subnets, 2):
-            for prefix in one.prefixes:
-                for against in other.prefixes:
-                    if overlap(prefix, against):
-                        raise ConflictError(f"subnet {other.name}: {against} overlaps subnet {one.name} ({prefix})")
+            check_apart(one, other)
+
+    def check_inside(self, subnet: Subnet) -> None:
+        """Raise DocumentError for a subnet whose prefix is not a part of the VPC's."""
+        for prefix in subnet.prefixes:
+            if not any(prefix.version == mine.version and prefix.subnet_of(mine) for mine in self.prefixes):
+                wanted = " or ".join(map(str, self.prefixes))
+                raise DocumentError(f"subnet {subnet.name}: {prefix} is not inside VPC {self.name} ({wanted})")
 
     def _check_instances(self) -> None:
         unique((instance.name for instance in self.instances), f"VPC {self.name}: instance")
         unique((instance.mac for instance in self.instances), f"VPC {self.name}: MAC address")
-        unique((item.service for item in self.publications), f"VPC {self.name}: published port")
+        check_published((self.name, item) for item in self.publications)
         for publication in self.publications:
             if publication.instance not in {instance.name for instance in self.instances}:
                 raise ConflictError(
@@ -262,11 +274,9 @@ class World:
         unique((names.host_uplink(vpc.name) for vpc in self.vpcs), "uplink interface")
         unique((vpc.index for vpc in self.vpcs), "uplink index")
         self._check_namespaces()
-        unique((item.service for vpc in self.vpcs for item in vpc.publications), "published port")
+        check_published((vpc.name, item) for vpc in self.vpcs for item in vpc.publications)
         for vpc in self.vpcs:
-            for prefix in vpc.prefixes:
-                if overlap(prefix, self.transit):
-                    raise ConflictError(f"VPC {vpc.name}: {prefix} overlaps the transit range {self.transit}")
+            check_beside_transit(vpc, self.transit)
             uplink_pair(self.transit, vpc.index)
         self._check_peerings()
 
@@ -336,6 +346,37 @@ def uplink_pair(transit: Network, index: int) -> tuple[Address, Address]:
     if 2 * index + 1 >= transit.num_addresses:
         raise ConflictError(f"the transit range {transit} is full: it holds {transit.num_addresses // 2} VPCs")
     return transit.network_address + 2 * index, transit.network_address + 2 * index + 1
+
+
+def check_apart(one: Subnet, other: Subnet) -> None:
+    """Raise ConflictError for two subnets of a VPC that share an address."""
+    for prefix in one.prefixes:
+        for against in other.prefixes:
+            if overlap(prefix, against):
+                raise ConflictError(f"subnet {other.name}: {against} overlaps subnet {one.name} ({prefix})")
+
+
+def check_published(items: Iterable[tuple[str, Publication]]) -> None:
+    """Raise ConflictError for the first port of the host that is published twice; `items` come with their VPCs."""
+    owners: dict[str, tuple[str, Publication]] = {}
+    for vpc, item in items:
+        if item.service in owners:
+            owner, first = owners[item.service]
+            raise ConflictError(
+                f"the host's port {item.service} is published for instance {first.instance} of VPC {owner} already;"
+                f" choose another, or take that back with {first.taken_back(owner)}"
+            )
+        owners[item.service] = vpc, item
+
+
+def check_beside_transit(vpc: Vpc, transit: Network) -> None:
+    """Raise ConflictError for a VPC that would use addresses of the uplinks."""
+    for prefix in vpc.prefixes:
+        if overlap(prefix, transit):
+            raise ConflictError(
+                f"VPC {vpc.name}: {prefix} overlaps the transit range {transit}; choose another prefix, or another"
+                " range with `vpcctl create-vpc --transit` while there is no VPC"
+            )
 
 
 def unique(values: Iterable[object], what: str) -> None:

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from tests.lab.machine import Answer, attempt, run_all, seen, settle, state_file, try_all, write
+from tests.lab.machine import Answer, apply, attempt, run_all, seen, settle, state_file, try_all, write
 from tests.nobody import PYTHON
 from vpcctl.lab import STATE_DIR, Lab
 
@@ -160,6 +160,11 @@ def test_compile_for_an_environment_needs_no_privilege(machine: Lab) -> None:
 # root by its number alone: every capability is gone for good.
 POWERLESS = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--"]
 RULE = {"action": "allow"}
+SHOP = (
+    "create-vpc --name shop --cidr 10.0.0.0/16",
+    "create-subnet --vpc shop --name web --cidr 10.0.1.0/24 --type public",
+    "create-subnet --vpc shop --name db --cidr 10.0.2.0/24 --type private",
+)
 # What is given to apply-policy, and what is said of it.
 BAD_POLICIES = {
     "not JSON": ('{"subnet": "web", ', "is not JSON"),
@@ -349,7 +354,7 @@ def test_no_shell_reads_what_exec_is_given(machine: Lab) -> None:
     program = "import json, sys; print(json.dumps(sys.argv[1:]))"
     assert json.loads(inside(machine, sys.executable, "-c", program, *words).stdout) == words
     result = inside(machine, "echo hello | cat")
-    assert result.returncode == 4
+    assert result.returncode == 127
     assert "no shell" in result.stderr
 
 
@@ -377,3 +382,51 @@ def test_exec_as_a_user_has_no_power_left(machine: Lab) -> None:
     assert {int(found[name][0], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {0}
     assert found["NoNewPrivs"] == ["1"]
     assert "0" not in found["Groups"]
+
+
+def test_exec_of_what_is_no_program_ends_as_env_does(machine: Lab) -> None:
+    for command, status, said in (("no-such-program", 127, "there is no command"), ("/etc/passwd", 126, "cannot run")):
+        result = machine.run(
+            [sys.executable, "-m", "vpcctl", "exec", "--vpc", "shop", "--subnet", "web", "--", command], check=False
+        )
+        assert (result.returncode, said in result.stderr) == (status, True), result.stderr
+        assert machine.run(["env", command], check=False).returncode == status
+
+
+# --- What is the same, and what is open -------------------------------------------------------------------------------
+
+
+def test_what_was_flushed_holds_again_when_the_same_is_applied(lab: Lab) -> None:
+    run_all(lab, SHOP)
+    closed = write(lab, "closed.json", {"vpc": "shop", "subnet": "db", "ingress": []})
+    ping = ["ping", "-n", "-c", "1", "-W", "1", "10.0.2.2"]
+    assert lab.run(ping, netns="shop-web", check=False).returncode == 0
+    lab.vpcctl("apply-policy", closed)
+    document = write(lab, "environment.json", lab.vpcctl("export").stdout)
+    for words in (["apply-policy", closed], ["apply", document]):
+        lab.run(["nft", "flush", "ruleset"], netns="shop-router")
+        said = lab.vpcctl(*words).stderr
+        assert "mended: ruleset of shop-router" in said
+        assert lab.vpcctl("status").stdout == "in sync\n"
+        assert "mended" not in lab.vpcctl(*words).stderr
+        assert lab.run(ping, netns="shop-web", check=False).returncode == 1
+
+
+def test_a_port_that_is_published_to_everybody_is_told(lab: Lab) -> None:
+    run_all(lab, SHOP)
+    words = ["publish-port", "--vpc", "shop", "--instance", "web", "--port"]
+    assert "warning: subnet web has no ingress policy" in lab.vpcctl(*words, "8080").stderr
+    apply(lab, {"vpc": "shop", "subnet": "web", "ingress": []})
+    assert "warning" not in lab.vpcctl(*words, "8081").stderr
+
+
+def test_clearing_a_policy_tells_what_it_opens(lab: Lab) -> None:
+    run_all(lab, SHOP)
+    apply(lab, {"vpc": "shop", "subnet": "db", "ingress": []})
+    words = ["clear-policy", "--vpc", "shop", "--subnet", "db"]
+    asked = lab.vpcctl(*words, "--dry-run")
+    assert "newly allowed:\n  web → db" in asked.stdout
+    assert asked.stderr == "nothing was changed\n"
+    assert lab.run(["ping", "-n", "-c", "1", "-W", "1", "10.0.2.2"], netns="shop-web", check=False).returncode == 1
+    assert lab.vpcctl(*words).stdout == asked.stdout
+    assert lab.run(["ping", "-n", "-c", "1", "-W", "5", "10.0.2.2"], netns="shop-web").returncode == 0

@@ -309,6 +309,13 @@ def test_create_vpc_warns_of_what_is_fatal_and_of_nothing_else(lab: Lab) -> None
     assert "warning" not in mended.stderr
 
 
+def test_create_vpc_warns_of_a_prefix_that_the_host_itself_uses(lab: Lab) -> None:
+    warned = lab.vpcctl("create-vpc", "--name", "shop", "--cidr", "198.51.100.0/24")
+    [line] = [line for line in warned.stderr.splitlines() if line.startswith("warning: ")]
+    assert "198.51.100.0/24 of VPC shop overlaps 198.51.100.0/24 (address 198.51.100.2 on eth0)" in line
+    assert line.endswith("If they have to, give the VPC another prefix")
+
+
 @pytest.mark.parametrize("name", ["docker", "firewalld", "libvirt", "router"])
 def test_the_sample_rulesets_are_as_nft_lists_them(module_lab: Lab, name: str) -> None:
     module_lab.run(["nft", "flush", "ruleset"])

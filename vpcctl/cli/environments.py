@@ -133,6 +133,9 @@ def apply(session: Session, environment: str, prune: bool) -> None:
                 session.say(str(change))
     if failures:
         raise type(failures[0])(f"{len(failures)} of {len(way)} steps were not done: {failures[0]}")
+    # What is the same may have been flushed, and is to be as the document says when this returns.
+    changed = frozenset[str]().union(*(step.vpcs for step in way))
+    session.mend(one["name"] for one in document.get("vpcs", ()) if one["name"] not in changed)
     session.say("applied" if way else "nothing to change")
 
 

@@ -88,8 +88,11 @@ def publish_port(session: Session, vpc: str, instance: str, port: int, target_po
     from vpcctl.policy import PROTOCOLS
 
     publication = Publication(PROTOCOLS[protocol], port, instance, target_port or port)
-    session.change(lambda state: changes.publish_port(state.world, vpc, publication))
+    outcome = session.change(lambda state: changes.publish_port(state.world, vpc, publication))
     session.say(f"published {protocol}/{port} of the host for {vpc}/{instance} port {target_port or port}")
+    subnet = outcome.after.vpc(vpc).subnet_of(instance)
+    if subnet.policy is None or subnet.policy.ingress is None:
+        session.warn(f"subnet {subnet.name} has no ingress policy, so everybody outside may use it")
 
 
 @click.command

@@ -81,11 +81,16 @@ def apply_policy(
     for warning in warnings:
         session.warn(warning)
     show(*forecast(before, after, [(one.vpc, one.subnet) for one in found]).lines())
-    if not dry_run:
+    if dry_run:
+        session.say("nothing was changed")
+    else:
         _applied(session, before, found)
 
 
 def _applied(session: Session, world: World, attachments: list[Any]) -> None:
+    changed = {one.vpc for one in attachments if world.vpc(one.vpc).subnet(one.subnet).policy != one.policy}
+    # What is the same may have been flushed, and is to hold when this returns.
+    session.mend({one.vpc: None for one in attachments if one.vpc not in changed})
     for attachment in attachments:
         before = world.vpc(attachment.vpc).subnet(attachment.subnet).policy
         how = "unchanged" if before == attachment.policy else "applied"
@@ -96,16 +101,24 @@ def _applied(session: Session, world: World, attachments: list[Any]) -> None:
 @click.command
 @click.option("--vpc", required=True, help="The VPC.")
 @click.option("--subnet", required=True, help="The subnet.")
+@click.option("--dry-run", is_flag=True, help="Only say what traffic becomes allowed and denied; needs no root.")
 @click.pass_obj
-def clear_policy(session: Session, vpc: str, subnet: str) -> None:
+def clear_policy(session: Session, vpc: str, subnet: str, dry_run: bool) -> None:
     """Detach a subnet's policy: its VPC, its peers and its own way out are open to it again.
 
     Example: vpcctl clear-policy --vpc shop --subnet web
     """
     from vpcctl import changes
+    from vpcctl.forecast import forecast
 
-    session.change(lambda state: changes.clear_policy(state.world, vpc, subnet))
-    session.say(f"subnet {subnet} of VPC {vpc} has no policy")
+    if dry_run:
+        before = session.load().world
+        after = changes.clear_policy(before, vpc, subnet)
+    else:
+        outcome = session.change(lambda state: changes.clear_policy(state.world, vpc, subnet))
+        before, after = outcome.before, outcome.after
+    show(*forecast(before, after, []).lines())
+    session.say("nothing was changed" if dry_run else f"subnet {subnet} of VPC {vpc} has no policy")
 
 
 @click.command

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +90,15 @@ class Session:
             for step in outcome.plan.steps:
                 self.say(f"  {step}")
         return outcome
+
+    def mend(self, vpcs: Iterable[str]) -> None:
+        """Make the kernel as the record says of these VPCs, which a change that had nothing to do did not look at."""
+        from vpcctl import reconciler
+
+        with self.mutating() as kernel:
+            for vpc in vpcs:
+                for difference in reconciler.repair(self.store, kernel, report=self.say, vpc=vpc)[0]:
+                    self.say(f"mended: {difference}")
 
     def say(self, words: str) -> None:
         """Tell a person, on standard error; that nobody hears it must not end a change half-way."""

@@ -34,7 +34,7 @@ def create_vpc(session: Session, name: str, cidr: Any, ipv6_cidr: str | None, tr
         raise click.UsageError("--ipv6-cidr: IPv6 prefixes are not supported yet; create the VPC without one")
     outcome = session.change(lambda state: changes.create_vpc(state.world, name, cidr, transit))
     session.say(f"created VPC {name} ({cidr}), router namespace {router_namespace(name)}")
-    for finding in examination.fatal_findings(outcome.after, name):
+    for finding in examination.pressing_findings(outcome.after, name):
         session.warn(str(finding))
 
 

@@ -10,7 +10,7 @@ import pwd
 import signal
 from pathlib import Path
 
-from vpcctl.errors import ConflictError, KernelError
+from vpcctl.errors import CommandError, ConflictError, KernelError
 from vpcctl.kernel import namespaces
 from vpcctl.kernel.linux import require_privilege
 
@@ -49,9 +49,9 @@ def execute(namespace: str, command: list[str], user: str | None = None) -> None
         os.execvp(command[0], command)
     except FileNotFoundError as error:
         hint = "; no shell is in between: write sh -c '…'" if " " in command[0] else ""
-        raise ConflictError(f"there is no command {command[0]!r}{hint}") from error
+        raise CommandError(f"there is no command {command[0]!r}{hint}", found=False) from error
     except OSError as error:
-        raise ConflictError(f"cannot run {command[0]!r}: {error.strerror}") from error
+        raise CommandError(f"cannot run {command[0]!r}: {error.strerror}", found=True) from error
 
 
 def _mount_sys() -> None:

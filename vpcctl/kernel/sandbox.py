@@ -260,7 +260,7 @@ def _denial(error: OSError, fenced: bool) -> str:
     )
 
 
-def mount_own(directories: Sequence[str], hidden: Sequence[str]) -> None:
+def mount_own(directories: Sequence[str], hidden: Sequence[str] = ()) -> None:
     """Give this mount namespace an empty /run with `directories` in it, and its own /proc and /sys where allowed.
 
     The directories `hidden`, as far as they are there, are empty too.  Raises KernelError.

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from vpcctl import documents, names
 from vpcctl.errors import DocumentError, Problem, VpcctlError
-from vpcctl.model import Instance, Peering, Publication, Subnet, Vpc, World
-from vpcctl.policy import PROTOCOLS, Policy
+from vpcctl.model import Instance, Peering, Publication, Subnet, Vpc, World, check_apart, check_beside_transit
+from vpcctl.policy import PROTOCOLS, Network, Policy
 from vpcctl.remains import GAP, remains
 from vpcctl.spec import fields
 from vpcctl.spec.policies import Reader, read_policies, read_policy, sound
@@ -41,31 +42,68 @@ class _Environment(Reader):
     def __init__(self, file: str, load: Callable[[str], tuple[Any, str]], present: World, serial: int):
         super().__init__(file)
         self._load, self._present, self._serial = load, present, serial
+        # The host's ports that are published, with the first place of each.
+        self._ports: dict[str, str] = {}
 
     def world(self, document: dict) -> World:
-        named = [inner["name"] for inner in document.get("vpcs", ())]
+        """The world, without the parts in which problems were found."""
+        inners = document.get("vpcs", [])
+        named = [inner["name"] for inner in inners]
         taken = {vpc.name: vpc.index for vpc in self._present.vpcs}
         free = (index for index in itertools.count() if index not in taken.values())
-        vpcs = [
-            self.vpc(inner, f"/vpcs/{number}", taken[name] if name in taken else next(free))
-            for number, (name, inner) in enumerate(zip(named, document.get("vpcs", ()), strict=True))
-        ]
-        self.finish(document)
-        pairs = [
-            self.guarded(f"/peerings/{number}", Peering.between, *pair)
-            for number, pair in enumerate(document.get("peerings", ()))
-        ]
-        for number, pair in enumerate(document.get("peerings", ())):
-            for place, name in enumerate(pair):
-                if name not in (*named, *taken):
-                    words = f"there is no VPC {name!r}; {documents.nearest(name, sorted({*named, *taken}))}"
-                    self.problems.append(Problem(self.file, f"/peerings/{number}/{place}", words))
-        self.finish(document)
+        again = self.twice((f"VPC {name}", f"/vpcs/{number}/name") for number, name in enumerate(named))
+        vpcs = {}
+        for number, inner in enumerate(inners):
+            place, name = f"/vpcs/{number}", inner["name"]
+            found = self.vpc(inner, place, taken[name] if name in taken else next(free))
+            if found is not None and f"{place}/name" not in again:
+                vpcs[place] = found
+        return self.joined(vpcs, self.pairs(document.get("peerings", []), {*named, *taken}))
+
+    def pairs(self, document: list, known: set[str]) -> dict[str, Peering]:
+        """The peerings by their places; `known` are the VPCs that there are."""
+        found = {}
+        for number, names_of in enumerate(document):
+            place = f"/peerings/{number}"
+            strange = [name for name in names_of if name not in known]
+            for inner, name in enumerate(names_of):
+                if name in strange:
+                    words = f"there is no VPC {name!r}; {documents.nearest(name, sorted(known))}"
+                    self.problems.append(Problem(self.file, f"{place}/{inner}", words))
+            pair = self.guarded(place, Peering.between, *names_of)
+            if pair is not None and not strange:
+                found[place] = pair
+        again = self.twice((f"the peering of {pair.one} and {pair.other}", place) for place, pair in found.items())
+        return {place: pair for place, pair in found.items() if place not in again}
+
+    def joined(self, vpcs: dict[str, Vpc], pairs: dict[str, Peering]) -> World:
+        """The world of what was read, by its places; what cannot be beside that before it is a problem there."""
+        names_of = {vpc.name for vpc in vpcs.values()}
         # A peering may name a VPC that stands beside the document; it is put to the world when that is known.
-        own = tuple(pair for pair in pairs if pair.one in named and pair.other in named)
-        made = self.guarded("", World, tuple(vpcs), own, self._present.transit)
-        self.finish(document)
-        return made
+        own = {place: pair for place, pair in pairs.items() if {pair.one, pair.other} <= names_of}
+        with contextlib.suppress(VpcctlError):
+            return World(tuple(vpcs.values()), tuple(own.values()), self._present.transit)
+        # Only now, as it takes the square of the time.
+        world = World(transit=self._present.transit)
+        for place, vpc in vpcs.items():
+            world = self.guarded(place, world.with_vpc, vpc) or world
+        there = {vpc.name for vpc in world.vpcs}
+        for place, pair in own.items():
+            if {pair.one, pair.other} <= there:
+                world = self.guarded(place, _peered, world, pair) or world
+        return world
+
+    def twice(self, things: Iterable[tuple[str, str]]) -> set[str]:
+        """The places of those of `things` (in words, with their places) that were named before: each a problem."""
+        first: dict[str, str] = {}
+        again = set()
+        for words, place in things:
+            before = first.setdefault(words, place)
+            if before != place:
+                told = f"{words} stands in this document already, at #{before.removesuffix('/name')}; keep one"
+                self.problems.append(Problem(self.file, place, told))
+                again.add(place)
+        return again
 
     def words(self, document: Any) -> None:
         """Find what is wrong in the words of a document whose structure is wrong somewhere else."""
@@ -103,39 +141,124 @@ class _Environment(Reader):
         return None
 
     def vpc(self, document: dict, pointer: str, index: int) -> Vpc | None:
+        """A VPC; without what is in it where something of that is wrong, and None where it is wrong itself."""
+        told = len(self.problems)
+        name = document["name"]
         prefix = self.attempt(f"{pointer}/cidr", fields.parse_own_prefix, document["cidr"])
-        subnets = [
-            self.subnet(inner, f"{pointer}/subnets/{number}", document["name"])
-            for number, inner in enumerate(document.get("subnets", ()))
-        ]
+        alone = None
+        if self.guarded(f"{pointer}/name", _is_so, names.check_name, name, "VPC") and prefix is not None:
+            alone = self.guarded(f"{pointer}/cidr", self.beside_transit, name, prefix, index)
+        inners = document.get("subnets", [])
+        subnets = {
+            f"{pointer}/subnets/{number}": self.subnet(inner, f"{pointer}/subnets/{number}", name)
+            for number, inner in enumerate(inners)
+        }
         sets = self.sets(document.get("sets", {}), f"{pointer}/sets")
-        published = tuple(
-            # 8080.0 is an integer to JSON Schema, and no port to nftables.
-            Publication(
-                PROTOCOLS[inner["protocol"]],
-                int(inner["port"]),
-                inner["instance"],
-                int(inner.get("target_port", inner["port"])),
-            )
-            for inner in document.get("publish", ())
-        )
-        if prefix is None or None in subnets:
-            return None
-        parts = (document["name"], (prefix,), index, tuple(subnets), published, tuple(sets.items()))
+        self.names_within(document, pointer)
+        if alone is not None:
+            self.places_of({place: subnet for place, subnet in subnets.items() if subnet is not None}, alone)
+        published = self.published(document, pointer)
+        if alone is None or len(self.problems) > told:
+            return alone
+        parts = (name, (prefix,), index, tuple(subnets.values()), published, tuple(sets.items()))
         return self.guarded(pointer, Vpc, *parts)
+
+    def beside_transit(self, name: str, prefix: Network, index: int) -> Vpc:
+        made = Vpc(name, (prefix,), index)
+        check_beside_transit(made, self._present.transit)
+        return made
+
+    def names_within(self, document: dict, pointer: str) -> None:
+        """Tell the names in a VPC that stand twice."""
+        owner, inners = document["name"], document.get("subnets", [])
+        again = self.twice(
+            (f"subnet {inner['name']} of VPC {owner}", f"{pointer}/subnets/{number}/name")
+            for number, inner in enumerate(inners)
+        )
+        self.twice(
+            (f"instance {instance['name']} of VPC {owner}", f"{place}/name")
+            for number, inner in enumerate(inners)
+            for instance, place in _instances(inner, f"{pointer}/subnets/{number}")
+            # The instance that comes of the subnet's name by itself is no second problem.
+            if f"{place}/name" not in again
+        )
+
+    def places_of(self, subnets: dict[str, Subnet], vpc: Vpc) -> None:
+        """Tell the subnets that are not inside their VPC, or not apart from those before them."""
+        inside = [
+            (place, subnet)
+            for place, subnet in subnets.items()
+            if self.guarded(f"{place}/cidr", _is_so, vpc.check_inside, subnet)
+        ]
+        for number, (place, subnet) in enumerate(inside):
+            for _, before in inside[:number]:
+                if not self.guarded(f"{place}/cidr", _is_so, check_apart, before, subnet):
+                    break
+
+    def published(self, document: dict, pointer: str) -> tuple[Publication, ...]:
+        """The ports that a VPC publishes, without those that are wrong."""
+        inners = document.get("subnets", [])
+        there = sorted({one["name"] for inner in inners for one, _ in _instances(inner, "")})
+        found = []
+        for number, inner in enumerate(document.get("publish", ())):
+            place = f"{pointer}/publish/{number}"
+            # 8080.0 is an integer to JSON Schema, and no port to nftables.
+            port, target = int(inner["port"]), int(inner.get("target_port", inner["port"]))
+            item = Publication(PROTOCOLS[inner["protocol"]], port, inner["instance"], target)
+            if item.instance not in there:
+                hint = documents.nearest(item.instance, there) if there else "there is none"
+                words = f"port {item.port} is published for instance {item.instance}, which does not exist; {hint}"
+                self.problems.append(Problem(self.file, f"{place}/instance", words))
+            before = self._ports.setdefault(item.service, place)
+            if before != place:
+                words = f"the host's port {item.service} is published at #{before} already; choose another"
+                self.problems.append(Problem(self.file, f"{place}/port", words))
+            found.append(item)
+        return tuple(found)
 
     def subnet(self, document: dict, pointer: str, vpc: str) -> Subnet | None:
         prefix = self.attempt(f"{pointer}/cidr", fields.parse_own_prefix, document["cidr"])
+        named = self.guarded(f"{pointer}/name", _is_so, names.check_name, document["name"], "subnet")
         policy = self.policy_of(document, pointer)
-        if prefix is None:
+        wanted, addresses = self.instances(document, pointer)
+        if prefix is None or not named:
             return None
         public, gateway = document["type"] == "public", document.get("nat_gateway", False)
-        made = self.guarded(pointer, Subnet, document["name"], (prefix,), public, gateway, (), policy)
-        return made and self.populated(made, document, pointer, vpc)
+        made = self.guarded(f"{pointer}/cidr", Subnet, document["name"], (prefix,), public, gateway, (), policy)
+        return made and self.populated(made, vpc, wanted, addresses)
 
-    def populated(self, subnet: Subnet, document: dict, pointer: str, vpc: str) -> Subnet | None:
+    def instances(self, document: dict, pointer: str) -> tuple[dict[str, str], dict[str, Any]]:
+        """A subnet's instances by place, without those that are wrong by themselves: names, and given addresses."""
+        wanted, addresses = {}, {}
+        for inner, place in _instances(document, pointer):
+            told = len(self.problems)
+            self.guarded(f"{place}/name", names.check_name, inner["name"], "instance")
+            address = self.attempt(f"{place}/ip", fields.parse_address, inner["ip"]) if "ip" in inner else None
+            if len(self.problems) == told:
+                wanted[place] = inner["name"]
+                if address is not None:
+                    addresses[place] = address
+        return wanted, addresses
+
+    def populated(self, subnet: Subnet, vpc: str, wanted: dict[str, str], given: dict[str, Any]) -> Subnet:
         """`subnet` with its instances: those with a given or a known address first, so that none is taken from them."""
-        known = {
+        known = self.known(subnet, vpc)
+        addresses = {place: known[name].addresses[0] for place, name in wanted.items() if name in known} | given
+        made = subnet
+        for place in sorted(wanted, key=lambda place: place not in addresses):
+            name, address = wanted[place], addresses.get(place)
+            kept = known.get(name)
+            if kept is not None and kept.addresses == (address,):
+                made = self.guarded(place, _joined_by, made, kept) or made
+            else:
+                exact = f"{place}/ip" if place in given else place
+                made = self.guarded(exact, with_instance, made, vpc, name, address, self._serial) or made
+        order = {name: number for number, name in enumerate(wanted.values())}
+        return dataclasses.replace(made, instances=tuple(sorted(made.instances, key=lambda one: order[one.name])))
+
+    def known(self, subnet: Subnet, vpc: str) -> dict[str, Instance]:
+        """The instances that the same subnet has in the present world, by name."""
+        return {
             one.name: one
             for found in self._present.vpcs
             if found.name == vpc
@@ -143,26 +266,6 @@ class _Environment(Reader):
             if (beside.name, beside.prefixes) == (subnet.name, subnet.prefixes)
             for one in beside.instances
         }
-        wanted = document.get("instances", [{"name": document["name"]}])
-        places = {number: f"{pointer}/instances/{number}" for number in range(len(wanted))}
-        addresses: dict[int, Any] = {}
-        for number, inner in enumerate(wanted):
-            if "ip" in inner:
-                addresses[number] = self.attempt(f"{places[number]}/ip", fields.parse_address, inner["ip"])
-            elif inner["name"] in known:
-                addresses[number] = known[inner["name"]].addresses[0]
-        made: Subnet | None = subnet
-        for number in sorted(places, key=lambda number: (number not in addresses, number)):
-            name, address = wanted[number]["name"], addresses.get(number)
-            kept = known.get(name)
-            if kept is not None and kept.addresses == (address,) and made is not None:
-                made = self.guarded(places[number], _joined_by, made, kept)
-            elif made is not None:
-                made = self.guarded(places[number], with_instance, made, vpc, name, address, self._serial)
-        if made is None:
-            return None
-        order = {inner["name"]: number for number, inner in enumerate(wanted)}
-        return dataclasses.replace(made, instances=tuple(sorted(made.instances, key=lambda one: order[one.name])))
 
     def attached(self, policy: Any, pointer: str) -> Policy:
         if not isinstance(policy, str):
@@ -172,6 +275,24 @@ class _Environment(Reader):
         if len(found) != 1:
             raise DocumentError(Problem(file, "", f"one policy is expected here, found {len(found)}"))
         return found[0].policy
+
+
+def _instances(subnet: dict, pointer: str) -> Iterator[tuple[dict, str]]:
+    """The instances of a subnet's document with their places; where it is silent, the one of the subnet's name."""
+    if "instances" not in subnet:
+        yield {"name": subnet["name"]}, pointer
+    for number, instance in enumerate(subnet.get("instances", ())):
+        yield instance, f"{pointer}/instances/{number}"
+
+
+def _is_so(check: Callable[..., None], *arguments: Any) -> bool:
+    """True where `check` raises nothing."""
+    check(*arguments)
+    return True
+
+
+def _peered(world: World, pair: Peering) -> World:
+    return dataclasses.replace(world, peerings=(*world.peerings, pair))
 
 
 def _joined_by(subnet: Subnet, instance: Instance) -> Subnet:

@@ -22,15 +22,16 @@ from vpcctl.model import Vpc, World, uplink_pair
 from vpcctl.policy import PROTOCOL_NAMES
 from vpcctl.state import State, Store
 
-__all__ = ["Finding", "examine", "fatal_findings"]
+__all__ = ["Finding", "examine", "pressing_findings"]
 
+CLASH = ("warning", prefixes.SUBJECT)
 # Stands for the first VPC where there is none yet.
 NOBODY = Vpc("example", (ip_network("10.0.0.0/16"),), 0)
 
 
 def examine(store: Store) -> list[Finding]:
     """Everything that is found about this machine, worst first; `store` holds the record."""
-    from vpcctl.kernel.examination import features, machine, managers, record  # not needed by `fatal_findings`
+    from vpcctl.kernel.examination import features, machine, managers, record  # not needed by `pressing_findings`
 
     found: list[Finding] = [*machine.privilege(), *machine.python(), *machine.library()]
     usable = not any(one.severity == "fatal" for one in found)
@@ -50,8 +51,10 @@ def examine(store: Store) -> list[Finding]:
     return worst_first(found)
 
 
-def fatal_findings(world: World, vpc: str) -> list[Finding]:
+def pressing_findings(world: World, vpc: str) -> list[Finding]:
     """What keeps the VPC `vpc` from what it is for, as far as that is quickly found: foreign drops, prefix clashes.
+
+    A clash is cheap to mend while the VPC is empty, so it is told where it is no more than a warning too.
 
     Looks at nothing but the host's ruleset and routes.  Never raises: where they cannot be read, nothing is said.
     """
@@ -61,7 +64,7 @@ def fatal_findings(world: World, vpc: str) -> list[Finding]:
         found = [*prefixes.findings(alone, around.reached), *_passing(alone, around, listing)]
     except (VpcctlError, OSError):
         return []
-    return [one for one in found if one.severity == "fatal"]
+    return [one for one in found if one.severity == "fatal" or (one.severity, one.subject) == CLASH]
 
 
 def _firewalls(world: World, around: host.Surroundings, state: State | None, store: Store) -> Iterator[Finding]:

@@ -131,7 +131,7 @@ def _leave() -> None:
         namespaces.unshare(namespaces.CLONE_NEWNS | namespaces.CLONE_NEWNET)
     except OSError as error:
         raise KernelError("the kernel gives no network of its own to try it in", str(error)) from error
-    sandbox.mount_own(("/run/netns",))
+    sandbox.mount_own(["/run/netns"])
 
 
 def _tried(features: Sequence[Feature]) -> Iterator[tuple[Feature, str]]:

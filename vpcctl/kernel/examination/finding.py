@@ -36,8 +36,9 @@ class Finding:
         }
 
     def __str__(self) -> str:
-        mending = "; ".join(self.commands) or self.remedy
-        return f"{self.what}; what mends it: {mending}" if mending else self.what
+        if self.commands:
+            return f"{self.what}; what mends it: {'; '.join(self.commands)}"
+        return ". ".join(filter(None, (self.what, self.why.removesuffix("."), self.remedy.removesuffix("."))))
 
 
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:
