@@ -4,6 +4,7 @@
     ├── DocumentError    2   the author of a document or a command line
     ├── ConflictError    4   whoever owns what already exists (ours or foreign)
     ├── KernelError      5   the administrator of the machine: the kernel or a library refused
+    │   └── GoneError    5   the same: what is needed is gone
     ├── StateError       6   the administrator of the state file: locked, damaged or newer
     ├── PrivilegeError  77   whoever started the command: it lacks a capability
     └── CommandError   127   whoever named the program that `exec` runs: there is none such (126: it cannot be run)
@@ -62,6 +63,10 @@ class KernelError(VpcctlError):
     def __init__(self, message: str, detail: str = ""):
         super().__init__(f"{message}: {detail}" if detail else message)
         self.detail = detail
+
+
+class GoneError(KernelError):
+    """An object of ours that something else needs is not there any more."""
 
 
 class StateError(VpcctlError):

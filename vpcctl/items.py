@@ -66,6 +66,8 @@ class Ruleset(Item):
     fingerprint: str
     generation: int
     text: str = field(default="", compare=False, repr=False)
+    # Does it let nothing pass, as that of a router on its way down?
+    closed: bool = field(default=False, compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"ruleset of {where(self.namespace)}"
@@ -120,7 +122,7 @@ class Port(Item):
 
 @dataclass(frozen=True, slots=True)
 class LinkSetting(Item):
-    """A sysctl of one link: `path` is below /proc/sys/net/ipv4/conf/<link> (or ipv6)."""
+    """A sysctl of one link: `path` is below /proc/sys, with ``{link}`` in the place of the link's name."""
 
     identity: ClassVar = ("namespace", "link", "path")
     namespace: str | None

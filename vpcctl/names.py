@@ -19,6 +19,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 RESERVED = frozenset({"router"})
 
 TABLE = "vpcctl"
+TAGGED = "vpcctl/"  # how every tag begins
 UPLINK = "uplink"
 INSTANCE_LINK = "eth0"
 HASH_LENGTH = 6
@@ -80,7 +81,7 @@ def tag(state_id: str, vpc: str, role: str) -> str:
 
     `state_id` tells two state directories on one machine apart; `vpc` is empty for objects of the host.
     """
-    return f"vpcctl/{state_id}/{vpc}/{role}"
+    return f"{TAGGED}{state_id}/{vpc}/{role}"
 
 
 def stable_mac(*words: str) -> str:

@@ -24,11 +24,11 @@ from dataclasses import dataclass
 from vpcctl import plan as plans
 from vpcctl import topology
 from vpcctl.errors import ConflictError, KernelError, StateError, VpcctlError
-from vpcctl.items import Item, Namespace, Ruleset, Veth
+from vpcctl.items import Item, LinkUp, Namespace, Open, Ruleset, Veth
 from vpcctl.kernel.interface import Condition, HostFacts, Kernel
 from vpcctl.kernel.interface import State as Standing
 from vpcctl.model import World, uplink_pair
-from vpcctl.plan import Ensure, Plan, Remove, Step, links_made, links_used
+from vpcctl.plan import Plan, Remove, Step, links_made, links_used
 from vpcctl.state import Record, State, Store, Writer
 
 Transform = Callable[[State], World]
@@ -36,6 +36,8 @@ Report = Callable[[str], None]
 Key = tuple[str, ...]
 # The names of VPCs, or HOST; None stands for all.
 Scopes = frozenset[str] | None
+# By the key of a router's ruleset the items that say that its links are up.
+Shutters = dict[Key, list[Item]]
 # By the name of a VPC what stands in the way of its being mended.
 Trouble = dict[str, VpcctlError]
 
@@ -48,8 +50,16 @@ class Difference:
     condition: Condition
 
     def __str__(self) -> str:
+        return self._told("is")
+
+    @property
+    def past(self) -> str:
+        """How it was, for what is mended."""
+        return self._told("was")
+
+    def _told(self, verb: str) -> str:
         detail = f": {self.condition.detail}" if self.condition.detail else ""
-        return f"{self.item} is {self.condition.state.value}{detail}"
+        return f"{self.item} {verb} {self.condition.state.value}{detail}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +105,7 @@ def change(store: Store, kernel: Kernel, transform: Transform, report: Report = 
         )
         intent = _begun(writer, state, intent)
         try:
-            run(kernel, plan)
+            run(kernel, plan, _shutters(state.record))
         except VpcctlError as error:
             _roll_back(writer, kernel, intent, error, trouble)
             raise
@@ -126,11 +136,12 @@ def repair(
         state = writer.adopt() if adopt else writer.load()
         if vpc is not None:
             state.world.vpc(vpc)
-        scopes = None if vpc is None or _unfinished(state, kernel) else frozenset({topology.HOST, vpc})
+        whole = vpc is None or state.unfinished or _rebooted(state, kernel)
+        scopes = None if whole else frozenset({topology.HOST, vpc})
         found = _finished(writer, kernel, state, report, scopes)
     if found.trouble:
         for difference in found.differences:
-            report(f"mended: {difference}")
+            report(f"mended: {difference.past}")
         kind = KernelError if any(isinstance(one, KernelError) for one in found.trouble.values()) else ConflictError
         raise kind("\n".join(_in_words(found.trouble)))
     return found.differences, found.state.world
@@ -149,13 +160,37 @@ def examine(state: State, kernel: Kernel, scopes: Iterable[str] | None = None) -
     ]
 
 
-def run(kernel: Kernel, plan: Plan) -> None:
-    """Take every step of `plan`; the first failure ends it."""
+def run(kernel: Kernel, plan: Plan, shutters: Shutters) -> None:
+    """Take every step of `plan`; the first failure ends it.
+
+    Where a router that goes takes no closed ruleset, its links, the `shutters`, are taken down instead.
+    """
     for step in plan.steps:
-        if isinstance(step, Ensure):
-            kernel.ensure(step.item)
-        else:
+        if isinstance(step, Remove):
             kernel.remove(step.item)
+        elif isinstance(step.item, Ruleset) and step.item.closed:
+            _close(kernel, step.item, shutters)
+        else:
+            kernel.ensure(step.item)
+
+
+def _close(kernel: Kernel, ruleset: Ruleset, shutters: Shutters) -> None:
+    """Have a router carry nothing: by its closed ruleset, or without its links."""
+    try:
+        kernel.ensure(ruleset)
+    except (ConflictError, KernelError):
+        for item in shutters.get(ruleset.key, ()):
+            kernel.remove(item)
+
+
+def _shutters(record: Record) -> Shutters:
+    """By the key of each router's ruleset what is up or open in the router."""
+    items = [item for scope in record.values() for item in scope]
+    found: Shutters = {item.key: [] for item in items if isinstance(item, Ruleset) and item.namespace is not None}
+    for item in items:
+        if isinstance(item, (Open, LinkUp)):
+            found.get((Ruleset.__name__, str(item.namespace)), []).append(item)
+    return found
 
 
 def _prepared(state: State, desired: World, facts: HostFacts) -> World:
@@ -204,22 +239,26 @@ def _guard(state: State, desired: World, after: Record) -> Ruleset | None:
 
 
 def _unfinished(state: State, kernel: Kernel) -> bool:
-    """Was a command interrupted, or the machine rebooted?"""
-    return state.pending is not None or bool(state.items and state.boot_id != kernel.boot_id())
+    """Is there something to be made before anything else, for a crash, a reboot, or because it could not be mended?"""
+    return state.pending is not None or _rebooted(state, kernel)
+
+
+def _rebooted(state: State, kernel: Kernel) -> bool:
+    return bool(state.items and state.boot_id != kernel.boot_id())
 
 
 def _finished(writer: Writer, kernel: Kernel, state: State, report: Report, scopes: Scopes = None) -> Converged:
     """Converge; an unfinished change that cannot be finished is put back, so that it stands in nobody's way."""
-    if _unfinished(state, kernel):
+    if state.unfinished or _rebooted(state, kernel):
         report("finishing what an earlier command left, or a reboot took")
     try:
         found = _converge(writer, kernel, state, scopes)
-        words = "; ".join(_in_words(found.trouble))
+        words = "; ".join(_in_words({vpc: one for vpc, one in found.trouble.items() if state.changes(vpc)}))
     except (ConflictError, KernelError) as error:
-        if state.pending is None or state.pending == state.world:
+        if not state.unfinished:
             raise
         words = str(error)
-    if not words or state.pending is None or state.pending == state.world:
+    if not words:
         return found
     report(f"what was begun cannot be finished, and is put back; {words}")
     return _converge(writer, kernel, dataclasses.replace(writer.load(), pending=state.world))
@@ -242,19 +281,23 @@ def _converge(writer: Writer, kernel: Kernel, state: State, scopes: Scopes = Non
     """Roll an unfinished change forward, and mend whatever differs from the world then desired."""
     desired = _prepared(state, state.world if state.pending is None else state.pending, kernel.facts())
     after = topology.snapshot(desired, state.state_id, _loaded(state.items))
+    if scopes is not None:
+        # What is not looked at stays on record as it is there.
+        after = {scope: items if scope in scopes else state.record[scope] for scope, items in after.items()}
     intent = dataclasses.replace(state, boot_id=kernel.boot_id(), pending=desired, record=_merged(state.record, after))
     plan, differences = _mending(kernel, intent, after, _guard(state, desired, after), scopes)
-    finished = dataclasses.replace(intent, world=desired, record=after, pending=None)
+    # In a part of them nothing is told of the others, which may still be in trouble.
+    left = state.pending if scopes is not None else None
+    finished = dataclasses.replace(intent, world=desired, record=after, pending=left)
     if not plan and finished == state:
         return Converged(state)
     homes = {item.key: scope for scope, items in after.items() for item in items}
     trouble = _check(kernel, plan, homes)
     intent = writer.save(intent)
-    _mend(kernel, plan, homes, trouble)
-    pending = desired if trouble else None
+    made = _mend(kernel, plan, homes, trouble, _shutters(intent.record))
+    pending = desired if trouble else left
     state = writer.save(dataclasses.replace(finished, pending=pending, serial=intent.serial))
-    mended = [one for one in differences if homes[one.item.key] not in trouble]
-    return Converged(state, mended, trouble)
+    return Converged(state, [one for one in differences if one.item.key in made], trouble)
 
 
 def _check(kernel: Kernel, plan: Plan, homes: Mapping[Key, str]) -> Trouble:
@@ -273,30 +316,39 @@ def _check(kernel: Kernel, plan: Plan, homes: Mapping[Key, str]) -> Trouble:
     return trouble
 
 
-def _mend(kernel: Kernel, plan: Plan, homes: Mapping[Key, str], trouble: Trouble) -> None:
-    """Take the steps of `plan`; where one of a VPC fails, that VPC joins `trouble`, and no more of it is made.
+def _mend(kernel: Kernel, plan: Plan, homes: Mapping[Key, str], trouble: Trouble, shutters: Shutters) -> set[Key]:
+    """Take the steps of `plan`, and tell what was made; where one of a VPC fails, that VPC joins `trouble`.
 
-    Links are opened last, so what is left of it carries nothing.  What cannot be removed, or concerns no one VPC,
-    is raised: nothing may be opened beside it.
+    Nothing more is done for such a VPC, and where it has not got its ruleset its links are taken down.  What cannot be
+    removed, or concerns no one VPC, is raised: nothing may be opened beside it.
     """
     owners = {key[1]: scope for key, scope in homes.items() if key[0] == Namespace.__name__}
     lost: set[tuple[str | None, str]] = set()
+    made: set[Key] = set()
     for step in plan.steps:
-        if isinstance(step, Remove):
-            kernel.remove(step.item)
-            continue
         item, scope = step.item, homes.get(step.item.key, topology.HOST)
+        if isinstance(step, Remove):
+            if scope not in trouble:
+                kernel.remove(item)
+            continue
+        if isinstance(item, Ruleset) and item.closed:
+            _close(kernel, item, shutters)
+            continue
         # A peering's link needs the other VPC's router too.
         concerned = {scope, owners.get(item.namespace), owners.get(getattr(item, "peer_namespace", None))}
         if not concerned & trouble.keys() and not lost.intersection(links_used(item)):
             try:
                 kernel.ensure(item)
+                made.add(item.key)
                 continue
             except (ConflictError, KernelError) as error:
                 if scope == topology.HOST:
                     raise
                 trouble[scope] = error
         lost.update(links_made(item))
+        for link in shutters.get(item.key, ()):
+            kernel.remove(link)
+    return made
 
 
 def _in_words(trouble: Trouble) -> list[str]:

@@ -44,8 +44,8 @@ class State:
     """One version of the record.
 
     `record` holds by scope (a VPC's name, or "" for the host) every kernel object that may exist because of us.
-    `pending` is the world that an unfinished command was making, None when nothing is unfinished.  `serial` grows by
-    one with each write.
+    `pending` is the world that is still to be made, None when all is: another one than `world` where a command is
+    unfinished, the same where something of it could not be mended.  `serial` grows by one with each write.
     """
 
     state_id: str
@@ -54,6 +54,18 @@ class State:
     world: World = dataclasses.field(default_factory=World)
     record: Record = dataclasses.field(default_factory=dict)
     pending: World | None = None
+
+    @property
+    def unfinished(self) -> bool:
+        """Was a command interrupted before it was done?"""
+        return self.pending is not None and self.pending != self.world
+
+    def changes(self, vpc: str) -> bool:
+        """Was a command interrupted that was changing the VPC `vpc`?"""
+        if self.pending is None:
+            return False
+        before, after = ([one for one in world.vpcs if one.name == vpc] for world in (self.world, self.pending))
+        return before != after
 
     @property
     def items(self) -> list[Item]:

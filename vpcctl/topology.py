@@ -7,6 +7,7 @@ and the bridge answers for neighbours (``proxy_arp_pvlan``).  See docs/architect
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 
 from vpcctl import names
@@ -102,7 +103,8 @@ def _is_uplink(item: Item) -> bool:
 def closed_ruleset(vpc: str, state_id: str, loaded: Loaded) -> Ruleset:
     """What the router of a VPC has while the VPC is taken down."""
     owner = names.tag(state_id, vpc, "ruleset")
-    return _ruleset(names.router_namespace(vpc), VPC_FAMILIES, owner, compile_closed(owner), loaded)
+    made = _ruleset(names.router_namespace(vpc), VPC_FAMILIES, owner, compile_closed(owner), loaded)
+    return dataclasses.replace(made, closed=True)
 
 
 def _ruleset(

@@ -169,7 +169,7 @@ DRIFTS = {
         ROUTER, "nft add table inet vpcctl '{ flags dormant; }'", "Ruleset", "besides `flags dormant`"
     ),
     # --- namespaces
-    "an instance's namespace is deleted": Drift(None, "ip netns delete shop-web", "Namespace", "namespace shop-web is"),
+    "an instance's namespace is deleted": Drift(None, "ip netns delete shop-web", "Namespace", "namespace shop-web"),
     "the router's namespace is deleted": Drift(None, "ip netns delete shop-router", "Namespace", "namespace shop-rout"),
     "all is gone": Drift(
         None,

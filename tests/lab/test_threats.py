@@ -325,6 +325,68 @@ def test_a_namespace_that_was_exchanged_is_not_removed(tenants: Tenants, crowded
         lab.run(["sh", "-c", CLEAN])
 
 
+def test_a_namespace_that_was_exchanged_is_not_entered(tenants: Tenants, crowded: tuple[Lab, Wire]) -> None:
+    """Not by a command in it, nor to look at or remove what there would be of ours."""
+    lab, machine = crowded
+    for words in SHOP:
+        machine.vpcctl(*words.split())
+    exchange = "ip netns delete shop-web; ip netns add shop-web; ip -n shop-web link add eth0 type veth peer name there"
+    lab.run(["sh", "-ec", exchange])
+    look = ["sh", "-c", "ip netns exec shop-web ip -o link; stat -c %i /run/netns/shop-web"]
+    before = lab.run(look).stdout
+    try:
+        assert machine.status("exec", "--vpc", "shop", "--subnet", "web", "--", "true") == 4
+        assert machine.status("status") == 3
+        assert machine.status("repair") == 4
+        machine.vpcctl("delete-subnet", "--vpc", "shop", "--name", "web", "--cascade")
+        assert lab.run(look).stdout == before
+        machine.vpcctl("destroy", "--all", "--yes")
+        assert lab.run(look).stdout == before
+    finally:
+        lab.run(["sh", "-c", CLEAN])
+
+
+# A router whose table somebody has exchanged for one of their own, which lets everything pass.
+EXCHANGED = ["nft", "flush ruleset; add table inet vpcctl; add chain inet vpcctl theirs"]
+ECHO = ["ping", "-n", "-c", "1", "-W", "1", "10.0.2.2"]
+
+
+def test_a_router_that_cannot_have_its_ruleset_carries_nothing_and_can_be_removed(
+    crowded: tuple[Lab, Wire],
+) -> None:
+    lab, machine = crowded
+    for words in (*SHOP, "create-subnet --vpc shop --name db --cidr 10.0.2.0/24 --type private"):
+        machine.vpcctl(*words.split())
+    machine.vpcctl("create-vpc", "--name", "more", "--cidr", "10.8.0.0/16")
+    try:
+        lab.run(ECHO, netns="shop-web")
+        lab.run(EXCHANGED, netns="shop-router")
+        lab.run(ECHO, netns="shop-web")
+        assert machine.status("repair") == 4
+        assert lab.run(ECHO, netns="shop-web", check=False).returncode == 1
+        assert machine.status("status", "--vpc", "more") == 0
+        machine.vpcctl("destroy", "--all", "--yes")
+        assert lab.run(["ip", "netns", "list"]).stdout == ""
+    finally:
+        lab.run(["sh", "-c", f"rm -f {STATE_DIR}/state.json /run/vpcctl/*; {CLEAN}"])
+
+
+def test_a_router_that_cannot_have_its_ruleset_is_mended_when_it_can(crowded: tuple[Lab, Wire]) -> None:
+    lab, machine = crowded
+    for words in (*SHOP, "create-subnet --vpc shop --name db --cidr 10.0.2.0/24 --type private"):
+        machine.vpcctl(*words.split())
+    try:
+        lab.run(EXCHANGED, netns="shop-router")
+        assert machine.status("repair") == 4
+        lab.run(["nft", "flush", "ruleset"], netns="shop-router")
+        machine.vpcctl("repair")
+        lab.run(["ping", "-n", "-c", "1", "-W", "5", "10.0.2.2"], netns="shop-web")
+        assert machine.status("status") == 0
+        machine.vpcctl("destroy", "--all", "--yes")
+    finally:
+        lab.run(["sh", "-c", f"rm -f {STATE_DIR}/state.json /run/vpcctl/*; {CLEAN}"])
+
+
 # What root inside an instance may do to its namespace, where `away` is a namespace of nobody's.
 AWAY = "unshare --net sleep 300 >/dev/null 2>&1 </dev/null & sleep 0.3"
 WORST = {
@@ -334,6 +396,11 @@ WORST = {
     "its link has moved away": f"{AWAY}; ip link set eth0 netns $!",
     "its link has another name": "ip link set eth0 down; ip link set eth0 name mine; ip link add eth0 type bridge",
     "its link is down and bare": "ip addr flush dev eth0; ip link set eth0 down; ip neighbour flush all nud all",
+    "its loopback lends the link's name": "ip link set eth0 down; ip link set eth0 name mine;"
+    " ip link property add dev lo altname eth0",
+    "its loopback has the link's name": "ip link set eth0 down; ip link set eth0 name mine; ip link set lo down;"
+    " ip link set lo name eth0 up",
+    "it has another default route": "ip route add default via 10.0.1.77 metric 100",
     "it has a table of our name": "nft add table inet vpcctl; nft add table bridge vpcctl",
     "it has many addresses and routes": "for i in $(seq 3 99); do ip addr add 10.0.1.$i/24 dev eth0; done;"
     " ip route replace default via 10.0.1.77",

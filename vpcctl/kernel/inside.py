@@ -10,7 +10,7 @@ import pwd
 import signal
 from pathlib import Path
 
-from vpcctl.errors import CommandError, ConflictError, KernelError
+from vpcctl.errors import CommandError, ConflictError, GoneError, KernelError
 from vpcctl.kernel import namespaces
 from vpcctl.kernel.linux import require_privilege
 
@@ -28,7 +28,8 @@ def execute(namespace: str, command: list[str], user: str | None = None) -> None
     require_privilege()
     account = _account(user) if user else None
     if not namespaces.is_namespace(namespace):
-        raise KernelError(f"namespace {namespace} is gone; `vpcctl repair` makes it again")
+        raise GoneError(f"namespace {namespace} is gone; `vpcctl repair` makes it again")
+    namespaces.check_ours(namespace)
     descriptor = os.open(namespaces.path(namespace), os.O_RDONLY | os.O_CLOEXEC)
     try:
         namespaces.setns(descriptor, namespaces.CLONE_NEWNET)
@@ -72,9 +73,12 @@ def _mount_etc(namespace: str) -> None:
 
 def _account(user: str) -> pwd.struct_passwd:
     try:
-        return pwd.getpwnam(user)
+        found = pwd.getpwnam(user)
     except KeyError as error:
         raise ConflictError(f"there is no user {user!r} on this machine") from error
+    if found.pw_uid == 0:
+        raise ConflictError(f"user {user} is root, who keeps all power; name another, or leave --user away")
+    return found
 
 
 def _become(account: pwd.struct_passwd) -> None:

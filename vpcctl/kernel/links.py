@@ -1,7 +1,7 @@
 """Links, addresses, neighbours and routes of one namespace, through rtnetlink(7).
 
-An `Rtnl` is bound to the namespace in which it was opened.  Creating a link sets its MAC address and its alias (the
-mark of ownership) in the same request, so there is never a link of ours that does not say so.
+An `Rtnl` is bound to the namespace in which it was opened.  Creating a link sets its MAC address in the same request,
+its alias (the mark of ownership) in the next; where a crash came between, the MAC address says whose the link is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import RTM_SETNEIGHTBL, ndmsg
 from pyroute2.netlink.rtnl.ndtmsg import ndtmsg
 
-from vpcctl.errors import ConflictError, KernelError
+from vpcctl.errors import ConflictError, GoneError
 from vpcctl.items import Address, Bridge, FdbEntry, Item, LinkUp, Neighbour, Open, Port, ProxyDelay, Route, Veth, where
 from vpcctl.kernel.interface import ABSENT, RIGHT, Condition, State
 from vpcctl.kernel.namespaces import RUN_NETNS, entered
@@ -30,6 +30,7 @@ PORT_FLAGS = {
 }  # fmt: skip
 # The loopback interface's index in every namespace, whatever somebody inside calls it (include/net/flow.h).
 LOOPBACK, LOOPBACK_IFINDEX = "lo", 1
+RT_TABLE_MAIN = 254
 ABSENCE = {errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENXIO}
 
 
@@ -63,7 +64,7 @@ class Rtnl:
         if name not in self._indices:
             link = self.link(name)
             if link is None:
-                raise KernelError(f"link {name} in {where(self.namespace)} is gone; `vpcctl repair` makes it again")
+                raise GoneError(f"link {name} in {where(self.namespace)} is gone; `vpcctl repair` makes it again")
             self._indices[name] = link["index"]
         return self._indices[name]
 
@@ -128,6 +129,21 @@ class Rtnl:
         """Delete the link; absent is success."""
         if self.link(name) is not None:
             self._socket.link("del", index=self.index(name))
+        self.forget(name)
+
+    def evict(self, name: str) -> None:
+        """Have no link called `name`: delete it, or take the name from one that cannot be deleted or only lends it."""
+        link = self.link(name)
+        if link is None:
+            return
+        if link.get_attr("IFLA_IFNAME") != name:
+            self._socket.link("property_del", index=link["index"], altname=name)
+        elif link["index"] == LOOPBACK_IFINDEX:
+            self._socket.link("set", index=LOOPBACK_IFINDEX, state="down")
+            self._socket.link("set", index=LOOPBACK_IFINDEX, ifname=f"{LOOPBACK}{LOOPBACK_IFINDEX}")
+            self._socket.link("set", index=LOOPBACK_IFINDEX, state="up")
+        else:
+            self._socket.link("del", index=link["index"])
         self.forget(name)
 
     def observe_link(self, link, item: Bridge | Veth, mac: str) -> Condition:
@@ -316,9 +332,11 @@ class Survey:
 
     @cached_property
     def routes(self) -> dict[str, tuple[str, str, str]]:
-        """destination to (next hop, link, source), of the main table"""
+        """destination to (next hop, link, source), of those in the main table that come first: without a metric"""
         found = {}
-        for route in self._rtnl.dump("get_routes", table=254):
+        for route in self._rtnl.dump("get_routes", table=RT_TABLE_MAIN):
+            if route.get_attr("RTA_PRIORITY"):
+                continue
             everything = "0.0.0.0" if route["family"] == socket.AF_INET else "::"
             destination = f"{route.get_attr('RTA_DST') or everything}/{route['dst_len']}"
             link = self._names.get(route.get_attr("RTA_OIF") or 0, "")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pyroute2.netlink.exceptions import NetlinkError
 
-from vpcctl.errors import ConflictError, KernelError, PrivilegeError
+from vpcctl.errors import ConflictError, GoneError, KernelError, PrivilegeError
 from vpcctl.items import (
     Address,
     Bridge,
@@ -34,13 +34,13 @@ from vpcctl.items import (
 )
 from vpcctl.kernel import namespaces, settings, tables
 from vpcctl.kernel.interface import ABSENT, RIGHT, Condition, HostFacts, State
-from vpcctl.kernel.links import ABSENCE, Rtnl
+from vpcctl.kernel.links import ABSENCE, RT_TABLE_MAIN, Rtnl
+from vpcctl.names import TAGGED
 from vpcctl.plan import Ensure, Plan
 
 # Open sockets are kept for this many namespaces, so that thousands of instances cost no thousands of descriptors.
 OPEN_NAMESPACES = 32
 CAP_SYS_ADMIN, CAP_NET_ADMIN = 21, 12
-RT_TABLE_MAIN = 254
 # A VPN that takes the default route over without touching it adds its two halves, 0.0.0.0/1 and 128.0.0.0/1.
 WHOLE_INTERNET = 1
 
@@ -77,12 +77,9 @@ class LinuxKernel:
     @_translated("the kernel does not tell what the host is like")
     def facts(self) -> HostFacts:
         rtnl = self._rtnl(None)
-        links = {link["index"]: link.get_attr("IFLA_IFNAME") for link in rtnl.dump("get_links")}
-        ours = {
-            link["index"]
-            for link in rtnl.dump("get_links")
-            if (link.get_attr("IFLA_IFALIAS") or "").startswith("vpcctl/")
-        }
+        dumped = rtnl.dump("get_links")
+        links = {link["index"]: link.get_attr("IFLA_IFNAME") for link in dumped}
+        ours = {link["index"] for link in dumped if (link.get_attr("IFLA_IFALIAS") or "").startswith(TAGGED)}
         ways_out, networks = set(), set()
         for route in rtnl.dump("get_routes", family=socket.AF_INET, table=RT_TABLE_MAIN):
             indices = _next_hops(route) & links.keys() - ours
@@ -112,6 +109,8 @@ class LinuxKernel:
     def _observe_namespace(self, namespace: str | None, items: list[Item]) -> dict[Item, Condition]:
         if namespace is not None and not namespaces.is_namespace(namespace):
             return dict.fromkeys(items, ABSENT)
+        if namespaces.is_foreign(namespace):
+            return dict.fromkeys(items, Condition(State.FOREIGN, f"namespace {namespace} is not ours"))
         survey = self._rtnl(namespace).survey()
         found = {}
         with namespaces.entered(namespace):
@@ -134,7 +133,8 @@ class LinuxKernel:
 
         Root inside an instance may have moved, renamed or replaced it.  That its namespace is gone is told elsewhere.
         """
-        if item.peer_namespace is not None and not namespaces.is_namespace(item.peer_namespace):
+        namespace = item.peer_namespace
+        if namespace is not None and (not namespaces.is_namespace(namespace) or namespaces.is_foreign(namespace)):
             return RIGHT
         far = self._rtnl(item.peer_namespace).link(item.peer_name)
         if far is None or far.get_attr("IFLA_LINK") != near or far.get_attr("IFLA_IFNAME") != item.peer_name:
@@ -190,6 +190,8 @@ class LinuxKernel:
         kept = isinstance(item, (Namespace, Veth))
         if namespace is not None and not namespaces.is_namespace(namespace) and not kept:
             return
+        if namespaces.is_foreign(namespace):
+            return
         try:
             self._act(item, _REMOVE[type(item)])
         except KernelError as error:
@@ -242,8 +244,11 @@ class LinuxKernel:
             if error.code != errno.EEXIST:
                 raise
             # An end is left of a pair whose other end is in a namespace that somebody deleted; or root in an instance
-            # has made a link of that name.
-            self._remove_far_end(item)
+            # has given its name to another link.
+            if item.peer_namespace is None:
+                self._remove_far_end(item)
+            else:
+                self._rtnl(item.peer_namespace).evict(item.peer_name)
             rtnl.ensure_veth(item)
 
     def _remove_veth(self, item: Veth) -> None:
@@ -266,14 +271,15 @@ class LinuxKernel:
     def _remove_far_end(self, item: Veth) -> bool:
         """Remove the pair by its far end; False if that is not there, or the host's own."""
         namespace, name = item.peer_namespace, item.peer_name
-        if namespace is not None and not namespaces.is_namespace(namespace):
+        if namespace is not None and (not namespaces.is_namespace(namespace) or namespaces.is_foreign(namespace)):
             return False
         rtnl = self._rtnl(namespace)
         rtnl.forget(name)
-        alias = rtnl.alias(name)
-        if alias is None or (namespace is None and alias != item.tag):
+        found = rtnl.link(name)
+        if found is None:
             return False
-        return self._removed(rtnl, name)
+        ours = (found.get_attr("IFLA_IFALIAS") == item.tag) if namespace is None else _has_mac(found, item.peer_mac)
+        return ours and self._removed(rtnl, name)
 
     @staticmethod
     def _removed(rtnl: Rtnl, name: str) -> bool:
@@ -329,18 +335,22 @@ def _next_hops(route) -> set[int]:
     return {single} if single is not None else {hop["oif"] for hop in route.get_attr("RTA_MULTIPATH") or ()}
 
 
+def _has_mac(link, mac: str) -> bool:
+    return link.get_attr("IFLA_ADDRESS") == mac
+
+
 def _is_absence(error: KernelError) -> bool:
     cause = error.__cause__
-    return (isinstance(cause, NetlinkError) and cause.code in ABSENCE) or "is gone;" in str(error)
+    return (isinstance(cause, NetlinkError) and cause.code in ABSENCE) or isinstance(error, GoneError)
 
 
 def require_privilege() -> None:
-    """Raise PrivilegeError unless this process may change the network (capabilities(7))."""
+    """Raise PrivilegeError unless this process may look at and change the network (capabilities(7))."""
     status = Path("/proc/self/status").read_text()
     effective = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), 16)
     if not (effective >> CAP_NET_ADMIN) & (effective >> CAP_SYS_ADMIN) & 1:
         raise PrivilegeError(
-            "changing namespaces and firewalls needs root (CAP_NET_ADMIN and CAP_SYS_ADMIN);"
+            "to look at namespaces and firewalls, or to change them, needs root (CAP_NET_ADMIN and CAP_SYS_ADMIN);"
             " use sudo, or play without root in `vpcctl lab`"
         )
 

@@ -5,11 +5,12 @@ The wire format is that of include/uapi/linux/netfilter/nfnetlink_log.h; pyroute
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from vpcctl.errors import KernelError
@@ -23,7 +24,7 @@ NFULA_PAYLOAD, NFULA_PREFIX = 9, 10
 NFULA_CFG_CMD, NFULA_CFG_MODE = 1, 2
 NFULNL_CFG_CMD_BIND = 1
 NFULNL_COPY_PACKET = 2
-NLM_F_REQUEST, NLM_F_ACK, NLMSG_ERROR = 1, 4, 2
+NLM_F_REQUEST, NLM_F_ACK = 1, 4
 COPIED_BYTES = 128
 BUFFER = 1 << 20
 
@@ -39,8 +40,11 @@ class Entry:
     port: int | None
 
 
-def follow(namespace: str, group: int) -> Iterator[Entry]:
-    """What rules in `namespace` log to `group`, from now on, without end; KernelError where the group is taken."""
+def follow(namespace: str, group: int, lost: Callable[[], None] = lambda: None) -> Iterator[Entry]:
+    """What rules in `namespace` log to `group`, from now on, without end; KernelError where the group is taken.
+
+    `lost` is called when there was more than could be read in time (netlink(7): ENOBUFS).
+    """
     with entered(namespace):
         channel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
     with channel:
@@ -50,7 +54,14 @@ def follow(namespace: str, group: int) -> Iterator[Entry]:
         # struct nfulnl_msg_config_mode: __be32 copy_range, __u8 copy_mode, padding
         _configure(channel, group, NFULA_CFG_MODE, struct.pack("!IBx", COPIED_BYTES, NFULNL_COPY_PACKET))
         while True:
-            yield from _entries(channel.recv(65536))
+            try:
+                data = channel.recv(65536)
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise KernelError(f"cannot read what {namespace} logs", str(error)) from error
+                lost()
+                continue
+            yield from _entries(data)
 
 
 def _configure(channel: socket.socket, group: int, kind: int, value: bytes) -> None:

@@ -16,7 +16,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from vpcctl.errors import ConflictError, KernelError
+from vpcctl.errors import ConflictError, GoneError, KernelError
+from vpcctl.names import TAGGED
 
 RUN_NETNS = Path("/run/netns")
 
@@ -106,17 +107,18 @@ def names() -> list[str]:
 def entered(name: str | None) -> Iterator[None]:
     """Move the calling thread into the namespace `name` for the duration; None stays where it is.
 
-    Raises KernelError if there is no such namespace.
+    Raises GoneError if there is no such namespace, ConflictError for one that nobody's vpcctl made: it is not entered.
     """
     if name is None:
         yield
         return
+    check_ours(name)
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         try:
             there = os.open(path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError as error:
-            raise KernelError(f"namespace {name} is gone; `vpcctl repair` makes it again") from error
+            raise GoneError(f"namespace {name} is gone; `vpcctl repair` makes it again") from error
         try:
             setns(there, CLONE_NEWNET)
         except OSError as error:
@@ -129,6 +131,17 @@ def entered(name: str | None) -> Iterator[None]:
             setns(home, CLONE_NEWNET)
     finally:
         os.close(home)
+
+
+def is_foreign(name: str | None) -> bool:
+    """Is `name` a namespace that no vpcctl made?"""
+    return name is not None and is_namespace(name) and not (owner(name) or "").startswith(TAGGED)
+
+
+def check_ours(name: str) -> None:
+    """Raise ConflictError for a namespace that no vpcctl made."""
+    if is_foreign(name):
+        raise ConflictError(f"namespace {name} is not ours; remove or rename it, and `vpcctl repair` makes ours again")
 
 
 def create(name: str, tag: str) -> None:

@@ -251,7 +251,9 @@ def listing(nft, namespace: str | None, families: tuple[str, ...]) -> str:
 
 
 def elements(nft, namespace: str | None) -> list[dict]:
-    """Our inet table as libnftables' JSON objects (libnftables-json(5))."""
+    """Our inet table as libnftables' JSON objects (libnftables-json(5)); nothing where it is not loaded."""
+    if not comments(nft, ("inet",)):
+        return []
     nft.set_json_output(True)
     try:
         return json.loads(_run(nft, namespace, f"list table inet {TABLE}"))["nftables"]

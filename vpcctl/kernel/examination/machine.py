@@ -108,7 +108,7 @@ def named_namespaces(directory: Path = namespaces.RUN_NETNS) -> Iterator[Finding
         risk = "Whoever puts a name there decides which namespace that name means."
         yield Finding("warning", "namespaces", everybody, risk, "Take that away:", (f"chmod go-w {directory}",))
     else:
-        yield Finding("ok", "namespaces", f"{directory} is usable, {len(namespaces.names())} names are in it")
+        yield Finding("ok", "namespaces", f"{directory} is usable; names in it: {len(namespaces.names())}")
 
 
 def lab() -> Iterator[Finding]:

@@ -112,7 +112,7 @@ def findings(
             found[one.decision.chain].append(one)
     if not found:
         chains = {one.decision.chain for one in judged}
-        return [Finding("ok", SUBJECT, f"{len(chains)} chains of others on our packets' way let them pass")]
+        return [Finding("ok", SUBJECT, f"chains of others on our packets' way, which let them pass: {len(chains)}")]
     return [_finding(listing, chain, members, transit, tools) for chain, members in found.items()]
 
 

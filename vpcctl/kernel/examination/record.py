@@ -98,7 +98,7 @@ def standing(state: State, boot_id: str, store: Store) -> Iterator[Finding]:
         )
     elif state.serial and state.pending is None:
         yield Finding(
-            "ok", SUBJECT, f"{store.directory}: serial {state.serial}, {len(state.world.vpcs)} VPCs, this boot"
+            "ok", SUBJECT, f"{store.directory}: serial {state.serial}, VPCs: {len(state.world.vpcs)}, this boot"
         )
     elif not state.serial:
         yield Finding("ok", SUBJECT, f"{store.directory}: no VPC has been made yet")
