@@ -84,6 +84,16 @@ def structure_problems(document: Any, schema: str, file: str) -> list[Problem]:
     return list(found)
 
 
+def kind_of(document: Any) -> str | None:
+    """Which document `document` plainly is by its fields: an environment, a policy (or several), or neither."""
+    if isinstance(document, list) and document:
+        kinds = {kind_of(inner) for inner in document}
+        return "policy" if kinds == {"policy"} else None
+    fields = set(document) if isinstance(document, dict) else set()
+    mine, others = fields & {"vpcs", "peerings"}, fields & {"policies", "ingress", "egress", "subnet", "default"}
+    return None if bool(mine) == bool(others) else "environment" if mine else "policy"
+
+
 def load_schema(name: str) -> dict[str, Any]:
     """One of the schemas that the package ships."""
     return json.loads(resources.files("vpcctl").joinpath(f"schema/{name}.json").read_text(encoding="utf-8"))

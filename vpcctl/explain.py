@@ -17,7 +17,6 @@ from typing import Any
 from vpcctl import names, space
 from vpcctl.documents import quote
 from vpcctl.errors import DocumentError
-from vpcctl.model import World
 from vpcctl.policy import Action, Direction, Rule
 from vpcctl.questions import End, parse_service, resolve_end
 from vpcctl.reach import DEFAULT, FLOWS, SERVICES, Reach, Zone
@@ -80,7 +79,7 @@ def ask(reach: Reach, source: str, destination: str, service: str) -> Answer:
     passing, stages = _walk(reach, start, end, wanted)
     verdict = ALLOW if passing == wanted else PARTLY if passing else DENY
     allowed = tuple(lines(passing, start.zone, end.zone, reach))
-    hops = tuple(_hops(reach.world, start, end))
+    hops = tuple(_hops(start, end))
     return Answer(start, end, service, verdict, tuple(stages), hops, allowed, wanted, passing)
 
 
@@ -93,7 +92,7 @@ def _walk(reach: Reach, start: End, end: End, wanted: Space) -> tuple[Space, lis
     for action, part in ((Action.ALLOW, passing), (Action.DENY, wanted - passing)):
         if part:
             told = tuple(lines(part, start.zone, end.zone, reach))
-            why = reason if (action is Action.ALLOW) == carries else _not_carried(start)
+            why = reason if (action is Action.ALLOW) == carries else _not_carried(reach, start, end, part)
             verdicts.append(Verdict(action, why, told))
     stages = [Stage("topology", tuple(verdicts))]
     for side, direction in ((start, Direction.EGRESS), (end, Direction.INGRESS)):
@@ -129,9 +128,19 @@ def _misplaced(reach: Reach, side: End, inner: str) -> str:
     return f"{address} is no address of the internet{hint}"
 
 
-def _not_carried(start: End) -> str:
-    """Why the topology carries not all that is asked, between ends between which it carries something."""
-    return "this is not published" if start.zone.vpc is None else "no packet has these addresses and this protocol"
+def _not_carried(reach: Reach, start: End, end: End, part: Space) -> str:
+    """Why the topology does not carry `part`, between ends between which it carries something."""
+    if start.zone.vpc is not None:
+        return "no packet has these addresses and this protocol"
+    vpc = reach.world.vpc(str(end.zone.vpc))
+    for item in vpc.publications:
+        port = Space.of(None, None, [(item.protocol, item.protocol)], [(item.port, item.port)])
+        addresses = map(space.number, vpc.instance(item.instance).addresses)
+        meant = Space.of(None, [(one, one) for one in addresses], None, None)
+        # The port of the host was named, and nothing else: the gates know the instance's alone.
+        if not part - port and part & meant:
+            return f"the host's port {item.service} leads to {item.target} here; ask for {item.target}"
+    return "this is not published"
 
 
 def _judged(
@@ -154,7 +163,7 @@ def _judged(
     return packets & reach.passed(gate), Stage(label, tuple(verdicts))
 
 
-def _hops(world: World, start: End, end: End) -> Iterator[str]:
+def _hops(start: End, end: End) -> Iterator[str]:
     """The interfaces that a packet passes."""
     yield _told(start)
     inner = start.zone.vpc or end.zone.vpc

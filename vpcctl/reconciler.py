@@ -352,7 +352,7 @@ def _mend(kernel: Kernel, plan: Plan, homes: Mapping[Key, str], trouble: Trouble
 
 
 def _in_words(trouble: Trouble) -> list[str]:
-    return [f"VPC {scope} cannot be mended, and is left as it is: {error}" for scope, error in trouble.items()]
+    return [f"VPC {scope} cannot be mended, and is left out: {error}" for scope, error in trouble.items()]
 
 
 def _mending(

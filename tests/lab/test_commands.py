@@ -218,7 +218,7 @@ BAD_COMMANDS = [
     (2, ["create-instance", "--vpc", "shop", "--subnet", "web", "--name", "x", "--ip", "10.0.2.9"], "not in subnet"),
     (2, ["create-instance", "--vpc", "shop", "--subnet", "web", "--name", "x", "--ip", "10.0.1.255"], "broadcast"),
     (4, ["delete-instance", "--vpc", "shop", "--name", "none"], "web-2"),
-    (4, ["delete-instance", "--vpc", "shop", "--name", "web"], "published"),
+    (4, ["delete-instance", "--vpc", "shop", "--name", "web"], "web still has tcp/8080 published"),
     (4, ["delete-subnet", "--vpc", "shop", "--name", "web"], "web-2"),
     (4, ["delete-subnet", "--vpc", "shop", "--name", "none"], "web"),
     (4, ["delete-vpc", "--name", "shop"], "peering with billing"),
@@ -230,7 +230,8 @@ BAD_COMMANDS = [
     (4, ["create-peering", "--vpc1", "shop", "--vpc2", "twin"], "overlap"),
     (4, ["create-peering", "--vpc1", "billing", "--vpc2", "twin"], "overlap"),
     (4, ["delete-peering", "--vpc1", "shop", "--vpc2", "twin"], "not peered"),
-    (4, ["publish-port", "--vpc", "shop", "--instance", "db", "--port", "8080"], "8080"),
+    (4, ["publish-port", "--vpc", "shop", "--instance", "db", "--port", "8080"],
+     "published for instance web of VPC shop already"),
     (4, ["publish-port", "--vpc", "shop", "--instance", "none", "--port", "81"], "none"),
     (2, ["publish-port", "--vpc", "shop", "--instance", "db", "--port", "0"], "0"),
     (4, ["unpublish-port", "--vpc", "shop", "--port", "81"], "does not publish"),
@@ -301,6 +302,31 @@ def test_the_same_policy_again_changes_nothing(machine: Lab) -> None:
     assert kernel(machine) == before
     machine.vpcctl("clear-policy", "--vpc", "shop", "--subnet", "db")
     assert kernel(machine) != before
+
+
+# --- What is not there ------------------------------------------------------------------------------------------------
+
+
+def test_without_a_ruleset_hits_and_objects_say_what_loads_it(lab: Lab) -> None:
+    run_all(lab, SHOP)
+    looks = [["show-policy", "--vpc", "shop", "--hits"], ["show-ruleset", "--vpc", "shop", "--json"]]
+    assert [attempt(lab, *words).returncode for words in looks] == [0, 0]
+    lab.run(["nft", "flush", "ruleset"], netns="shop-router")
+    for words in looks:
+        result = attempt(lab, *words)
+        assert (result.returncode, result.stdout) == (1, "")
+        assert result.stderr == "vpcctl: no ruleset is loaded in shop-router; `vpcctl repair` loads it\n"
+
+
+def test_log_says_where_nothing_is_to_be_reported_and_listens_all_the_same(lab: Lab) -> None:
+    run_all(lab, SHOP)
+    silent = 'no rule of VPC shop has "log": true'
+    for rules, told in (([], True), ([{**RULE, "log": True}], False)):
+        lab.vpcctl("apply-policy", write(lab, "log.json", {"vpc": "shop", "subnet": "db", "ingress": rules}))
+        result = lab.run(["timeout", "3", sys.executable, "-m", "vpcctl", "log", "--vpc", "shop"], check=False)
+        assert result.returncode == 124
+        assert "listening to VPC shop" in result.stderr
+        assert (silent in result.stderr) == told
 
 
 # --- exec -------------------------------------------------------------------------------------------------------------

@@ -352,7 +352,7 @@ def test_a_vpc_whose_name_is_taken_is_not_done_and_the_others_are(module_lab: La
         assert [line for line in said if "fresh" in line] == [
             "VPC fresh: not done; namespace fresh-app exists already and is not ours; remove it"
             " (ip netns delete fresh-app) or choose another name",
-            "vpcctl: 1 of 3 steps were not done: namespace fresh-app exists already and is not ours; remove it"
+            "vpcctl: 1 of 3 steps was not done: namespace fresh-app exists already and is not ours; remove it"
             " (ip netns delete fresh-app) or choose another name",
         ]
         assert {"+ instance shop/web-3: 10.0.1.4", "+ VPC late: 10.6.0.0/16"} <= set(said)
@@ -390,7 +390,7 @@ def test_a_vpc_that_fails_half_way_is_put_back_and_the_others_are_done(module_la
     said = applied(run, document, status=4)
     why = "shop-router has a link br-new that is not ours; remove or rename it"
     assert next(line for line in said if "not done" in line) == f"VPC shop: not done; {why}"
-    assert said[-1] == f"vpcctl: 1 of 4 steps were not done: {why}"
+    assert said[-1] == f"vpcctl: 1 of 4 steps was not done: {why}"
     assert {"+ subnet billing/audit: 10.9.2.0/24, private", "+ VPC fresh: 10.7.0.0/16"} <= set(said)
     # What does not depend on the VPC that failed has come, that VPC is as it was.
     found = exported(run)
@@ -421,7 +421,7 @@ def test_a_new_vpc_that_fails_half_way_leaves_nothing(module_lab: Lab, run: Warm
     assert said[0].startswith("VPC fresh: not done; ")
     assert "No space left" in said[0]
     assert said[1] == "+ VPC late: 10.6.0.0/16"
-    assert said[-1].startswith("vpcctl: 1 of 2 steps were not done: ")
+    assert said[-1].startswith("vpcctl: 1 of 2 steps was not done: ")
     assert in_sync(run)
     assert "fresh" not in look(module_lab)
     applied(run, BASE, "--prune")

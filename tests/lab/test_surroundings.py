@@ -214,6 +214,7 @@ def test_root_without_capabilities_is_told_that_it_lacks_privilege(unchanged: La
     refused(unchanged, *POWERLESS, status=77, said="needs root")
     for answer in try_all(unchanged, LOOKS, POWERLESS):
         assert answer.status == 77, answer.complaint
+        assert "to look at namespaces and firewalls, or to change them, needs root" in answer.complaint
         assert "sudo" in answer.complaint
 
 

@@ -151,7 +151,9 @@ def test_sixteen_writers_are_as_if_they_came_one_by_one(module_lab: Lab, run: Wa
         own = [answer for answer in found if f"w{number} " in f"{answer.words} " and "doomed" not in answer.words]
         assert len(own) == 4
         assert [answer for answer in own if answer.status != 0] == []
-    assert one_of(every, "create-vpc --name wanted") == {"VPC wanted exists already"}
+    assert one_of(every, "create-vpc --name wanted") == {
+        "VPC wanted exists already; choose another name, or `vpcctl show-vpc --name wanted`"
+    }
     [missed] = one_of(every, "delete-subnet --vpc hub")
     assert missed.startswith("VPC hub has no subnet 'old'; there is none yet")
     # After it was deleted, by one of them, there was no such VPC for anybody.

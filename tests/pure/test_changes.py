@@ -90,8 +90,14 @@ def test_a_policy_is_detached_and_the_rest_stays() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda w: changes.create_vpc(w, "one", network("10.9.0.0/24")), "VPC one exists already"),
-        (lambda w: changes.create_vpc(w, "x", network("100.64.1.0/24")), "overlaps the transit range"),
+        (
+            lambda w: changes.create_vpc(w, "one", network("10.9.0.0/24")),
+            "VPC one exists already; choose another name, or `vpcctl show-vpc --name one`$",
+        ),
+        (
+            lambda w: changes.create_vpc(w, "x", network("100.64.1.0/24")),
+            "overlaps the transit range .*`vpcctl create-vpc --transit` while",
+        ),
         (
             lambda w: changes.delete_vpc(w, "one", False),
             "VPC one still has subnet web, subnet db, the peering with two; remove them first or use --cascade",
@@ -114,7 +120,8 @@ def test_a_policy_is_detached_and_the_rest_stays() -> None:
         ),
         (
             lambda w: changes.delete_subnet(w, "one", "web", False),
-            "port 8080 is published for instance web, which does not exist; unpublish it first",
+            "instance web still has tcp/8080 published; `vpcctl unpublish-port --vpc one --port 8080` first,"
+            " or use --cascade$",
         ),
         (lambda w: changes.create_instance(w, "one", "web", "db", None, 0), "VPC one has an instance db already"),
         (
@@ -124,7 +131,14 @@ def test_a_policy_is_detached_and_the_rest_stays() -> None:
         (lambda w: changes.delete_instance(w, "one", "x"), "VPC one has no instance 'x'; there is db, web"),
         (
             lambda w: changes.delete_instance(w, "one", "web"),
-            "port 8080 is published for instance web, which does not exist; unpublish it first",
+            "instance web still has tcp/8080 published; `vpcctl unpublish-port --vpc one --port 8080` first$",
+        ),
+        (
+            lambda w: changes.delete_instance(
+                changes.publish_port(w, "one", Publication(UDP, 53, "web", 53)), "one", "web"
+            ),
+            "instance web still has tcp/8080, udp/53 published; `vpcctl unpublish-port --vpc one --port 8080` and"
+            " `vpcctl unpublish-port --vpc one --port 53 --protocol udp` first$",
         ),
         (
             lambda w: changes.set_nat_gateway(w, "one", "web", True),
@@ -136,7 +150,10 @@ def test_a_policy_is_detached_and_the_rest_stays() -> None:
         (lambda w: changes.create_peering(w, "one", "x"), "there is no VPC 'x'; there is one, two"),
         (lambda w: changes.delete_peering(w, "one", "x"), "VPCs one and x are not peered"),
         (lambda w: changes.publish_port(w, "one", Publication(TCP, 1, "x", 1)), "VPC one has no instance 'x'"),
-        (lambda w: changes.publish_port(w, "two", Publication(TCP, 8080, "api", 1)), "published port tcp/8080 exists"),
+        (
+            lambda w: changes.publish_port(w, "two", Publication(TCP, 8080, "api", 1)),
+            "port tcp/8080 is published for instance web of VPC one already",
+        ),
         (
             lambda w: changes.unpublish_port(w, "one", UDP, 8080),
             "VPC one does not publish that port; `vpcctl show-vpc --name one` lists what it does",

@@ -21,7 +21,9 @@ from tests.pure.conftest import KernelForbidden
 from tests.story import WEB_POLICY, nothing, policy, told
 from vpcctl import errors, reconciler
 from vpcctl.cli import COMMANDS, commands, main
+from vpcctl.cli.output import counted
 from vpcctl.cli.session import EXIT_STATUSES, Session
+from vpcctl.cli.traffic import reports
 from vpcctl.compiler import compile_vpc
 from vpcctl.kernel.fake import FakeKernel
 from vpcctl.model import World
@@ -270,10 +272,59 @@ def test_drift_is_status_3_and_repair_ends_it(run: Run, session: Rehearsal) -> N
     assert {"kind", "object", "state", "detail"} == set(found["differences"][0])
     assert json.loads(run("status", "--vpc", "two", "--json").stdout)["in_sync"] is True
     repaired = run("repair")
-    assert "mended: namespace one-web is absent" in repaired.stderr
+    assert "mended: namespace one-web was absent" in repaired.stderr
     assert repaired.stdout == ""
     assert run("repair").stderr == "nothing to mend\n"
     assert run("status").stdout == "in sync\n"
+
+
+@pytest.mark.parametrize(("parts", "said"), [(["one-web"], "1 object"), (["one-web", "two-api"], r"\d+ objects")])
+def test_what_was_mended_is_counted(run: Run, session: Rehearsal, parts: list[str], said: str) -> None:
+    for name in parts:
+        for item in [item for item in session.fake.objects.values() if item.namespace == name][-1:]:
+            session.fake.remove(item)
+    assert re.fullmatch(rf"mended {said}", run("repair").stderr.splitlines()[-1])
+
+
+def test_things_are_counted_in_one_or_many() -> None:
+    assert [counted(number, "VPC") for number in (0, 1, 2)] == ["0 VPCs", "1 VPC", "2 VPCs"]
+
+
+@pytest.mark.parametrize("given", [None, "", "n\n"])
+def test_whoever_does_not_say_yes_is_told_that_nothing_was_removed(
+    run: Run, session: Rehearsal, given: str | None
+) -> None:
+    before = session.load()
+    said = run("destroy", "--all", status=1, said=given).stderr
+    advice = "" if given == "n\n" else "; say --yes, or answer the question"
+    assert f"vpcctl: nothing was removed{advice}\n" in said
+    assert session.load() == before
+    assert "removed 2 VPCs; the host is as before\n" in run("destroy", "--all", said="y\n").stderr
+
+
+@pytest.mark.parametrize("flushed", [False, True])
+def test_where_no_ruleset_is_loaded_the_hits_are_told_so(run: Run, session: Rehearsal, flushed: bool) -> None:
+    session.fake.ruleset_objects = lambda namespace: [] if flushed else [{"table": {"name": "vpcctl"}}]
+    for words in (("show-policy", "--vpc", "one", "--hits"), ("show-ruleset", "--vpc", "one", "--json")):
+        result = run(*words, status=1 if flushed else 0)
+        told = "no ruleset is loaded in one-router; `vpcctl repair` loads it"
+        assert (str(result.exception), result.output) == (told, "") if flushed else result.output
+
+
+def test_each_document_is_sent_to_the_command_that_takes_it(vpcctl: Main, files: Path) -> None:
+    environment = "this is an environment; `vpcctl apply` takes it"
+    assert vpcctl("apply-policy", "--dry-run", "shop.json", status=2) == ("", f"vpcctl: shop.json#: {environment}\n")
+    (files / "several.json").write_text(json.dumps([WEB_POLICY]))
+    for name in ("web.json", "several.json"):
+        said = f"vpcctl: {name}#: this is a policy; `vpcctl apply-policy` takes it\n"
+        for command in ("plan", "apply"):
+            assert vpcctl(command, name, status=2) == ("", said)
+
+
+def test_a_vpc_reports_if_one_of_its_rules_says_so() -> None:
+    assert reports(told("apply a policy").vpc("one"))
+    assert not reports(told("tighten the policy").vpc("one"))
+    assert not reports(told("clear the policy").vpc("one"))
 
 
 def test_what_the_kernel_refuses_is_status_5_and_leaves_things_as_they_were(run: Run, session: Rehearsal) -> None:
@@ -499,9 +550,9 @@ def test_a_reader_that_has_gone_is_no_error(session: Rehearsal) -> None:
 def test_applying_a_policy_says_what_it_does_and_the_second_time_that_it_does_nothing(run: Run, files: Path) -> None:
     (files / "web.json").write_text('{"subnet": "web", "vpc": "one", "ingress": [{"action": "allow"}]}')
     first, second = run("apply-policy", "web.json"), run("apply-policy", "web.json")
-    assert "one/web: applied (1 rules)" in first.stderr
+    assert "one/web: applied (1 rule)" in first.stderr
     assert 'ingress of one/web denies what no rule matches (implied; say it with "default")' in first.stderr
-    assert "one/web: unchanged (1 rules)" in second.stderr
+    assert "one/web: unchanged (1 rule)" in second.stderr
 
 
 def test_a_policy_comes_from_standard_input_too(run: Run) -> None:

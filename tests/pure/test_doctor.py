@@ -106,7 +106,7 @@ def matched(statement: dict[str, Any], packet: Packet = OUT, sets: Mapping[str, 
 
 def test_without_foreign_chains_everything_passes() -> None:
     [only] = examined(Listing([]))
-    assert (only.severity, only.what) == ("ok", "0 chains of others on our packets' way let them pass")
+    assert (only.severity, only.what) == ("ok", "chains of others on our packets' way, which let them pass: 0")
 
 
 def test_dockers_policy_drops_our_packets_both_ways() -> None:
@@ -187,7 +187,7 @@ def test_ufw_drops_what_we_send_and_its_own_words_open_it() -> None:
 
 def test_libvirts_own_network_is_not_in_our_way() -> None:
     [found] = examined(firewall("libvirt"))
-    assert (found.severity, found.what) == ("ok", "1 chains of others on our packets' way let them pass")
+    assert (found.severity, found.what) == ("ok", "chains of others on our packets' way, which let them pass: 1")
 
 
 def test_only_the_vpc_that_a_rule_names_is_affected() -> None:

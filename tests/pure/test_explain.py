@@ -50,7 +50,8 @@ def line_of(origin: str) -> str:
     """An origin; where the topology decides, as much of the reason as the oracle gives."""
     if "is no address of the internet" in origin:
         return origin.partition(";")[0]
-    if origin in ("this port is not published", "nothing is published there", "this is not published"):
+    reasons = ("this port is not published", "nothing is published there", "this is not published")
+    if origin in reasons or "; ask for " in origin:
         return "not published"
     return origin
 
@@ -185,7 +186,10 @@ def shop() -> Reach:
     """A public subnet with two instances, a private one with a policy, a peer and a stranger."""
     document = {
         "vpcs": [
-            {"name": "shop", "cidr": "10.0.0.0/16", "publish": [{"protocol": "tcp", "port": 8080, "instance": "web"}],
+            {"name": "shop", "cidr": "10.0.0.0/16", "publish": [
+                {"protocol": "tcp", "port": 8080, "instance": "web"},
+                {"protocol": "tcp", "port": 443, "instance": "web", "target_port": 8443},
+             ],
              "subnets": [
                 {"name": "web", "cidr": "10.0.1.0/24", "type": "public",
                  "instances": [{"name": "web"}, {"name": "web-2", "ip": "10.0.1.9"}]},
@@ -220,6 +224,13 @@ POLICY = "env.json#/vpcs/0/subnets/1/policy"
         ("internet", "shop/web", "tcp/8080", ALLOW, "no policy"),
         ("internet", "shop/web", "tcp/80", DENY, "this is not published"),
         ("internet", "shop/web", "tcp", PARTLY, "this is not published"),
+        # The host's port, and the instance's.
+        ("internet", "shop/web", "tcp/443", DENY,
+         "the host's port tcp/443 leads to tcp/8443 here; ask for tcp/8443"),
+        ("internet", "shop/web", "tcp/8443", ALLOW, "no policy"),
+        ("internet", "shop/web-2", "tcp/443", DENY, "this is not published"),
+        ("internet", "shop/web", "udp/443", DENY, "this is not published"),
+        ("internet", "shop/web", "tcp/443-444", DENY, "this is not published"),
         ("203.0.113.7", "shop/data", "tcp/80", DENY, "nothing is published there"),
         ("billing/api", "shop/data", "tcp/5432", DENY, f"{POLICY}/ingress (default deny)"),
         ("apart/api", "shop/data", "tcp/5432", DENY, "VPCs apart and shop are not peered"),

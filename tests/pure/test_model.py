@@ -163,7 +163,7 @@ def test_names_and_macs_are_one_of_a_kind_in_a_vpc(parts: tuple, words: str) -> 
 def test_a_port_is_published_once_and_for_somebody() -> None:
     web = subnet("web", "10.0.0.0/28", member("web", "10.0.0.2"))
     twice = (Publication(TCP, 80, "web", 80), Publication(TCP, 80, "web", 81))
-    with pytest.raises(ConflictError, match="VPC one: published port tcp/80 exists already"):
+    with pytest.raises(ConflictError, match="port tcp/80 is published for instance web of VPC one already; choose"):
         vpc("one", "10.0.0.0/26", 0, web, publications=twice)
     assert vpc("one", "10.0.0.0/26", 0, web, publications=(twice[0], Publication(UDP, 80, "web", 80)))
     with pytest.raises(ConflictError, match="port 80 is published for instance ghost, which does not exist"):
@@ -224,7 +224,8 @@ def test_a_port_of_the_host_is_published_by_one_vpc() -> None:
         web = subnet("web", "10.0.0.0/28", worlds.instance(name, "web", "10.0.0.2"))
         return vpc(name, "10.0.0.0/26", index, web, publications=(Publication(TCP, 80, "web", 80),))
 
-    with pytest.raises(ConflictError, match="published port tcp/80 exists already"):
+    taken = "port tcp/80 is published for instance web of VPC one already; choose another, or take that back with"
+    with pytest.raises(ConflictError, match=f"{taken} `vpcctl unpublish-port --vpc one --port 80`$"):
         World((serving("one", 0), serving("two", 1)))
 
 

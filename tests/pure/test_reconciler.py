@@ -671,7 +671,7 @@ def test_a_vpc_that_cannot_be_mended_stands_in_no_other_ones_way(life: Life) -> 
     """Whichever object of it is refused: the other VPC is restored, can be changed, and all can be destroyed."""
     for key in everything_of(life):
         machine, scope = troubled(life, key)
-        with pytest.raises(KernelError, match=f"VPC {scope} cannot be mended, and is left as it is"):
+        with pytest.raises(KernelError, match=f"VPC {scope} cannot be mended, and is left out"):
             machine.repair()
         other = {"one": "two", "two": "one"}[scope]
         apart = [one for one in reconciler.examine(machine.state, machine.kernel, [other]) if not shared(one.item)]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vpcctl.cli.output import print_json, show
+from vpcctl.cli.output import counted, print_json, show
 from vpcctl.cli.policies import policy_loader
 from vpcctl.cli.session import Session, json_option, read_document
 from vpcctl.errors import ConflictError, DocumentError, KernelError, VpcctlError
@@ -132,7 +132,8 @@ def apply(session: Session, environment: str, prune: bool) -> None:
             for change in object_changes(outcome.before, outcome.after):
                 session.say(str(change))
     if failures:
-        raise type(failures[0])(f"{len(failures)} of {len(way)} steps were not done: {failures[0]}")
+        undone = f"{len(failures)} of {counted(len(way), 'step')} {'was' if len(failures) == 1 else 'were'} not done"
+        raise type(failures[0])(f"{undone}: {failures[0]}")
     # What is the same may have been flushed, and is to be as the document says when this returns.
     changed = frozenset[str]().union(*(step.vpcs for step in way))
     session.mend(one["name"] for one in document.get("vpcs", ()) if one["name"] not in changed)

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from vpcctl.cli.output import print_json, show, show_marked
+from vpcctl.cli.output import counted, print_json, show, show_marked
 from vpcctl.cli.session import Session, json_option
 
 DRIFT = 3
@@ -31,7 +31,7 @@ def status(session: Session, vpc: str | None, as_json: bool) -> None:
         differences = reconciler.examine(state, kernel, None if vpc is None else [vpc])
     finally:
         kernel.close()
-    unfinished = state.pending is not None
+    unfinished = state.pending is not None if vpc is None else state.changes(vpc)
     if as_json:
         print_json(
             {
@@ -77,9 +77,9 @@ def repair(session: Session, vpc: str | None, adopt: bool) -> None:
         for words in told:
             session.say(words)
     for difference in differences:
-        session.say(f"mended: {difference}")
+        session.say(f"mended: {difference.past}")
     if differences or not told:
-        session.say(f"mended {len(differences)} objects" if differences else "nothing to mend")
+        session.say(f"mended {counted(len(differences), 'object')}" if differences else "nothing to mend")
 
 
 @click.command
@@ -105,18 +105,31 @@ def destroy(session: Session, everything: bool, yes: bool) -> None:
 
     Example: vpcctl destroy --all --yes
     """
-    from vpcctl.kernel.linux import require_privilege
     from vpcctl.model import World
 
     if not everything:
         raise click.UsageError("say --all to remove every VPC")
-    require_privilege()
+    # Whoever may not do it is told so before the question.
+    session.kernel().close()
     world = session.load().world
     if not yes:
         named = ", ".join(vpc.name for vpc in world.vpcs) or "none"
-        click.confirm(f"Remove all VPCs ({named})?", abort=True, err=True)
+        _confirm(f"Remove all VPCs ({named})?")
     outcome = session.change(lambda state: World())
-    session.say(f"removed {len(outcome.before.vpcs)} VPCs; the host is as before")
+    session.say(f"removed {counted(len(outcome.before.vpcs), 'VPC')}; the host is as before")
+
+
+def _confirm(question: str) -> None:
+    """Ask; without a yes say that nothing was done, and abort."""
+    try:
+        agreed = click.confirm(question, err=True)
+    except click.Abort:
+        # The question stands on the line still.
+        click.echo("\nvpcctl: nothing was removed; say --yes, or answer the question", err=True)
+        raise
+    if not agreed:
+        click.echo("vpcctl: nothing was removed", err=True)
+        raise click.Abort
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

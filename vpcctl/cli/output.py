@@ -7,7 +7,7 @@ import os
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -33,6 +33,11 @@ def visible_lines(text: str) -> str:
     return "\n".join(map(visible, text.split("\n")))
 
 
+def counted(number: int, noun: str) -> str:
+    """So many things, as `1 rule` and `2 rules`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def show(*lines: object, flush: bool = False) -> None:
     """A result for people, one line after the other."""
     for line in lines:
@@ -41,7 +46,7 @@ def show(*lines: object, flush: bool = False) -> None:
 
 def show_marked(mark: str, colour: str, words: str) -> None:
     """A line for people that begins with a coloured word."""
-    print(f"{styled(mark, colour)}: {visible(words)}")
+    print(f"{styled(mark, colour, sys.stdout)}: {visible(words)}")
 
 
 def print_text(text: str) -> None:
@@ -49,9 +54,9 @@ def print_text(text: str) -> None:
     print(text, end="")
 
 
-def styled(text: str, colour: str) -> str:
-    """`text` in `colour` where standard error is a terminal and NO_COLOR is not set (no-color.org)."""
-    if os.environ.get("NO_COLOR") or not sys.stderr.isatty():
+def styled(text: str, colour: str, stream: TextIO) -> str:
+    """`text` in `colour` where `stream` is a terminal and NO_COLOR is not set (no-color.org)."""
+    if os.environ.get("NO_COLOR") or not stream.isatty():
         return text
     return click.style(text, fg=colour)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vpcctl.cli.output import print_json, print_table, print_text, show
+from vpcctl.cli.output import counted, print_json, print_table, print_text, show
 from vpcctl.cli.session import Session, json_option, read_document
 from vpcctl.errors import DocumentError, VpcctlError
 
@@ -95,7 +94,7 @@ def _applied(session: Session, world: World, attachments: list[Any]) -> None:
         before = world.vpc(attachment.vpc).subnet(attachment.subnet).policy
         how = "unchanged" if before == attachment.policy else "applied"
         rules = sum(len(rules or ()) for rules in (attachment.policy.ingress, attachment.policy.egress))
-        session.say(f"{attachment.vpc}/{attachment.subnet}: {how} ({rules} rules)")
+        session.say(f"{attachment.vpc}/{attachment.subnet}: {how} ({counted(rules, 'rule')})")
 
 
 @click.command
@@ -145,11 +144,19 @@ def show_policy(session: Session, vpc: str, subnet: str | None, counted: bool, a
 def _ruleset_objects(session: Session, vpc: str) -> list[dict[str, Any]]:
     from vpcctl.names import router_namespace
 
+    namespace = router_namespace(vpc)
     kernel = session.kernel()
     try:
-        return kernel.ruleset_objects(router_namespace(vpc))
+        return _loaded(kernel.ruleset_objects(namespace), namespace)
     finally:
         kernel.close()
+
+
+def _loaded(ruleset: Any, namespace: str) -> Any:
+    """`ruleset` as the kernel has it; VpcctlError where that is nothing."""
+    if not ruleset:
+        raise VpcctlError(f"no ruleset is loaded in {namespace}; `vpcctl repair` loads it")
+    return ruleset
 
 
 def _policy_document(subnet: Subnet, objects: list[dict[str, Any]] | None) -> dict[str, Any]:
@@ -264,7 +271,12 @@ def load_environment(file: str) -> World:
 def policy_loader(environment: str) -> Callable[[str], tuple[Any, str]]:
     """What reads the policies that an environment file names by paths relative to itself."""
     folder = Path(environment).parent
-    return lambda policy: read_document(policy if os.path.isabs(policy) else str(folder / policy))
+
+    def load(policy: str) -> tuple[Any, str]:
+        place = str(folder / policy)
+        return read_document("./-" if place == "-" else place)
+
+    return load
 
 
 @click.command
@@ -284,11 +296,9 @@ def show_ruleset(session: Session, vpc: str, as_json: bool) -> None:
     kernel = session.kernel()
     try:
         if as_json:
-            return print_json(kernel.ruleset_objects(namespace))
-        text = kernel.ruleset_listing(namespace, VPC_FAMILIES)
+            return print_json(_loaded(kernel.ruleset_objects(namespace), namespace))
+        text = _loaded(kernel.ruleset_listing(namespace, VPC_FAMILIES), namespace)
     finally:
         kernel.close()
-    if not text:
-        raise VpcctlError(f"no ruleset is loaded in {namespace}; `vpcctl repair` loads it")
     print_text(text)
     return None

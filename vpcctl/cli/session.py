@@ -75,7 +75,7 @@ class Session:
 
     def _left(self) -> str:
         try:
-            unfinished = self.load().pending is not None
+            unfinished = self.load().unfinished
         except VpcctlError:
             unfinished = True
         return "a change is half made; `vpcctl repair` finishes it" if unfinished else "nothing is left half made"
@@ -98,7 +98,7 @@ class Session:
         with self.mutating() as kernel:
             for vpc in vpcs:
                 for difference in reconciler.repair(self.store, kernel, report=self.say, vpc=vpc)[0]:
-                    self.say(f"mended: {difference}")
+                    self.say(f"mended: {difference.past}")
 
     def say(self, words: str) -> None:
         """Tell a person, on standard error; that nobody hears it must not end a change half-way."""
@@ -106,7 +106,7 @@ class Session:
 
     def warn(self, words: str) -> None:
         """Tell a person in one line what may not be as meant."""
-        self._print(f"{styled('warning', 'yellow')}: {visible(words)}")
+        self._print(f"{styled('warning', 'yellow', sys.stderr)}: {visible(words)}")
 
     def _print(self, text: str) -> None:
         if self.verbosity >= 0:
@@ -162,4 +162,6 @@ def read_document(place: str) -> tuple[Any, str]:
         raise DocumentError(f"{name}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise DocumentError(f"{name}: is not text in UTF-8") from error
+    except ValueError as error:
+        raise DocumentError(f"{name!r} is no name of a file ({error})") from error
     return parse(text, name), name

@@ -13,7 +13,7 @@ from vpcctl.errors import ConflictError, DocumentError, KernelError, VpcctlError
 
 if TYPE_CHECKING:
     from vpcctl.explain import Answer
-    from vpcctl.model import World
+    from vpcctl.model import Vpc, World
     from vpcctl.reach import Reach
 
 environment_option = click.option(
@@ -143,14 +143,27 @@ def log(session: Session, vpc: str, count: int | None, as_json: bool) -> None:
     from vpcctl.wording import service_in_words
 
     require_privilege()
-    namespace = router_namespace(session.load().world.vpc(vpc).name)
+    found = session.load().world.vpc(vpc)
+    namespace = router_namespace(found.name)
     session.say(f"listening to VPC {vpc}; Ctrl-C ends it")
-    for entry in islice(logs.follow(namespace, LOG_GROUP), count):
+    if not reports(found):
+        session.say(f'no rule of VPC {vpc} has "log": true: nothing is reported until one is applied')
+
+    def lost() -> None:
+        session.say("some packets are not told: there were more than could be read in time")
+
+    for entry in islice(logs.follow(namespace, LOG_GROUP, lost), count):
         if as_json:
             print_json(asdict(entry), indent=None)
         else:
             service = service_in_words(entry.protocol, entry.port)
             show(f"{entry.prefix}: {entry.source} → {entry.destination} {service}", flush=True)
+
+
+def reports(vpc: Vpc) -> bool:
+    """Has the VPC a rule that is to be reported?"""
+    policies = (subnet.policy for subnet in vpc.subnets if subnet.policy is not None)
+    return any(rule.log for policy in policies for rules in (policy.ingress, policy.egress) for rule in rules or ())
 
 
 @click.command
@@ -207,21 +220,25 @@ def verify(session: Session, tests: str, environment: str | None, as_json: bool)
     problems = structure_problems(document, "assertions", file)
     if problems:
         raise DocumentError(*problems)
+    if not document:
+        raise DocumentError(f'{file}#: there are no assertions; write one: {{"from": "shop/web", …}}')
     reach = Reach(_world(session, environment))
-    results = [_checked(reach, assertion, f"{file}#/{number}") for number, assertion in enumerate(document)]
+    checked = [_checked(reach, assertion, f"{file}#/{number}") for number, assertion in enumerate(document)]
+    results = [result for result, _ in checked]
     failed = sum(not result["passed"] for result in results)
     if as_json:
         print_json({"passed": len(results) - failed, "failed": failed, "results": results})
     else:
-        for result in results:
+        for result, words in checked:
             mark = "pass" if result["passed"] else "FAIL"
             flow = f"{result['from']} → {result['to']} {result['service']}"
-            show(f"{mark}  {flow}: expected {result['expect']}, is {result['verdict']} by {result['deciding']}")
+            show(f"{mark}  {flow}: expected {result['expect']}; {words}")
         session.say(f"{len(results) - failed} passed, {failed} failed")
     sys.exit(1 if failed else 0)
 
 
-def _checked(reach: Reach, assertion: dict[str, str], place: str) -> dict[str, Any]:
+def _checked(reach: Reach, assertion: dict[str, str], place: str) -> tuple[dict[str, Any], str]:
+    """What came of an assertion, for machines, and the verdict in words."""
     from vpcctl import explain as explaining
 
     asked = (assertion["from"], assertion["to"], assertion["service"])
@@ -231,4 +248,15 @@ def _checked(reach: Reach, assertion: dict[str, str], place: str) -> dict[str, A
         raise DocumentError(f"{place}: {error}") from error
     result = {name: assertion[name] for name in ("from", "to", "service", "expect")}
     passed = answer.verdict == assertion["expect"]
-    return {**result, "verdict": answer.verdict, "deciding": answer.deciding.origin, "passed": passed}
+    result |= {"verdict": answer.verdict, "deciding": answer.deciding.origin, "passed": passed}
+    return result, _judged(answer)
+
+
+def _judged(answer: Answer) -> str:
+    """The verdict as the end of a sentence: `denied by web.json#/ingress/2`."""
+    origin = answer.deciding.origin
+    # What is no line of a file is a reason.
+    decided = f" by {origin}" if "#" in origin else f": {origin}"
+    if answer.verdict != "partly":
+        return WORDS[answer.verdict] + decided
+    return f"{WORDS[answer.verdict]}: {'; '.join(map(str, answer.allowed))}; the rest is denied{decided}"

@@ -57,15 +57,16 @@ class Rtnl:
             if error.code in ABSENCE:
                 return None
             raise
-        return found[0] if found else None
+        if not found:
+            return None
+        if name != LOOPBACK:
+            self._indices[name] = found[0]["index"]
+        return found[0]
 
     def index(self, name: str) -> int:
         """The index of the link `name`; KernelError if it is gone."""
-        if name not in self._indices:
-            link = self.link(name)
-            if link is None:
-                raise GoneError(f"link {name} in {where(self.namespace)} is gone; `vpcctl repair` makes it again")
-            self._indices[name] = link["index"]
+        if name not in self._indices and self.link(name) is None:
+            raise GoneError(f"link {name} in {where(self.namespace)} is gone; `vpcctl repair` makes it again")
         return self._indices[name]
 
     def forget(self, name: str) -> None:

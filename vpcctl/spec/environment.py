@@ -28,6 +28,8 @@ def read_environment(
     else allocated in the document's order.  `load` returns the parsed document and the name of a policy's path.
     DocumentError with every problem found.
     """
+    if documents.kind_of(document) == "policy":
+        raise DocumentError(Problem(file, "", "this is a policy; `vpcctl apply-policy` takes it"))
     reader = _Environment(file, load, present or World(), serial)
     reader.problems += documents.structure_problems(document, "environment", file)
     if reader.problems:
@@ -155,13 +157,17 @@ class _Environment(Reader):
         }
         sets = self.sets(document.get("sets", {}), f"{pointer}/sets")
         self.names_within(document, pointer)
-        if alone is not None:
-            self.places_of({place: subnet for place, subnet in subnets.items() if subnet is not None}, alone)
         published = self.published(document, pointer)
-        if alone is None or len(self.problems) > told:
-            return alone
+        if alone is None:
+            return None
         parts = (name, (prefix,), index, tuple(subnets.values()), published, tuple(sets.items()))
-        return self.guarded(pointer, Vpc, *parts)
+        if len(self.problems) == told:
+            with contextlib.suppress(VpcctlError):
+                return Vpc(*parts)
+        self.places_of({place: subnet for place, subnet in subnets.items() if subnet is not None}, alone)
+        if len(self.problems) == told:
+            self.guarded(pointer, Vpc, *parts)
+        return alone
 
     def beside_transit(self, name: str, prefix: Network, index: int) -> Vpc:
         made = Vpc(name, (prefix,), index)
@@ -171,16 +177,17 @@ class _Environment(Reader):
     def names_within(self, document: dict, pointer: str) -> None:
         """Tell the names in a VPC that stand twice."""
         owner, inners = document["name"], document.get("subnets", [])
-        again = self.twice(
+        self.twice(
             (f"subnet {inner['name']} of VPC {owner}", f"{pointer}/subnets/{number}/name")
             for number, inner in enumerate(inners)
         )
+        wrong = {problem.pointer for problem in self.problems}
         self.twice(
             (f"instance {instance['name']} of VPC {owner}", f"{place}/name")
             for number, inner in enumerate(inners)
             for instance, place in _instances(inner, f"{pointer}/subnets/{number}")
             # The instance that comes of the subnet's name by itself is no second problem.
-            if f"{place}/name" not in again
+            if f"{place}/name" not in wrong
         )
 
     def places_of(self, subnets: dict[str, Subnet], vpc: Vpc) -> None:
@@ -232,7 +239,8 @@ class _Environment(Reader):
         wanted, addresses = {}, {}
         for inner, place in _instances(document, pointer):
             told = len(self.problems)
-            self.guarded(f"{place}/name", names.check_name, inner["name"], "instance")
+            if place != pointer:
+                self.guarded(f"{place}/name", names.check_name, inner["name"], "instance")
             address = self.attempt(f"{place}/ip", fields.parse_address, inner["ip"]) if "ip" in inner else None
             if len(self.problems) == told:
                 wanted[place] = inner["name"]

@@ -25,6 +25,8 @@ class PolicyDocument:
 
 def read_policies(document: Any, file: str) -> list[PolicyDocument]:
     """The policies of one parsed file; DocumentError with every problem in it."""
+    if documents.kind_of(document) == "environment":
+        raise DocumentError(Problem(file, "", "this is an environment; `vpcctl apply` takes it"))
     reader = Reader(file)
     sound = document
     if not plainly_valid(document):
