@@ -105,7 +105,7 @@ def names() -> list[str]:
 
 @contextlib.contextmanager
 def entered(name: str | None) -> Iterator[None]:
-    """Move the calling thread into the namespace `name` for the duration; None stays where it is.
+    """Move the calling thread into the namespace `name`, or of that path, for the duration; None stays where it is.
 
     Raises GoneError if there is no such namespace, ConflictError for one that nobody's vpcctl made: it is not entered.
     """
@@ -134,8 +134,9 @@ def entered(name: str | None) -> Iterator[None]:
 
 
 def is_foreign(name: str | None) -> bool:
-    """Is `name` a namespace that no vpcctl made?"""
-    return name is not None and is_namespace(name) and not (owner(name) or "").startswith(TAGGED)
+    """Is `name` a namespace that no vpcctl made?  One that is called by its whole path is nobody's but the caller's."""
+    named = name is not None and "/" not in name and is_namespace(name)
+    return named and not (owner(str(name)) or "").startswith(TAGGED)
 
 
 def check_ours(name: str) -> None:
