@@ -10,17 +10,17 @@ demo:
 # Run all tests; ARGS go to pytest
 [no-exit-message]
 test *ARGS:
-    pytest -n 2 "$@"
+    pytest -n 2 --dist worksteal "$@"
 
 # Run the tests that need no kernel
 [no-exit-message]
 pure *ARGS:
-    pytest -n 2 tests/pure "$@"
+    pytest -n 2 --dist worksteal tests/pure "$@"
 
 # Run the tests against the kernel, each in a throw-away machine
 [no-exit-message]
 kernel *ARGS:
-    pytest -n 2 tests/lab "$@"
+    pytest -n 2 --dist worksteal tests/lab "$@"
 
 # Check style
 [no-exit-message]

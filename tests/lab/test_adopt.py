@@ -9,32 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.lab.machine import differences, photograph, settle
+from tests.lab.machine import TWO_VPCS, differences, photograph, settle
 from tests.lab.warm import Ran, Warm
 from vpcctl.lab import STATE_DIR, Lab
 
 STATE = f"{STATE_DIR}/state.json"
-ENVIRONMENT = {
-    "vpcs": [
-        {
-            "name": "shop",
-            "cidr": "10.0.0.0/16",
-            "subnets": [
-                {"name": "web", "cidr": "10.0.1.0/24", "type": "public"},
-                {
-                    "name": "db",
-                    "cidr": "10.0.2.0/24",
-                    "type": "private",
-                    "nat_gateway": True,
-                    "policy": {"ingress": [{"action": "allow", "protocol": "icmp"}]},
-                },
-            ],
-            "publish": [{"protocol": "tcp", "port": 8080, "instance": "web", "target_port": 80}],
-        },
-        {"name": "billing", "cidr": "10.9.0.0/16"},
-    ],
-    "peerings": [["shop", "billing"]],
-}
 # Every command that changes something, and its standard input.
 MUTATING: dict[str, Any] = {
     "create-vpc --name new --cidr 10.1.0.0/16": None,
@@ -74,9 +53,9 @@ def warm(module_lab: Lab, empty: dict[str, Any]) -> Iterator[Warm]:
 
 @pytest.fixture
 def run(module_lab: Lab, warm: Warm) -> Warm:
-    """Commands on a machine that is as `ENVIRONMENT` says, with nothing beside the record."""
+    """Commands on a machine that is as `TWO_VPCS` says, with nothing beside the record."""
     module_lab.run(["rm", "-f", f"{STATE}.damaged"])
-    warm("apply --prune -", input=json.dumps(ENVIRONMENT))
+    warm("apply --prune -", input=json.dumps(TWO_VPCS))
     return warm
 
 

@@ -23,7 +23,7 @@ from tests.lab.warm import Ran, Warm
 from vpcctl.lab import HOST, INTERNET, NEIGHBOUR, STATE_DIR, Lab
 
 EXHAUSTIVE = bool(os.environ.get("VPCCTL_TEST_EXHAUSTIVE"))
-KILLS, ERRORS = 6, 4  # how many of each a command gets ordinarily
+KILLS, ERRORS = 5, 3  # how many of each a command gets ordinarily
 NEVER, ALWAYS = 23, 5000  # the port that each policy below denies, and the one that each allows
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="there is no strace(1)")
@@ -309,7 +309,7 @@ def test_a_command_that_is_struck_anywhere_is_mended(scene: Scene, command: str)
             statuses.append(ran.status)
     scene.assert_quiet()
     # A call that comes at another time than foreseen is a strike in vain; most must have hit.
-    assert killed.count(-9) >= 0.8 * len(killed), killed
+    assert killed.count(-9) > len(killed) / 2, killed
     assert any(failed), failed
 
 

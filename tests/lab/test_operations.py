@@ -12,36 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.machine import differences, photograph, run_all, settle
+from tests.lab.machine import TWO_VPCS, differences, photograph, run_all, seen, settle
 from tests.lab.traffic import eventually, start_flow, stations
 from vpcctl.lab import STATE_DIR, Lab
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/operations.md").read_text()
 STATE = f"{STATE_DIR}/state.json"
-ENVIRONMENT = {
-    "vpcs": [
-        {
-            "name": "shop",
-            "cidr": "10.0.0.0/16",
-            "subnets": [
-                {"name": "web", "cidr": "10.0.1.0/24", "type": "public"},
-                {
-                    "name": "db",
-                    "cidr": "10.0.2.0/24",
-                    "type": "private",
-                    "policy": {"ingress": [{"action": "allow", "protocol": "udp", "port": 5000}]},
-                },
-            ],
-        },
-        {
-            "name": "billing",
-            "cidr": "10.9.0.0/16",
-            "subnets": [{"name": "ledger", "cidr": "10.9.1.0/24", "type": "private"}],
-        },
-    ],
-    "peerings": [["shop", "billing"]],
-}
 # What an older version of the program compiles: the same, and a chain that nothing leads to.
 OLDER = """
 import dataclasses, sys
@@ -86,10 +63,11 @@ def works(lab: Lab) -> bool:
 def reboot(lab: Lab) -> None:
     """All that a reboot takes: namespaces, links, rules, the files under /run; and the boot has another id."""
     lab.run(["sh", "-c", "for name in $(ls /run/netns); do ip netns delete $name; done; nft flush ruleset"])
-    lab.run(["sh", "-c", "rm -rf /run/vpcctl; for link in $(ls /sys/class/net); do case $link in vpc-*)"
-             " ip link delete $link;; esac; done"])  # fmt: skip
+    # The kernel takes the links with their namespaces, in its own time.
+    assert eventually(lambda: not any(one["ifname"].startswith("vpc-") for one in seen(lab, "link")))
     place = "/proc/sys/kernel/random/boot_id"
-    lab.run(["sh", "-ec", f"echo 00000000-0000-4000-8000-000000000001 >/run/boot; mount --bind /run/boot {place}"])
+    boot = f"rm -rf /run/vpcctl; echo 00000000-0000-4000-8000-000000000001 >/run/boot; mount --bind /run/boot {place}"
+    lab.run(["sh", "-ec", boot])
 
 
 @dataclass(frozen=True)
@@ -126,7 +104,7 @@ def busy(lab: Lab, tmp_path: Path) -> Lab:
     """A lab with two VPCs."""
     if lab.run(["strace", "true"], check=False).returncode:
         pytest.skip("there is no strace(1)")
-    lab.vpcctl("apply", "-", input=json.dumps(ENVIRONMENT))
+    lab.vpcctl("apply", "-", input=json.dumps(TWO_VPCS))
     assert works(lab)
     return lab
 
@@ -186,7 +164,7 @@ def test_a_full_disk_changes_nothing(lab: Lab, tmp_path: Path) -> None:
     title = "The disk is full"
     lab.run(["mkdir", "-m", "700", str(STATE_DIR)])
     lab.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(STATE_DIR)])
-    lab.vpcctl("apply", "-", input=json.dumps(ENVIRONMENT))
+    lab.vpcctl("apply", "-", input=json.dumps(TWO_VPCS))
     lab.run(["sh", "-c", f"cat /dev/zero >{STATE_DIR}/filler"], check=False)
     words = ["create-vpc", "--name", "more", "--cidr", "10.8.0.0/16"]
     refused = lab.run([sys.executable, "-m", "vpcctl", *words], check=False)
@@ -201,7 +179,7 @@ def test_a_full_disk_changes_nothing(lab: Lab, tmp_path: Path) -> None:
 
 def test_an_upgrade_takes_over_without_a_lost_packet(lab: Lab, tmp_path: Path) -> None:
     title = "Upgrade"
-    lab.run([sys.executable, "-c", OLDER, "apply", "-"], input=json.dumps(ENVIRONMENT))
+    lab.run([sys.executable, "-c", OLDER, "apply", "-"], input=json.dumps(TWO_VPCS))
     with stations(lab, "shop-web", "shop-db") as (web, db):
         db.listen()
         flow = start_flow("kept", web, db, "10.0.2.2", 5000, "udp", rate=500)
@@ -229,7 +207,7 @@ def test_taken_off_it_leaves_nothing(lab: Lab, tmp_path: Path) -> None:
         run_all(other, ["create-vpc --name shop --cidr 10.0.0.0/16", "destroy --all --yes"])
     settle(lab)
     before = photograph(lab)
-    lab.vpcctl("apply", "-", input=json.dumps(ENVIRONMENT))
+    lab.vpcctl("apply", "-", input=json.dumps(TWO_VPCS))
     assert len(differences(before, photograph(lab))) > 10
     done = typed(lab, title, 0, tmp_path)
     assert done.returncode == 0, done.stderr

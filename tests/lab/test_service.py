@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab.machine import attempt, photograph, seen, settle
+from tests.lab.machine import TWO_VPCS, attempt, photograph, seen, settle
 from tests.lab.traffic import Station, reaches, silent, stations
 from tests.lab.warm import Warm
 from vpcctl.kernel.service import NAME, UNITS, unit
@@ -188,30 +188,6 @@ def test_the_template_has_no_gap_left_and_no_path_of_this_machine() -> None:
 
 # --- A boot -----------------------------------------------------------------------------------------------------------
 
-ENVIRONMENT = {
-    "vpcs": [
-        {
-            "name": "shop",
-            "cidr": "10.0.0.0/16",
-            "subnets": [
-                {"name": "web", "cidr": "10.0.1.0/24", "type": "public"},
-                {
-                    "name": "db",
-                    "cidr": "10.0.2.0/24",
-                    "type": "private",
-                    "policy": {"ingress": [{"action": "allow", "protocol": "udp", "port": 5000}]},
-                },
-            ],
-            "publish": [{"protocol": "tcp", "port": 8080, "instance": "web", "target_port": 80}],
-        },
-        {
-            "name": "billing",
-            "cidr": "10.9.0.0/16",
-            "subnets": [{"name": "ledger", "cidr": "10.9.1.0/24", "type": "private"}],
-        },
-    ],
-    "peerings": [["shop", "billing"]],
-}
 SPACES = ("shop-router", "shop-web", "shop-db", "billing-router", "billing-ledger")
 KEPT = ("ifname", "address", "operstate", "mtu", "ifalias", "altnames")
 
@@ -246,7 +222,7 @@ def past(module_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Past:
     """The machine's first life; `module_lab` is there to skip where there can be no lab."""
     directory = tmp_path_factory.mktemp("past") / "state"
     with boot(1) as (lab, run):
-        run(f"--state-dir {directory} apply -", input=json.dumps(ENVIRONMENT))
+        run(f"--state-dir {directory} apply -", input=json.dumps(TWO_VPCS))
         settle(lab, *SPACES)
         return Past(directory, picture(lab), run(f"--state-dir {directory} export").out)
 

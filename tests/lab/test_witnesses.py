@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SECONDS = float(os.environ.get("VPCCTL_TEST_WITNESS_SECONDS", "20"))
+SECONDS = float(os.environ.get("VPCCTL_TEST_WITNESS_SECONDS", "15"))
 
 
 @pytest.mark.parametrize("seed", [1, 2])
