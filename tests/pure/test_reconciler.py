@@ -750,6 +750,18 @@ def test_what_is_told_as_mended_was_mended(life: Life) -> None:
         assert not mended & left, key
 
 
+def test_a_link_of_a_vpc_that_is_known_not_to_be_mended_is_not_taken_away(life: Life) -> None:
+    """It would be made again by steps that are not taken."""
+    before, state = life[FULL]
+    kernel, key = before.copy(), ("Veth", "one-router", "in-db")
+    kernel.objects[key] = spoiled = dataclasses.replace(kernel.objects[key], tag="spoiled")
+    kernel.foreign.add(("Namespace", "one-web"))
+    machine = Machine(kernel, state)
+    with pytest.raises(ConflictError, match="VPC one cannot be mended"):
+        machine.repair()
+    assert kernel.objects[key] == spoiled
+
+
 def test_one_vpcs_trouble_is_none_of_another_that_is_asked_for_alone(life: Life) -> None:
     machine, _ = troubled(life, ("Namespace", "one-web"), "create its subnet api")
     with pytest.raises(KernelError):
