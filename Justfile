@@ -15,12 +15,12 @@ test *ARGS:
 # Run the tests that need no kernel
 [no-exit-message]
 pure *ARGS:
-    pytest -n 2 --dist worksteal tests/pure "$@"
+    case " $*" in *" tests/"*) ;; *) set -- tests/pure "$@" ;; esac; pytest -n 2 --dist worksteal "$@"
 
 # Run the tests against the kernel, each in a throw-away machine
 [no-exit-message]
 kernel *ARGS:
-    pytest -n 2 --dist worksteal tests/lab "$@"
+    case " $*" in *" tests/"*) ;; *) set -- tests/lab "$@" ;; esac; pytest -n 2 --dist worksteal "$@"
 
 # Check style
 [no-exit-message]

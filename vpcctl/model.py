@@ -32,6 +32,9 @@ NEVER_USABLE = tuple(
         "ff00::/8",
     )
 )
+# The ports that source NAT takes, in the host and in the routers: the upper half, from which Linux also gives programs
+# the ports of their own connections, so that no service is expected there.
+NAT_PORTS = (32768, 65535)
 # A subnet needs its network address, a gateway, an instance and its broadcast address.
 LONGEST_PREFIX = {4: 30, 6: 126}
 SHORTEST_PREFIX = {4: 8, 6: 16}

@@ -21,8 +21,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from vpcctl import names, topology
 from vpcctl import plan as plans
-from vpcctl import topology
 from vpcctl.errors import ConflictError, KernelError, StateError, VpcctlError
 from vpcctl.items import Item, LinkUp, Namespace, Open, Ruleset, Veth
 from vpcctl.kernel.interface import Condition, HostFacts, Kernel
@@ -30,6 +30,7 @@ from vpcctl.kernel.interface import State as Standing
 from vpcctl.model import World, uplink_pair
 from vpcctl.plan import Plan, Remove, Step, links_made, links_used
 from vpcctl.state import Record, State, Store, Writer
+from vpcctl.sweep import sweep
 
 Transform = Callable[[State], World]
 Report = Callable[[str], None]
@@ -106,6 +107,7 @@ def change(store: Store, kernel: Kernel, transform: Transform, report: Report = 
         intent = _begun(writer, state, intent)
         try:
             run(kernel, plan, _shutters(state.record))
+            _forget(kernel, plan, desired, after, state.world)
         except VpcctlError as error:
             _roll_back(writer, kernel, intent, error, trouble)
             raise
@@ -191,6 +193,18 @@ def _shutters(record: Record) -> Shutters:
         if isinstance(item, (Open, LinkUp)):
             found.get((Ruleset.__name__, str(item.namespace)), []).append(item)
     return found
+
+
+def _forget(kernel: Kernel, plan: Plan, world: World, after: Record, before: World | None = None) -> None:
+    """Forget the tracked flows that `world` would not begin; without a world `before` in every scope of `after`."""
+    loaded = {step.item.namespace for step in plan.steps if isinstance(step.item, Ruleset)}
+    if not loaded and before is not None:
+        return
+    scopes = [vpc.name for vpc in world.vpcs if vpc.name in after]
+    if before is not None:
+        scopes = [name for name in scopes if names.router_namespace(name) in loaded]
+    items = [item for items in after.values() for item in items]
+    sweep(kernel, world, scopes, items, before, kernel.facts().local)
 
 
 def _prepared(state: State, desired: World, facts: HostFacts) -> World:
@@ -295,6 +309,8 @@ def _converge(writer: Writer, kernel: Kernel, state: State, scopes: Scopes = Non
     trouble = _check(kernel, plan, homes)
     intent = writer.save(intent)
     made = _mend(kernel, plan, homes, trouble, _shutters(intent.record))
+    if state.unfinished or any(isinstance(step.item, Ruleset) for step in plan.steps):
+        _forget(kernel, plan, desired, {scope: items for scope, items in after.items() if scope not in trouble})
     pending = desired if trouble else left
     state = writer.save(dataclasses.replace(finished, pending=pending, serial=intent.serial))
     return Converged(state, [one for one in differences if one.item.key in made], trouble)

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from vpcctl.errors import ConflictError, KernelError
-from vpcctl.items import FdbEntry, Item, Namespace, Port
+from vpcctl.items import FdbEntry, Item, Namespace, Port, where
 from vpcctl.kernel.interface import ABSENT, RIGHT, Condition, HostFacts, State
 from vpcctl.plan import Ensure, Plan, links_made, links_used
+from vpcctl.tracking import Key, Selection, Tracked
 
 
 class FakeKernel:
@@ -21,6 +22,7 @@ class FakeKernel:
     def __init__(self, facts: HostFacts | None = None, boot: str = "boot-1"):
         self.objects: dict[tuple[str, ...], Item] = {}
         self.foreign: set[tuple[str, ...]] = set()
+        self.tracked: dict[str | None, list[Tracked]] = {}
         self.calls: list[str] = []
         self.fail_at: int | None = None
         self.fail_after = False
@@ -37,6 +39,7 @@ class FakeKernel:
     def reboot(self, boot: str) -> None:
         """Forget every object, as a machine does."""
         self.objects.clear()
+        self.tracked.clear()
         self._boot = boot
 
     def facts(self) -> HostFacts:
@@ -66,6 +69,23 @@ class FakeKernel:
     def remove(self, item: Item) -> None:
         self._change(f"remove {item}", lambda: self._drop(item))
 
+    def settled(self, namespaces: Iterable[str | None]) -> set[str | None]:
+        return {namespace for namespace in namespaces if self.tracked.get(namespace)}
+
+    def flows(self, namespace: str | None, selection: Selection | None = None) -> Iterable[Tracked]:
+        return [flow for flow in self.tracked.get(namespace, ()) if selection is None or flow in selection]
+
+    def forget(self, namespace: str | None, keys: Iterable[Key]) -> None:
+        gone = set(keys)
+        self._change(f"forget flows of {where(namespace)}", lambda: self._forget(namespace, gone))
+
+    def _forget(self, namespace: str | None, gone: set[Key]) -> None:
+        self.tracked[namespace] = [
+            flow
+            for flow in self.tracked.get(namespace, ())
+            if not gone & {Key(flow.protocol, flow.original), Key(flow.protocol, flow.reply, of_replies=True)}
+        ]
+
     def _change(self, words: str, action) -> None:
         self.calls.append(words)
         failing = self.fail_at is not None and len(self.calls) == self.fail_at
@@ -90,6 +110,8 @@ class FakeKernel:
     def _drop(self, item: Item) -> None:
         if self.objects.pop(item.key, None) is None:
             return
+        if isinstance(item, Namespace):
+            self.tracked.pop(item.namespace, None)
         ends = set(links_made(item))
         namespaces = {item.namespace} if isinstance(item, Namespace) else set()
         for found in list(self.objects.values()):

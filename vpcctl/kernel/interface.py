@@ -10,6 +10,7 @@ from typing import Protocol
 
 from vpcctl.items import Item
 from vpcctl.plan import Plan
+from vpcctl.tracking import Key, Selection, Tracked
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -41,12 +42,13 @@ class HostFacts:
 
     `ways_out` are the links that carry a default route, each with its present ``forwarding`` value; `networks` are
     the prefixes that the host itself has on links that are not ours; `forwarding` says whether the host forwards
-    between all its links (ip_forward).
+    between all its links (ip_forward); `local` are the host's own addresses.
     """
 
     ways_out: tuple[tuple[str, str], ...] = ()
     networks: tuple[Network, ...] = ()
     forwarding: bool = False
+    local: tuple[Network, ...] = ()
 
 
 class Kernel(Protocol):
@@ -69,3 +71,15 @@ class Kernel(Protocol):
 
     def remove(self, item: Item) -> None:
         """Make `item` not be there; absent is success, foreign is left alone."""
+
+    def settled(self, namespaces: Iterable[str | None]) -> set[str | None]:
+        """Those of the namespaces that track flows, once every packet that is on its way now has passed.
+
+        A namespace that is gone, or not ours, holds none.
+        """
+
+    def flows(self, namespace: str | None, selection: Selection | None = None) -> Iterable[Tracked]:
+        """The tracked flows of a namespace, or those of a selection."""
+
+    def forget(self, namespace: str | None, keys: Iterable[Key]) -> None:
+        """Remove tracked flows; absent is success, and so is a namespace that is gone."""

@@ -30,7 +30,7 @@ PORT_FLAGS = {
 }  # fmt: skip
 # The loopback interface's index in every namespace, whatever somebody inside calls it (include/net/flow.h).
 LOOPBACK, LOOPBACK_IFINDEX = "lo", 1
-RT_TABLE_MAIN = 254
+RT_TABLE_MAIN, RT_TABLE_LOCAL = 254, 255
 ABSENCE = {errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENXIO}
 
 

@@ -32,15 +32,17 @@ from vpcctl.items import (
     Veth,
     where,
 )
-from vpcctl.kernel import namespaces, settings, tables
+from vpcctl.kernel import conntrack, namespaces, settings, tables
 from vpcctl.kernel.interface import ABSENT, RIGHT, Condition, HostFacts, State
-from vpcctl.kernel.links import ABSENCE, RT_TABLE_MAIN, Rtnl
+from vpcctl.kernel.links import ABSENCE, RT_TABLE_LOCAL, RT_TABLE_MAIN, Rtnl
 from vpcctl.names import TAGGED
 from vpcctl.plan import Ensure, Plan
+from vpcctl.tracking import Key, Selection, Tracked
 
 # Open sockets are kept for this many namespaces, so that thousands of instances cost no thousands of descriptors.
 OPEN_NAMESPACES = 32
 CAP_SYS_ADMIN, CAP_NET_ADMIN = 21, 12
+RTN_LOCAL = 2  # include/uapi/linux/rtnetlink.h
 # A VPN that takes the default route over without touching it adds its two halves, 0.0.0.0/1 and 128.0.0.0/1.
 WHOLE_INTERNET = 1
 
@@ -92,6 +94,7 @@ class LinuxKernel:
             tuple((link, value) for link, value in sorted(values.items()) if value is not None),
             tuple(sorted(networks)),
             settings.forwarding(),
+            _own_addresses(rtnl),
         )
 
     # -- the verbs -----------------------------------------------------------------------------------------------
@@ -291,6 +294,38 @@ class LinuxKernel:
                 raise
         return True
 
+    # -- connection tracking -------------------------------------------------------------------------------------
+
+    def settled(self, namespaces: Iterable[str | None]) -> set[str | None]:
+        busy = {namespace for namespace in namespaces if self._tracks(namespace)}
+        if busy:
+            conntrack.settle()
+        return busy
+
+    def _tracks(self, namespace: str | None) -> bool:
+        with self._tracking(namespace) as tracking:
+            return tracking is not None and tracking.count() > 0
+
+    def flows(self, namespace: str | None, selection: Selection | None = None) -> Iterator[Tracked]:
+        with self._tracking(namespace) as tracking:
+            if tracking is not None:
+                yield from tracking.flows(selection)
+
+    def forget(self, namespace: str | None, keys: Iterable[Key]) -> None:
+        with self._tracking(namespace) as tracking:
+            if tracking is not None:
+                tracking.forget(keys)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _tracking(namespace: str | None) -> Iterator[conntrack.Tracking | None]:
+        """The connection tracking of a namespace; None for one that is gone or not ours."""
+        if namespace is not None and (not namespaces.is_namespace(namespace) or namespaces.is_foreign(namespace)):
+            yield None
+            return
+        with contextlib.closing(conntrack.Tracking(namespace)) as tracking:
+            yield tracking
+
     # -- sockets -------------------------------------------------------------------------------------------------
 
     def ruleset_listing(self, namespace: str | None, families: tuple[str, ...]) -> str:
@@ -327,6 +362,17 @@ class LinuxKernel:
     def _close(self, namespace: str | None) -> None:
         if namespace in self._open:
             self._open.pop(namespace)[0].close()
+
+
+def _own_addresses(rtnl: Rtnl) -> tuple[ipaddress.IPv4Network, ...]:
+    """What the host delivers to itself, loopback included."""
+    return tuple(
+        sorted(
+            ipaddress.ip_network(f"{route.get_attr('RTA_DST')}/{route['dst_len']}")
+            for route in rtnl.dump("get_routes", family=socket.AF_INET, table=RT_TABLE_LOCAL)
+            if route["type"] == RTN_LOCAL
+        )
+    )
 
 
 def _next_hops(route) -> set[int]:

@@ -52,6 +52,15 @@ def _call(name: str, *arguments: object) -> None:
         raise OSError(number, os.strerror(number), name)
 
 
+def system_call(number: int, *arguments: int) -> int:
+    """A system call that libc has no name for; raises OSError where it fails."""
+    result = _libc.syscall(ctypes.c_long(number), *map(ctypes.c_long, arguments))
+    if result < 0:
+        failure = ctypes.get_errno()
+        raise OSError(failure, os.strerror(failure))
+    return result
+
+
 def unshare(flags: int) -> None:
     """unshare(2) for the calling thread."""
     _call("unshare", flags)

@@ -1,0 +1,282 @@
+"""What connection tracking remembers follows every change: whose a flow is, which way it began, how it is NATed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab import wire
+from tests.lab.tenants import APP, DB, DEAF, FAR, NEAR, UPLINKS, WEB, WEB_2, Station, Tenants
+from tests.lab.wire import ACK, PSH, SYN, Probe, arrived
+from vpcctl.lab import HOST, INTERNET, Lab
+
+ALLOW = {"action": "allow"}
+OLD, NEW = "shop-old", "shop-new"
+ADDRESS = "10.0.1.9"
+CANARY = 9009
+
+
+@pytest.fixture(scope="module")
+def tenants(module_lab: Lab) -> Tenants:
+    made = Tenants(module_lab)
+    # Where the canaries of the published ports go.
+    _publish(made, CANARY, "udp", "web")
+    return made
+
+
+# --- An address that somebody else had --------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def instance(tenants: Tenants, name: str, *more: str) -> Iterator[Station]:
+    """An instance of shop/web for a while, as a station."""
+    made = name.removeprefix("shop-")
+    tenants.wire.vpcctl("create-instance", "--vpc", "shop", "--subnet", "web", "--name", made, *more)
+    tenants.lab.run(["nft", "-f", "-"], netns=name, input=DEAF)
+    try:
+        yield tenants.instance(name, "shop", "web", ADDRESS)
+    finally:
+        tenants.wire.vpcctl("delete-instance", "--vpc", "shop", "--name", made)
+
+
+def translated(heard: list[bytes], mark: bytes) -> tuple[str, int]:
+    """The source address and port of the frame that holds `mark`."""
+    (frame,) = wire.containing(heard, mark)[:1]
+    return ".".join(map(str, frame[26:30])), int.from_bytes(frame[34:36], "big")
+
+
+def session(client: Station, server: Station, port: int, called: tuple[str, int] | None = None) -> tuple[str, int]:
+    """A TCP connection between two taps, whose server's port is 80; where the server sees the client.
+
+    `called` is what the client calls, where that is not the server's own address.
+    """
+    address, to = called or (server.address, 80)
+    seen = translated(*_carried(client.tcp(address, to, SYN, source_port=port), server))
+    _carried(server.tcp(*seen, SYN | ACK, source_port=80, sequence=2000, acknowledged=1001), client)
+    _carried(client.tcp(address, to, ACK, source_port=port, sequence=1001, acknowledged=2001), server)
+    return seen
+
+
+def _carried(probe: Probe, receiver: Station) -> tuple[list[bytes], bytes]:
+    """Send a probe that must arrive; what was heard, and the probe's word."""
+    tap, make = probe
+    mark = wire.word()
+    receiver.tap.heard()
+    tap.send(make(mark))
+    heard = receiver.tap.hear(mark)
+    assert wire.containing(heard, mark)
+    return heard, mark
+
+
+@pytest.mark.parametrize("target", [DB, WEB_2, APP, FAR])
+def test_who_gets_a_used_address_gets_none_of_its_sessions(tenants: Tenants, target: str) -> None:
+    server = tenants[target]
+    with instance(tenants, OLD, "--ip", ADDRESS) as old:
+        seen = session(old, server, 4001)
+        again = server.tcp(seen[0], seen[1], ACK | PSH, source_port=80, sequence=2001, acknowledged=1001)
+        assert arrived(old.tap, {"again": again}, _to_everybody(tenants, old)) == ["again"]
+        met = translated(*_carried(old.udp(server.address, 7000, source_port=7000), server))
+        back = server.udp(met[0], met[1], source_port=7000)
+        assert arrived(old.tap, {"back": back}, _to_everybody(tenants, old)) == ["back"]
+    with instance(tenants, NEW, "--ip", ADDRESS) as new:
+        late = {
+            "a retransmission": again,
+            "a late answer": back,
+        }
+        if target in (DB, WEB_2, APP):
+            # Inside, a datagram to an address is a flow of its own.
+            late.pop("a late answer")
+        assert arrived(new.tap, late, _to_everybody(tenants, new)) == []
+        inject = new.tcp(server.address, 80, ACK | PSH, source_port=4001, sequence=1001, acknowledged=2001)
+        assert arrived(server.tap, {"injected": inject}, new.udp(server.address, 1)) == []
+
+
+def _to_everybody(tenants: Tenants, station: Station) -> Probe:
+    """A canary: a neighbour's datagram to the station."""
+    return tenants[WEB].udp(station.address, 2222)
+
+
+@pytest.mark.parametrize("target", [DB, APP, FAR])
+def test_a_deleted_instance_leaves_no_entry_anywhere(tenants: Tenants, target: str) -> None:
+    server = tenants[target]
+    with instance(tenants, OLD, "--ip", ADDRESS) as old:
+        assert arrived(server.tap, {}, old.udp(server.address, 7100, source_port=7100)) == []
+        assert ADDRESS in ends(tenants, "shop-router")
+        outside = [flow for flow in tenants.wire.flows(None) if flow.destination_port == 7100]
+        assert bool(outside) == (target == FAR)
+    for router in ("shop-router", "blue-router"):
+        assert ADDRESS not in ends(tenants, router)
+    assert [flow for flow in tenants.wire.flows(None) if flow.destination_port == 7100] == []
+
+
+def ends(tenants: Tenants, router: str) -> set[str]:
+    return {end for flow in tenants.wire.flows(router) for end in (flow.source, flow.destination)}
+
+
+def test_a_deleted_vpc_leaves_no_entry_in_the_host(tenants: Tenants) -> None:
+    tenants.wire.vpcctl("create-vpc", "--name", "brief", "--cidr", "10.7.0.0/16")
+    tenants.wire.vpcctl("create-subnet", "--vpc", "brief", "--name", "web", "--cidr", "10.7.1.0/24", "--type", "public")
+    try:
+        brief = tenants.instance("brief-web", "brief", "web", "10.7.1.2")
+        assert arrived(tenants[FAR].tap, {}, brief.udp(str(INTERNET), 7200)) == []
+        assert [flow for flow in tenants.wire.flows(None) if flow.destination_port == 7200]
+    finally:
+        tenants.wire.vpcctl("delete-vpc", "--name", "brief", "--cascade")
+    assert [flow for flow in tenants.wire.flows(None) if flow.destination_port == 7200] == []
+
+
+# --- The direction in which a flow began ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("peer", [False, True])
+def test_a_flow_that_is_allowed_the_other_way_round_begins_anew(tenants: Tenants, peer: bool) -> None:
+    """IKE, NTP and VXLAN use one port at both ends, so the new flow has the tuple of the one that was revoked."""
+    web, other = tenants[WEB], tenants[APP if peer else DB]
+    place = ("blue", "app") if peer else ("shop", "db")
+    forth, back = web.udp(other.address, 500, source_port=500), other.udp(web.address, 500, source_port=500)
+    stays, answers = web.udp(other.address, 501, source_port=501), other.udp(web.address, 501, source_port=501)
+    with tenants.policy("shop", "web", egress=[{**ALLOW, "protocol": "udp", "port": [500, 501, 2222]}]):
+        assert arrived(other.tap, {"forth": forth, "stays": stays}, web.udp(other.address, 2222)) == ["forth", "stays"]
+        assert arrived(web.tap, {"back": back, "answers": answers}, other.udp(web.address, 2222)) == ["back", "answers"]
+    with tenants.policy("shop", "web", egress=[{**ALLOW, "protocol": "udp", "port": [501, 2222]}]):
+        assert _tracked(tenants, 500) == []
+        assert arrived(other.tap, {"forth": forth, "stays": stays}, web.udp(other.address, 2222)) == ["stays"]
+        probes = {"anew": back, "answers": answers}
+        assert arrived(web.tap, probes, other.udp(web.address, 2222)) == ["anew", "answers"]
+        (one,) = _tracked(tenants, 500)
+        assert one.source == other.address
+        # The flow that stayed has kept its entry, and with it its direction.
+        assert {flow.source for flow in _tracked(tenants, 501)} == {web.address}
+    tenants.wire.forget_flows("shop-router")
+    tenants.wire.forget_flows("blue-router")
+    with tenants.policy(*place, egress=[]):
+        assert arrived(web.tap, {"denied": back}, web_canary(tenants)) == []
+
+
+def web_canary(tenants: Tenants) -> Probe:
+    return tenants[WEB_2].udp(tenants[WEB].address, 2222)
+
+
+def _tracked(tenants: Tenants, port: int) -> list[wire.Tracked]:
+    return [flow for flow in tenants.wire.flows("shop-router") if flow.destination_port == port]
+
+
+def test_a_peers_gate_is_asked_about_a_flow_that_begins_anew(tenants: Tenants) -> None:
+    """What one router forgets the other forgets too: it would take the first packet for a reply, and ask nobody."""
+    web, app = tenants[WEB], tenants[APP]
+    forth, back = web.udp(app.address, 600, source_port=600), app.udp(web.address, 600, source_port=600)
+    with tenants.policy("blue", "app", egress=[{**ALLOW, "protocol": "udp", "port": 2222}]):
+        assert arrived(app.tap, {"forth": forth}, web.udp(app.address, 2222)) == ["forth"]
+        assert arrived(web.tap, {"a reply": back}, app.udp(web.address, 2222)) == ["a reply"]
+        with tenants.policy("shop", "web", egress=[]):
+            assert arrived(web.tap, {"begun": back}, app.udp(web.address, 2222)) == []
+
+
+# --- Translation ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", ["udp", "tcp"])
+def test_an_unpublished_port_carries_nothing_though_another_leads_to_the_same_place(
+    tenants: Tenants, protocol: str
+) -> None:
+    near, web, host = tenants[NEAR], tenants[WEB], str(HOST)
+    with published(tenants, 9002, protocol):
+        with published(tenants, 9001, protocol):
+            flows = {str(port): _live(near, web, protocol, port) for port in (9001, 9002)}
+            assert arrived(web.tap, flows, near.udp(host, CANARY)) == list(flows)
+        assert arrived(web.tap, flows, near.udp(host, CANARY)) == ["9002"]
+    assert arrived(web.tap, flows, near.udp(host, CANARY)) == []
+
+
+def _live(near: Station, web: Station, protocol: str, port: int) -> Probe:
+    """The next packet of a live flow from the LAN to a published port."""
+    called, source_port = (str(HOST), port), port - 3000
+    if protocol == "udp":
+        return near.udp(*called, source_port=source_port)
+    session(near, web, source_port, called)
+    return near.tcp(*called, ACK | PSH, source_port=source_port, sequence=1001, acknowledged=2001)
+
+
+def test_a_sender_that_never_pauses_is_served_as_soon_as_its_port_is_published(tenants: Tenants) -> None:
+    """Design: the first datagrams were for the host itself, and connection tracking keeps that while they go on."""
+    near, web, web_2 = tenants[NEAR], tenants[WEB], tenants[WEB_2]
+    sender = near.udp(str(HOST), 9100, source_port=6100)
+    sender[0].send(sender[1](b""))
+    assert [flow for flow in tenants.wire.flows(None) if flow.destination_port == 9100]
+    with published(tenants, 9100, "udp"):
+        assert arrived(web.tap, {"it": sender}, near.udp(str(HOST), CANARY)) == ["it"]
+    sender[0].send(sender[1](b""))
+    with published(tenants, 9100, "udp", "web-2"):
+        assert arrived(web_2.tap, {"it": sender}, near.udp(str(HOST), 9100)) == ["it"]
+        assert arrived(web.tap, {"it": sender}, near.udp(str(HOST), CANARY)) == []
+
+
+def test_a_flow_to_a_prefix_that_is_peered_later_takes_the_peering(tenants: Tenants) -> None:
+    """It left by the uplink before, translated; that translation would go on behind the peering's link."""
+    twin, pub = tenants["twin-web"], tenants["red-pub"]
+    sender = twin.udp(pub.address, 9200, source_port=6200)
+    sender[0].send(sender[1](b""))
+    assert [flow for flow in tenants.wire.flows("twin-router") if flow.destination_port == 9200]
+    tenants.wire.vpcctl("create-peering", "--vpc1", "twin", "--vpc2", "red")
+    try:
+        assert arrived(pub.tap, {"it": sender}, twin.udp(pub.address, 2222)) == ["it"]
+    finally:
+        tenants.wire.vpcctl("delete-peering", "--vpc1", "twin", "--vpc2", "red")
+
+
+def test_flows_that_began_while_the_host_had_no_table_are_translated_when_it_has_one_again(tenants: Tenants) -> None:
+    web, far = tenants[WEB], tenants[FAR]
+    sender = web.udp(str(INTERNET), 9300, source_port=6300)
+    tenants.lab.run(["nft", "delete", "table", "inet", "vpcctl"])
+    sender[0].send(sender[1](b""))
+    tenants.wire.vpcctl("repair")
+    assert arrived(far.tap, {"it": sender}, web.udp(str(INTERNET), 9301)) == ["it"]
+
+
+# --- The transit address ----------------------------------------------------------------------------------------------
+
+# argv: whom to call, its port, and from where
+CALL = """
+import socket, sys
+line = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+line.bind((sys.argv[3], 0))
+try:
+    line.sendto(sys.argv[4].encode(), (sys.argv[1], int(sys.argv[2])))
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("source", [str(HOST), "127.0.0.1", "0.0.0.0", UPLINKS["shop"][0], UPLINKS["red"][0]])
+def test_a_local_user_does_not_reach_a_published_port_by_the_transit_address(tenants: Tenants, source: str) -> None:
+    near, web = tenants[NEAR], tenants[WEB]
+    with published(tenants, 9400, "udp"):
+        local, last = wire.word(), wire.word()
+        web.tap.heard()
+        tenants.lab.python(CALL, UPLINKS["shop"][1], "9400", source, local.decode())
+        tap, make = near.udp(str(HOST), 9400)
+        tap.send(make(last))
+        heard = web.tap.hear(last)
+        assert wire.containing(heard, last)
+        assert wire.containing(heard, local) == []
+
+
+@contextlib.contextmanager
+def published(tenants: Tenants, port: int, protocol: str, instance: str = "web") -> Iterator[None]:
+    """A port of the host that leads to port 80 of an instance of shop for a while."""
+    _publish(tenants, port, protocol, instance)
+    try:
+        yield
+    finally:
+        _unpublish(tenants, port, protocol)
+
+
+def _publish(tenants: Tenants, port: int, protocol: str, instance: str) -> None:
+    words = ("--vpc", "shop", "--instance", instance, "--port", str(port), "--protocol", protocol)
+    tenants.wire.vpcctl("publish-port", *words, "--target-port", "80")
+
+
+def _unpublish(tenants: Tenants, port: int, protocol: str) -> None:
+    tenants.wire.vpcctl("unpublish-port", "--vpc", "shop", "--port", str(port), "--protocol", protocol)

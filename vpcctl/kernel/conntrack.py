@@ -1,0 +1,290 @@
+"""Connection tracking through ctnetlink (include/uapi/linux/netfilter/nfnetlink_conntrack.h): read and forget entries.
+
+Encoded and decoded here, because a table can hold a quarter of a million entries and pyroute2 takes a third of a
+millisecond for each.  A `Tracking` is bound to the namespace in which it was opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import platform
+import socket
+import struct
+import time
+from collections.abc import Iterable, Iterator
+
+from vpcctl.errors import KernelError
+from vpcctl.items import where
+from vpcctl.kernel.namespaces import entered, system_call
+from vpcctl.policy import ICMP_PROTOCOLS
+from vpcctl.space import IPV6_BASE
+from vpcctl.tracking import Ends, Key, Selection, Tracked
+
+NETLINK_NETFILTER = 12
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+# Subsystem 1 is ctnetlink's.
+CT_GET, CT_DELETE, CT_GET_STATS_CPU, CT_GET_STATS = 1 << 8 | 1, 1 << 8 | 2, 1 << 8 | 4, 1 << 8 | 5
+NLA_F_NESTED, NLA_TYPE_MASK = 0x8000, 0x3FFF
+CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_STATUS, CTA_MARK, CTA_FILTER = 1, 2, 3, 8, 25
+CTA_TUPLE_IP, CTA_TUPLE_PROTO = 1, 2
+CTA_IP_V4_SRC, CTA_IP_V4_DST, CTA_IP_V6_SRC, CTA_IP_V6_DST = 1, 2, 3, 4
+CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT = 1, 2, 3
+CTA_PROTO_ICMP_ID, CTA_PROTO_ICMP_TYPE, CTA_PROTO_ICMP_CODE = 4, 5, 6
+CTA_PROTO_ICMPV6_ID, CTA_PROTO_ICMPV6_TYPE, CTA_PROTO_ICMPV6_CODE = 7, 8, 9
+CTA_FILTER_ORIG_FLAGS, CTA_FILTER_REPLY_FLAGS = 1, 2
+# net/netfilter/nf_conntrack_netlink.c: CTA_FILTER_F_CTA_…
+FILTER_IP_SRC, FILTER_PROTO_NUM, FILTER_PROTO_DST_PORT = 1 << 0, 1 << 3, 1 << 5
+CTA_STATS_INSERT_FAILED, CTA_STATS_GLOBAL_ENTRIES = 6, 1
+# membarrier(2): MEMBARRIER_CMD_GLOBAL.  The number of the call is that of asm-generic, but for x86_64.
+MEMBARRIER, MEMBARRIER_GLOBAL = (324 if platform.machine() == "x86_64" else 283), 1
+IN_FLIGHT = 0.05
+BUFFER = 1 << 18
+AT_ONCE = 64
+
+_HEADER = struct.Struct("=IHHII")
+_ATTRIBUTE = struct.Struct("=HH")
+_FAMILY = struct.Struct("=BBH")
+
+
+def settle() -> None:
+    """Wait until every packet that is on its way through a ruleset now has left it.
+
+    A packet passes its hooks within one read-side section of RCU, and this call waits for all of them
+    (kernel/sched/membarrier.c: synchronize_rcu).  Where the kernel has no such call a pause has to do.
+    """
+    try:
+        system_call(MEMBARRIER, MEMBARRIER_GLOBAL, 0)
+    except OSError:
+        time.sleep(IN_FLIGHT)
+
+
+class Tracking:
+    """The entries of one namespace; every method raises KernelError where the kernel refuses."""
+
+    def __init__(self, namespace: str | None):
+        self._namespace = namespace
+        with entered(namespace), self._translated():
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+            self._socket.bind((0, 0))
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def flows(self, selection: Selection | None = None) -> Iterator[Tracked]:
+        """The entries, or those of a selection: the kernel filters them, since Linux 5.8."""
+        with self._translated():
+            version, attributes = 0, b""
+            if selection is not None:
+                version, attributes = 4, _filter(selection)
+            self._socket.send(_message(CT_GET, NLM_F_REQUEST | NLM_F_DUMP, attributes, version))
+            for body in self._answers():
+                flow = _tracked(body)
+                # A kernel without the filter answers with every entry.
+                if flow is not None and (selection is None or flow in selection):
+                    yield flow
+
+    def count(self) -> int:
+        """How many entries there are, those of packets on their way included."""
+        with self._translated():
+            self._socket.send(_message(CT_GET_STATS, NLM_F_REQUEST | NLM_F_ACK, b"", 0))
+            found = 0
+            while True:
+                for kind, body in self._received():
+                    if kind == NLMSG_ERROR:
+                        _raise(body)
+                        return found
+                    values = dict(_attributes(body[_FAMILY.size :]))
+                    found = int.from_bytes(values.get(CTA_STATS_GLOBAL_ENTRIES, b""), "big")
+
+    def forget(self, keys: Iterable[Key]) -> None:
+        """Remove the entries with these keys; one that is gone already is success."""
+        waiting = [_message(CT_DELETE, NLM_F_REQUEST | NLM_F_ACK, _key(key), _version(key.ends)) for key in keys]
+        with self._translated():
+            for first in range(0, len(waiting), AT_ONCE):
+                some = waiting[first : first + AT_ONCE]
+                self._socket.send(b"".join(some))
+                self._acknowledged(len(some))
+
+    def refused(self) -> int:
+        """How many new flows found no free port, or lost a race for one, since the namespace was made."""
+        with self._translated():
+            self._socket.send(_message(CT_GET_STATS_CPU, NLM_F_REQUEST | NLM_F_DUMP, b"", 0))
+            return sum(
+                int.from_bytes(value, "big")
+                for body in self._answers()
+                for kind, value in _attributes(body)
+                if kind == CTA_STATS_INSERT_FAILED
+            )
+
+    def _answers(self) -> Iterator[memoryview]:
+        """The attributes of every message of a dump."""
+        while True:
+            for kind, body in self._received():
+                if kind == NLMSG_DONE:
+                    return
+                if kind == NLMSG_ERROR:
+                    _raise(body)
+                yield body[_FAMILY.size :]
+
+    def _acknowledged(self, wanted: int) -> None:
+        while wanted:
+            for kind, body in self._received():
+                if kind == NLMSG_ERROR:
+                    wanted -= 1
+                    with contextlib.suppress(FileNotFoundError):
+                        _raise(body)
+
+    def _received(self) -> Iterator[tuple[int, memoryview]]:
+        data = memoryview(self._socket.recv(BUFFER))
+        while data:
+            length, kind, _, _, _ = _HEADER.unpack_from(data)
+            yield kind, data[_HEADER.size : length]
+            data = data[(length + 3) & ~3 :]
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise KernelError(
+                f"cannot read or change connection tracking in {where(self._namespace)};"
+                " the kernel needs nf_conntrack_netlink",
+                os.strerror(error.errno or errno.EIO),
+            ) from error
+
+
+# --- Encoding ---------------------------------------------------------------------------------------------------------
+
+
+def _message(kind: int, flags: int, attributes: bytes, version: int) -> bytes:
+    family = {0: socket.AF_UNSPEC, 4: socket.AF_INET, 6: socket.AF_INET6}[version]
+    body = _FAMILY.pack(family, 0, 0) + attributes
+    return _HEADER.pack(_HEADER.size + len(body), kind, flags, 0, 0) + body
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + b"\0" * (-len(value) % 4)
+
+
+def _nested(kind: int, *inner: bytes) -> bytes:
+    return _attribute(kind | NLA_F_NESTED, b"".join(inner))
+
+
+def _version(ends: Ends) -> int:
+    return 4 if ends.source < IPV6_BASE else 6
+
+
+def _address(number: int) -> bytes:
+    return number.to_bytes(4, "big") if number < IPV6_BASE else (number - IPV6_BASE).to_bytes(16, "big")
+
+
+def _key(key: Key) -> bytes:
+    """The tuple that names an entry."""
+    ends = key.ends
+    source, destination = (CTA_IP_V4_SRC, CTA_IP_V4_DST) if _version(ends) == 4 else (CTA_IP_V6_SRC, CTA_IP_V6_DST)
+    addresses = _nested(
+        CTA_TUPLE_IP,
+        _attribute(source, _address(ends.source)),
+        _attribute(destination, _address(ends.destination)),
+    )
+    protocol = [_attribute(CTA_PROTO_NUM, bytes([key.protocol]))]
+    if key.protocol in ICMP_PROTOCOLS:
+        kinds = (
+            (CTA_PROTO_ICMP_ID, CTA_PROTO_ICMP_TYPE, CTA_PROTO_ICMP_CODE)
+            if _version(ends) == 4
+            else (CTA_PROTO_ICMPV6_ID, CTA_PROTO_ICMPV6_TYPE, CTA_PROTO_ICMPV6_CODE)
+        )
+        values = (struct.pack("!H", ends.source_port), *(bytes([n]) for n in divmod(ends.destination_port, 256)))
+        protocol += map(_attribute, kinds, values)
+    else:
+        protocol.append(_attribute(CTA_PROTO_SRC_PORT, struct.pack("!H", ends.source_port)))
+        protocol.append(_attribute(CTA_PROTO_DST_PORT, struct.pack("!H", ends.destination_port)))
+    kind = CTA_TUPLE_REPLY if key.of_replies else CTA_TUPLE_ORIG
+    return _nested(kind, addresses, _nested(CTA_TUPLE_PROTO, *protocol))
+
+
+def _filter(selection: Selection) -> bytes:
+    """The tuple with the fields of the selection, and the flags that name these fields."""
+    kind, kind_of_flags = (
+        (CTA_TUPLE_REPLY, CTA_FILTER_REPLY_FLAGS) if selection.of_replies else (CTA_TUPLE_ORIG, CTA_FILTER_ORIG_FLAGS)
+    )
+    flags, parts = 0, []
+    if selection.source is not None:
+        flags |= FILTER_IP_SRC
+        source = CTA_IP_V4_SRC if selection.source < IPV6_BASE else CTA_IP_V6_SRC
+        parts.append(_nested(CTA_TUPLE_IP, _attribute(source, _address(selection.source))))
+    if selection.protocol is not None:
+        flags |= FILTER_PROTO_NUM
+        protocol = [_attribute(CTA_PROTO_NUM, bytes([selection.protocol]))]
+        if selection.destination_port is not None:
+            flags |= FILTER_PROTO_DST_PORT
+            protocol.append(_attribute(CTA_PROTO_DST_PORT, struct.pack("!H", selection.destination_port)))
+        parts.append(_nested(CTA_TUPLE_PROTO, *protocol))
+    return _nested(kind, *parts) + _nested(CTA_FILTER, _attribute(kind_of_flags, struct.pack("=I", flags)))
+
+
+# --- Decoding ---------------------------------------------------------------------------------------------------------
+
+
+def _attributes(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    place, end = 0, len(data)
+    while place + 4 <= end:
+        length, kind = _ATTRIBUTE.unpack_from(data, place)
+        if length < 4:
+            return
+        yield kind & NLA_TYPE_MASK, data[place + 4 : place + length]
+        place += (length + 3) & ~3
+
+
+def _tracked(body: memoryview) -> Tracked | None:
+    """The entry of one message; None where it is of no family that we know."""
+    ends: dict[int, Ends] = {}
+    protocol = mark = status = 0
+    for kind, value in _attributes(body):
+        if kind in (CTA_TUPLE_ORIG, CTA_TUPLE_REPLY):
+            found = _tuple(value)
+            if found is None:
+                return None
+            protocol, ends[kind] = found
+        elif kind == CTA_MARK:
+            mark = int.from_bytes(value, "big")
+        elif kind == CTA_STATUS:
+            status = int.from_bytes(value, "big")
+    if len(ends) != 2:
+        return None
+    return Tracked(protocol, ends[CTA_TUPLE_ORIG], ends[CTA_TUPLE_REPLY], mark, status)
+
+
+def _tuple(data: memoryview) -> tuple[int, Ends] | None:
+    """The protocol and the ends of one direction."""
+    address: dict[int, int] = {}
+    proto: dict[int, int] = {}
+    for kind, value in _attributes(data):
+        if kind == CTA_TUPLE_IP:
+            for inner, bytes_ in _attributes(value):
+                # The numbers of IPv6's attributes are two higher.
+                base, slot = (IPV6_BASE, inner - 2) if inner > CTA_IP_V4_DST else (0, inner)
+                address[slot] = base + int.from_bytes(bytes_, "big")
+        elif kind == CTA_TUPLE_PROTO:
+            proto = {inner: int.from_bytes(bytes_, "big") for inner, bytes_ in _attributes(value)}
+    if len(address) != 2 or CTA_PROTO_NUM not in proto:
+        return None
+    if CTA_PROTO_SRC_PORT in proto:
+        ports = proto[CTA_PROTO_SRC_PORT], proto.get(CTA_PROTO_DST_PORT, 0)
+    elif CTA_PROTO_ICMP_ID in proto:
+        ports = proto[CTA_PROTO_ICMP_ID], proto[CTA_PROTO_ICMP_TYPE] << 8 | proto[CTA_PROTO_ICMP_CODE]
+    elif CTA_PROTO_ICMPV6_ID in proto:
+        ports = proto[CTA_PROTO_ICMPV6_ID], proto[CTA_PROTO_ICMPV6_TYPE] << 8 | proto[CTA_PROTO_ICMPV6_CODE]
+    else:
+        ports = 0, 0
+    return proto[CTA_PROTO_NUM], Ends(address[CTA_IP_V4_SRC], ports[0], address[CTA_IP_V4_DST], ports[1])
+
+
+def _raise(body: memoryview) -> None:
+    """Raise what an answer says; zero says that all is well."""
+    (number,) = struct.unpack_from("=i", body)
+    if number:
+        raise OSError(-number, os.strerror(-number))

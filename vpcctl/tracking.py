@@ -1,0 +1,266 @@
+"""Flows that connection tracking remembers, and which of them the world in force would not begin.
+
+A generation mark renews the judgement of a live flow.  Connection tracking keeps two more things, for as long as
+anybody sends: the direction in which the flow began, and its translation.  Where a change makes one of these wrong the
+entry has to go.  So after each load the entries are read, and those that the world would not begin are forgotten.
+The rule looks at the world alone, not at what changed, so that it also holds after a crash and for `repair`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from vpcctl import space
+from vpcctl.compiler.view import View
+from vpcctl.model import Network, Subnet, Vpc, World, uplink_pair
+from vpcctl.policy import ICMP_PROTOCOLS, UDP, Action, Direction
+from vpcctl.reach import Reach
+
+# enum ip_conntrack_status (include/uapi/linux/netfilter/nf_conntrack_common.h)
+IPS_SRC_NAT, IPS_DST_NAT = 1 << 4, 1 << 5
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """The two ends of one direction of a flow.
+
+    Addresses are numbers on the line of `space`.  Of ICMP `source_port` is the identifier and `destination_port` is
+    256 times the type plus the code; of protocols without ports both are 0.
+    """
+
+    source: int
+    source_port: int
+    destination: int
+    destination_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tracked:
+    """One entry of connection tracking: its packets in the direction in which the flow began, and the replies.
+
+    `mark` is the generation that admitted the flow; `status` are bits of IPS_….
+    """
+
+    protocol: int
+    original: Ends
+    reply: Ends
+    mark: int = 0
+    status: int = 0
+
+    @property
+    def service(self) -> int:
+        """The destination port behind all translation, or the ICMP type."""
+        if self.protocol in ICMP_PROTOCOLS:
+            return self.original.destination_port >> 8
+        return self.reply.source_port
+
+    @property
+    def translates_destination(self) -> bool:
+        return bool(self.status & IPS_DST_NAT)
+
+    @property
+    def translates_source(self) -> bool:
+        return bool(self.status & IPS_SRC_NAT)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What names one entry in a namespace: the ends of its original direction, or of its replies."""
+
+    protocol: int
+    ends: Ends
+    of_replies: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Entries by some fields of their original direction, or of their replies; None is any.
+
+    `source` is a number of `space`; a port goes with its protocol.
+    """
+
+    source: int | None = None
+    protocol: int | None = None
+    destination_port: int | None = None
+    of_replies: bool = False
+
+    def __contains__(self, flow: Tracked) -> bool:
+        ends = flow.reply if self.of_replies else flow.original
+        return (
+            self.source in (None, ends.source)
+            and self.protocol in (None, flow.protocol)
+            and self.destination_port in (None, ends.destination_port)
+        )
+
+
+def key(flow: Tracked) -> Key:
+    """The key of the entry in its own namespace."""
+    return Key(flow.protocol, flow.original)
+
+
+def beyond_uplink(flow: Tracked) -> Key:
+    """The key that a flow of a router, which passes the uplink, has in the host."""
+    if flow.translates_destination:
+        return Key(flow.protocol, _turned(flow.original), of_replies=True)
+    reply = flow.reply
+    if flow.protocol in ICMP_PROTOCOLS:
+        ends = Ends(reply.destination, reply.source_port, reply.source, flow.original.destination_port)
+        return Key(flow.protocol, ends)
+    return Key(flow.protocol, _turned(reply))
+
+
+def _turned(ends: Ends) -> Ends:
+    return Ends(ends.destination, ends.destination_port, ends.source, ends.source_port)
+
+
+class Court:
+    """Which flows of one VPC's router the world would begin, and what the others are in conflict with."""
+
+    def __init__(self, world: World, name: str, generation: int):
+        self._view = View.of(world, name)
+        self._generation = generation
+        self._reach = Reach(world)
+        self._uplink = space.number(self._view.uplink_address)
+        self._subnets = dict(_instances(self._view.vpc))
+        self._gateways = {space.number(gateway) for subnet in self._view.vpc.subnets for gateway in subnet.gateways}
+        self._peers = {number for peer in self._view.peers for number, _ in _instances(peer)}
+        self._inside = [space.interval(prefix) for prefix in self._view.vpc.prefixes]
+        self._near = self._inside + [space.interval(p) for peer in self._view.peers for p in peer.prefixes]
+        self._published = _published(self._view)
+        self._known: dict[tuple[int, int, int, int], bool] = {}
+
+    def objection(self, flow: Tracked) -> str:
+        """Why the flow would not begin; empty where it would."""
+        source, destination = flow.original.source, flow.reply.source
+        if _within(source, self._inside):
+            return self._of_ours(flow, source, destination)
+        if _within(source, self._near):
+            if source not in self._peers:
+                return "its source is nobody's address"
+            return self._into(flow, destination, translated=False)
+        return self._into(flow, destination, translated=True)
+
+    def passes_uplink(self, flow: Tracked) -> bool:
+        """Has the flow one end outside of this VPC and its peers?"""
+        return not (_within(flow.original.source, self._near) and _within(flow.reply.source, self._near))
+
+    def _of_ours(self, flow: Tracked, source: int, destination: int) -> str:
+        if flow.translates_destination:
+            return "its destination is translated"
+        if source not in self._subnets:
+            # The router's own packets come from a gateway's address.
+            return "" if source in self._gateways else "its source is nobody's address"
+        if destination in self._gateways:
+            return ""
+        subnet = self._subnets[source]
+        if not _within(destination, self._near):
+            if not subnet.reaches_internet:
+                return f"subnet {subnet.name} has no way out"
+            if flow.reply.destination != self._uplink:
+                return "its source is not translated to the uplink's address"
+        elif flow.translates_source:
+            return "its source is translated"
+        elif destination not in self._subnets and destination not in self._peers:
+            return "its destination is nobody's address"
+        return self._judged(flow, source, destination)
+
+    def _into(self, flow: Tracked, destination: int, translated: bool) -> str:
+        """The objection to a flow that comes from a peer, or by the uplink where it must be `translated`."""
+        if destination not in self._subnets:
+            return "its destination is nobody's address"
+        if flow.translates_source:
+            return "its source is translated"
+        if translated and self._published.get((flow.protocol, flow.original.destination_port)) != (
+            destination,
+            flow.reply.source_port,
+        ):
+            return "its port is not published, or for another instance"
+        if not translated and flow.translates_destination:
+            return "its destination is translated"
+        return self._judged(flow, flow.original.source, destination)
+
+    def _judged(self, flow: Tracked, source: int, destination: int) -> str:
+        """The objection of the gates; what the kernel has judged by the ruleset in force needs no second opinion."""
+        if flow.mark == self._generation:
+            return ""
+        point = (source, destination, flow.protocol, flow.service)
+        if point not in self._known:
+            self._known[point] = self._passes(Direction.EGRESS, source, point) and self._passes(
+                Direction.INGRESS, destination, point
+            )
+        return "" if self._known[point] else "its gates deny it"
+
+    def _passes(self, direction: Direction, end: int, point: tuple[int, int, int, int]) -> bool:
+        subnet = self._subnets.get(end)
+        gate = self._reach.gate(self._view.vpc.name, subnet.name, direction) if subnet is not None else None
+        return gate is None or gate.action(space.at(gate.deciding, point)) is Action.ALLOW
+
+
+def _instances(vpc: Vpc) -> Iterator[tuple[int, Subnet]]:
+    """Each instance's address with the subnet that it is in."""
+    return (
+        (space.number(address), subnet)
+        for subnet in vpc.subnets
+        for instance in subnet.instances
+        for address in instance.addresses
+    )
+
+
+def _published(view: View) -> dict[tuple[int, int], tuple[int, int]]:
+    """(protocol, port of the host) to (address, port) of the instance."""
+    found = {instance.name: space.number(instance.addresses[0]) for instance in view.vpc.instances}
+    return {(item.protocol, item.port): (found[item.instance], item.target_port) for item in view.vpc.publications}
+
+
+def _within(number: int, intervals: Iterable[tuple[int, int]]) -> bool:
+    return any(low <= number <= high for low, high in intervals)
+
+
+# --- The host ---------------------------------------------------------------------------------------------------------
+
+
+class HostCourt:
+    """The same for the host, which translates for all VPCs; `local` are the host's own addresses."""
+
+    def __init__(self, world: World, local: Iterable[Network] = ()):
+        self._transit = space.interval(world.transit)
+        pairs = {vpc.name: tuple(map(space.number, uplink_pair(world.transit, vpc.index))) for vpc in world.vpcs}
+        self._routers = {router for _, router in pairs.values()}
+        self._hosts = {host for host, _ in pairs.values()}
+        self._published = {
+            (item.protocol, item.port): pairs[vpc.name][1] for vpc in world.vpcs for item in vpc.publications
+        }
+        self._local = [space.interval(prefix) for prefix in local]
+
+    def objection(self, flow: Tracked) -> str:
+        """Why the host would not begin the flow so; empty where it would, or where it is none of ours."""
+        source, destination = flow.original.source, flow.reply.source
+        if source in self._hosts or destination in self._hosts:
+            return ""
+        if _within(source, [self._transit]):
+            return self._outward(flow)
+        if _within(destination, [self._transit]):
+            return self._inward(flow, destination)
+        published = self._published.get((flow.protocol, flow.original.destination_port))
+        # TCP begins anew by itself; a datagram's sender that never pauses would keep its old way for ever.
+        from_outside = _within(destination, self._local) and not _within(source, self._local)
+        if flow.protocol == UDP and published and from_outside and not flow.translates_destination:
+            return "its port is published"
+        return ""
+
+    def _outward(self, flow: Tracked) -> str:
+        if flow.original.source not in self._routers:
+            return "its uplink is gone"
+        if flow.reply.destination == flow.original.source:
+            return "its source is not translated"
+        if (flow.protocol, flow.reply.destination_port) in self._published:
+            return "it has taken a published port"
+        return ""
+
+    def _inward(self, flow: Tracked, router: int) -> str:
+        if router not in self._routers:
+            return "its uplink is gone"
+        if self._published.get((flow.protocol, flow.original.destination_port)) != router:
+            return "its port is not published, or for another VPC"
+        return ""
