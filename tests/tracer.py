@@ -11,6 +11,7 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from vpcctl.nft import Element, Set, Table
 
@@ -99,7 +100,7 @@ class Tracer:
                     return f"{word} {target}"
                 case ["reject", "with", "icmpx", "admin-prohibited"] | ["reject", "with", "tcp", "reset"]:
                     return "reject"
-                case ["counter", *rest]:
+                case ["counter", *rest] if rest[:1] != ["name"]:
                     tokens = rest
                 case ["limit", "rate", rate, *rest]:
                     assert re.fullmatch(r"\d+/(second|minute|hour|day)", rate), rate
@@ -115,7 +116,29 @@ class Tracer:
                     return ""
                 case ["ct", "mark", "set", "$generation", *rest]:
                     tokens = rest
-                case ["masquerade"] | ["dnat", "ip", "to", *_] | ["snat", "ip", "to", *_] as words:
+                case ["ct", "zone", "set", zone, *rest]:
+                    assert 0 < int(zone) < 65536, zone
+                    tokens = rest
+                case ["add" | "update", name, "{", *rest]:
+                    # A set that packets fill: is the rate, or the number of flows, above the limit of the key?
+                    assert self._sets[name[1:]].dynamic, f"{name} is filled by no packet"
+                    end = rest.index("}")
+                    counts, limits = "count" in rest[:end], "limit" in rest[:end]
+                    if (counts and not self._over_limit) or (limits and self._over_limit):
+                        return ""
+                    tokens = rest[end + 1 :]
+                case ["counter", "name", field, "map", "{", *rest]:
+                    assert field in SELECTORS, field
+                    tokens = rest[rest.index("}") + 1 :]
+                case ["numgen", "random", "mod", drawn, "vmap", "{", *rest]:
+                    *elements, last = " ".join(rest[: rest.index("}")]).split(" , ")
+                    ends = [element.partition(" : ")[0].partition("-") for element in (*elements, last)]
+                    bounds = [(int(low), int(high or low)) for low, _, high in ends]
+                    assert bounds[0][0] == 0, bounds
+                    assert bounds[-1][1] == int(drawn) - 1, bounds
+                    assert all(one[1] + 1 == two[0] for one, two in pairwise(bounds)), bounds
+                    return last.partition(" : ")[2]
+                case ["masquerade", *_] | ["dnat", "ip", "to", *_] | ["snat", "ip", "to", *_] as words:
                     return words[0]
                 case ["fib", "daddr", "type", "local", *rest]:
                     if not packet["local"]:
@@ -127,6 +150,10 @@ class Tracer:
                     tokens = rest
                 case ["ct", "status", "&", "dnat", "==", "0", *rest]:
                     if packet["dnat"]:
+                        return ""
+                    tokens = rest
+                case ["tcp", "flags", "&", "rst", "==", "rst", *rest]:
+                    if packet.get("meta l4proto") != 6 or not packet.get("rst"):
                         return ""
                     tokens = rest
                 case ["tcp", "flags", "&", "(", "fin", "|", "syn", "|", "rst", "|", "ack", ")", "!=", "syn", *rest]:

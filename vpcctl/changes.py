@@ -8,11 +8,28 @@ from __future__ import annotations
 import dataclasses
 
 from vpcctl.errors import ConflictError
-from vpcctl.model import Address, Network, Peering, Publication, Subnet, Vpc, World
+from vpcctl.model import (
+    DEFAULT_MAX_FLOWS,
+    DEFAULT_MAX_PORTS,
+    Address,
+    Network,
+    Peering,
+    Publication,
+    Subnet,
+    Vpc,
+    World,
+)
 from vpcctl.spec import with_instance
 
 
-def create_vpc(world: World, name: str, prefix: Network, transit: Network | None = None) -> World:
+def create_vpc(
+    world: World,
+    name: str,
+    prefix: Network,
+    transit: Network | None = None,
+    max_flows: int = DEFAULT_MAX_FLOWS,
+    max_ports: int = DEFAULT_MAX_PORTS,
+) -> World:
     """Add a VPC; `transit` sets the range of the uplinks, which all VPCs share."""
     if name in {vpc.name for vpc in world.vpcs}:
         raise ConflictError(f"VPC {name} exists already; choose another name, or `vpcctl show-vpc --name {name}`")
@@ -22,7 +39,26 @@ def create_vpc(world: World, name: str, prefix: Network, transit: Network | None
                 f"the transit range is {world.transit}, and VPCs use it; it can change when there is none"
             )
         world = dataclasses.replace(world, transit=transit)
-    return dataclasses.replace(world, vpcs=(*world.vpcs, Vpc(name, (prefix,), world.free_index())))
+    made = Vpc(name, (prefix,), world.free_index(), max_flows=max_flows, max_ports=max_ports)
+    return dataclasses.replace(world, vpcs=(*world.vpcs, made))
+
+
+def set_limits(world: World, vpc: str, max_flows: int | None, max_ports: int | None) -> World:
+    """Change what a VPC may take of what all share; None leaves a limit as it is."""
+    target = world.vpc(vpc)
+    flows = target.max_flows if max_flows is None else max_flows
+    ports = target.max_ports if max_ports is None else max_ports
+    return world.with_vpc(dataclasses.replace(target, max_flows=flows, max_ports=ports))
+
+
+def set_nat_protocol(world: World, vpc: str, protocol: int, present: bool) -> World:
+    """Have a protocol without ports translated for a VPC, or no longer."""
+    target = world.vpc(vpc)
+    if (protocol in target.nat_protocols) == present:
+        raise ConflictError(f"protocol {protocol} is {'already' if present else 'not'} translated for VPC {vpc}")
+    rest = [found for found in target.nat_protocols if found != protocol]
+    protocols = tuple(sorted([*rest, protocol] if present else rest))
+    return world.with_vpc(dataclasses.replace(target, nat_protocols=protocols))
 
 
 def delete_vpc(world: World, name: str, cascade: bool) -> World:
@@ -93,7 +129,7 @@ def delete_instance(world: World, vpc: str, name: str) -> World:
     subnet = target.subnet_of(name)
     _check_unpublished(target, name)
     rest = tuple(instance for instance in subnet.instances if instance.name != name)
-    return world.with_vpc(target.with_subnet(dataclasses.replace(subnet, instances=rest)))
+    return world.with_vpc(target.with_subnet(subnet.with_instances(rest)))
 
 
 def set_nat_gateway(world: World, vpc: str, subnet: str, present: bool) -> World:

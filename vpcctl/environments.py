@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vpcctl.errors import VpcctlError
-from vpcctl.model import Instance, Peering, Subnet, Vpc, World
+from vpcctl.model import DEFAULT_MAX_FLOWS, DEFAULT_MAX_PORTS, Instance, Peering, Subnet, Vpc, World
 from vpcctl.policy import PROTOCOL_NAMES, Policy, Rule
 from vpcctl.spec import policy_to_json
 
@@ -208,6 +208,8 @@ def _vpc_changes(old: Vpc, new: Vpc) -> Iterator[ObjectChange]:
         yield ObjectChange("~", f"VPC {new.name}", f"{_prefixes(old)} becomes {_prefixes(new)}")
     if old.sets != new.sets:
         yield ObjectChange("~", f"VPC {new.name}", "its named sets")
+    for words in _limit_changes(old, new):
+        yield ObjectChange("~", f"VPC {new.name}", words)
     before, after = ({subnet.name: subnet for subnet in vpc.subnets} for vpc in (old, new))
     for name, subnet in before.items():
         if name not in after:
@@ -223,6 +225,21 @@ def _vpc_changes(old: Vpc, new: Vpc) -> Iterator[ObjectChange]:
     for item in new.publications:
         if item not in old.publications:
             yield ObjectChange("+", _published(new, item))
+
+
+def _limit_changes(old: Vpc, new: Vpc) -> Iterator[str]:
+    for what, before, after in (
+        ("flows", old.max_flows, new.max_flows),
+        ("NAT ports", old.max_ports, new.max_ports),
+    ):
+        if before != after:
+            yield f"at most {after} {what} instead of {before}"
+    for protocol in old.nat_protocols:
+        if protocol not in new.nat_protocols:
+            yield f"protocol {protocol} is no longer translated"
+    for protocol in new.nat_protocols:
+        if protocol not in old.nat_protocols:
+            yield f"protocol {protocol} is translated"
 
 
 def _subnet_changes(vpc: str, old: Subnet, new: Subnet) -> Iterator[ObjectChange]:
@@ -263,6 +280,12 @@ def _exported_vpc(vpc: Vpc) -> dict[str, Any]:
     }
     if vpc.sets:
         document["sets"] = {name: list(map(str, prefixes)) for name, prefixes in vpc.sets}
+    if vpc.max_flows != DEFAULT_MAX_FLOWS:
+        document["max_flows"] = vpc.max_flows
+    if vpc.max_ports != DEFAULT_MAX_PORTS:
+        document["max_ports"] = vpc.max_ports
+    if vpc.nat_protocols:
+        document["nat_protocols"] = list(vpc.nat_protocols)
     if vpc.publications:
         document["publish"] = [
             {

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vpcctl import names, space
+from vpcctl.compiler.translation import TRANSLATED
 from vpcctl.documents import quote
 from vpcctl.errors import DocumentError
 from vpcctl.policy import Action, Direction, Rule
@@ -131,6 +132,13 @@ def _misplaced(reach: Reach, side: End, inner: str) -> str:
 def _not_carried(reach: Reach, start: End, end: End, part: Space) -> str:
     """Why the topology does not carry `part`, between ends between which it carries something."""
     if start.zone.vpc is not None:
+        home = reach.world.vpc(start.zone.vpc)
+        translated = Space.of(None, None, [(p, p) for p in (*TRANSLATED, *home.nat_protocols)], None)
+        if end.zone.vpc is None and part and not part & translated:
+            return (
+                f"a protocol without ports is not translated; `vpcctl create-nat-protocol --vpc {home.name}` has one"
+                " translated for this VPC"
+            )
         return "no packet has these addresses and this protocol"
     vpc = reach.world.vpc(str(end.zone.vpc))
     for item in vpc.publications:

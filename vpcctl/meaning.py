@@ -10,12 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vpcctl.model import NEVER_USABLE, Subnet, Vpc, World
-from vpcctl.policy import ICMP, ICMPV6, Action, Address, Direction, Endpoint, Policy, Rule
+from vpcctl.policy import ICMP, ICMPV6, SCTP, TCP, UDP, Action, Address, Direction, Endpoint, Policy, Rule
 
 # The ICMP of each IP version, and the types that begin a flow: requests for echo, timestamp, information and address
 # mask (RFC 792, RFC 950); for echo and node information (RFC 4443, RFC 4620).  All others are answers or errors, which
 # belong to a flow or are invalid (net/netfilter/nf_conntrack_proto_icmp.c and …_icmpv6.c: valid_new).
 ICMP_OF = {4: ICMP, 6: ICMPV6}
+# Source NAT tells flows apart by their ports, or by ICMP's identifier.
+TRANSLATED = {ICMP, TCP, UDP, SCTP}
 BEGINNING = {ICMP: {8, 13, 15, 17}, ICMPV6: {128, 139}}
 
 
@@ -108,6 +110,8 @@ def _way_out(world: World, vpc: Vpc, flow: Flow) -> tuple[Action, str]:
     subnet = subnet_at(vpc, flow.source.address)
     if not subnet.reaches_internet:
         return Action.DENY, f"subnet {subnet.name} is private and has no NAT gateway"
+    if flow.protocol not in TRANSLATED and flow.protocol not in vpc.nat_protocols:
+        return Action.DENY, f"protocol {flow.protocol} has no ports, and is not translated for VPC {vpc.name}"
     return Action.ALLOW, f"subnet {subnet.name} has a way out"
 
 

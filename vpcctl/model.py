@@ -15,8 +15,9 @@ from itertools import combinations
 
 from vpcctl import names
 from vpcctl.errors import ConflictError, DocumentError
-from vpcctl.policy import PROTOCOL_NAMES, TCP, Address, Network, Policy
+from vpcctl.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS, PROTOCOL_NAMES, TCP, Address, Network, Policy
 
+HIGHEST_PROTOCOL = 255
 DEFAULT_TRANSIT = ipaddress.ip_network("100.64.0.0/16")
 # Addresses that no VPC may use: "this network", loopback, link-local, multicast and class E (RFC 6890).
 NEVER_USABLE = tuple(
@@ -35,6 +36,12 @@ NEVER_USABLE = tuple(
 # The ports that source NAT takes, in the host and in the routers: the upper half, from which Linux also gives programs
 # the ports of their own connections, so that no service is expected there.
 NAT_PORTS = (32768, 65535)
+# What one VPC may take of what all share, unless it is told otherwise: flows that the host tracks for it, and ports
+# toward one remote service.  The host tracks 65,536 flows or more (net.netfilter.nf_conntrack_max).
+DEFAULT_MAX_FLOWS, DEFAULT_MAX_PORTS = 16384, 8192
+HIGHEST_MAX_FLOWS = 1 << 22
+# How many released addresses a subnet remembers, so as not to hand them out again at once.
+REMEMBERED = 256
 # A subnet needs its network address, a gateway, an instance and its broadcast address.
 LONGEST_PREFIX = {4: 30, 6: 126}
 SHORTEST_PREFIX = {4: 8, 6: 16}
@@ -76,7 +83,8 @@ class Instance:
 class Subnet:
     """A part of the VPC behind one bridge and one pair of gates.
 
-    `public` subnets reach the internet through source NAT; private ones only with `nat_gateway`.
+    `public` subnets reach the internet through source NAT; private ones only with `nat_gateway`.  `released` are
+    addresses that instances had, the latest last: they are handed out after all others.
     """
 
     name: str
@@ -85,6 +93,7 @@ class Subnet:
     nat_gateway: bool = False
     instances: tuple[Instance, ...] = ()
     policy: Policy | None = None
+    released: tuple[Address, ...] = ()
 
     def __post_init__(self) -> None:
         names.check_name(self.name, "subnet")
@@ -120,17 +129,33 @@ class Subnet:
         return self.public or self.nat_gateway
 
     def free_addresses(self) -> tuple[Address, ...]:
-        """The lowest free address of each prefix, from the second host address on; ConflictError when full."""
+        """The lowest address of each prefix, from the second host address on, that nobody has or had lately.
+
+        Where all others are in use it is the one that was released first.  ConflictError when full.
+        """
         return tuple(self._free_address(prefix) for prefix in self.prefixes)
 
     def _free_address(self, prefix: Network) -> Address:
         taken = {address for instance in self.instances for address in instance.addresses}
-        # No more than len(taken) candidates can be in use, so this never walks a large prefix.
-        for offset in range(2, len(taken) + 3):
+        avoided = taken.union(self.released)
+        # No more than len(avoided) candidates can be avoided, so this never walks a large prefix.
+        for offset in range(2, len(avoided) + 3):
             candidate = prefix.network_address + offset
-            if candidate in prefix and candidate != prefix.broadcast_address and candidate not in taken:
+            if candidate not in prefix or candidate == prefix.broadcast_address:
+                break
+            if candidate not in avoided:
                 return candidate
+        for address in self.released:
+            if address in prefix and address not in taken:
+                return address
         raise ConflictError(f"subnet {self.name}: every address of {prefix} is in use")
+
+    def with_instances(self, instances: tuple[Instance, ...]) -> Subnet:
+        """This subnet with other instances; it remembers the addresses that are nobody's any more."""
+        after = {address for instance in instances for address in instance.addresses}
+        gone = [a for instance in self.instances for a in instance.addresses if a not in after]
+        released = (*(a for a in self.released if a not in after and a not in gone), *gone)
+        return dataclasses.replace(self, instances=instances, released=released[-REMEMBERED:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +186,11 @@ class Publication:
 
 @dataclass(frozen=True, slots=True)
 class Vpc:
-    """A virtual private network: `index` selects its /31 of the transit range; `sets` are named prefix lists."""
+    """A virtual private network: `index` selects its /31 of the transit range; `sets` are named prefix lists.
+
+    `max_flows` is how many flows the host tracks for it at most, `max_ports` how many ports it may take toward one
+    remote service.  `nat_protocols` are the protocols without ports that are translated for it, and for no other VPC.
+    """
 
     name: str
     prefixes: tuple[Network, ...]
@@ -169,9 +198,13 @@ class Vpc:
     subnets: tuple[Subnet, ...] = ()
     publications: tuple[Publication, ...] = ()
     sets: tuple[tuple[str, tuple[Network, ...]], ...] = ()
+    max_flows: int = DEFAULT_MAX_FLOWS
+    max_ports: int = DEFAULT_MAX_PORTS
+    nat_protocols: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         names.check_name(self.name, "VPC")
+        self._check_limits()
         _check_prefixes(f"VPC {self.name}", self.prefixes)
         for prefix in self.prefixes:
             for never in NEVER_USABLE:
@@ -179,6 +212,19 @@ class Vpc:
                     raise DocumentError(f"VPC {self.name}: {prefix} overlaps {never}, which no network may use")
         self._check_subnets()
         self._check_instances()
+
+    def _check_limits(self) -> None:
+        ports = NAT_PORTS[1] - NAT_PORTS[0] + 1
+        for what, value, most in (("flows", self.max_flows, HIGHEST_MAX_FLOWS), ("ports", self.max_ports, ports)):
+            if not 1 <= value <= most:
+                raise DocumentError(f"VPC {self.name}: max_{what} is {value}; 1 to {most} is expected")
+        for protocol in self.nat_protocols:
+            if protocol in (*PORT_PROTOCOLS, *ICMP_PROTOCOLS) or not 0 <= protocol <= HIGHEST_PROTOCOL:
+                raise DocumentError(
+                    f"VPC {self.name}: {protocol} is no protocol without ports; tcp, udp, sctp and icmp are translated"
+                    " for everybody, and any other number from 0 to 255 is expected"
+                )
+        unique(self.nat_protocols, f"VPC {self.name}: translated protocol")
 
     def _check_subnets(self) -> None:
         unique((subnet.name for subnet in self.subnets), f"VPC {self.name}: subnet")
@@ -264,13 +310,15 @@ class Peering:
 class World:
     """Everything desired on one machine.
 
-    `opened` are the host's interfaces on which forwarding was off before us, with the value to put back.
+    `opened` are the host's interfaces on which forwarding was off before us, with the value to put back; `reserved` are
+    the ports among NAT_PORTS on which the host itself serves, which source NAT leaves alone.
     """
 
     vpcs: tuple[Vpc, ...] = ()
     peerings: tuple[Peering, ...] = ()
     transit: Network = DEFAULT_TRANSIT
     opened: tuple[tuple[str, str], ...] = ()
+    reserved: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         unique((vpc.name for vpc in self.vpcs), "VPC")
@@ -282,6 +330,18 @@ class World:
             check_beside_transit(vpc, self.transit)
             uplink_pair(self.transit, vpc.index)
         self._check_peerings()
+        self._check_protocols()
+
+    def _check_protocols(self) -> None:
+        owners: dict[int, str] = {}
+        for vpc in self.vpcs:
+            for protocol in vpc.nat_protocols:
+                owner = owners.setdefault(protocol, vpc.name)
+                if owner != vpc.name:
+                    raise ConflictError(
+                        f"protocol {protocol} is translated for VPC {owner}, and without ports the host cannot tell two"
+                        f" VPCs apart; `vpcctl delete-nat-protocol --vpc {owner} --protocol {protocol}` first"
+                    )
 
     def _check_namespaces(self) -> None:
         owners: dict[str, str] = {}

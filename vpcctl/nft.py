@@ -60,7 +60,10 @@ class Element:
 
 @dataclass(frozen=True, slots=True)
 class Set:
-    """A named set, or a map where `data_type` is given.  `counted` gives each element a packet counter."""
+    """A named set, or a map where `data_type` is given.  `counted` gives each element a packet counter.
+
+    `dynamic` is the size of a set that packets fill, 0 for one that they do not; `timeout` is when its elements go.
+    """
 
     name: str
     key_type: str
@@ -68,12 +71,19 @@ class Set:
     data_type: str = ""
     interval: bool = False
     counted: bool = False
+    dynamic: int = 0
+    timeout: str = ""
 
     def lines(self) -> Iterator[str]:
         yield f"{'map' if self.data_type else 'set'} {self.name} {{"
         yield f"\ttype {self.key_type}" + (f" : {self.data_type}" if self.data_type else "")
         if self.interval:
             yield "\tflags interval"
+        if self.dynamic:
+            yield f"\tsize {self.dynamic}"
+            yield "\tflags dynamic" + (",timeout" if self.timeout else "")
+        if self.timeout:
+            yield f"\ttimeout {self.timeout}"
         if self.counted:
             yield "\tcounter"
         if self.elements:
@@ -96,6 +106,17 @@ class RateLimit:
     def lines(self) -> Iterator[str]:
         yield f"limit {self.name} {{"
         yield f"\trate {self.rate}/{self.unit} burst {self.burst} packets"
+        yield "}"
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """A named counter of packets and bytes."""
+
+    name: str
+
+    def lines(self) -> Iterator[str]:
+        yield f"counter {self.name} {{"
         yield "}"
 
 
@@ -134,11 +155,11 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table with its sets, limits and chains."""
+    """A table with its sets, limits, counters and chains."""
 
     family: str
     name: str
-    sets: tuple[Set | RateLimit, ...] = ()
+    sets: tuple[Set | RateLimit | Counter, ...] = ()
     chains: tuple[Chain, ...] = ()
 
     def lines(self, comment: str = "") -> Iterator[str]:

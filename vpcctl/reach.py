@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from vpcctl import space
 from vpcctl.compiler.gates import REPLY_TYPE
+from vpcctl.compiler.translation import TRANSLATED
 from vpcctl.compiler.view import View
 from vpcctl.model import NEVER_USABLE, Subnet, Vpc, World
 from vpcctl.policy import ICMP, ICMPV6, Action, Direction, Endpoint, Policy, Rule
@@ -197,7 +198,9 @@ class Reach:
         home = self.world.vpc(source.vpc)
         if destination.vpc is None and not home.subnet(str(source.subnet)).reaches_internet:
             return space.NOTHING
-        return FLOWS & Space.of(source.addresses, self.addresses(destination, home.name), None, None)
+        # What has no ports leaves only where it is translated for this VPC by name.
+        protocols = [(p, p) for p in (*TRANSLATED, *home.nat_protocols)] if destination.vpc is None else None
+        return FLOWS & Space.of(source.addresses, self.addresses(destination, home.name), protocols, None)
 
     def addresses(self, zone: Zone, home: str) -> tuple[Interval, ...]:
         """The addresses of a zone as seen from the VPC `home`: the internet is what is left."""

@@ -151,7 +151,7 @@ def repair(
 
 def examine(state: State, kernel: Kernel, scopes: Iterable[str] | None = None) -> list[Difference]:
     """Everything in which the kernel differs from the state, changing nothing; `scopes` limits it to some VPCs."""
-    world = _prepared(state, state.world, kernel.facts())
+    world = _prepared(state, state.world, kernel.facts(), looking=True)
     wanted = topology.snapshot(world, state.state_id, _loaded(state.items))
     chosen = set(wanted) if scopes is None else set(scopes)
     items = [item for scope, members in wanted.items() if scope in chosen for item in members]
@@ -207,8 +207,11 @@ def _forget(kernel: Kernel, plan: Plan, world: World, after: Record, before: Wor
     sweep(kernel, world, scopes, items, before, kernel.facts().local)
 
 
-def _prepared(state: State, desired: World, facts: HostFacts) -> World:
-    """`desired` with the host's side of it: where forwarding must be switched on, and that the uplinks are free."""
+def _prepared(state: State, desired: World, facts: HostFacts, looking: bool = False) -> World:
+    """`desired` with the host's side of it: where forwarding must be switched on, and that the uplinks are free.
+
+    With `looking` the host's services are taken as they are on record.
+    """
     known = {vpc.name for vpc in state.world.vpcs}
     for vpc in desired.vpcs:
         pair = uplink_pair(desired.transit, vpc.index)
@@ -218,6 +221,8 @@ def _prepared(state: State, desired: World, facts: HostFacts) -> World:
                     f"the host has a network {network}, which overlaps the transit range {desired.transit} of the"
                     f" VPCs' uplinks ({pair[0]} is that of {vpc.name}); choose another range with --transit"
                 )
+    if not looking:
+        desired = dataclasses.replace(desired, reserved=_reserved(state.world, desired, facts))
     if not desired.vpcs or facts.forwarding:
         # Where the whole host forwards, whoever wanted that also decides between which links.
         return dataclasses.replace(desired, opened=())
@@ -225,6 +230,21 @@ def _prepared(state: State, desired: World, facts: HostFacts) -> World:
     opened = dict(state.world.opened)
     opened |= {link: value for link, value in facts.ways_out if value != "1" and link not in opened}
     return dataclasses.replace(desired, opened=tuple(sorted(opened.items())))
+
+
+def _reserved(before: World, desired: World, facts: HostFacts) -> tuple[int, ...]:
+    """The host's services that source NAT leaves alone.
+
+    Programs come and go, and each change would load the host's table again.  So those on record stand, until there is
+    a new one or that table changes anyway.
+    """
+    if not desired.vpcs:
+        return ()
+    known = set(before.reserved)
+    same = [(vpc.name, vpc.index, vpc.publications) for vpc in before.vpcs] == [
+        (vpc.name, vpc.index, vpc.publications) for vpc in desired.vpcs
+    ]
+    return before.reserved if same and known.issuperset(facts.services) else facts.services
 
 
 def _plan(kernel: Kernel, state: State, desired: World, after: Record) -> Plan:

@@ -16,6 +16,14 @@ ALLOW = {"action": "allow"}
 OLD, NEW = "shop-old", "shop-new"
 ADDRESS = "10.0.1.9"
 CANARY = 9009
+SILENT = """
+table netdev deaf {
+    chain ingress {
+        type filter hook ingress device eth0 priority 0; policy accept;
+        ether type ip drop
+    }
+}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +31,8 @@ def tenants(module_lab: Lab) -> Tenants:
     made = Tenants(module_lab)
     # Where the canaries of the published ports go.
     _publish(made, CANARY, "udp", "web")
+    # Here the tests speak for the internet, and nobody answers before them.
+    module_lab.run(["nft", "-f", "-"], netns=FAR, input=SILENT)
     return made
 
 

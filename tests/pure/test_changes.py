@@ -10,7 +10,7 @@ from tests.story import STORY, told
 from tests.worlds import address, network
 from vpcctl import changes
 from vpcctl.errors import ConflictError, DocumentError
-from vpcctl.model import Publication, World
+from vpcctl.model import Instance, Publication, World
 from vpcctl.policy import TCP, UDP
 
 PEERED = told("peer them")
@@ -46,12 +46,30 @@ def test_a_subnet_comes_with_an_instance_of_its_name_unless_it_is_not_wanted() -
     assert not bare.vpc("one").subnet("web").public
 
 
+def found_addresses(world: World) -> dict[str, str]:
+    return {one.name: str(one.addresses[0]) for one in world.vpc("one").subnet("web").instances}
+
+
 def test_instances_take_the_lowest_free_address_or_the_one_that_is_asked_for() -> None:
     world = changes.create_instance(PEERED, "one", "web", "a", None, 1)
     world = changes.create_instance(world, "one", "web", "b", address("10.0.0.9"), 1)
-    world = changes.create_instance(changes.delete_instance(world, "one", "a"), "one", "web", "c", None, 2)
-    found = {one.name: str(one.addresses[0]) for one in world.vpc("one").subnet("web").instances}
-    assert found == {"web": "10.0.0.2", "b": "10.0.0.9", "c": "10.0.0.3"}
+    world = changes.create_instance(world, "one", "web", "c", None, 2)
+    assert found_addresses(world) == {"web": "10.0.0.2", "a": "10.0.0.3", "b": "10.0.0.9", "c": "10.0.0.4"}
+
+
+def test_an_address_that_somebody_had_is_handed_out_after_all_others() -> None:
+    world = changes.create_instance(PEERED, "one", "web", "a", None, 1)
+    world = changes.create_instance(changes.delete_instance(world, "one", "a"), "one", "web", "b", None, 2)
+    assert found_addresses(world) == {"web": "10.0.0.2", "b": "10.0.0.4"}
+    # Who asks for it gets it, and it is nobody's former address any more.
+    world = changes.create_instance(world, "one", "web", "c", address("10.0.0.3"), 3)
+    assert world.vpc("one").subnet("web").released == ()
+    small = dataclasses.replace(world.vpc("one").subnet("web"), prefixes=(network("10.0.0.0/29"),), instances=())
+    for turn in range(20):
+        one = Instance("x", small.free_addresses(), "02:00:00:00:00:01")
+        # Of five addresses four are handed out between two uses of one.
+        assert str(one.addresses[0]) == f"10.0.0.{2 + turn % 5}"
+        small = small.with_instances((one,)).with_instances(())
 
 
 def test_an_instance_made_again_has_another_mac() -> None:

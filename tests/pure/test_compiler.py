@@ -22,7 +22,7 @@ from vpcctl.meaning import Flow
 from vpcctl.model import Peering, Publication, Subnet, Vpc, World, uplink_pair
 from vpcctl.nft import COMMENT_LIMIT, Chain
 from vpcctl.nft import Rule as Line
-from vpcctl.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS, TCP, Action, Direction, Endpoint, Policy, Rule
+from vpcctl.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS, TCP, UDP, Action, Direction, Endpoint, Policy, Rule
 
 FLOWS = 40
 OWNER = "vpcctl/0a1b2c3d/alpha/ruleset"
@@ -314,13 +314,14 @@ LAN = "eth0"
 class Host:
     """Walks packets through the host's table."""
 
-    def __init__(self, world: World):
-        self._table = Tracer(compile_host(world, OWNER).tables[0])
+    def __init__(self, world: World, over_share: bool = False):
+        self._table = Tracer(compile_host(world, OWNER).tables[0], over_limit=over_share)
 
     def forwards(self, inward: str, outward: str, source: str, destination: str, **more: object) -> bool:
         """Does a packet that is routed from one link to another pass prerouting and forward?"""
         fields = {
             "iifname": inward, "oifname": outward, "ip saddr": worlds.address(source), "meta nfproto": "ipv4",
+            "meta l4proto": UDP,
             "ip daddr": worlds.address(destination), "ct state": "new", "local": False, "dnat": False,
         }  # fmt: skip
         walked = [self._table.walk(chain, fields | more) for chain in ("host-prerouting", "host-forward")]
@@ -376,6 +377,30 @@ def test_only_what_was_translated_to_a_published_port_comes_in() -> None:
     assert Host(two_vpcs(Publication(TCP, 8080, "web", 80))).forwards(LAN, uplink, **came, dnat=True)
     assert not Host(two_vpcs(Publication(TCP, 8080, "web", 80))).forwards(LAN, uplink, **came, dnat=False)
     assert not Host(two_vpcs()).forwards(LAN, uplink, **came, dnat=True)
+
+
+def test_a_vpc_over_its_share_begins_no_flow_and_keeps_those_it_has() -> None:
+    published = two_vpcs(Publication(TCP, 8080, "web", 80))
+    link, out = names.host_uplink("one"), (ROUTERS["one"], "203.0.113.7")
+    for over in (False, True):
+        host = Host(published, over_share=over)
+        assert host.forwards(link, LAN, *out) is not over
+        assert host.forwards(LAN, link, "203.0.113.7", "10.0.0.2", dnat=True) is not over
+        established = {"ct state": "established"}
+        assert host.forwards(link, LAN, *out, **established)
+        assert host.forwards(LAN, link, "203.0.113.7", "10.0.0.2", **established)
+
+
+def test_a_protocol_without_ports_leaves_for_the_vpc_alone_that_has_it_by_name() -> None:
+    world = two_vpcs()
+    gre = {"meta l4proto": 47}
+    for named in (False, True):
+        one = dataclasses.replace(world.vpc("one"), nat_protocols=(47,) if named else ())
+        host = Host(world.with_vpc(one))
+        assert host.forwards(names.host_uplink("one"), LAN, ROUTERS["one"], "203.0.113.7", **gre) is named
+        assert not host.forwards(names.host_uplink("two"), LAN, ROUTERS["two"], "203.0.113.7", **gre)
+        # Others of the host's networks are none of ours.
+        assert host.forwards(LAN, "docker0", "203.0.113.7", "203.0.113.9", **gre)
 
 
 def test_a_way_that_we_opened_is_open_to_uplinks_alone() -> None:

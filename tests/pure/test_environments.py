@@ -404,11 +404,11 @@ def test_instances_keep_address_and_mac_where_the_document_gives_none() -> None:
     assert (first.name, str(first.addresses[0])) == ("web-3", "10.0.1.4")
 
 
-def test_an_instance_that_is_gone_leaves_its_address_to_the_next_with_another_mac() -> None:
+def test_an_instance_that_is_gone_does_not_leave_its_address_to_the_next() -> None:
     document = document_of(PRESENT, "shop")
     instances(document)[:] = [{"name": "web-2"}, {"name": "web-9"}]
     kept, fresh = applied(document, PRESENT).vpc("shop").instances
-    assert (kept, str(fresh.addresses[0])) == (SHOP.instances[1], "10.0.1.2")
+    assert (kept, str(fresh.addresses[0])) == (SHOP.instances[1], "10.0.1.4")
     assert fresh.mac not in {one.mac for one in SHOP.instances}
 
 

@@ -21,7 +21,10 @@ def status(session: Session, vpc: str | None, as_json: bool) -> None:
 
     Example: vpcctl status
     """
+    from dataclasses import asdict
+
     from vpcctl import reconciler
+    from vpcctl.shares import shares
 
     state = session.load()
     if vpc is not None:
@@ -29,6 +32,7 @@ def status(session: Session, vpc: str | None, as_json: bool) -> None:
     kernel = session.kernel()
     try:
         differences = reconciler.examine(state, kernel, None if vpc is None else [vpc])
+        taken = list(shares(kernel, state.world, vpc))
     finally:
         kernel.close()
     unfinished = state.pending is not None if vpc is None else state.changes(vpc)
@@ -46,11 +50,15 @@ def status(session: Session, vpc: str | None, as_json: bool) -> None:
                     }
                     for one in differences
                 ],
+                "shares": [asdict(share) for share in taken],
             }
         )
     else:
         for difference in differences:
             show(difference)
+        for share in taken:
+            if share.remarkable or session.verbosity > 0:
+                show(share)
         if unfinished:
             show("a change is unfinished")
         show("drifted; `vpcctl repair` mends it" if differences or unfinished else "in sync")

@@ -12,6 +12,12 @@ from vpcctl.cli.session import PREFIX, Session, json_option
 if TYPE_CHECKING:
     from vpcctl.model import Vpc, World
 
+FLOWS = "How many flows the host tracks for it at most."
+PORTS = "How many ports it may take toward one remote service at most."
+PROTOCOL = "A protocol without ports: gre, esp, ah, ipip, or a number."
+# As `model` has them; it is imported when a command runs.
+DEFAULT_MAX_FLOWS, DEFAULT_MAX_PORTS = 16384, 8192
+
 
 @click.command
 @click.option("--name", required=True, help="Its name.")
@@ -20,8 +26,12 @@ if TYPE_CHECKING:
 @click.option(
     "--transit", type=PREFIX, help="The range of the uplinks' addresses, set with the first VPC. [100.64.0.0/16]"
 )
+@click.option("--max-flows", type=int, default=DEFAULT_MAX_FLOWS, show_default=True, help=FLOWS)
+@click.option("--max-ports", type=int, default=DEFAULT_MAX_PORTS, show_default=True, help=PORTS)
 @click.pass_obj
-def create_vpc(session: Session, name: str, cidr: Any, ipv6_cidr: str | None, transit: Any) -> None:
+def create_vpc(
+    session: Session, name: str, cidr: Any, ipv6_cidr: str | None, transit: Any, max_flows: int, max_ports: int
+) -> None:
     """Create a VPC: its router, its default-deny ruleset, its uplink.
 
     Example: vpcctl create-vpc --name shop --cidr 10.0.0.0/16
@@ -32,7 +42,7 @@ def create_vpc(session: Session, name: str, cidr: Any, ipv6_cidr: str | None, tr
 
     if ipv6_cidr is not None:
         raise click.UsageError("--ipv6-cidr: IPv6 prefixes are not supported yet; create the VPC without one")
-    outcome = session.change(lambda state: changes.create_vpc(state.world, name, cidr, transit))
+    outcome = session.change(lambda state: changes.create_vpc(state.world, name, cidr, transit, max_flows, max_ports))
     session.say(f"created VPC {name} ({cidr}), router namespace {router_namespace(name)}")
     for finding in examination.pressing_findings(outcome.after, name):
         session.warn(str(finding))
@@ -51,6 +61,62 @@ def delete_vpc(session: Session, name: str, cascade: bool) -> None:
 
     session.change(lambda state: changes.delete_vpc(state.world, name, cascade))
     session.say(f"deleted VPC {name}")
+
+
+@click.command
+@click.option("--vpc", required=True, help="The VPC.")
+@click.option("--max-flows", type=int, help=FLOWS)
+@click.option("--max-ports", type=int, help=PORTS)
+@click.pass_obj
+def set_limits(session: Session, vpc: str, max_flows: int | None, max_ports: int | None) -> None:
+    """Set what a VPC may take of what all share; live flows stay.
+
+    Example: vpcctl set-limits --vpc shop --max-flows 50000
+    """
+    from vpcctl import changes
+
+    if max_flows is None and max_ports is None:
+        raise click.UsageError("pass --max-flows, --max-ports or both")
+    outcome = session.change(lambda state: changes.set_limits(state.world, vpc, max_flows, max_ports))
+    found = outcome.after.vpc(vpc)
+    session.say(f"VPC {vpc}: at most {found.max_flows} flows, {found.max_ports} NAT ports toward one remote service")
+
+
+@click.command
+@click.option("--vpc", required=True, help="The VPC.")
+@click.option("--protocol", required=True, help=PROTOCOL)
+@click.pass_obj
+def create_nat_protocol(session: Session, vpc: str, protocol: str) -> None:
+    """Translate a protocol without ports for a VPC; one VPC at a time can have it.
+
+    Example: vpcctl create-nat-protocol --vpc shop --protocol gre
+    """
+    _nat_protocol(session, vpc, protocol, True)
+    session.say(f"VPC {vpc} sends protocol {protocol} to the internet; the host's own {protocol} comes first")
+
+
+@click.command
+@click.option("--vpc", required=True, help="The VPC.")
+@click.option("--protocol", required=True, help=PROTOCOL)
+@click.pass_obj
+def delete_nat_protocol(session: Session, vpc: str, protocol: str) -> None:
+    """Translate a protocol without ports no longer, live flows included.
+
+    Example: vpcctl delete-nat-protocol --vpc shop --protocol gre
+    """
+    _nat_protocol(session, vpc, protocol, False)
+    session.say(f"VPC {vpc} sends no protocol {protocol} to the internet any more")
+
+
+def _nat_protocol(session: Session, vpc: str, protocol: str, present: bool) -> None:
+    from vpcctl import changes
+    from vpcctl.spec.fields import parse_portless
+
+    try:
+        number = parse_portless(protocol)
+    except ValueError as error:
+        raise click.UsageError(f"--protocol: {error}") from error
+    session.change(lambda state: changes.set_nat_protocol(state.world, vpc, number, present))
 
 
 @click.command
@@ -87,6 +153,9 @@ def show_vpc(session: Session, name: str, as_json: bool) -> None:
     show(f"VPC {name}  {document['cidr']}")
     show(f"  router   {document['router']}, uplink {document['uplink']['address']}")
     show(f"  peers    {', '.join(document['peers']) or '-'}")
+    show(f"  limits   {document['max_flows']} flows, {document['max_ports']} NAT ports toward one remote service")
+    if document["nat_protocols"]:
+        show(f"  translated protocols  {', '.join(map(str, document['nat_protocols']))}")
     for subnet in document["subnets"]:
         way = subnet["type"] + (", NAT gateway" if subnet["nat_gateway"] else "")
         show(f"  subnet {subnet['name']}  {subnet['cidr']}  {way}, policy: {'yes' if subnet['policy'] else 'no'}")
@@ -112,6 +181,9 @@ def vpc_document(world: World, vpc: Vpc) -> dict[str, Any]:
         "router": names.router_namespace(vpc.name),
         "uplink": {"link": names.host_uplink(vpc.name), "host_address": str(host), "address": str(router)},
         "peers": [peer.name for peer in world.peers(vpc.name)],
+        "max_flows": vpc.max_flows,
+        "max_ports": vpc.max_ports,
+        "nat_protocols": list(vpc.nat_protocols),
         "subnets": [subnet_document(vpc, subnet) for subnet in vpc.subnets],
         "publish": [
             {

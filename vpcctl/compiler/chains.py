@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vpcctl import names
-from vpcctl.compiler.hooks import ARP_CHAIN, FRAME_CHAIN, Parts, base_chain
+from vpcctl.compiler.hooks import ARP_CHAIN, FRAME_CHAIN, PASSING_CHAIN, Parts, base_chain
 from vpcctl.compiler.judgement import forward
+from vpcctl.compiler.translation import free_ranges, protocols, share, translating
 from vpcctl.compiler.view import View
 from vpcctl.model import NEVER_USABLE, Network
 from vpcctl.nft import ADDRESS_TYPE, ADDRESS_WORD, Chain, Element, Hook, Rule, Set, anonymous, quoted
 
+PINGS = "limit rate 50/second burst 50 packets"
 ICMP_ERRORS = "icmp type { destination-unreachable, time-exceeded, parameter-problem }"
 
 
@@ -94,7 +96,8 @@ def router(view: View) -> Parts:
         "filter-input",
         Rule('iifname "lo" accept'),
         Rule("icmp type echo-reply ct state established accept"),
-        Rule("iifname @bridges icmp type echo-request limit rate 50/second burst 50 packets accept"),
+        # A rate of its own for each instance: one that floods takes nothing from the others.
+        Rule(f"iifname @bridges icmp type echo-request update @pings {{ ip saddr {PINGS} }} accept"),
     )
     own = base_chain(
         "filter-output",
@@ -104,15 +107,22 @@ def router(view: View) -> Parts:
         # The resets of `reject`.
         Rule("tcp flags & rst == rst ct state related,established accept"),
     )
-    return [], [local, own]
+    pings = Set("pings", ADDRESS_TYPE[4], dynamic=max(len(view.vpc.instances), 1), timeout="1m")
+    return [pings], [local, own]
 
 
 def nat_postrouting(view: View) -> Parts:
     """Source NAT to the uplink's address, and a backstop behind it."""
-    uplink = quoted(names.UPLINK)
-    ours = anonymous([str(prefix) for prefix in view.vpc.prefixes if prefix.version == 4])
+    uplink, vpc = quoted(names.UPLINK), view.vpc
+    ours = anonymous([str(prefix) for prefix in vpc.prefixes if prefix.version == 4])
+    ports = share(free_ranges(item.port for item in vpc.publications), vpc.max_ports)
+    match, statement = f"oifname {uplink} ip saddr {ours}", f"snat ip to {view.uplink_address}"
+    rules, chains = translating("translate", f"{match} {protocols()}", statement, ports)
+    if vpc.nat_protocols:
+        rules.append(Rule(f"{match} meta l4proto {anonymous(list(map(str, vpc.nat_protocols)))} {statement}"))
     return [], [
-        base_chain("nat-postrouting", Rule(f"oifname {uplink} ip saddr {ours} snat ip to {view.uplink_address}")),
+        base_chain("nat-postrouting", *rules),
+        *chains,
         base_chain(
             "filter-postrouting",
             Rule(f"oifname {uplink} meta nfproto ipv6 drop"),
@@ -137,7 +147,11 @@ def frames(view: View) -> Parts:
     """The table of the bridge family: what is neither ARP nor IP goes nowhere, nor does anything with a VLAN tag."""
     hook, reason = FRAME_CHAIN
     kinds = ["arp", *(ADDRESS_WORD[version] for version in view.vpc.versions)]
-    return [], [Chain("bridge-prerouting", (Rule(f"ether type {anonymous(kinds)} accept"),), hook, reason)]
+    passing, why = PASSING_CHAIN
+    return [], [
+        Chain("bridge-prerouting", (Rule(f"ether type {anonymous(kinds)} accept"),), hook, reason),
+        Chain("bridge-forward", (), passing, why),
+    ]
 
 
 # In the order in which a packet meets them.

@@ -33,6 +33,10 @@ FRAME_CHAIN = (
     Hook("filter", "prerouting", "filter", "drop"),
     "before the router takes a frame in: it would strip the tag of VLAN 0 and go on as if there had been none",
 )
+PASSING_CHAIN = (
+    Hook("filter", "forward", "filter", "drop"),
+    "no frame goes from one port to another past the router, also where a port is not isolated any more",
+)
 
 # What a section of the ruleset is made of.
 Parts = tuple[list[Set | RateLimit], list[Chain]]

@@ -1,26 +1,65 @@
-"""The host's own small table: it masquerades the uplinks, keeps them apart, and lets nobody on the LAN route in.
+"""The host's own small table: it translates the uplinks, keeps them apart, and lets nobody on the LAN route in.
 
 `accept` here ends only this table's part; a firewall of the host that drops forwarded packets still does.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from vpcctl import names
-from vpcctl.model import World, uplink_pair
-from vpcctl.nft import Chain, Element, Hook, Rule, Set, Table, anonymous, quoted
+from vpcctl.compiler.chains import ICMP_ERRORS
+from vpcctl.compiler.translation import free_ranges, protocols, translating
+from vpcctl.model import DEFAULT_MAX_FLOWS, World, uplink_pair
+from vpcctl.nft import Chain, Counter, Element, Hook, Rule, Set, Table, anonymous, quoted
 
 NOBODY = ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4")
+# The flows of a VPC are counted in so many lists, by a hash of their ends: the kernel walks a list for each new flow
+# (net/netfilter/nf_conncount.c).
+LISTS = 256
+# The zone of connection tracking in which the host's own flows of protocols without ports are.
+HOST_ZONE = 22096
+# For how long the host is known to have spoken to somebody by such a protocol, and to how many.
+SPOKEN_TIMEOUT, SPOKEN_SIZE = "1h", 65535
+
+
+@dataclass(frozen=True, slots=True)
+class _Uplink:
+    """The host's end of an uplink, the router's address on it, and what the VPC may take."""
+
+    link: str
+    router: str
+    max_flows: int = DEFAULT_MAX_FLOWS
+    counter: str = ""
+
+
+def over_share(vpc: str) -> str:
+    """The name of the counter of what a VPC lost because it was over its share of flows."""
+    return f"over-share-{vpc}"
 
 
 def host_table(world: World, leaving: Iterable[tuple[str, str]] = ()) -> Table:
     """The table for all VPCs of `world`; `leaving` are further uplinks, each a link and the router's address on it."""
-    pairs = [(names.host_uplink(vpc.name), str(uplink_pair(world.transit, vpc.index)[1])) for vpc in world.vpcs]
-    pairs += leaving
-    sets = [
-        Set("uplinks", "ifname", tuple(Element(quoted(link)) for link, _ in pairs)),
-        Set("senders", "ifname . ipv4_addr", tuple(Element(f"{quoted(link)} . {router}") for link, router in pairs)),
+    uplinks = [
+        _Uplink(
+            names.host_uplink(vpc.name),
+            str(uplink_pair(world.transit, vpc.index)[1]),
+            vpc.max_flows,
+            over_share(vpc.name),
+        )
+        for vpc in world.vpcs
+    ]
+    uplinks += [_Uplink(link, router) for link, router in leaving]
+    sets: list[Set | Counter] = [Counter(uplink.counter) for uplink in uplinks if uplink.counter]
+    sets += [
+        Set("uplinks", "ifname", tuple(Element(quoted(uplink.link)) for uplink in uplinks)),
+        Set(
+            "senders",
+            "ifname . ipv4_addr",
+            tuple(Element(f"{quoted(uplink.link)} . {uplink.router}") for uplink in uplinks),
+        ),
         # Interfaces on which forwarding was off before us.
         Set("opened", "ifname", tuple(Element(quoted(link)) for link, _ in world.opened)),
     ]
@@ -31,17 +70,56 @@ def host_table(world: World, leaving: Iterable[tuple[str, str]] = ()) -> Table:
     )
     if published:
         sets.append(Set("published", "inet_proto . inet_service", published, "ipv4_addr . inet_service"))
-    return Table("inet", names.TABLE, tuple(sets), tuple(_chains(world, bool(published))))
+    alone = tuple(
+        Element(f"{quoted(names.host_uplink(vpc.name))} . {protocol}")
+        for vpc in world.vpcs
+        for protocol in vpc.nat_protocols
+    )
+    if alone:
+        sets.append(Set("alone", "ifname . inet_proto", alone))
+        sets.append(Set("spoken", "ipv4_addr . inet_proto", dynamic=SPOKEN_SIZE, timeout=SPOKEN_TIMEOUT))
+    share_sets, share_chains = _shares(uplinks)
+    portless = sorted(protocol for vpc in world.vpcs for protocol in vpc.nat_protocols)
+    chains = _chains(world, bool(published), portless)
+    return Table("inet", names.TABLE, (*sets, *share_sets), (*chains, *share_chains))
 
 
-def _chains(world: World, published: bool) -> list[Chain]:
+def _shares(uplinks: list[_Uplink]) -> tuple[list[Set], list[Chain]]:
+    """The share of each VPC in the flows that the host tracks; VPCs with equal shares have a set in common.
+
+    The flows that a VPC begins and those that come to its published ports are counted apart, so that neither can use
+    up the other's share.
+    """
+    by_share: dict[int, list[_Uplink]] = defaultdict(list)
+    for uplink in uplinks:
+        by_share[uplink.max_flows].append(uplink)
+    sets, chains = [], []
+    for direction, field in (("out", "iifname"), ("in", "oifname")):
+        targets = []
+        for most, members in sorted(by_share.items()):
+            name = f"flows-{direction}-{most}"
+            sets.append(Set(name, "ifname . mark", dynamic=LISTS * len(members)))
+            hashed = f"jhash ip saddr . ip daddr . meta l4proto . th sport . th dport mod {LISTS}"
+            count = f"add @{name} {{ {field} . {hashed} ct count over {-(-most // LISTS)} }}"
+            counters = [f"{quoted(one.link)} : {quoted(one.counter)}" for one in members if one.counter]
+            counted = f" counter name {field} map {anonymous(counters)}" if counters else ""
+            chains.append(Chain(name, (Rule(f"{count}{counted} drop"),)))
+            targets += [f"{quoted(one.link)} : goto {name}" for one in members]
+        chains.append(Chain(f"share-{direction}", (Rule(f"{field} vmap {anonymous(targets)}"),) if targets else ()))
+    return sets, chains
+
+
+def _chains(world: World, published: bool, portless: list[int]) -> list[Chain]:
     transit = world.transit
+    matched = anonymous(list(map(str, portless)))
+    own = f"meta l4proto {matched} ip saddr . meta l4proto @spoken ct zone set {HOST_ZONE}"
     chains = [
         Chain(
             "host-prerouting",
             (
                 Rule(f"iifname != @uplinks ip daddr {transit} drop"),
                 Rule(f"iifname != @uplinks ip saddr {transit} drop"),
+                *([Rule(f"iifname != @uplinks {own}")] if portless else []),
                 Rule("iifname @uplinks jump from-uplink"),
             ),
             Hook("filter", "prerouting", "raw - 150", "accept"),
@@ -63,23 +141,18 @@ def _chains(world: World, published: bool) -> list[Chain]:
             "no instance reaches the host",
         ),
         Chain(
-            "host-forward",
+            "host-output",
             (
-                Rule("iifname @uplinks oifname @uplinks drop"),
-                Rule("iifname @uplinks accept"),
-                Rule("oifname @uplinks ct state established,related accept"),
-                *([Rule("oifname @uplinks ct status & dnat == dnat accept")] if published else []),
+                # The host is a hop of the path, and may answer for what it cannot carry on.
+                Rule(f"oifname @uplinks {ICMP_ERRORS} accept"),
+                Rule("oifname @uplinks tcp flags & rst == rst accept"),
                 Rule("oifname @uplinks drop"),
-                Rule("iifname @opened drop"),
             ),
-            Hook("filter", "forward", "filter", "accept"),
-            "uplinks to the outside and back; what was not forwarded before us still is not",
+            Hook("filter", "output", "filter", "accept"),
+            "no program of the host reaches a published port by the router's address",
         ),
-        Chain(
-            "host-postrouting",
-            (Rule(f"oifname != @uplinks ip saddr {transit} masquerade"),),
-            Hook("nat", "postrouting", "srcnat", "accept"),
-        ),
+        _forward(published, portless),
+        *_source_nat(world, portless),
         Chain(
             "host-leave",
             (Rule(f'oifname != @uplinks oifname != "lo" ip saddr {transit} drop'),),
@@ -87,9 +160,52 @@ def _chains(world: World, published: bool) -> list[Chain]:
             "what connection tracking calls invalid is not translated, and stays here",
         ),
     ]
+    if portless:
+        said = f"oifname != @uplinks meta l4proto {matched}"
+        chains.append(
+            Chain(
+                "host-speaks",
+                (
+                    Rule(f"{said} update @spoken {{ ip daddr . meta l4proto }}"),
+                    Rule(f"{said} ct zone set {HOST_ZONE}"),
+                ),
+                Hook("filter", "output", "raw", "accept"),
+                "the host's own flows of protocols without ports clash with no tenant's",
+            )
+        )
     if published:
         # Loopback addresses are local, too, but nobody's to call from outside (CVE-2020-8558).
         called = "iifname != @uplinks ip daddr != 127.0.0.0/8 fib daddr type local"
         rule = Rule(f"{called} dnat ip to meta l4proto . th dport map @published")
         chains.append(Chain("host-publish", (rule,), Hook("nat", "prerouting", "dstnat", "accept")))
     return chains
+
+
+def _forward(published: bool, portless: list[int]) -> Chain:
+    untranslated = protocols().replace("{", "!= {", 1)
+    alone = f"iifname @uplinks {untranslated}" + (" iifname . meta l4proto != @alone" if portless else "")
+    inward = "oifname @uplinks ct status & dnat == dnat"
+    return Chain(
+        "host-forward",
+        (
+            Rule("iifname @uplinks oifname @uplinks drop"),
+            Rule(f"{alone} drop"),
+            Rule("iifname @uplinks ct state new jump share-out"),
+            Rule("iifname @uplinks accept"),
+            Rule("oifname @uplinks ct state established,related accept"),
+            *([Rule(f"{inward} ct state new jump share-in"), Rule(f"{inward} accept")] if published else []),
+            Rule("oifname @uplinks drop"),
+            Rule("iifname @opened drop"),
+        ),
+        Hook("filter", "forward", "filter", "accept"),
+        "uplinks to the outside and back; what was not forwarded before us still is not",
+    )
+
+
+def _source_nat(world: World, portless: list[int]) -> list[Chain]:
+    match = f"oifname != @uplinks ip saddr {world.transit}"
+    ports = [*world.reserved, *(item.port for vpc in world.vpcs for item in vpc.publications)]
+    rules, chains = translating("masquerade", f"{match} {protocols()}", "masquerade to ", free_ranges(ports))
+    if portless:
+        rules.append(Rule(f"{match} meta l4proto {anonymous(list(map(str, portless)))} masquerade"))
+    return [Chain("host-postrouting", tuple(rules), Hook("nat", "postrouting", "srcnat", "accept")), *chains]

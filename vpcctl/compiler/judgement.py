@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from vpcctl import names
 from vpcctl.compiler.gates import Gate, gate
 from vpcctl.compiler.hooks import Parts, base_chain
+from vpcctl.compiler.translation import protocols
 from vpcctl.compiler.view import View
 from vpcctl.model import Subnet
 from vpcctl.nft import ADDRESS_TYPE, ADDRESS_WORD, Chain, Element, Rule, Set, anonymous, quoted
@@ -47,8 +48,8 @@ def forward(view: View) -> Parts:
         _judge(ports, bool(served_chains)),
         _judge_reply(ports, bool(served_chains)),
         _judge_error(),
-        _path("path", "iifname", "oifname", _stray(view)),
-        _path("path-reply", "oifname", "iifname"),
+        _path("path", "iifname", "oifname", _stray(view), _translated(view, "oifname")),
+        _path("path-reply", "oifname", "iifname", _translated(view, "iifname")),
         Chain("admit", (Rule("ct mark set $generation accept"),)),
         Chain("send-reject", SEND_REJECT),
     ]
@@ -147,6 +148,11 @@ def _stray(view: View) -> Rule:
     """The default route is for the internet, and not for addresses of the VPC that no subnet has."""
     inside = [prefix for vpc in (view.vpc, *view.peers) for prefix in vpc.prefixes if prefix.version == 4]
     return Rule(f"oifname {quoted(names.UPLINK)} ip daddr {anonymous(list(map(str, inside)))} drop")
+
+
+def _translated(view: View, outward: str) -> Rule:
+    """What cannot be translated does not leave: without ports the host could not tell its flows from a tenant's."""
+    return Rule(f"{outward} {quoted(names.UPLINK)} {protocols(view.vpc.nat_protocols).replace('{', '!= {', 1)} drop")
 
 
 def _paths(view: View) -> list[Element]:

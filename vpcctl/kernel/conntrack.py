@@ -37,7 +37,7 @@ CTA_PROTO_ICMPV6_ID, CTA_PROTO_ICMPV6_TYPE, CTA_PROTO_ICMPV6_CODE = 7, 8, 9
 CTA_FILTER_ORIG_FLAGS, CTA_FILTER_REPLY_FLAGS = 1, 2
 # net/netfilter/nf_conntrack_netlink.c: CTA_FILTER_F_CTA_…
 FILTER_IP_SRC, FILTER_PROTO_NUM, FILTER_PROTO_DST_PORT = 1 << 0, 1 << 3, 1 << 5
-CTA_STATS_INSERT_FAILED, CTA_STATS_GLOBAL_ENTRIES = 6, 1
+CTA_STATS_INSERT_FAILED, CTA_STATS_GLOBAL_ENTRIES = 9, 1
 # membarrier(2): MEMBARRIER_CMD_GLOBAL.  The number of the call is that of asm-generic, but for x86_64.
 MEMBARRIER, MEMBARRIER_GLOBAL = (324 if platform.machine() == "x86_64" else 283), 1
 IN_FLIGHT = 0.05
@@ -85,6 +85,10 @@ class Tracking:
                 # A kernel without the filter answers with every entry.
                 if flow is not None and (selection is None or flow in selection):
                     yield flow
+
+    def tally(self, selection: Selection) -> int:
+        """How many entries a selection has; they are counted and not decoded where the kernel has filtered them."""
+        return sum(1 for _ in self.flows(selection))
 
     def count(self) -> int:
         """How many entries there are, those of packets on their way included."""

@@ -79,6 +79,16 @@ class FakeKernel:
         gone = set(keys)
         self._change(f"forget flows of {where(namespace)}", lambda: self._forget(namespace, gone))
 
+    def tally(self, address: int) -> int:
+        questions = (Selection(source=address), Selection(source=address, of_replies=True))
+        return sum(any(flow in question for question in questions) for flow in self.tracked.get(None, ()))
+
+    def refused(self, namespace: str) -> int:
+        return 0
+
+    def counters(self) -> Mapping[str, int]:
+        return {}
+
     def _forget(self, namespace: str | None, gone: set[Key]) -> None:
         self.tracked[namespace] = [
             flow

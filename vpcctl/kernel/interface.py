@@ -42,13 +42,15 @@ class HostFacts:
 
     `ways_out` are the links that carry a default route, each with its present ``forwarding`` value; `networks` are
     the prefixes that the host itself has on links that are not ours; `forwarding` says whether the host forwards
-    between all its links (ip_forward); `local` are the host's own addresses.
+    between all its links (ip_forward); `local` are the host's own addresses, and
+    `services` the ports among NAT_PORTS on which it can be called from outside.
     """
 
     ways_out: tuple[tuple[str, str], ...] = ()
     networks: tuple[Network, ...] = ()
     forwarding: bool = False
     local: tuple[Network, ...] = ()
+    services: tuple[int, ...] = ()
 
 
 class Kernel(Protocol):
@@ -83,3 +85,12 @@ class Kernel(Protocol):
 
     def forget(self, namespace: str | None, keys: Iterable[Key]) -> None:
         """Remove tracked flows; absent is success, and so is a namespace that is gone."""
+
+    def tally(self, address: int) -> int:
+        """How many flows the host tracks that the router with this address (a number of `space`) begins or serves."""
+
+    def refused(self, namespace: str) -> int:
+        """How many packets found no free port for their translation since the namespace was made."""
+
+    def counters(self) -> Mapping[str, int]:
+        """The packets of each named counter of the host's table; none where it is not loaded."""

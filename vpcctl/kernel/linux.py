@@ -32,9 +32,10 @@ from vpcctl.items import (
     Veth,
     where,
 )
-from vpcctl.kernel import conntrack, namespaces, settings, tables
+from vpcctl.kernel import conntrack, namespaces, settings, sockets, tables
 from vpcctl.kernel.interface import ABSENT, RIGHT, Condition, HostFacts, State
 from vpcctl.kernel.links import ABSENCE, RT_TABLE_LOCAL, RT_TABLE_MAIN, Rtnl
+from vpcctl.model import NAT_PORTS
 from vpcctl.names import TAGGED
 from vpcctl.plan import Ensure, Plan
 from vpcctl.tracking import Key, Selection, Tracked
@@ -95,6 +96,7 @@ class LinuxKernel:
             tuple(sorted(networks)),
             settings.forwarding(),
             _own_addresses(rtnl),
+            sockets.served_ports(*NAT_PORTS),
         )
 
     # -- the verbs -----------------------------------------------------------------------------------------------
@@ -315,6 +317,18 @@ class LinuxKernel:
         with self._tracking(namespace) as tracking:
             if tracking is not None:
                 tracking.forget(keys)
+
+    def tally(self, address: int) -> int:
+        with self._tracking(None) as tracking:
+            questions = (Selection(source=address), Selection(source=address, of_replies=True))
+            return sum(tracking.tally(question) for question in questions) if tracking is not None else 0
+
+    def refused(self, namespace: str) -> int:
+        with self._tracking(namespace) as tracking:
+            return 0 if tracking is None else tracking.refused()
+
+    def counters(self) -> Mapping[str, int]:
+        return tables.counters(self._nft(None))
 
     @staticmethod
     @contextlib.contextmanager

@@ -36,6 +36,8 @@ SPARE = f"{TABLE}-next"
 _TABLE_START = re.compile(rf"^table (\w+) {TABLE} \{{$", re.MULTILINE)
 # What nft prints in braces on one line, or as the elements of a set: a list whose order means nothing.
 _LIST = re.compile(r"\{ ([^{}]*) \}")
+# The elements of a set that packets fill: they are nobody's text.
+_FILLED = re.compile(r"(\n\t\tflags dynamic[^\n]*\n(?:\t\ttimeout [^\n]*\n)?)\t\telements = \{[^{}]*\}\n")
 _MEMBER = re.compile(r'(?:[^,"]|"[^"]*")+')
 DETAIL_LENGTH = 120
 
@@ -222,7 +224,7 @@ def _listed(nft, families, batch: str = "") -> list[str]:
             _run(nft, None, _each("delete table {family} {table}", TABLE, families))
     finally:
         nft.set_stateless_output(False)
-    return _LIST.sub(_sorted_list, text).splitlines()
+    return _LIST.sub(_sorted_list, _FILLED.sub(r"\1", text)).splitlines()
 
 
 def _sorted_list(match: re.Match[str]) -> str:
@@ -259,6 +261,17 @@ def elements(nft, namespace: str | None) -> list[dict]:
         return json.loads(_run(nft, namespace, f"list table inet {TABLE}"))["nftables"]
     finally:
         nft.set_json_output(False)
+
+
+def counters(nft) -> dict[str, int]:
+    """The packets of each named counter of our inet table in the context's namespace; none where it is not loaded."""
+    nft.set_json_output(True)
+    try:
+        status, output, _ = nft.cmd(f"list counters table inet {TABLE}")
+    finally:
+        nft.set_json_output(False)
+    found = json.loads(output)["nftables"] if status == 0 and output else []
+    return {one["counter"]["name"]: one["counter"]["packets"] for one in found if "counter" in one}
 
 
 def foreign(item: Ruleset, nft) -> list[str]:

@@ -10,7 +10,18 @@ from typing import Any
 
 from vpcctl import documents, names
 from vpcctl.errors import DocumentError, Problem, VpcctlError
-from vpcctl.model import Instance, Peering, Publication, Subnet, Vpc, World, check_apart, check_beside_transit
+from vpcctl.model import (
+    DEFAULT_MAX_FLOWS,
+    DEFAULT_MAX_PORTS,
+    Instance,
+    Peering,
+    Publication,
+    Subnet,
+    Vpc,
+    World,
+    check_apart,
+    check_beside_transit,
+)
 from vpcctl.policy import PROTOCOLS, Network, Policy
 from vpcctl.remains import GAP, remains
 from vpcctl.spec import fields
@@ -160,7 +171,8 @@ class _Environment(Reader):
         published = self.published(document, pointer)
         if alone is None:
             return None
-        parts = (name, (prefix,), index, tuple(subnets.values()), published, tuple(sets.items()))
+        limits = self.limits(document, pointer)
+        parts = (name, (prefix,), index, tuple(subnets.values()), published, tuple(sets.items()), *limits)
         if len(self.problems) == told:
             with contextlib.suppress(VpcctlError):
                 return Vpc(*parts)
@@ -168,6 +180,20 @@ class _Environment(Reader):
         if len(self.problems) == told:
             self.guarded(pointer, Vpc, *parts)
         return alone
+
+    def limits(self, document: dict, pointer: str) -> tuple[int, int, tuple[int, ...]]:
+        """What a VPC may take of what all share, and the protocols without ports that are translated for it."""
+        protocols = []
+        for number, word in enumerate(document.get("nat_protocols", ())):
+            place = f"{pointer}/nat_protocols/{number}"
+            found = self.attempt(place, fields.parse_portless, word)
+            if found in protocols:
+                self.problems.append(Problem(self.file, place, f"protocol {found} stands here twice; keep one"))
+            elif found is not None:
+                protocols.append(found)
+        # 8080.0 is an integer to JSON Schema.
+        flows, ports = document.get("max_flows", DEFAULT_MAX_FLOWS), document.get("max_ports", DEFAULT_MAX_PORTS)
+        return int(flows), int(ports), tuple(sorted(protocols))
 
     def beside_transit(self, name: str, prefix: Network, index: int) -> Vpc:
         made = Vpc(name, (prefix,), index)
@@ -251,6 +277,10 @@ class _Environment(Reader):
     def populated(self, subnet: Subnet, vpc: str, wanted: dict[str, str], given: dict[str, Any]) -> Subnet:
         """`subnet` with its instances: those with a given or a known address first, so that none is taken from them."""
         known = self.known(subnet, vpc)
+        # What is released by this very document is not handed out by it either.
+        before = next(iter(self.beside(subnet, vpc)), subnet)
+        left = tuple(one for name, one in known.items() if name in wanted.values())
+        subnet = dataclasses.replace(subnet, released=before.with_instances(left).released)
         addresses = {place: known[name].addresses[0] for place, name in wanted.items() if name in known} | given
         made = subnet
         for place in sorted(wanted, key=lambda place: place not in addresses):
@@ -262,18 +292,22 @@ class _Environment(Reader):
                 exact = f"{place}/ip" if place in given else place
                 made = self.guarded(exact, with_instance, made, vpc, name, address, self._serial) or made
         order = {name: number for number, name in enumerate(wanted.values())}
-        return dataclasses.replace(made, instances=tuple(sorted(made.instances, key=lambda one: order[one.name])))
+        instances = tuple(sorted(made.instances, key=lambda one: order[one.name]))
+        return dataclasses.replace(made, instances=instances, released=before.with_instances(instances).released)
 
     def known(self, subnet: Subnet, vpc: str) -> dict[str, Instance]:
         """The instances that the same subnet has in the present world, by name."""
-        return {
-            one.name: one
+        return {one.name: one for beside in self.beside(subnet, vpc) for one in beside.instances}
+
+    def beside(self, subnet: Subnet, vpc: str) -> list[Subnet]:
+        """The same subnet as it is in the present world, if it is there."""
+        return [
+            beside
             for found in self._present.vpcs
             if found.name == vpc
             for beside in found.subnets
             if (beside.name, beside.prefixes) == (subnet.name, subnet.prefixes)
-            for one in beside.instances
-        }
+        ]
 
     def attached(self, policy: Any, pointer: str) -> Policy:
         if not isinstance(policy, str):
@@ -304,7 +338,7 @@ def _peered(world: World, pair: Peering) -> World:
 
 
 def _joined_by(subnet: Subnet, instance: Instance) -> Subnet:
-    return dataclasses.replace(subnet, instances=(*subnet.instances, instance))
+    return subnet.with_instances((*subnet.instances, instance))
 
 
 def with_instance(subnet: Subnet, vpc: str, name: str, address: Any = None, serial: int = 0) -> Subnet:
@@ -315,4 +349,4 @@ def with_instance(subnet: Subnet, vpc: str, name: str, address: Any = None, seri
     """
     addresses = subnet.free_addresses() if address is None else (address,)
     made = Instance(name, addresses, names.stable_mac(vpc, name, str(serial)))
-    return dataclasses.replace(subnet, instances=(*subnet.instances, made))
+    return subnet.with_instances((*subnet.instances, made))

@@ -57,6 +57,25 @@ def parse_protocol(value: str | int) -> int | None:
     return number
 
 
+# What people call the protocols without ports that are tunnelled most (IANA, Assigned Internet Protocol Numbers).
+PORTLESS_NAMES = {"ipip": 4, "gre": 47, "esp": 50, "ah": 51}
+
+
+def parse_portless(value: str | int) -> int:
+    """The number of a protocol without ports, given so or by name."""
+    text = str(value).lower()
+    if text in PORTLESS_NAMES:
+        return PORTLESS_NAMES[text]
+    if not (text.isascii() and text.isdigit()) or int(text) > HIGHEST_PROTOCOL:
+        known = ", ".join(PORTLESS_NAMES)
+        raise ValueError(
+            f"{documents.quote(value)} is not a protocol without ports: {known}, or a number from 0 to 255"
+        )
+    if int(text) in (*PORT_PROTOCOLS, *ICMP_PROTOCOLS):
+        raise ValueError(f"{documents.quote(value)} is translated for every VPC; leave it out")
+    return int(text)
+
+
 def parse_ports(value: str | int, protocol: int | None) -> Range:
     if protocol not in PORT_PROTOCOLS:
         has = "any protocol" if protocol is None else PROTOCOL_NAMES.get(protocol, f"protocol {protocol}")

@@ -9,7 +9,17 @@ import dataclasses
 import ipaddress
 from typing import Any
 
-from vpcctl.model import Instance, Network, Peering, Publication, Subnet, Vpc, World
+from vpcctl.model import (
+    DEFAULT_MAX_FLOWS,
+    DEFAULT_MAX_PORTS,
+    Instance,
+    Network,
+    Peering,
+    Publication,
+    Subnet,
+    Vpc,
+    World,
+)
 from vpcctl.policy import PROTOCOL_NAMES, Direction, Policy, Rule
 from vpcctl.spec.policies import read_policy
 
@@ -62,7 +72,13 @@ def world_to_json(world: World) -> dict[str, Any]:
         "opened": [list(pair) for pair in world.opened],
         "peerings": [[peering.one, peering.other] for peering in world.peerings],
         "vpcs": [_vpc_to_json(vpc) for vpc in world.vpcs],
+        **_unusual(reserved=list(world.reserved)),
     }
+
+
+def _unusual(**values: Any) -> dict[str, Any]:
+    """Fields that are kept only where they say something: earlier versions know nothing of them."""
+    return {name: value for name, value in values.items() if value}
 
 
 def _vpc_to_json(vpc: Vpc) -> dict[str, Any]:
@@ -88,9 +104,15 @@ def _vpc_to_json(vpc: Vpc) -> dict[str, Any]:
                     "pointer": subnet.policy.pointer,
                     "document": policy_to_json(subnet.policy),
                 },
+                **_unusual(released=list(map(str, subnet.released))),
             }
             for subnet in vpc.subnets
         ],
+        **_unusual(
+            max_flows=vpc.max_flows if vpc.max_flows != DEFAULT_MAX_FLOWS else None,
+            max_ports=vpc.max_ports if vpc.max_ports != DEFAULT_MAX_PORTS else None,
+            nat_protocols=list(vpc.nat_protocols),
+        ),
     }
 
 
@@ -101,6 +123,7 @@ def world_from_json(document: dict[str, Any]) -> World:
         tuple(Peering(*pair) for pair in document["peerings"]),
         ipaddress.ip_network(document["transit"]),
         tuple((link, value) for link, value in document["opened"]),
+        tuple(document.get("reserved", ())),
     )
 
 
@@ -112,6 +135,9 @@ def _vpc_from_json(document: dict[str, Any]) -> Vpc:
         tuple(map(_subnet_from_json, document["subnets"])),
         tuple(Publication(**publication) for publication in document["publish"]),
         tuple((name, _prefixes(prefixes)) for name, prefixes in document["sets"].items()),
+        document.get("max_flows", DEFAULT_MAX_FLOWS),
+        document.get("max_ports", DEFAULT_MAX_PORTS),
+        tuple(document.get("nat_protocols", ())),
     )
 
 
@@ -127,6 +153,7 @@ def _subnet_from_json(document: dict[str, Any]) -> Subnet:
             for one in document["instances"]
         ),
         kept and read_policy(kept["document"], kept["file"], kept["pointer"]),
+        tuple(map(ipaddress.ip_address, document.get("released", ()))),
     )
 
 

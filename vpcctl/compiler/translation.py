@@ -1,0 +1,71 @@
+"""Source NAT: ports of its own, in the host and in the routers, so that no tenant's flow takes what others need.
+
+Connection tracking keeps a source port where it can.  So a tenant that sends from port 53 would take the answer's
+tuple of a remote host to port 53, and with it what that host sends to the machine's own port 53 (port shadow, kin of
+CVE-2021-3773).  Translated flows get a port at random out of NAT_PORTS, less the ports that somebody serves.  The same
+range bounds what a VPC can take of one remote service.  Protocols without ports are translated for the VPC alone that
+has them by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from vpcctl.model import NAT_PORTS
+from vpcctl.nft import Chain, Rule, anonymous
+from vpcctl.policy import ICMP, SCTP, TCP, UDP
+
+# The protocols of IPv4 of which connection tracking can change a port, or ICMP's identifier.
+TRANSLATED = (ICMP, TCP, UDP, SCTP)
+# More pieces than these are not worth their rules: the smallest are left out.
+MOST_RANGES = 8
+
+Range = tuple[int, int]
+
+
+def free_ranges(taken: Iterable[int]) -> list[Range]:
+    """NAT_PORTS without the ports `taken`: the largest pieces, in ascending order."""
+    low, end = NAT_PORTS
+    found = []
+    for port in sorted({port for port in taken if low <= port <= end}):
+        if port > low:
+            found.append((low, port - 1))
+        low = port + 1
+    if low <= end:
+        found.append((low, end))
+    return sorted(sorted(found, key=lambda piece: piece[0] - piece[1])[:MOST_RANGES])
+
+
+def share(ranges: Iterable[Range], ports: int) -> list[Range]:
+    """The lowest `ports` ports of `ranges`."""
+    found = []
+    for low, high in ranges:
+        if ports > 0:
+            found.append((low, min(high, low + ports - 1)))
+            ports -= high - low + 1
+    return found
+
+
+def translating(name: str, match: str, statement: str, ranges: list[Range]) -> tuple[list[Rule], list[Chain]]:
+    """The rules that translate what `match` matches to a port of `ranges`, and the chains that they go to.
+
+    `statement` ends where the ports begin, as in ``snat ip to 100.64.0.1``.  Of several ranges one is drawn by lot,
+    each as often as it has ports: a statement takes one range.
+    """
+    if len(ranges) == 1:
+        return [Rule(f"{match} {_to(statement, ranges[0])}")], []
+    chains, elements, drawn = [], [], 0
+    for number, (low, high) in enumerate(ranges, 1):
+        elements.append(f"{drawn}-{drawn + high - low} : goto {name}.{number}")
+        drawn += high - low + 1
+        chains.append(Chain(f"{name}.{number}", (Rule(_to(f"{protocols()} {statement}", (low, high))),)))
+    return [Rule(f"{match} numgen random mod {drawn} vmap {anonymous(elements)}")], chains
+
+
+def _to(statement: str, ports: Range) -> str:
+    return f"{statement}:{ports[0]}-{ports[1]} fully-random"
+
+
+def protocols(others: Iterable[int] = ()) -> str:
+    """A match of the protocols that are translated, and of `others`."""
+    return f"meta l4proto {anonymous(list(map(str, sorted((*TRANSLATED, *others)))))}"

@@ -1,0 +1,55 @@
+"""What each VPC takes of what all share: flows that the host tracks, and ports toward one remote service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vpcctl import names, space
+from vpcctl.compiler.host import over_share
+from vpcctl.kernel.interface import Kernel
+from vpcctl.model import World, uplink_pair
+
+# From this part of its share on a VPC is worth a word.
+NEARLY = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one VPC takes: `flows` that the host tracks for it at present, of at most `max_flows`.
+
+    `over_share` packets began a flow above that share and were dropped, since the host's table was loaded; `no_port`
+    packets found no free port toward their destination, since the router was made.
+    """
+
+    vpc: str
+    flows: int
+    max_flows: int
+    max_ports: int
+    over_share: int
+    no_port: int
+
+    @property
+    def remarkable(self) -> bool:
+        """Did the VPC lose something, or is it close to that?"""
+        return bool(self.over_share or self.no_port) or self.flows >= NEARLY * self.max_flows
+
+    def __str__(self) -> str:
+        lost = f"{self.over_share} dropped above that share, {self.no_port} dropped for want of a port"
+        return f"VPC {self.vpc}: the host tracks {self.flows} of at most {self.max_flows} flows; {lost}"
+
+
+def shares(kernel: Kernel, world: World, vpc: str | None = None) -> Iterator[Share]:
+    """The share of each VPC, or of one."""
+    counters = kernel.counters()
+    for found in world.vpcs:
+        if vpc in (None, found.name):
+            _, router = uplink_pair(world.transit, found.index)
+            yield Share(
+                found.name,
+                kernel.tally(space.number(router)),
+                found.max_flows,
+                found.max_ports,
+                counters.get(over_share(found.name), 0),
+                kernel.refused(names.router_namespace(found.name)),
+            )
