@@ -22,6 +22,7 @@ ICMP_NAMES = {
 SELECTORS = (
     "iifname", "oifname", "ether saddr", "ip saddr", "ip daddr", "ip6 saddr", "ip6 daddr", "meta l4proto",
     "meta nfproto", "th sport", "th dport", "icmp type", "icmpv6 type", "ct state", "ct direction", "ct mark",
+    "ct original proto-dst",
 )  # fmt: skip
 TYPE_OF = {
     "iifname": "ifname", "oifname": "ifname", "ether saddr": "ether_addr", "ip saddr": "ipv4_addr",
@@ -201,7 +202,7 @@ def _statement(text: str) -> tuple[str, ...]:
 def _selectors(tokens: list[str]) -> tuple[list[str], list[str]]:
     found = []
     while True:
-        word = tokens[0] if tokens[0] in SELECTORS else " ".join(tokens[:2])
+        word = next((" ".join(tokens[:n]) for n in (1, 2, 3) if " ".join(tokens[:n]) in SELECTORS), "")
         assert word in SELECTORS, f"no selector: {' '.join(tokens)}"
         found.append(word)
         tokens = tokens[len(word.split()) :]

@@ -1,9 +1,9 @@
-"""Flows that connection tracking remembers, and which of them the world in force would not begin.
+"""Flows that connection tracking remembers, and which of them stand in the way of the world in force.
 
-A generation mark renews the judgement of a live flow.  Connection tracking keeps two more things, for as long as
-anybody sends: the direction in which the flow began, and its translation.  Where a change makes one of these wrong the
-entry has to go.  So after each load the entries are read, and those that the world would not begin are forgotten.
-The rule looks at the world alone, not at what changed, so that it also holds after a crash and for `repair`.
+A generation mark renews the judgement of a live flow.  Connection tracking keeps three more things, for as long as
+anybody sends: whose addresses the ends were, the direction in which the flow began, and its translation.  Where a
+change makes one of these wrong the entry has to go.  So after each load the entries are read, and those that are wrong
+are forgotten.  The rule looks at the world alone, not at what changed, so it also holds after a crash and for `repair`.
 """
 
 from __future__ import annotations
@@ -115,13 +115,16 @@ def _turned(ends: Ends) -> Ends:
 
 
 class Court:
-    """Which flows of one VPC's router the world would begin, and what the others are in conflict with."""
+    """Which flows of one VPC's router stand in the way of what the world wants.
+
+    A flow that the ruleset in force drops as it should may stay: it carries nothing, and a TCP connection goes on if
+    its policy comes back.
+    """
 
     def __init__(self, world: World, name: str, generation: int):
         self._view = View.of(world, name)
         self._generation = generation
         self._reach = Reach(world)
-        self._uplink = space.number(self._view.uplink_address)
         self._subnets = dict(_instances(self._view.vpc))
         self._gateways = {space.number(gateway) for subnet in self._view.vpc.subnets for gateway in subnet.gateways}
         self._peers = {number for peer in self._view.peers for number, _ in _instances(peer)}
@@ -131,65 +134,55 @@ class Court:
         self._known: dict[tuple[int, int, int, int], bool] = {}
 
     def objection(self, flow: Tracked) -> str:
-        """Why the flow would not begin; empty where it would."""
+        """Why the flow has to be forgotten; empty where it may stay."""
         source, destination = flow.original.source, flow.reply.source
-        if _within(source, self._inside):
-            return self._of_ours(flow, source, destination)
-        if _within(source, self._near):
-            if source not in self._peers:
-                return "its source is nobody's address"
-            return self._into(flow, destination, translated=False)
-        return self._into(flow, destination, translated=True)
+        if self._is_nobody(source) or self._is_nobody(destination):
+            return "one of its ends is nobody's address"
+        if _within(source, self._near) and _within(destination, self._near):
+            if flow.translates_source or flow.translates_destination:
+                return "nothing is translated between its ends"
+        elif not _within(source, self._near):
+            target = self._published.get((flow.protocol, flow.original.destination_port))
+            if target not in (None, (destination, flow.reply.source_port)):
+                return "its port is published for another instance"
+        if flow.mark != self._generation and self._is_in_the_way(flow, source, destination):
+            return "it is denied, and a flow that is allowed the other way round looks alike"
+        return ""
 
     def passes_uplink(self, flow: Tracked) -> bool:
         """Has the flow one end outside of this VPC and its peers?"""
         return not (_within(flow.original.source, self._near) and _within(flow.reply.source, self._near))
 
-    def _of_ours(self, flow: Tracked, source: int, destination: int) -> str:
-        if flow.translates_destination:
-            return "its destination is translated"
-        if source not in self._subnets:
-            # The router's own packets come from a gateway's address.
-            return "" if source in self._gateways else "its source is nobody's address"
-        if destination in self._gateways:
-            return ""
-        subnet = self._subnets[source]
-        if not _within(destination, self._near):
-            if not subnet.reaches_internet:
-                return f"subnet {subnet.name} has no way out"
-            if flow.reply.destination != self._uplink:
-                return "its source is not translated to the uplink's address"
-        elif flow.translates_source:
-            return "its source is translated"
-        elif destination not in self._subnets and destination not in self._peers:
-            return "its destination is nobody's address"
-        return self._judged(flow, source, destination)
+    def _is_nobody(self, number: int) -> bool:
+        """Is it an address of this VPC, or of a peer, that no instance and no gateway has?"""
+        known = number in self._subnets or number in self._gateways or number in self._peers
+        return _within(number, self._near) and not known
 
-    def _into(self, flow: Tracked, destination: int, translated: bool) -> str:
-        """The objection to a flow that comes from a peer, or by the uplink where it must be `translated`."""
-        if destination not in self._subnets:
-            return "its destination is nobody's address"
-        if flow.translates_source:
-            return "its source is translated"
-        if translated and self._published.get((flow.protocol, flow.original.destination_port)) != (
-            destination,
-            flow.reply.source_port,
-        ):
-            return "its port is not published, or for another instance"
-        if not translated and flow.translates_destination:
-            return "its destination is translated"
-        return self._judged(flow, flow.original.source, destination)
+    def _is_in_the_way(self, flow: Tracked, source: int, destination: int) -> bool:
+        """Is a denied flow the mirror image of an allowed one?  IKE, NTP and VXLAN use one port at both ends.
 
-    def _judged(self, flow: Tracked, source: int, destination: int) -> str:
-        """The objection of the gates; what the kernel has judged by the ruleset in force needs no second opinion."""
-        if flow.mark == self._generation:
-            return ""
+        To connection tracking the first packet of the other one is a reply.  A server that keeps sending to a client's
+        own port is no such case: it sends on a connection that is denied.
+        """
+        if flow.protocol in ICMP_PROTOCOLS or flow.original.source_port != flow.service:
+            return False
+        return not self._allows(source, destination, flow) and self._allows(destination, source, flow)
+
+    def _allows(self, source: int, destination: int, flow: Tracked) -> bool:
+        """May a flow between these ends, with the protocol and port of `flow`, begin, as far as this VPC is asked?"""
         point = (source, destination, flow.protocol, flow.service)
         if point not in self._known:
-            self._known[point] = self._passes(Direction.EGRESS, source, point) and self._passes(
-                Direction.INGRESS, destination, point
+            self._known[point] = (
+                self._leaves(source, destination)
+                and self._passes(Direction.EGRESS, source, point)
+                and self._passes(Direction.INGRESS, destination, point)
             )
-        return "" if self._known[point] else "its gates deny it"
+        return self._known[point]
+
+    def _leaves(self, source: int, destination: int) -> bool:
+        """Is there a way from one end to the other?  Into the VPC it is a published port, which the flow has."""
+        subnet = self._subnets.get(source)
+        return subnet is None or _within(destination, self._near) or subnet.reaches_internet
 
     def _passes(self, direction: Direction, end: int, point: tuple[int, int, int, int]) -> bool:
         subnet = self._subnets.get(end)
@@ -234,7 +227,7 @@ class HostCourt:
         self._local = [space.interval(prefix) for prefix in local]
 
     def objection(self, flow: Tracked) -> str:
-        """Why the host would not begin the flow so; empty where it would, or where it is none of ours."""
+        """Why the flow has to be forgotten; empty where it may stay, or where it is none of ours."""
         source, destination = flow.original.source, flow.reply.source
         if source in self._hosts or destination in self._hosts:
             return ""
@@ -261,6 +254,6 @@ class HostCourt:
     def _inward(self, flow: Tracked, router: int) -> str:
         if router not in self._routers:
             return "its uplink is gone"
-        if self._published.get((flow.protocol, flow.original.destination_port)) != router:
-            return "its port is not published, or for another VPC"
+        if self._published.get((flow.protocol, flow.original.destination_port)) not in (None, router):
+            return "its port is published for another VPC"
         return ""

@@ -18,7 +18,7 @@ from vpcctl.compiler import Compiled, compile_closed, compile_host, compile_vpc
 from vpcctl.compiler.gates import REPLY_TYPE, gate
 from vpcctl.compiler.view import View, complement
 from vpcctl.errors import ConflictError
-from vpcctl.meaning import Flow
+from vpcctl.meaning import Flow, Place
 from vpcctl.model import Peering, Publication, Subnet, Vpc, World, uplink_pair
 from vpcctl.nft import COMMENT_LIMIT, Chain
 from vpcctl.nft import Rule as Line
@@ -196,6 +196,7 @@ class Carrier:
                 links = {"iifname": outward, "oifname": inward}
             # A live flow from the internet was translated once, whether or not its port is published now.
             translated = {"dnat": inward == names.UPLINK and flow.protocol in PORT_PROTOCOLS}
+            translated |= self._called(flow, vpc)
             found.append(self._tables[vpc].walk("filter-forward", stale | links | translated).verdict == "accept")
         return found
 
@@ -204,8 +205,13 @@ class Carrier:
         first |= self._before_nat(flow, vpc) if inward == names.UPLINK and more["dnat"] else {}
         if self._tables[vpc].walk("filter-prerouting", first).verdict != "accept":
             return False
-        judged = packet(flow, iifname=inward, oifname=outward, **more)
+        judged = packet(flow, iifname=inward, oifname=outward, **more) | self._called(flow, vpc)
         return self._tables[vpc].walk("filter-forward", judged).verdict == "accept"
+
+    def _called(self, flow: Flow, vpc: str) -> dict:
+        """The port of the host that a flow from the internet called; an unpublished one where none leads there."""
+        item = self._publication(self._world.vpc(vpc), flow) if flow.source.vpc is None else None
+        return {"ct original proto-dst": item.port if item else 7}
 
     def _hops(self, flow: Flow) -> list[tuple[str, str, str, dict]]:
         """(VPC, link in, link out, more) for each router, as its routes would send the flow."""
@@ -401,6 +407,20 @@ def test_a_protocol_without_ports_leaves_for_the_vpc_alone_that_has_it_by_name()
         assert not host.forwards(names.host_uplink("two"), LAN, ROUTERS["two"], "203.0.113.7", **gre)
         # Others of the host's networks are none of ours.
         assert host.forwards(LAN, "docker0", "203.0.113.7", "203.0.113.9", **gre)
+
+
+@pytest.mark.parametrize("direction", ["original", "reply"])
+def test_a_live_flow_by_a_port_that_is_unpublished_ends_though_another_port_leads_there(direction: str) -> None:
+    world = two_vpcs(Publication(TCP, 8080, "web", 80), Publication(UDP, 8081, "web", 80))
+    table = Tracer(compile_vpc(world, "one", OWNER).tables[0])
+    links = {"iifname": names.UPLINK, "oifname": names.bridge("web")}
+    flow = Flow(Place(None, worlds.address("203.0.113.7")), Place("one", worlds.address("10.0.0.2")), TCP, 80)
+    stale = {"ct state": "established", "ct direction": direction, "dnat": True}
+    fields = packet(flow, **stale) | links
+    if direction == "reply":
+        fields = reply(flow, **stale) | {"iifname": links["oifname"], "oifname": links["iifname"]}
+    for called, verdict in ((8080, "accept"), (8081, "drop"), (8082, "drop")):
+        assert table.walk("filter-forward", fields | {"ct original proto-dst": called}).verdict == verdict
 
 
 def test_a_way_that_we_opened_is_open_to_uplinks_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 from vpcctl import names
@@ -126,7 +127,8 @@ def _served(view: View) -> Parts:
     """What flows from the uplink may be for.
 
     Connection tracking keeps the translation of a live flow when its port is published no more; the path stays legal
-    while the subnet has another published port, so the port itself is asked for, in either direction.
+    while the subnet has another published port, so the port itself is asked for, in either direction: that of the
+    instance, and that of the host, as several of the host's may lead to one of the instance.
     """
     if not view.vpc.publications:
         return [], []
@@ -135,12 +137,21 @@ def _served(view: View) -> Parts:
         for item in view.vpc.publications
     }
     served = Set("served", f"{ADDRESS_TYPE[4]} . inet_proto . inet_service", tuple(map(Element, targets)))
+    # A field of the original direction cannot be part of a concatenation.
+    ports: dict[int, list[int]] = defaultdict(list)
+    for item in view.vpc.publications:
+        ports[item.protocol].append(item.port)
+    called = [
+        Rule(f"meta l4proto {protocol} ct original proto-dst != {anonymous(list(map(str, sorted(found))))} drop")
+        for protocol, found in sorted(ports.items())
+    ]
     straight = (
         Rule("ct status & dnat == 0 drop"),
+        *called,
         Rule("ip daddr . meta l4proto . th dport @served return"),
         Rule("drop"),
     )
-    mirrored = (Rule("ip saddr . meta l4proto . th sport @served return"), Rule("drop"))
+    mirrored = (*called, Rule("ip saddr . meta l4proto . th sport @served return"), Rule("drop"))
     return [served], [Chain("served", straight), Chain("served-reply", mirrored)]
 
 
