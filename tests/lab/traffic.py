@@ -168,7 +168,7 @@ def stuck(flows: list[Flow], after: float) -> list[str]:
 def assert_moving(flows: list[Flow], after: float) -> None:
     """Every flow carries something that is sent after the moment `after`; waits for it."""
     eventually(lambda: not stuck(flows, after))
-    assert not stuck(flows, after)
+    assert not stuck(flows, after), stuck(flows, after)
 
 
 def _arrived(flow: Flow, after: float) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from vpcctl import names
 from vpcctl.compiler.hooks import ARP_CHAIN, FRAME_CHAIN, PASSING_CHAIN, Parts, base_chain
 from vpcctl.compiler.judgement import forward
-from vpcctl.compiler.translation import free_ranges, protocols, share, translating
+from vpcctl.compiler.translation import free_ranges, share, translating
 from vpcctl.compiler.view import View
 from vpcctl.model import NEVER_USABLE, Network
 from vpcctl.nft import ADDRESS_TYPE, ADDRESS_WORD, Chain, Element, Hook, Rule, Set, anonymous, quoted
@@ -117,9 +117,7 @@ def nat_postrouting(view: View) -> Parts:
     ours = anonymous([str(prefix) for prefix in vpc.prefixes if prefix.version == 4])
     ports = share(free_ranges(item.port for item in vpc.publications), vpc.max_ports)
     match, statement = f"oifname {uplink} ip saddr {ours}", f"snat ip to {view.uplink_address}"
-    rules, chains = translating("translate", f"{match} {protocols()}", statement, ports)
-    if vpc.nat_protocols:
-        rules.append(Rule(f"{match} meta l4proto {anonymous(list(map(str, vpc.nat_protocols)))} {statement}"))
+    rules, chains = translating("translate", match, statement, ports, vpc.nat_protocols)
     return [], [
         base_chain("nat-postrouting", *rules),
         *chains,

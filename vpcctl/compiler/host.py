@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from vpcctl import names
 from vpcctl.compiler.chains import ICMP_ERRORS
-from vpcctl.compiler.translation import free_ranges, protocols, translating
+from vpcctl.compiler.translation import free_ranges, translating, untranslated
 from vpcctl.model import DEFAULT_MAX_FLOWS, World, uplink_pair
 from vpcctl.nft import Chain, Counter, Element, Hook, Rule, Set, Table, anonymous, quoted
 
@@ -182,8 +182,7 @@ def _chains(world: World, published: bool, portless: list[int]) -> list[Chain]:
 
 
 def _forward(published: bool, portless: list[int]) -> Chain:
-    untranslated = protocols().replace("{", "!= {", 1)
-    alone = f"iifname @uplinks {untranslated}" + (" iifname . meta l4proto != @alone" if portless else "")
+    alone = f"iifname @uplinks {untranslated()}" + (" iifname . meta l4proto != @alone" if portless else "")
     inward = "oifname @uplinks ct status & dnat == dnat"
     return Chain(
         "host-forward",
@@ -205,7 +204,5 @@ def _forward(published: bool, portless: list[int]) -> Chain:
 def _source_nat(world: World, portless: list[int]) -> list[Chain]:
     match = f"oifname != @uplinks ip saddr {world.transit}"
     ports = [*world.reserved, *(item.port for vpc in world.vpcs for item in vpc.publications)]
-    rules, chains = translating("masquerade", f"{match} {protocols()}", "masquerade to ", free_ranges(ports))
-    if portless:
-        rules.append(Rule(f"{match} meta l4proto {anonymous(list(map(str, portless)))} masquerade"))
+    rules, chains = translating("masquerade", match, "masquerade to ", free_ranges(ports), portless)
     return [Chain("host-postrouting", tuple(rules), Hook("nat", "postrouting", "srcnat", "accept")), *chains]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from vpcctl import names
 from vpcctl.compiler.gates import Gate, gate
 from vpcctl.compiler.hooks import Parts, base_chain
-from vpcctl.compiler.translation import protocols
+from vpcctl.compiler.translation import untranslated
 from vpcctl.compiler.view import View
 from vpcctl.model import Subnet
 from vpcctl.nft import ADDRESS_TYPE, ADDRESS_WORD, Chain, Element, Rule, Set, anonymous, quoted
@@ -163,7 +163,7 @@ def _stray(view: View) -> Rule:
 
 def _translated(view: View, outward: str) -> Rule:
     """What cannot be translated does not leave: without ports the host could not tell its flows from a tenant's."""
-    return Rule(f"{outward} {quoted(names.UPLINK)} {protocols(view.vpc.nat_protocols).replace('{', '!= {', 1)} drop")
+    return Rule(f"{outward} {quoted(names.UPLINK)} {untranslated(view.vpc.nat_protocols)} drop")
 
 
 def _paths(view: View) -> list[Element]:

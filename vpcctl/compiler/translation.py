@@ -15,8 +15,9 @@ from vpcctl.model import NAT_PORTS
 from vpcctl.nft import Chain, Rule, anonymous
 from vpcctl.policy import ICMP, SCTP, TCP, UDP
 
-# The protocols of IPv4 of which connection tracking can change a port, or ICMP's identifier.
-TRANSLATED = (ICMP, TCP, UDP, SCTP)
+# What source NAT can tell apart: the protocols with ports, and ICMP by its identifier, which is kept where it can be.
+PORTED = (TCP, UDP, SCTP)
+TRANSLATED = (ICMP, *PORTED)
 # More pieces than these are not worth their rules: the smallest are left out.
 MOST_RANGES = 8
 
@@ -46,26 +47,34 @@ def share(ranges: Iterable[Range], ports: int) -> list[Range]:
     return found
 
 
-def translating(name: str, match: str, statement: str, ranges: list[Range]) -> tuple[list[Rule], list[Chain]]:
-    """The rules that translate what `match` matches to a port of `ranges`, and the chains that they go to.
+def translating(
+    name: str, match: str, statement: str, ranges: list[Range], portless: Iterable[int]
+) -> tuple[list[Rule], list[Chain]]:
+    """The rules that translate what `match` matches, with ports of `ranges`, and the chains that they go to.
 
-    `statement` ends where the ports begin, as in ``snat ip to 100.64.0.1``.  Of several ranges one is drawn by lot,
-    each as often as it has ports: a statement takes one range.
+    `statement` is what follows, as ``snat ip to 100.64.0.1``; `portless` are the protocols without ports that are
+    translated, too.  Of several ranges one is drawn by lot, each as often as it has ports: a statement takes one range.
     """
+    plain = Rule(f"{match} {_among((ICMP, *portless))} {statement.removesuffix(' to ')}")
+    match = f"{match} {_among(PORTED)}"
     if len(ranges) == 1:
-        return [Rule(f"{match} {_to(statement, ranges[0])}")], []
+        return [Rule(f"{match} {_to(statement, ranges[0])}"), plain], []
     chains, elements, drawn = [], [], 0
     for number, (low, high) in enumerate(ranges, 1):
         elements.append(f"{drawn}-{drawn + high - low} : goto {name}.{number}")
         drawn += high - low + 1
-        chains.append(Chain(f"{name}.{number}", (Rule(_to(f"{protocols()} {statement}", (low, high))),)))
-    return [Rule(f"{match} numgen random mod {drawn} vmap {anonymous(elements)}")], chains
+        chains.append(Chain(f"{name}.{number}", (Rule(_to(f"{_among(PORTED)} {statement}", (low, high))),)))
+    return [Rule(f"{match} numgen random mod {drawn} vmap {anonymous(elements)}"), plain], chains
 
 
 def _to(statement: str, ports: Range) -> str:
     return f"{statement}:{ports[0]}-{ports[1]} fully-random"
 
 
-def protocols(others: Iterable[int] = ()) -> str:
-    """A match of the protocols that are translated, and of `others`."""
-    return f"meta l4proto {anonymous(list(map(str, sorted((*TRANSLATED, *others)))))}"
+def untranslated(others: Iterable[int] = ()) -> str:
+    """A match of the protocols that cannot be translated, and are not among `others`."""
+    return _among((*TRANSLATED, *others), "!= ")
+
+
+def _among(protocols: Iterable[int], negation: str = "") -> str:
+    return f"meta l4proto {negation}{anonymous(list(map(str, sorted(protocols))))}"
