@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from vpcctl import space
 from vpcctl.compiler.gates import REPLY_TYPE
 from vpcctl.compiler.view import View
+from vpcctl.host import NO_HOST, Host
 from vpcctl.model import NEVER_USABLE, Subnet, Vpc, World
 from vpcctl.policy import ICMP, ICMPV6, Action, Direction, Endpoint, Policy, Rule
 from vpcctl.space import Interval, Partition, Space
@@ -124,13 +125,13 @@ def _addresses(meant: Meant, endpoints: tuple[Endpoint, ...] | None) -> list[Int
 
 
 class Reach:
-    """The zones of a world and what passes between them."""
+    """The zones of a world on a host, and what passes between them."""
 
-    def __init__(self, world: World):
-        self.world = world
+    def __init__(self, world: World, host: Host = NO_HOST):
+        self.world, self.host = world, host
         self._gates: dict[tuple[str, str, Direction], Gate | None] = {}
         self._passed: dict[tuple[str, str, Direction], Space] = {}
-        self._outside: dict[str, tuple[Interval, ...]] = {}
+        self._outside: dict[tuple[str, int], tuple[Interval, ...]] = {}
 
     @functools.cached_property
     def zones(self) -> dict[tuple[str | None, str | None], Zone]:
@@ -175,7 +176,7 @@ class Reach:
         if source.vpc is None and destination.vpc is None:
             return Action.DENY, "neither end is in a VPC"
         if source.vpc is None:
-            found = self._published(destination)
+            found = self.served(destination)
             return (Action.ALLOW, "a published port") if found else (Action.DENY, "nothing is published there")
         if destination.vpc is None:
             subnet = self.world.vpc(source.vpc).subnet(str(source.subnet))
@@ -193,35 +194,50 @@ class Reach:
         if not self._may_meet(source, destination):
             return space.NOTHING
         if source.vpc is None:
-            return self._published(destination)
+            senders = self.addresses(source, str(destination.vpc), space.SOURCE)
+            return self.served(destination) & Space.of(senders, None, None, None)
         home = self.world.vpc(source.vpc)
         if destination.vpc is None and not home.subnet(str(source.subnet)).reaches_internet:
             return space.NOTHING
         return FLOWS & Space.of(source.addresses, self.addresses(destination, home.name), None, None)
 
-    def addresses(self, zone: Zone, home: str) -> tuple[Interval, ...]:
-        """The addresses of a zone as seen from the VPC `home`: the internet is what is left."""
+    def addresses(self, zone: Zone, home: str, end: int = space.DESTINATION) -> tuple[Interval, ...]:
+        """The addresses that a zone has as the SOURCE or DESTINATION of flows of the VPC `home`.
+
+        The internet is what is left, and not what the host keeps for itself at that end.
+        """
         if zone.vpc is not None:
             return zone.addresses
-        if home not in self._outside:
-            vpc = self.world.vpc(home)
-            inside = [prefix for one in (vpc, *self.world.peers(home)) for prefix in one.prefixes]
-            taken = map(space.interval, (*inside, *NEVER_USABLE, self.world.transit))
-            lines = [{4: space.VERSION_4, 6: space.VERSION_6}[version] for version in vpc.versions]
-            left = Space.of(lines, None, None, None) - Space.of(list(taken), None, None, None)
-            self._outside[home] = tuple(interval for interval, free in space.cuts(left.partition, space.SOURCE) if free)
-        return self._outside[home]
+        if (home, end) not in self._outside:
+            left = self._beyond(home) - self._of_host(end)
+            self._outside[home, end] = _intervals(left)
+        return self._outside[home, end]
 
-    def _published(self, destination: Zone) -> Space:
-        """What published ports carry into a subnet, with the addresses and ports that gates see."""
+    def kept(self, home: str, end: int) -> tuple[Interval, ...]:
+        """What would be the internet's at that end of flows of the VPC `home`, if the host did not keep it."""
+        return _intervals(self._beyond(home) & self._of_host(end))
+
+    def _beyond(self, home: str) -> Space:
+        """All addresses outside the VPC `home`, its peers and the uplinks, as sources."""
+        vpc = self.world.vpc(home)
+        inside = [prefix for one in (vpc, *self.world.peers(home)) for prefix in one.prefixes]
+        taken = map(space.interval, (*inside, *NEVER_USABLE, self.world.transit))
+        lines = [{4: space.VERSION_4, 6: space.VERSION_6}[version] for version in vpc.versions]
+        return Space.of(lines, None, None, None) - Space.of(list(taken), None, None, None)
+
+    def _of_host(self, end: int) -> Space:
+        prefixes = self.host.sends if end == space.SOURCE else self.host.receives
+        return Space.of([space.interval(prefix) for prefix in prefixes], None, None, None)
+
+    def served(self, destination: Zone) -> Space:
+        """What published ports lead to in a subnet, whoever calls: addresses and ports as gates see them."""
         vpc = self.world.vpc(str(destination.vpc))
-        outside = self.addresses(self.zones[None, None], vpc.name)
         found = space.NOTHING
         for item in vpc.publications:
             if vpc.subnet_of(item.instance).name == destination.subnet:
                 targets = [(space.number(a), space.number(a)) for a in vpc.instance(item.instance).addresses]
                 ports = [(item.target_port, item.target_port)]
-                found |= Space.of(outside, targets, [(item.protocol, item.protocol)], ports)
+                found |= Space.of(None, targets, [(item.protocol, item.protocol)], ports)
         return found & FLOWS
 
     def allowed(self, source: Zone, destination: Zone) -> Space:
@@ -232,6 +248,10 @@ class Reach:
                 judge = self.gate(zone.vpc, str(zone.subnet), direction)
                 found = found if judge is None else found & self.passed(judge)
         return found
+
+
+def _intervals(sources: Space) -> tuple[Interval, ...]:
+    return tuple(interval for interval, inside in space.cuts(sources.partition, space.SOURCE) if inside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,9 +286,9 @@ def _allowed_in(reach: Reach, source: Zone, destination: Zone) -> Space:
 
 def _same(before: Reach, after: Reach, source: Zone, destination: Zone) -> bool:
     """Is it plain, without computing any gate, that nothing differs between two zones?"""
-    if before.world is after.world:
+    if before.world is after.world and before.host == after.host:
         return True
-    if before.world.transit != after.world.transit:
+    if (before.world.transit, before.host) != (after.world.transit, after.host):
         return False
     involved = {zone.vpc for zone in (source, destination) if zone.vpc is not None}
     for name in involved:
