@@ -7,7 +7,7 @@ both.  A *zone* is what a person would name: a subnet, or the internet.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from vpcctl import space
@@ -15,7 +15,7 @@ from vpcctl.compiler.gates import REPLY_TYPE
 from vpcctl.compiler.view import View
 from vpcctl.host import NO_HOST, Host
 from vpcctl.model import NEVER_USABLE, Subnet, Vpc, World
-from vpcctl.policy import ICMP, ICMPV6, Action, Direction, Endpoint, Policy, Rule
+from vpcctl.policy import ICMP, ICMPV6, Action, Direction, Endpoint, Network, Policy, Rule
 from vpcctl.space import Interval, Partition, Space
 
 # What decides where no rule does.
@@ -124,6 +124,14 @@ def _addresses(meant: Meant, endpoints: tuple[Endpoint, ...] | None) -> list[Int
     return [interval for endpoint in endpoints for interval in meant(endpoint)]
 
 
+@dataclass(frozen=True, slots=True)
+class _Outside:
+    """What is outside a VPC and its peers, as one end of flows: the internet's part, and the host's."""
+
+    internet: tuple[Interval, ...]
+    kept: tuple[Interval, ...]
+
+
 class Reach:
     """The zones of a world on a host, and what passes between them."""
 
@@ -131,7 +139,7 @@ class Reach:
         self.world, self.host = world, host
         self._gates: dict[tuple[str, str, Direction], Gate | None] = {}
         self._passed: dict[tuple[str, str, Direction], Space] = {}
-        self._outside: dict[tuple[str, int], tuple[Interval, ...]] = {}
+        self._outside: dict[tuple[str, int], _Outside] = {}
 
     @functools.cached_property
     def zones(self) -> dict[tuple[str | None, str | None], Zone]:
@@ -208,26 +216,21 @@ class Reach:
         """
         if zone.vpc is not None:
             return zone.addresses
-        if (home, end) not in self._outside:
-            left = self._beyond(home) - self._of_host(end)
-            self._outside[home, end] = _intervals(left)
-        return self._outside[home, end]
+        return self._seen_from(home, end).internet
 
     def kept(self, home: str, end: int) -> tuple[Interval, ...]:
         """What would be the internet's at that end of flows of the VPC `home`, if the host did not keep it."""
-        return _intervals(self._beyond(home) & self._of_host(end))
+        return self._seen_from(home, end).kept
 
-    def _beyond(self, home: str) -> Space:
-        """All addresses outside the VPC `home`, its peers and the uplinks, as sources."""
-        vpc = self.world.vpc(home)
-        inside = [prefix for one in (vpc, *self.world.peers(home)) for prefix in one.prefixes]
-        taken = map(space.interval, (*inside, *NEVER_USABLE, self.world.transit))
-        lines = [{4: space.VERSION_4, 6: space.VERSION_6}[version] for version in vpc.versions]
-        return Space.of(lines, None, None, None) - Space.of(list(taken), None, None, None)
-
-    def _of_host(self, end: int) -> Space:
-        prefixes = self.host.sends if end == space.SOURCE else self.host.receives
-        return Space.of([space.interval(prefix) for prefix in prefixes], None, None, None)
+    def _seen_from(self, home: str, end: int) -> _Outside:
+        if (home, end) not in self._outside:
+            vpc = self.world.vpc(home)
+            inside = [prefix for one in (vpc, *self.world.peers(home)) for prefix in one.prefixes]
+            lines = [{4: space.VERSION_4, 6: space.VERSION_6}[version] for version in vpc.versions]
+            beyond = Space.of(lines, None, None, None) - _sources((*inside, *NEVER_USABLE, self.world.transit))
+            hosts = _sources(self.host.sends if end == space.SOURCE else self.host.receives)
+            self._outside[home, end] = _Outside(_intervals(beyond - hosts), _intervals(beyond & hosts))
+        return self._outside[home, end]
 
     def served(self, destination: Zone) -> Space:
         """What published ports lead to in a subnet, whoever calls: addresses and ports as gates see them."""
@@ -248,6 +251,10 @@ class Reach:
                 judge = self.gate(zone.vpc, str(zone.subnet), direction)
                 found = found if judge is None else found & self.passed(judge)
         return found
+
+
+def _sources(prefixes: Iterable[Network]) -> Space:
+    return Space.of([space.interval(prefix) for prefix in prefixes], None, None, None)
 
 
 def _intervals(sources: Space) -> tuple[Interval, ...]:
