@@ -24,8 +24,11 @@ def packets(lines: Iterable[Line], source: Zone, destination: Zone, reach: Reach
     found = NOTHING
     for line in lines:
         senders, receivers = (
-            _union(_places(word, zone, reach, str(source.vpc or destination.vpc), home) for word in words)
-            for words, zone in ((line.sources, source), (line.destinations, destination))
+            _union(_places(word, zone, reach, str(source.vpc or destination.vpc), home, end) for word in words)
+            for words, zone, end in (
+                (line.sources, source, space.SOURCE),
+                (line.destinations, destination, space.DESTINATION),
+            )
         )
         assert senders, line
         assert receivers, line
@@ -62,13 +65,18 @@ def _ends(senders: Space, receivers: Space) -> Space:
     return senders & Space.of(None, to, None, None)
 
 
-def _places(word: str, zone: Zone, reach: Reach, inner: str, home: str | None) -> Space:
-    """One word for addresses of `zone`, as sources."""
-    name, whole = zone.name(home), _sources(reach.addresses(zone, inner))
+def _places(word: str, zone: Zone, reach: Reach, inner: str, home: str | None, end: int) -> Space:
+    """One word for addresses of `zone`, as sources.
+
+    What the host has in the midst of the internet is not meant, whatever prefix is named.
+    """
+    name, whole = zone.name(home), _sources(reach.addresses(zone, inner, end))
+    kept = _sources(reach.kept(inner, end)) if zone.vpc is None else NOTHING
     base, but, rest = word.partition(" but ")
     if but:
         assert base == name, word
-        missing = _union(_place(text, zone, reach, home) for text in rest.split(", "))
+        missing = _union(_place(text, zone, reach, home) for text in rest.split(", ")) - kept
+        assert missing, f"{word} takes nothing away"
         assert not missing - whole, f"{word} takes away what is not there"
         return whole - missing
     if word == name:
@@ -76,7 +84,7 @@ def _places(word: str, zone: Zone, reach: Reach, inner: str, home: str | None) -
     if not word.endswith(")"):
         assert word.startswith(f"{name} "), f"{word!r} is not of {name}"
         word = word.removeprefix(f"{name} ")
-    return _place(word, zone, reach, home)
+    return _place(word, zone, reach, home) - kept
 
 
 def _place(text: str, zone: Zone, reach: Reach, home: str | None) -> Space:

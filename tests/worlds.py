@@ -13,6 +13,7 @@ import random
 from hypothesis import strategies as st
 
 from vpcctl import names
+from vpcctl.host import Host
 from vpcctl.meaning import Flow, Place
 from vpcctl.model import Instance, Peering, Publication, Subnet, Vpc, World
 from vpcctl.policy import (
@@ -198,6 +199,24 @@ def worlds(draw: st.DrawFn, dual: bool = False) -> World:
     members = tuple(draw(vpcs(name, index, dual)) for index, name in enumerate(["alpha", *others]))
     peered = "beta" in others and draw(often)
     return World(members, (Peering("alpha", "beta"),) if peered else ())
+
+
+# A host's own addresses: single ones and prefixes, in the midst of OUTSIDE and on its edges, and in places that are
+# nobody's or a VPC's.
+HOST_ADDRESSES = tuple(
+    map(
+        network,
+        "203.0.113.7/32 203.0.113.0/32 203.0.113.112/28 10.0.0.129/32 10.0.0.2/32 127.0.0.0/8 127.0.0.1/32"
+        " 100.64.0.0/32 2001:db8:ffff::1/128".split(),
+    )
+)
+BROADCASTS = tuple(map(network, "203.0.113.255/32 203.0.113.128/32 10.0.0.127/32 127.255.255.255/32".split()))
+hosts = st.builds(
+    Host,
+    st.lists(st.sampled_from(HOST_ADDRESSES), max_size=5, unique=True).map(tuple),
+    st.lists(st.sampled_from(BROADCASTS), max_size=3, unique=True).map(tuple),
+    st.booleans(),
+)
 
 
 CLOSE = "10.0.0.0/28 10.0.0.2 10.0.0.3 10.0.0.0/29 10.0.0.0/26 10.0.0.64/26 0.0.0.0/0 203.0.113.0/24 203.0.113.0/25"

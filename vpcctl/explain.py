@@ -18,10 +18,10 @@ from vpcctl import names, space
 from vpcctl.compiler.translation import TRANSLATED
 from vpcctl.documents import quote
 from vpcctl.errors import DocumentError
-from vpcctl.policy import Action, Direction, Rule
+from vpcctl.policy import Action, Address, Direction, Rule
 from vpcctl.questions import End, parse_service, resolve_end
 from vpcctl.reach import DEFAULT, FLOWS, SERVICES, Reach, Zone
-from vpcctl.space import Space
+from vpcctl.space import Interval, Space
 from vpcctl.wording import Line, lines
 
 ALLOW, DENY, PARTLY = "allow", "deny", "partly"
@@ -71,7 +71,8 @@ def ask(reach: Reach, source: str, destination: str, service: str) -> Answer:
     home = next((text.partition("/")[0] for text in (source, destination) if "/" in text), None)
     if home is None:
         raise DocumentError(f"{source} → {destination}: one side must be in a VPC: VPC/NAME or VPC/ADDRESS")
-    start, end = (resolve_end(reach, text, home) for text in (source, destination))
+    start = resolve_end(reach, source, home, space.SOURCE)
+    end = resolve_end(reach, destination, home, space.DESTINATION)
     asked = SERVICES & Space.of(start.addresses, end.addresses, *parse_service(service))
     if not asked:
         raise DocumentError(f"{quote(service)}: no flow begins with that")
@@ -80,7 +81,7 @@ def ask(reach: Reach, source: str, destination: str, service: str) -> Answer:
     passing, stages = _walk(reach, start, end, wanted)
     verdict = ALLOW if passing == wanted else PARTLY if passing else DENY
     allowed = tuple(lines(passing, start.zone, end.zone, reach))
-    hops = tuple(_hops(start, end))
+    hops = tuple(_hops(reach, start, end))
     return Answer(start, end, service, verdict, tuple(stages), hops, allowed, wanted, passing)
 
 
@@ -106,27 +107,55 @@ def _walk(reach: Reach, start: End, end: End, wanted: Space) -> tuple[Space, lis
 def _path(reach: Reach, start: End, end: End) -> tuple[Action, str]:
     """Does the topology carry anything from one end to the other, and why (not)?"""
     inner = str(start.zone.vpc or end.zone.vpc)
-    for side in sorted((start, end), key=lambda one: one.zone.vpc is None):
-        reason = _misplaced(reach, side, side.zone.vpc or inner)
+    sides = ((start, space.SOURCE), (end, space.DESTINATION))
+    for side, place in sorted(sides, key=lambda one: one[0].zone.vpc is None):
+        reason = _misplaced(reach, side, side.zone.vpc or inner, place)
         if reason:
             return Action.DENY, reason
     return reach.path(start.zone, end.zone)
 
 
-def _misplaced(reach: Reach, side: End, inner: str) -> str:
-    """Why a single address, seen from the VPC `inner`, is not where it is said to be; empty where it is."""
+def _misplaced(reach: Reach, side: End, inner: str, place: int) -> str:
+    """Why a single address, seen from the VPC `inner`, is not where it is said to be; empty where it is.
+
+    `place` says whether it is the SOURCE or the DESTINATION.
+    """
     address, vpc = side.single, reach.world.vpc(inner)
     if address is None:
         return ""
     if side.zone.vpc is not None:
         known = any(address in instance.addresses for instance in vpc.instances)
         return "" if known else f"{address} is no instance of VPC {inner}"
-    number = side.addresses[0][0]
-    if any(low <= number <= high for low, high in reach.addresses(side.zone, inner)):
+    if _within(side, reach.addresses(side.zone, inner, place)):
         return ""
+    if _within(side, reach.kept(inner, place)):
+        return _kept(reach, address, place)
     owners = [one.name for one in (vpc, *reach.world.peers(inner)) if any(address in prefix for prefix in one.prefixes)]
     hint = f"; {owners[0]}/{address} is one of VPC {owners[0]}" if owners else ""
+    if address in reach.world.transit:
+        hint = f"; {reach.world.transit} is the range of the VPCs' uplinks"
     return f"{address} is no address of the internet{hint}"
+
+
+def _nowhere(reach: Reach, end: End, inner: str) -> bool:
+    """Is a single destination outside neither the internet's nor the host's?"""
+    places = (reach.addresses(end.zone, inner), reach.kept(inner, space.DESTINATION))
+    return not any(_within(end, place) for place in places)
+
+
+def _within(side: End, intervals: tuple[Interval, ...]) -> bool:
+    number = side.addresses[0][0]
+    return any(low <= number <= high for low, high in intervals)
+
+
+def _kept(reach: Reach, address: Address, place: int) -> str:
+    """Why an address that the host keeps is neither a destination nor a source outside."""
+    if not reach.host.has(address):
+        kind = f"{address} is a broadcast address of the host's networks"
+        return f"{kind}; the host forwards nothing to it" if place == space.DESTINATION else f"{kind}; nobody has it"
+    if place == space.DESTINATION:
+        return f"{address} is an address of the host; instances do not reach the host"
+    return f"{address} is an address of the host; nobody outside has it"
 
 
 def _not_carried(reach: Reach, start: End, end: End, part: Space) -> str:
@@ -171,18 +200,28 @@ def _judged(
     return packets & reach.passed(gate), Stage(label, tuple(verdicts))
 
 
-def _hops(start: End, end: End) -> Iterator[str]:
-    """The interfaces that a packet passes."""
+def _hops(reach: Reach, start: End, end: End) -> Iterator[str]:
+    """The interfaces that a packet passes; where the host keeps it they end there."""
     yield _told(start)
     inner = start.zone.vpc or end.zone.vpc
     router = names.router_namespace(str(inner))
     if start.zone.vpc is None:
+        if start.single and _within(start, reach.kept(str(inner), space.SOURCE)):
+            yield "the host's check of sources, which drops it"
+            return
         yield f"{names.host_uplink(str(inner))} on the host, destination NAT"
         yield f"{names.UPLINK} in {router}, destination NAT"
     else:
         yield f"{names.bridge(str(start.zone.subnet))} in {router}: egress gate of {start.zone.vpc}/{start.zone.subnet}"
     if end.zone.vpc is None:
+        if end.single and _nowhere(reach, end, str(inner)):
+            yield f"{router}, which drops it"
+            return
         yield f"{names.UPLINK} in {router}, source NAT"
+        if end.single and _within(end, reach.kept(str(inner), space.DESTINATION)):
+            chain = "from-uplink" if reach.host.has(end.single) else "host-input"
+            yield f"{names.host_uplink(str(inner))} on the host: the host's table, {chain}, which drops it"
+            return
         yield f"{names.host_uplink(str(inner))} on the host, masquerade"
     elif start.zone.vpc is not None and start.zone.vpc != end.zone.vpc:
         yield f"{names.peer_link(end.zone.vpc)} in {router}"

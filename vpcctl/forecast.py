@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from vpcctl.host import NO_HOST, Host
 from vpcctl.idle import Idle, idle_rules
 from vpcctl.model import World
 from vpcctl.policy import Direction
@@ -37,9 +38,9 @@ class Forecast:
         return "\n".join(self.lines())
 
 
-def forecast(before: World, after: World, subnets: Iterable[tuple[str, str]]) -> Forecast:
-    """The change from one world to the other, and the idle rules of the given (VPC, subnet) of the later one."""
-    old, new = Reach(before), Reach(after)
+def forecast(before: World, after: World, subnets: Iterable[tuple[str, str]], host: Host = NO_HOST) -> Forecast:
+    """The change from one world to the other on a host, and the idle rules of the given (VPC, subnet) of the later."""
+    old, new = Reach(before, host), Reach(after, host)
     found = list(changes(old, new))
     home = _home(found)
     return Forecast(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vpcctl.host import NO_HOST, Host
 from vpcctl.model import NEVER_USABLE, Subnet, Vpc, World
 from vpcctl.policy import ICMP, ICMPV6, SCTP, TCP, UDP, Action, Address, Direction, Endpoint, Policy, Rule
 
@@ -62,9 +63,9 @@ class Decision:
         return all(stage.action is Action.ALLOW for stage in self.stages)
 
 
-def decide(world: World, flow: Flow) -> Decision:
-    """May the flow pass?  Rules with a limit are taken as below it."""
-    stages = [Stage("topology", *carried(world, flow))]
+def decide(world: World, flow: Flow, host: Host = NO_HOST) -> Decision:
+    """May the flow pass on this host?  Rules with a limit are taken as below it."""
+    stages = [Stage("topology", *carried(world, flow, host))]
     if stages[-1].action is Action.ALLOW:
         for place, direction in ((flow.source, Direction.EGRESS), (flow.destination, Direction.INGRESS)):
             if place.vpc is not None and stages[-1].action is Action.ALLOW:
@@ -73,7 +74,7 @@ def decide(world: World, flow: Flow) -> Decision:
     return Decision(tuple(stages))
 
 
-def carried(world: World, flow: Flow) -> tuple[Action, str]:
+def carried(world: World, flow: Flow, host: Host = NO_HOST) -> tuple[Action, str]:
     """Does the topology carry the flow, and why (not)?"""
     source, destination = flow.source, flow.destination
     if not _begins(flow):
@@ -88,9 +89,9 @@ def carried(world: World, flow: Flow) -> tuple[Action, str]:
             return Action.ALLOW, f"VPCs {source.vpc} and {destination.vpc} are peered"
         return Action.DENY, f"VPCs {source.vpc} and {destination.vpc} are not peered"
     if source.vpc is not None:
-        return _way_out(world, world.vpc(source.vpc), flow)
+        return _way_out(world, world.vpc(source.vpc), flow, host)
     if destination.vpc is not None:
-        return _way_in(world, world.vpc(destination.vpc), flow)
+        return _way_in(world, world.vpc(destination.vpc), flow, host)
     return Action.DENY, "neither end is in a VPC"
 
 
@@ -104,9 +105,16 @@ def _begins(flow: Flow) -> bool:
     return flow.protocol == ICMP_OF[version] and flow.port in BEGINNING[flow.protocol]
 
 
-def _way_out(world: World, vpc: Vpc, flow: Flow) -> tuple[Action, str]:
-    if not _is_outside(world, vpc, flow.destination.address):
-        return Action.DENY, f"{flow.destination.address} is no address of the internet"
+def _way_out(world: World, vpc: Vpc, flow: Flow, host: Host) -> tuple[Action, str]:
+    address = flow.destination.address
+    if not _is_outside(world, vpc, address):
+        return Action.DENY, f"{address} is no address of the internet"
+    for prefix in host.addresses:
+        if address in prefix:
+            return Action.DENY, f"{address} is an address of the host"
+    for prefix in host.broadcasts:
+        if address in prefix:
+            return Action.DENY, f"{address} is a broadcast address of the host's networks"
     subnet = subnet_at(vpc, flow.source.address)
     if not subnet.reaches_internet:
         return Action.DENY, f"subnet {subnet.name} is private and has no NAT gateway"
@@ -115,9 +123,17 @@ def _way_out(world: World, vpc: Vpc, flow: Flow) -> tuple[Action, str]:
     return Action.ALLOW, f"subnet {subnet.name} has a way out"
 
 
-def _way_in(world: World, vpc: Vpc, flow: Flow) -> tuple[Action, str]:
-    if not _is_outside(world, vpc, flow.source.address):
-        return Action.DENY, f"{flow.source.address} is no address of the internet"
+def _way_in(world: World, vpc: Vpc, flow: Flow, host: Host) -> tuple[Action, str]:
+    address = flow.source.address
+    if not _is_outside(world, vpc, address):
+        return Action.DENY, f"{address} is no address of the internet"
+    for prefix in host.addresses:
+        # What is one address and no prefix is looked up in any case.
+        if address in prefix and (host.strict or prefix.num_addresses == 1):
+            return Action.DENY, f"{address} is an address of the host"
+    for prefix in host.broadcasts:
+        if address in prefix and host.strict:
+            return Action.DENY, f"{address} is a broadcast address of the host's networks"
     for item in vpc.publications:
         served = flow.destination.address in vpc.instance(item.instance).addresses
         if served and (item.protocol, item.target_port) == (flow.protocol, flow.port):

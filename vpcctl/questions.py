@@ -65,11 +65,14 @@ def _whole_number(text: str) -> int:
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else -1
 
 
-def resolve_end(reach: Reach, text: str, home: str) -> End:
-    """One side of a question; `home` is the VPC from which the internet is seen.  ConflictError if it is nowhere."""
+def resolve_end(reach: Reach, text: str, home: str, end: int) -> End:
+    """The SOURCE or DESTINATION of a question; `home` is the VPC from which the internet is seen.
+
+    ConflictError if it is nowhere.
+    """
     vpc, slash, name = text.partition("/")
     if not slash:
-        return _outside(reach, text, home)
+        return _outside(reach, text, home, end)
     found = reach.world.vpc(vpc)
     instance = next((one for one in found.instances if one.name == name), None)
     if instance is not None:
@@ -90,11 +93,11 @@ def resolve_end(reach: Reach, text: str, home: str) -> End:
     return End(text, reach.zones[vpc, subnet_at(found, address).name], ((number, number),))
 
 
-def _outside(reach: Reach, text: str, home: str) -> End:
+def _outside(reach: Reach, text: str, home: str, end: int) -> End:
     zone = reach.zones[None, None]
     reach.world.vpc(home)
     if text == INTERNET:
-        return End(text, zone, reach.addresses(zone, home))
+        return End(text, zone, reach.addresses(zone, home, end))
     try:
         number = space.number(ipaddress.ip_address(text))
     except ValueError:

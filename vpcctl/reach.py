@@ -7,15 +7,16 @@ both.  A *zone* is what a person would name: a subnet, or the internet.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from vpcctl import space
 from vpcctl.compiler.gates import REPLY_TYPE
 from vpcctl.compiler.translation import TRANSLATED
 from vpcctl.compiler.view import View
+from vpcctl.host import NO_HOST, Host
 from vpcctl.model import NEVER_USABLE, Subnet, Vpc, World
-from vpcctl.policy import ICMP, ICMPV6, Action, Direction, Endpoint, Policy, Rule
+from vpcctl.policy import ICMP, ICMPV6, Action, Direction, Endpoint, Network, Policy, Rule
 from vpcctl.space import Interval, Partition, Space
 
 # What decides where no rule does.
@@ -124,14 +125,22 @@ def _addresses(meant: Meant, endpoints: tuple[Endpoint, ...] | None) -> list[Int
     return [interval for endpoint in endpoints for interval in meant(endpoint)]
 
 
-class Reach:
-    """The zones of a world and what passes between them."""
+@dataclass(frozen=True, slots=True)
+class _Outside:
+    """What is outside a VPC and its peers, as one end of flows: the internet's part, and the host's."""
 
-    def __init__(self, world: World):
-        self.world = world
+    internet: tuple[Interval, ...]
+    kept: tuple[Interval, ...]
+
+
+class Reach:
+    """The zones of a world on a host, and what passes between them."""
+
+    def __init__(self, world: World, host: Host = NO_HOST):
+        self.world, self.host = world, host
         self._gates: dict[tuple[str, str, Direction], Gate | None] = {}
         self._passed: dict[tuple[str, str, Direction], Space] = {}
-        self._outside: dict[str, tuple[Interval, ...]] = {}
+        self._outside: dict[tuple[str, int], _Outside] = {}
 
     @functools.cached_property
     def zones(self) -> dict[tuple[str | None, str | None], Zone]:
@@ -176,7 +185,7 @@ class Reach:
         if source.vpc is None and destination.vpc is None:
             return Action.DENY, "neither end is in a VPC"
         if source.vpc is None:
-            found = self._published(destination)
+            found = self.served(destination)
             return (Action.ALLOW, "a published port") if found else (Action.DENY, "nothing is published there")
         if destination.vpc is None:
             subnet = self.world.vpc(source.vpc).subnet(str(source.subnet))
@@ -194,7 +203,8 @@ class Reach:
         if not self._may_meet(source, destination):
             return space.NOTHING
         if source.vpc is None:
-            return self._published(destination)
+            senders = self.addresses(source, str(destination.vpc), space.SOURCE)
+            return self.served(destination) & Space.of(senders, None, None, None)
         home = self.world.vpc(source.vpc)
         if destination.vpc is None and not home.subnet(str(source.subnet)).reaches_internet:
             return space.NOTHING
@@ -202,29 +212,38 @@ class Reach:
         protocols = [(p, p) for p in (*TRANSLATED, *home.nat_protocols)] if destination.vpc is None else None
         return FLOWS & Space.of(source.addresses, self.addresses(destination, home.name), protocols, None)
 
-    def addresses(self, zone: Zone, home: str) -> tuple[Interval, ...]:
-        """The addresses of a zone as seen from the VPC `home`: the internet is what is left."""
+    def addresses(self, zone: Zone, home: str, end: int = space.DESTINATION) -> tuple[Interval, ...]:
+        """The addresses that a zone has as the SOURCE or DESTINATION of flows of the VPC `home`.
+
+        The internet is what is left, and not what the host keeps for itself at that end.
+        """
         if zone.vpc is not None:
             return zone.addresses
-        if home not in self._outside:
+        return self._seen_from(home, end).internet
+
+    def kept(self, home: str, end: int) -> tuple[Interval, ...]:
+        """What would be the internet's at that end of flows of the VPC `home`, if the host did not keep it."""
+        return self._seen_from(home, end).kept
+
+    def _seen_from(self, home: str, end: int) -> _Outside:
+        if (home, end) not in self._outside:
             vpc = self.world.vpc(home)
             inside = [prefix for one in (vpc, *self.world.peers(home)) for prefix in one.prefixes]
-            taken = map(space.interval, (*inside, *NEVER_USABLE, self.world.transit))
             lines = [{4: space.VERSION_4, 6: space.VERSION_6}[version] for version in vpc.versions]
-            left = Space.of(lines, None, None, None) - Space.of(list(taken), None, None, None)
-            self._outside[home] = tuple(interval for interval, free in space.cuts(left.partition, space.SOURCE) if free)
-        return self._outside[home]
+            beyond = Space.of(lines, None, None, None) - _sources((*inside, *NEVER_USABLE, self.world.transit))
+            hosts = _sources(self.host.sends if end == space.SOURCE else self.host.receives)
+            self._outside[home, end] = _Outside(_intervals(beyond - hosts), _intervals(beyond & hosts))
+        return self._outside[home, end]
 
-    def _published(self, destination: Zone) -> Space:
-        """What published ports carry into a subnet, with the addresses and ports that gates see."""
+    def served(self, destination: Zone) -> Space:
+        """What published ports lead to in a subnet, whoever calls: addresses and ports as gates see them."""
         vpc = self.world.vpc(str(destination.vpc))
-        outside = self.addresses(self.zones[None, None], vpc.name)
         found = space.NOTHING
         for item in vpc.publications:
             if vpc.subnet_of(item.instance).name == destination.subnet:
                 targets = [(space.number(a), space.number(a)) for a in vpc.instance(item.instance).addresses]
                 ports = [(item.target_port, item.target_port)]
-                found |= Space.of(outside, targets, [(item.protocol, item.protocol)], ports)
+                found |= Space.of(None, targets, [(item.protocol, item.protocol)], ports)
         return found & FLOWS
 
     def allowed(self, source: Zone, destination: Zone) -> Space:
@@ -235,6 +254,14 @@ class Reach:
                 judge = self.gate(zone.vpc, str(zone.subnet), direction)
                 found = found if judge is None else found & self.passed(judge)
         return found
+
+
+def _sources(prefixes: Iterable[Network]) -> Space:
+    return Space.of([space.interval(prefix) for prefix in prefixes], None, None, None)
+
+
+def _intervals(sources: Space) -> tuple[Interval, ...]:
+    return tuple(interval for interval, inside in space.cuts(sources.partition, space.SOURCE) if inside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,9 +296,9 @@ def _allowed_in(reach: Reach, source: Zone, destination: Zone) -> Space:
 
 def _same(before: Reach, after: Reach, source: Zone, destination: Zone) -> bool:
     """Is it plain, without computing any gate, that nothing differs between two zones?"""
-    if before.world is after.world:
+    if before.world is after.world and before.host == after.host:
         return True
-    if before.world.transit != after.world.transit:
+    if (before.world.transit, before.host) != (after.world.transit, after.host):
         return False
     involved = {zone.vpc for zone in (source, destination) if zone.vpc is not None}
     for name in involved:

@@ -24,7 +24,7 @@ def witnesses(reach: Reach, answer: Answer, outside: Address) -> list[tuple[Flow
     real = Space.of(*sides, None, None)
     if answer.source.zone.vpc is None:
         # From outside only a published port can be called at all.
-        real &= reach.carried(answer.source.zone, answer.destination.zone)
+        real &= reach.served(answer.destination.zone)
     found = []
     for packets, passes in ((answer.passing & real, True), ((answer.asked - answer.passing) & real, False)):
         for (source, _), (destination, _), protocols, ports in packets.boxes():
@@ -43,9 +43,13 @@ def witnesses(reach: Reach, answer: Answer, outside: Address) -> list[tuple[Flow
 
 
 def _stand_ins(reach: Reach, end: End, outside: Address) -> list[Interval]:
-    if end.single is not None:
-        return list(end.addresses)
     if end.zone.vpc is None:
-        return [(space.number(outside), space.number(outside))]
+        return list(end.addresses) if end.single else [(space.number(outside), space.number(outside))]
     subnet = reach.world.vpc(end.zone.vpc).subnet(str(end.zone.subnet))
-    return [(space.number(address),) * 2 for instance in subnet.instances for address in instance.addresses]
+    asked = {end.single} if end.single else None
+    return [
+        (space.number(address),) * 2
+        for instance in subnet.instances
+        for address in instance.addresses
+        if asked is None or address in asked
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -45,7 +46,10 @@ def lines(packets: Space, source: Zone, destination: Zone, reach: Reach, home: s
     Names are as seen from the VPC `home`, the source's own if it is not given, and from no VPC if it is empty.
     """
     inner = source.vpc or destination.vpc
-    here, there = (_Side.of(zone, reach, str(inner), inner if home is None else home) for zone in (source, destination))
+    here, there = (
+        _Side.of(zone, reach, str(inner), inner if home is None else home, end)
+        for zone, end in ((source, SOURCE), (destination, DESTINATION))
+    )
     common = _common(packets, here, there)
     if common:
         yield Line((here.name,), (there.name,), services_in_words(common.partition, here.versions & there.versions))
@@ -60,21 +64,26 @@ def lines(packets: Space, source: Zone, destination: Zone, reach: Reach, home: s
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """A zone in words: its name, all its addresses, and who has which."""
+    """A zone in words: its name, all its addresses, and who has which.
+
+    `holes` are addresses that the host has in the midst of the internet.
+    """
 
     name: str
     whole: list[Interval]
     instances: dict[int, str]
+    holes: tuple[Interval, ...]
 
     @classmethod
-    def of(cls, zone: Zone, reach: Reach, inner: str, home: str | None) -> _Side:
-        """The zone as one end of flows of the VPC `inner`, named as `home` sees it."""
+    def of(cls, zone: Zone, reach: Reach, inner: str, home: str | None, end: int) -> _Side:
+        """The zone as the SOURCE or DESTINATION of flows of the VPC `inner`, named as `home` sees it."""
         named = {}
         if zone.vpc is not None:
             owner = "" if zone.vpc == home else f"{zone.vpc}/"
             subnet = reach.world.vpc(zone.vpc).subnet(str(zone.subnet))
             named = {space.number(one): owner + item.name for item in subnet.instances for one in item.addresses}
-        return cls(zone.name(home), space.joined(reach.addresses(zone, inner)), named)
+        holes = reach.kept(inner, end) if zone.vpc is None else ()
+        return cls(zone.name(home), space.joined(reach.addresses(zone, inner, end)), named, holes)
 
     @property
     def versions(self) -> frozenset[int]:
@@ -87,9 +96,26 @@ class _Side:
             return (self.name,)
         rest = Space.of(self.whole, None, None, None) - Space.of(wanted, None, None, None)
         missing = [interval for interval, left in space.cuts(rest.partition, SOURCE) if left]
+        wanted, missing = self._rounded(wanted), self._rounded(missing)
         if len(missing) < len(wanted):
             return (f"{self.name} but {', '.join(self._place(interval, '') for interval in missing)}",)
         return tuple(self._place(interval, f"{self.name} ") for interval in wanted)
+
+    def _rounded(self, intervals: list[Interval]) -> list[Interval]:
+        """`intervals`, and of the holes between and beside them what makes them fewer and shorter to say.
+
+        The zone has no address in a hole, so that nothing more is said by it.
+        """
+        if not self.holes or not intervals:
+            return intervals
+        runs = space.joined((*intervals, *self.holes))
+        lows, highs = [low for low, _ in intervals], [high for _, high in intervals]
+        found = []
+        for low, high in runs:
+            first, last = bisect_left(lows, low), bisect_right(highs, high)
+            if first < last:
+                found.append(_shortest((lows[first], highs[last - 1]), (low, high)))
+        return found
 
     def _place(self, interval: Interval, zone: str) -> str:
         low, high = map(space.address, interval)
@@ -98,6 +124,12 @@ class _Side:
             return f"{name} ({low})" if name else f"{zone}{low}"
         prefixes = space.prefixes(interval)
         return f"{zone}{prefixes[0]}" if len(prefixes) == 1 else f"{zone}{low}-{high}"
+
+
+def _shortest(core: Interval, run: Interval) -> Interval:
+    """`core`, or what is more than it and no more than `run`, if that is one prefix and `core` is not."""
+    choices = (core, (core[0], run[1]), (run[0], core[1]), run)
+    return next((one for one in choices if one[0] == one[1] or len(space.prefixes(one)) == 1), core)
 
 
 def _versions(intervals: Iterable[Interval]) -> frozenset[int]:

@@ -14,6 +14,7 @@ from pyroute2 import NFCTSocket
 
 from tests.golden import Case, Line
 from vpcctl import names, reconciler
+from vpcctl.host import NO_HOST, Host
 from vpcctl.kernel.linux import LinuxKernel
 from vpcctl.kernel.namespaces import entered
 from vpcctl.kernel.probe import Namespace, Outside, Prober, probe_of
@@ -44,13 +45,13 @@ def become(world: World) -> None:
         kernel.close()
 
 
-def judge(world: World, lines: list[Line]) -> list[dict[str, object]]:
-    """What the kernel does with each line's flow."""
+def judge(world: World, lines: list[Line], host: Host = NO_HOST) -> list[dict[str, object]]:
+    """What the kernel of `host` does with each line's flow."""
     results = []
     with Prober() as prober:
         for batch in batches(lines):
             forget_flows(world)
-            results += prober.probe([probe_of(world, line.flow, outside(line.flow)) for line in batch])
+            results += prober.probe([probe_of(world, line.flow, outside(line.flow), host) for line in batch])
     return [
         {
             "verdict": result.verdict,

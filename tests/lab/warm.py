@@ -31,7 +31,7 @@ SIOCGIFFLAGS, IFF_UP = 0x8913, 0x1  # linux/sockios.h, linux/if.h
 MODULES = (
     "attachments", "changes", "cli.environments", "cli.instances", "cli.machine", "cli.peerings", "cli.policies",
     "cli.subnets", "cli.traffic", "cli.vpcs", "environments", "explain", "forecast", "kernel.examination",
-    "kernel.linux", "reconciler", "spec", "state",
+    "kernel.linux", "kernel.routes", "reconciler", "spec", "state",
 )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from tests import worlds
 from tests.lab.golden_run import become, judge
 from vpcctl import meaning, space
 from vpcctl.environments import exported
+from vpcctl.kernel.routes import read_host
 from vpcctl.meaning import Flow, Place
 from vpcctl.model import World
 from vpcctl.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS
@@ -29,30 +30,42 @@ from vpcctl.space import Space
 
 # Addresses of the internet on either side of where the worlds' prefixes divide it.
 OUTSIDE, SIDE = tuple(space.number(ip_address(text)) for text in ("203.0.113.1", "203.0.113.128")), 126
+# Addresses of the host as `test_witnesses` furnishes it, and of its networks' broadcasts.
+HOSTS = tuple(
+    space.number(ip_address(text))
+    for text in "198.51.100.2 203.0.113.100 203.0.113.200 203.0.113.217 192.0.2.1 198.51.100.255 192.0.2.255".split()
+)
 MOST_FLOWS = 60
 # Worlds for each seed, and how far apart the seeds of one run are, so that runs beside each other share none.
 BATCH, SEEDS_APART = 5, 100
 
 
 def main(number: int, seconds: float) -> dict[str, int]:
-    counts = {"worlds": 0, "flows": 0, "passed": 0}
+    counts = {"worlds": 0, "flows": 0, "passed": 0, "to the host": 0, "from the host": 0}
     deadline = time.monotonic() + seconds
     turns = count()
 
     def agree(world: World) -> None:
         world = _sure(world)
-        outside = [first + next(turns) % SIDE for first in OUTSIDE]
-        flows = list(islice(_told_apart(witnesses(world, outside)), MOST_FLOWS))
-        assume(flows)
+        turn = next(turns)
+        outside = [*(first + turn % SIDE for first in OUTSIDE), HOSTS[turn % len(HOSTS)]]
         become(world)
-        results = judge(world, [SimpleNamespace(flow=flow) for flow in flows])
-        reach = Reach(world)
+        host = read_host()
+        reach = Reach(world, host)
+        flows = list(islice(_told_apart(witnesses(reach, outside)), MOST_FLOWS))
+        assume(flows)
+        results = judge(world, [SimpleNamespace(flow=flow) for flow in flows], host)
         for flow, result in zip(flows, results, strict=True):
             told = f"seed {number}: {flow}\n{json.dumps(exported(world))}"
-            decision = meaning.decide(world, flow)
+            decision = meaning.decide(world, flow, host)
             assert modelled(reach, flow) is decision.allowed, f"oracle and space disagree; {told}"
             # The kernel limits how many ICMP errors it sends (icmp_ratelimit), so a reject may look like a deny.
             seen = {"allow"} if decision.allowed else {"deny", decision.stages[-1].action.value}
+            if host.hears(flow.destination.address):
+                # The gate in the router is asked before the host.
+                seen.add("reject")
+                counts["to the host"] += 1
+            counts["from the host"] += host.has(flow.source.address)
             assert result["verdict"] in seen, f"oracle and kernel disagree, {result}; {told}"
         counts["worlds"] += 1
         counts["flows"] += len(flows)
@@ -98,18 +111,18 @@ def _told_apart(flows: Iterable[Flow]) -> Iterator[Flow]:
         yield flow
 
 
-def witnesses(world: World, outside: Iterable[int]) -> Iterator[Flow]:
+def witnesses(reach: Reach, outside: Iterable[int]) -> Iterator[Flow]:
     """One flow out of every class of packets between instances, and from its upper end another one.
 
-    `outside` are the addresses of the internet, as numbers, that may take part.
+    `outside` are the addresses of the internet or the host, as numbers, that may take part.
     """
     beyond = [(number, number) for number in outside]
-    reach = Reach(world)
+    world = reach.world
     for source, destination in reach.pairs():
         ends = (beyond if zone.vpc is None else _members(world, zone) for zone in (source, destination))
         asked = SERVICES & Space.of(*ends, None, None)
         if source.vpc is None:
-            asked &= reach.carried(source, destination)
+            asked &= reach.served(destination)
         passing = reach.allowed(source, destination)
         for part in (asked & passing, asked - passing):
             for box in part.boxes():

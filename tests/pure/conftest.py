@@ -8,7 +8,8 @@ from __future__ import annotations
 import pytest
 
 from vpcctl import state
-from vpcctl.cli import commands
+from vpcctl.cli import commands, session
+from vpcctl.host import NO_HOST
 
 
 class KernelForbidden(BaseException):
@@ -21,6 +22,7 @@ def refuse() -> None:
 
 @pytest.fixture(autouse=True)
 def no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The program makes its kernel by what stands here."""
+    """The program makes its kernel, and looks at its host, by what stands here."""
     monkeypatch.setitem(commands.context_settings, "obj", refuse)
     monkeypatch.setattr(state, "COPIES", None)
+    monkeypatch.setattr(session, "linux_host", lambda: NO_HOST)

@@ -15,7 +15,8 @@ from vpcctl import meaning, space, spec
 from vpcctl.compiler.gates import REPLY_TYPE
 from vpcctl.errors import ConflictError, DocumentError
 from vpcctl.explain import ALLOW, DENY, PARTLY, answer_to_json, ask, matrix
-from vpcctl.meaning import Flow
+from vpcctl.host import NO_HOST, Host
+from vpcctl.meaning import Flow, Place
 from vpcctl.model import World
 from vpcctl.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS, Action
 from vpcctl.questions import parse_service
@@ -48,7 +49,7 @@ def begins(flow: Flow) -> bool:
 
 def line_of(origin: str) -> str:
     """An origin; where the topology decides, as much of the reason as the oracle gives."""
-    if "is no address of the internet" in origin:
+    if any(words in origin for words in ("is no address of the internet", " of the host")):
         return origin.partition(";")[0]
     reasons = ("this port is not published", "nothing is published there", "this is not published")
     if origin in reasons or "; ask for " in origin:
@@ -57,13 +58,13 @@ def line_of(origin: str) -> str:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.booleans().flatmap(worlds.worlds), st.integers(0, 2**32))
-def test_a_flow_is_judged_stage_by_stage_as_the_oracle_judges_it(world: World, seed: int) -> None:
-    reach = Reach(world)
+@given(st.booleans().flatmap(worlds.worlds), worlds.hosts, st.integers(0, 2**32))
+def test_a_flow_is_judged_stage_by_stage_as_the_oracle_judges_it(world: World, host: Host, seed: int) -> None:
+    reach = Reach(world, host)
     for flow in worlds.flows(world, random.Random(seed), FLOWS_ASKED):
         if not can_be_asked(world, flow):
             continue
-        decision = meaning.decide(world, flow)
+        decision = meaning.decide(world, flow, host)
         answer = ask(reach, *question(flow))
         assert answer.verdict == (ALLOW if decision.allowed else DENY), flow
         assert line_of(answer.deciding.origin) == line_of(decision.stages[-1].origin), flow
@@ -100,7 +101,7 @@ def questions(draw: st.DrawFn) -> tuple[Reach, str, str, str]:
     one = draw(st.sampled_from(inside))
     other = draw(st.sampled_from([*inside, "internet", "internet", "203.0.113.7"]))
     service = draw(st.sampled_from(["any", "any", "tcp", "tcp/80", "udp/1-1023", "icmp", "icmp/echo-request", "47"]))
-    return (Reach(world), *draw(st.permutations([one, other])), service)
+    return (Reach(world, draw(worlds.hosts)), *draw(st.permutations([one, other])), service)
 
 
 @settings(max_examples=60, deadline=None)
@@ -145,7 +146,7 @@ def test_what_passes_is_what_the_space_says_of_what_was_asked(case: tuple[Reach,
 def test_witnesses_of_an_answer_are_flows_that_the_oracle_judges_so(case: tuple[Reach, str, str, str]) -> None:
     reach, source, destination, service = case
     for flow, passes in witnesses(reach, ask(reach, source, destination, service), ipaddress.ip_address("203.0.113.7")):
-        assert meaning.decide(reach.world, flow).allowed is passes, flow
+        assert meaning.decide(reach.world, flow, reach.host).allowed is passes, flow
         assert (flow.protocol != 0, flow.port != 0, flow.source != flow.destination) == (True, True, True)
 
 
@@ -160,9 +161,9 @@ def test_port_0_alone_is_no_witness() -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.booleans().flatmap(worlds.worlds))
-def test_the_matrix_is_all_that_passes(world: World) -> None:
-    reach = Reach(world)
+@given(st.booleans().flatmap(worlds.worlds), worlds.hosts)
+def test_the_matrix_is_all_that_passes(world: World, host: Host) -> None:
+    reach = Reach(world, host)
     for vpc in world.vpcs:
         found = matrix(reach, vpc.name)
         pairs = list(reach.pairs(vpc.name))
@@ -182,7 +183,7 @@ RULES = {
 }
 
 
-def shop() -> Reach:
+def shop(host: Host = NO_HOST) -> Reach:
     """A public subnet with two instances, a private one with a policy, a peer and a stranger."""
     document = {
         "vpcs": [
@@ -203,7 +204,7 @@ def shop() -> Reach:
         ],
         "peerings": [["shop", "billing"]],
     }  # fmt: skip
-    return Reach(spec.read_environment(document, "env.json", json.loads))
+    return Reach(spec.read_environment(document, "env.json", json.loads), host)
 
 
 POLICY = "env.json#/vpcs/0/subnets/1/policy"
@@ -270,6 +271,117 @@ def test_an_answer_in_part_says_for_which() -> None:
 def test_lines_stand_in_the_order_of_the_document_and_the_default_last() -> None:
     said = [verdict.origin for verdict in ask(shop(), "shop/web", "shop/data", "any").stages[-1].verdicts]
     assert said == [*(f"{POLICY}/ingress/{number}" for number in range(3)), f"{POLICY}/ingress (default deny)"]
+
+
+# -- the host ------------------------------------------------------------------------------------------------------
+
+# eth0, a bridge of containers, an alias on lo, a prefix on lo, the uplinks of two VPCs.
+HOST = Host(
+    tuple(
+        map(
+            ipaddress.ip_network,
+            "127.0.0.0/8 198.51.100.2/32 172.17.0.1/32 192.0.2.53/32 203.0.113.208/28 100.64.0.0/32 100.64.0.2/32"
+            " 10.0.3.1/32".split(),
+        )
+    ),
+    tuple(map(ipaddress.ip_network, ("198.51.100.0/32", "198.51.100.255/32", "172.17.255.255/32"))),
+)
+STRICT = Host(HOST.addresses, HOST.broadcasts, strict=True)
+OWN, BROADCAST = "an address of the host", "a broadcast address of the host's networks"
+
+
+@pytest.mark.parametrize("service", ["any", "tcp/22", "udp/53", "icmp/echo-request", "47"])
+@pytest.mark.parametrize(
+    ("address", "reason", "chain"),
+    [
+        ("198.51.100.2", f"{OWN}; instances do not reach the host", "from-uplink"),
+        ("172.17.0.1", f"{OWN}; instances do not reach the host", "from-uplink"),
+        ("192.0.2.53", f"{OWN}; instances do not reach the host", "from-uplink"),
+        ("203.0.113.208", f"{OWN}; instances do not reach the host", "from-uplink"),
+        ("203.0.113.223", f"{OWN}; instances do not reach the host", "from-uplink"),
+        ("198.51.100.0", f"{BROADCAST}; the host forwards nothing to it", "host-input"),
+        ("198.51.100.255", f"{BROADCAST}; the host forwards nothing to it", "host-input"),
+        ("172.17.255.255", f"{BROADCAST}; the host forwards nothing to it", "host-input"),
+    ],
+)
+def test_an_instance_does_not_reach_the_host(address: str, reason: str, chain: str, service: str) -> None:
+    answer = ask(shop(HOST), "shop/web", address, service)
+    assert (answer.verdict, answer.deciding.origin) == (DENY, f"{address} is {reason}")
+    assert answer.hops[-1] == f"vpc-shop on the host: the host's table, {chain}, which drops it"
+    # Without the facts it is an address like any other.
+    assert ask(shop(), "shop/web", address, service).verdict == ALLOW
+
+
+@pytest.mark.parametrize("address", ["198.51.100.1", "198.51.100.20", "198.51.100.254", "203.0.113.207",
+                                     "203.0.113.224", "172.17.0.2", "192.0.2.52"])  # fmt: skip
+def test_the_hosts_neighbours_are_the_internets(address: str) -> None:
+    assert ask(shop(HOST), "shop/web", address, "tcp/443").verdict == ALLOW
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.255.255.255", "224.0.0.1", "239.255.255.250", "255.255.255.255",
+                                     "0.0.0.0", "169.254.169.254", "100.64.0.0", "100.64.0.1", "100.64.0.2",
+                                     "100.64.255.255"])  # fmt: skip
+def test_what_nobody_reaches_is_not_the_internet_with_or_without_a_host(address: str) -> None:
+    for host in (NO_HOST, HOST):
+        answer = ask(shop(host), "shop/web", address, "any")
+        assert answer.verdict == DENY
+        assert answer.deciding.origin.partition(";")[0] == f"{address} is no address of the internet"
+        assert answer.hops[-1] == "shop-router, which drops it"
+    transit = "100.64.0.0/16 is the range of the VPCs' uplinks"
+    assert (transit in answer.deciding.origin) is address.startswith("100.64.")
+
+
+def test_an_address_of_a_vpc_stays_one_where_the_host_has_it_too() -> None:
+    answer = ask(shop(HOST), "shop/web", "10.0.3.1", "tcp/1")
+    assert answer.deciding.origin == "10.0.3.1 is no address of the internet; shop/10.0.3.1 is one of VPC shop"
+
+
+@pytest.mark.parametrize(
+    ("address", "loose", "strict"),
+    [
+        ("198.51.100.2", DENY, DENY),
+        ("172.17.0.1", DENY, DENY),
+        ("192.0.2.53", DENY, DENY),
+        # Nobody looks for these unless the host checks the way back to every source.
+        ("203.0.113.215", ALLOW, DENY),
+        ("198.51.100.255", ALLOW, DENY),
+        ("198.51.100.20", ALLOW, ALLOW),
+        ("127.0.0.1", DENY, DENY),
+        ("100.64.0.0", DENY, DENY),
+    ],
+)
+def test_nobody_outside_calls_from_an_address_of_the_host(address: str, loose: str, strict: str) -> None:
+    for host, verdict in ((HOST, loose), (STRICT, strict)):
+        answer = ask(shop(host), address, "shop/web", "tcp/8080")
+        assert answer.verdict == verdict
+        if verdict == DENY and not address.startswith(("127.", "100.64.")):
+            assert answer.deciding.origin.startswith(f"{address} is ")
+            assert answer.hops == (address, "the host's check of sources, which drops it")
+
+
+@pytest.mark.parametrize("host", [NO_HOST, HOST, STRICT])
+def test_the_internet_is_one_word_whatever_the_host_has(host: Host) -> None:
+    reach = shop(host)
+    out = ask(reach, "shop/web-2", "internet", "any")
+    assert (out.verdict, list(map(str, out.allowed))) == (ALLOW, ["web-2 (10.0.1.9) → internet any"])
+    back = ask(reach, "internet", "shop/web", "tcp/8080")
+    assert (back.verdict, list(map(str, back.allowed))) == (ALLOW, ["internet → web (10.0.1.2) tcp/8080"])
+    found = matrix(reach, "shop")
+    assert list(map(str, found["web", "internet"])) == ["web → internet any"]
+    assert list(map(str, found["internet", "web"])) == ["internet → web (10.0.1.2) tcp/8080, tcp/8443"]
+
+
+def test_a_denied_flow_to_or_from_the_host_can_be_tried() -> None:
+    reach, beyond = shop(HOST), ipaddress.ip_address("203.0.113.10")
+    out = witnesses(reach, ask(reach, "shop/web", "198.51.100.2", "tcp/22"), beyond)
+    back = witnesses(reach, ask(reach, "198.51.100.2", "shop/web", "tcp/8080"), beyond)
+    web, host = (Place(vpc, ipaddress.ip_address(text)) for vpc, text in (("shop", "10.0.1.2"), (None, "198.51.100.2")))
+    assert (out, back) == ([(Flow(web, host, 6, 22), False)], [(Flow(host, web, 6, 8080), False)])
+
+
+def test_an_address_that_is_no_instance_is_no_witness() -> None:
+    reach, beyond = shop(), ipaddress.ip_address("203.0.113.10")
+    assert witnesses(reach, ask(reach, "shop/10.0.1.77", "shop/data", "tcp/1"), beyond) == []
 
 
 @pytest.mark.parametrize(

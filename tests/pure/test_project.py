@@ -20,7 +20,7 @@ SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("vpcctl
 LINUX = {"pyroute2", "nftables", "subprocess", "ctypes"}
 MAY_START_PROCESSES = {"vpcctl/lab.py", "vpcctl/demo_stage.py"}
 
-PURE = {f"vpcctl/{name}.py" for name in "errors names model policy meaning space nft topology plan".split()}
+PURE = {f"vpcctl/{name}.py" for name in "errors names model policy host meaning space nft topology plan".split()}
 PURE |= {path for path in SOURCES if path.startswith(("vpcctl/compiler/", "vpcctl/spec/"))}
 EDGES = {"vpcctl.kernel", "vpcctl.state", "vpcctl.cli", "os", "socket"}
 

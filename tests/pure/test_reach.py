@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests import worlds
 from tests.worlds import address, instance, network
 from vpcctl import meaning, space
+from vpcctl.host import Host
 from vpcctl.meaning import Flow, Place
 from vpcctl.model import ConflictError, Peering, Publication, Subnet, Vpc, World
 from vpcctl.policy import (
@@ -31,7 +32,7 @@ from vpcctl.policy import (
     Rule,
 )
 from vpcctl.reach import DEFAULT, FLOWS, Reach, Zone, changes
-from vpcctl.space import NOTHING, Space
+from vpcctl.space import DESTINATION, NOTHING, SOURCE, Space
 
 POINTS = 100
 Point = tuple[int, int, int, int]
@@ -108,17 +109,17 @@ def flow_of(source: Zone, destination: Zone, point: Point) -> Flow:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.booleans().flatmap(worlds.worlds), st.integers(0, 2**32))
-def test_a_packet_passes_exactly_if_the_oracle_allows_it(world: World, seed: int) -> None:
+@given(st.booleans().flatmap(worlds.worlds), worlds.hosts, st.integers(0, 2**32))
+def test_a_packet_passes_exactly_if_the_oracle_allows_it(world: World, host: Host, seed: int) -> None:
     chance = random.Random(seed)
-    reach, full = Reach(world), populated(world, chance)
+    reach, full = Reach(world, host), populated(world, chance)
     zones = list(reach.zones.values())
     passing = functools.cache(reach.allowed)
     for _ in range(POINTS):
         source, destination = chance.choice(zones), chance.choice(zones)
         point = point_in(full, chance, source, destination)
         flow = flow_of(source, destination, point)
-        expected = meaning.decide(full, flow).allowed
+        expected = meaning.decide(full, flow, host).allowed
         assert (point in passing(source, destination)) is expected, flow
 
 
@@ -136,9 +137,9 @@ def test_the_points_meet_both_answers_on_every_kind_of_path() -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.booleans().flatmap(worlds.worlds))
-def test_only_flows_between_the_zones_pass(world: World) -> None:
-    reach = Reach(world)
+@given(st.booleans().flatmap(worlds.worlds), worlds.hosts)
+def test_only_flows_between_the_zones_pass(world: World, host: Host) -> None:
+    reach = Reach(world, host)
     meeting = {(source.key, destination.key) for source, destination in reach.pairs()}
     for source in reach.zones.values():
         for destination in reach.zones.values():
@@ -148,7 +149,8 @@ def test_only_flows_between_the_zones_pass(world: World) -> None:
             if passing:
                 assert (source.key, destination.key) in meeting
                 home = str(source.vpc or destination.vpc)
-                ends = [reach.addresses(zone, home) for zone in (source, destination)]
+                zones = ((source, SOURCE), (destination, DESTINATION))
+                ends = [reach.addresses(zone, home, end) for zone, end in zones]
                 assert not passing - Space.of(*ends, None, None)
                 assert reach.path(source, destination)[0] is Action.ALLOW
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import subprocess
@@ -14,7 +15,9 @@ import pytest
 
 from tests import nobody
 from vpcctl import spec
-from vpcctl.cli import main
+from vpcctl.cli import main, session
+from vpcctl.errors import KernelError
+from vpcctl.host import Host
 from vpcctl.model import World
 from vpcctl.state import State, Store
 
@@ -209,6 +212,91 @@ def test_a_machine_without_a_vpc_has_nothing_to_explain(vpcctl, folder: Path) ->
     said = vpcctl("explain", "shop/web", "shop/db", "tcp/5432")
     assert (said.status, said.err) == (4, "vpcctl: there is no VPC 'shop'; there is none yet\n")
     assert not (folder / "state").exists()
+
+
+# -- the host ------------------------------------------------------------------------------------------------------
+
+HOST = Host((ipaddress.ip_network("198.51.100.2/32"),), (ipaddress.ip_network("198.51.100.255/32"),))
+
+
+@pytest.fixture
+def located(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine that has the environment has addresses, too."""
+    monkeypatch.setattr(session, "linux_host", lambda: HOST)
+
+
+@pytest.mark.parametrize(
+    ("address", "status", "reason"),
+    [
+        ("198.51.100.2", 1, "198.51.100.2 is an address of the host; instances do not reach the host"),
+        ("198.51.100.255", 1,
+         "198.51.100.255 is a broadcast address of the host's networks; the host forwards nothing to it"),
+        ("198.51.100.20", 0, "no policy"),
+    ],
+)  # fmt: skip
+def test_explain_and_verify_know_the_host(
+    vpcctl, located: None, folder: Path, address: str, status: int, reason: str
+) -> None:
+    said = vpcctl("explain", "shop/web", address, "tcp/22", "--json")
+    assert (said.status, said.json["deciding"], said.err) == (status, reason, "")
+    (folder / "tests.json").write_text(json.dumps([assertion(address, "tcp/22", "deny" if status else "allow")]))
+    said = vpcctl("verify", "tests.json")
+    assert (said.status, said.err) == (0, "1 passed, 0 failed\n")
+
+
+def test_matrix_keeps_the_word_internet_where_the_host_is_known(vpcctl, located: None) -> None:
+    assert ["web", "internet", "any"] in [line.split() for line in vpcctl("matrix", "--vpc", "shop").out.splitlines()]
+
+
+def test_a_dry_run_promises_nothing_that_ends_at_the_host(vpcctl, located: None, folder: Path) -> None:
+    """The prefix is told as it was written, with the host's addresses in its midst, and the host alone not at all."""
+    allow = [{"action": "allow", "destination": place} for place in ("198.51.100.0/24", "203.0.113.0/25")]
+    closed = {"subnet": "web", "egress": [], "default": {"egress": "deny"}}
+    for name, egress in (
+        ("closed", []),
+        ("host", [{"action": "allow", "destination": "198.51.100.2"}]),
+        ("lan", allow),
+    ):
+        (folder / f"{name}.json").write_text(json.dumps({**closed, "egress": egress}))
+    assert "  web → internet any" in vpcctl("apply-policy", "--dry-run", "closed.json").out.splitlines()
+    said = vpcctl("apply-policy", "--dry-run", "host.json").out.splitlines()
+    assert "  web → internet any" in said
+    assert not any("198.51.100" in line for line in said)
+    said = vpcctl("apply-policy", "--dry-run", "lan.json").out.splitlines()
+    assert "  web → internet but 198.51.100.0/24, 203.0.113.0/25 any" in said
+
+
+def test_a_document_is_judged_on_no_host_in_particular(vpcctl, located: None, folder: Path) -> None:
+    """Wherever CI runs, a document and its tests have one answer; where it may be another on its host, this is said."""
+    said = vpcctl("explain", "shop/web", "198.51.100.2", "tcp/22", *HERE)
+    caution = (
+        "with --environment nothing is known of the host; if 198.51.100.2 is one of its own addresses, the answer is"
+        " denied\n"
+    )
+    assert (said.status, said.err) == (0, caution)
+    (folder / "tests.json").write_text(json.dumps([assertion("198.51.100.2", "tcp/22", "allow")]))
+    assert vpcctl("verify", "tests.json", *HERE).err == f"{caution}1 passed, 0 failed\n"
+    for question in (
+        ("shop/web", "internet", "any"),
+        ("shop/db", "198.51.100.2", "any"),
+        ("shop/web", "shop/db", "any"),
+    ):
+        assert vpcctl("explain", *question, *HERE).err == ""
+
+
+def test_where_the_host_cannot_be_looked_at_the_answer_says_so(
+    vpcctl, recorded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> Host:
+        raise KernelError("cannot read the host's own addresses", "Operation not permitted")
+
+    monkeypatch.setattr(session, "linux_host", refuse)
+    said = vpcctl("explain", "shop/web", "198.51.100.2", "tcp/22")
+    assert said.status == 0
+    assert said.err == (
+        "warning: cannot read the host's own addresses: Operation not permitted; the answer takes them for addresses of"
+        " the internet\n"
+    )
 
 
 # -- matrix --------------------------------------------------------------------------------------------------------

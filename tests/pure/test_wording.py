@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests import words, worlds
 from vpcctl import space, spec
+from vpcctl.host import Host
 from vpcctl.model import Subnet, Vpc, World
 from vpcctl.reach import FLOWS, Reach, Zone
 from vpcctl.space import Interval, Space
@@ -48,9 +50,11 @@ def products(sides: list[list[Interval] | None], chosen: list | None) -> Space:
 @st.composite
 def told(draw: st.DrawFn) -> tuple[Reach, Zone, Zone, Space]:
     """A world, two zones of it with a path between them, and packets from one to the other."""
-    reach = Reach(draw(worlds.worlds(draw(st.booleans())).filter(lambda world: any(vpc.subnets for vpc in world.vpcs))))
+    world = draw(worlds.worlds(draw(st.booleans())).filter(lambda world: any(vpc.subnets for vpc in world.vpcs)))
+    reach = Reach(world, draw(worlds.hosts))
     source, destination = draw(st.sampled_from(list(reach.pairs())))
-    wholes = [reach.addresses(zone, str(source.vpc or destination.vpc)) for zone in (source, destination)]
+    zones = ((source, space.SOURCE), (destination, space.DESTINATION))
+    wholes = [reach.addresses(zone, str(source.vpc or destination.vpc), end) for zone, end in zones]
     packets = space.NOTHING
     for _ in range(draw(st.integers(1, 4))):
         piece = products([draw(intervals(whole)) for whole in wholes], draw(some_services))
@@ -82,6 +86,43 @@ def test_services_in_words_mean_exactly_the_services(chosen: list | None, versio
             wanted |= Space(part)
     found = services_in_words(wanted.partition, frozenset(versions))
     assert (words.services(found) & possible & here) == (wanted & possible & here), found
+
+
+HOST = Host(
+    tuple(map(ipaddress.ip_network, ("198.51.100.2/32", "203.0.113.0/28"))),
+    tuple(map(ipaddress.ip_network, ("198.51.100.0/32", "198.51.100.255/32"))),
+)
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "said"),
+    [
+        # What the host has in their midst and on their edges does not cut them into pieces.
+        ("198.51.100.0/24", "internet 198.51.100.0/24"),
+        ("198.51.100.0/25", "internet 198.51.100.0/25"),
+        ("198.51.100.128/25", "internet 198.51.100.128/25"),
+        ("203.0.113.0/24", "internet 203.0.113.0/24"),
+        ("203.0.113.0/27", "internet 203.0.113.16/28"),
+        ("198.51.100.1/32", "internet 198.51.100.1"),
+        ("198.51.100.3/32", "internet 198.51.100.3"),
+        ("198.51.100.1/32 198.51.100.3/32", "internet 198.51.100.0/30"),
+        ("198.51.100.4/30", "internet 198.51.100.4/30"),
+        ("0.0.0.0/1 128.0.0.0/1", "internet"),
+    ],
+)
+def test_the_hosts_addresses_do_not_cut_the_internet_into_pieces(prefixes: str, said: str) -> None:
+    reach = Reach(world(), HOST)
+    web, outside = reach.zones["shop", "web"], reach.zones[None, None]
+    asked = Space.of(None, [space.interval(ipaddress.ip_network(prefix)) for prefix in prefixes.split()], None, None)
+    packets = reach.carried(web, outside) & asked
+    (line,) = lines(packets, web, outside, reach)
+    assert line.destinations == (said,)
+    assert words.packets([line], web, outside, reach) == packets
+    rest = reach.carried(web, outside) - asked
+    if rest:
+        (line,) = lines(rest, web, outside, reach)
+        assert words.packets([line], web, outside, reach) == rest
+        assert line.destinations == (f"internet but {said.removeprefix('internet ')}",)
 
 
 def test_a_wrong_word_is_noticed() -> None:

@@ -62,7 +62,7 @@ def plan(session: Session, environment: str, prune: bool, as_json: bool) -> None
     state = session.load()
     wanted = _wanted(document, file, state, prune)
     changes = object_changes(state.world, wanted)
-    expected = forecast(state.world, wanted, _policies(wanted, state.world))
+    expected = forecast(state.world, wanted, _policies(wanted, state.world), session.host())
     if as_json:
         return print_json(
             {

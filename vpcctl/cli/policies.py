@@ -79,7 +79,7 @@ def apply_policy(
         before, after = outcome.before, outcome.after
     for warning in warnings:
         session.warn(warning)
-    show(*forecast(before, after, [(one.vpc, one.subnet) for one in found]).lines())
+    show(*forecast(before, after, [(one.vpc, one.subnet) for one in found], session.host()).lines())
     if dry_run:
         session.say("nothing was changed")
     else:
@@ -116,7 +116,7 @@ def clear_policy(session: Session, vpc: str, subnet: str, dry_run: bool) -> None
     else:
         outcome = session.change(lambda state: changes.clear_policy(state.world, vpc, subnet))
         before, after = outcome.before, outcome.after
-    show(*forecast(before, after, []).lines())
+    show(*forecast(before, after, [], session.host()).lines())
     session.say("nothing was changed" if dry_run else f"subnet {subnet} of VPC {vpc} has no policy")
 
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vpcctl.cli.output import styled, visible, visible_lines
-from vpcctl.errors import DocumentError, VpcctlError
+from vpcctl.errors import DocumentError, KernelError, VpcctlError
 
 if TYPE_CHECKING:
+    from vpcctl.host import Host
     from vpcctl.kernel.interface import Kernel
     from vpcctl.model import World
     from vpcctl.reconciler import Outcome
@@ -41,13 +42,30 @@ def linux_kernel() -> Kernel:
     return LinuxKernel()
 
 
-class Session:
-    """One run of the program; heavy things are made when they are first asked for, the kernel by `make_kernel`."""
+def linux_host() -> Host:
+    """The addresses of this machine; needs no privilege."""
+    from vpcctl.kernel.routes import read_host
 
-    def __init__(self, state_dir: str | None, verbosity: int, make_kernel: Callable[[], Kernel] = linux_kernel):
+    return read_host()
+
+
+class Session:
+    """One run of the program; heavy things are made when they are first asked for, the kernel by `make_kernel`.
+
+    `read_host` tells the host's own addresses.
+    """
+
+    def __init__(
+        self,
+        state_dir: str | None,
+        verbosity: int,
+        make_kernel: Callable[[], Kernel] = linux_kernel,
+        read_host: Callable[[], Host] | None = None,
+    ):
         self.state_dir = Path(state_dir or DEFAULT_STATE_DIR)
         self.verbosity = verbosity
         self.kernel = make_kernel
+        self._read_host = read_host or linux_host
 
     @property
     def store(self) -> Store:
@@ -59,6 +77,16 @@ class Session:
     def load(self) -> State:
         """The present state, for readers."""
         return self.store.load()
+
+    def host(self) -> Host:
+        """The host's own addresses; none where they cannot be read, which is said."""
+        from vpcctl.host import NO_HOST
+
+        try:
+            return self._read_host()
+        except KernelError as error:
+            self.warn(f"{error}; the answer takes them for addresses of the internet")
+            return NO_HOST
 
     @contextlib.contextmanager
     def mutating(self) -> Iterator[Kernel]:

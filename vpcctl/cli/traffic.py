@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +14,8 @@ from vpcctl.errors import ConflictError, DocumentError, KernelError, VpcctlError
 
 if TYPE_CHECKING:
     from vpcctl.explain import Answer
-    from vpcctl.model import Vpc, World
+    from vpcctl.kernel.probe import Result
+    from vpcctl.model import Vpc
     from vpcctl.reach import Reach
 
 environment_option = click.option(
@@ -21,10 +23,25 @@ environment_option = click.option(
 )
 
 
-def _world(session: Session, environment: str | None) -> World:
+def _reach(session: Session, environment: str | None) -> Reach:
+    """What is asked about: the present world on this host, or the world of a document on no host in particular."""
     from vpcctl.cli.policies import load_environment
+    from vpcctl.reach import Reach
 
-    return session.load().world if environment is None else load_environment(environment)
+    if environment is None:
+        return Reach(session.load().world, session.host())
+    return Reach(load_environment(environment))
+
+
+def _caution(session: Session, environment: str | None, answers: Iterable[Answer]) -> None:
+    """Say that the host is not known, where an address is allowed that may be one of the host's."""
+    ends = (end for answer in answers if answer.passing for end in (answer.source, answer.destination))
+    named = [str(end.single) for end in ends if end.zone.vpc is None and end.single]
+    if environment is not None and named:
+        session.say(
+            f"with --environment nothing is known of the host; if {named[0]} is one of its own addresses, the answer is"
+            " denied"
+        )
 
 
 @click.command
@@ -53,18 +70,19 @@ def explain(
     Example: vpcctl explain shop/web shop/db tcp/5432
     """
     from vpcctl import explain as explaining
-    from vpcctl.reach import Reach
 
     if probe and environment is not None:
         raise click.UsageError("--probe asks the kernel, which knows the present world and not an --environment")
-    reach = Reach(_world(session, environment))
+    reach = _reach(session, environment)
     answer = explaining.ask(reach, source, destination, service)
+    _caution(session, environment, [answer])
+    if not as_json:
+        print_answer(answer)
     probes = _probed(reach, answer) if probe else []
     if as_json:
         document = explaining.answer_to_json(answer)
         print_json({**document, "probes": probes} if probe else document)
     else:
-        print_answer(answer)
         for one in probes:
             agrees = "agrees" if one["agrees"] else "DISAGREES"
             flow = f"{one['from']} → {one['to']} {one['service']}"
@@ -79,28 +97,42 @@ def _probed(reach: Reach, answer: Answer) -> list[dict[str, Any]]:
     from vpcctl import explain as explaining
     from vpcctl.kernel.probe import Prober, probe_of
     from vpcctl.kernel.surroundings import outside
+    from vpcctl.lab import INTERNET
     from vpcctl.witnesses import witnesses
     from vpcctl.wording import service_in_words
 
-    beyond, address = outside()
-    chosen = witnesses(reach, answer, address)
+    # On a real host that is an address of TEST-NET-3 (RFC 5737), which belongs to nobody.
+    chosen = witnesses(reach, answer, INTERNET)
     if not chosen:
         raise ConflictError("there is nothing to probe: no instance stands at one of the ends")
     with Prober() as prober:
-        results = prober.probe([probe_of(reach.world, flow, beyond) for flow, _ in chosen])
+        results = prober.probe([probe_of(reach.world, flow, outside(flow), reach.host) for flow, _ in chosen])
     return [
         {
             "from": str(flow.source.address),
             "to": str(flow.destination.address),
             "service": service_in_words(flow.protocol, flow.port),
             "expected": explaining.ALLOW if passes else explaining.DENY,
-            "seen": f"arrived from {result.seen_from}"
-            if result.arrived
-            else f"did not arrive, answer: {result.answered}",
+            "seen": _seen(result),
             "agrees": result.arrived == passes,
         }
         for (flow, passes), result in zip(chosen, results, strict=True)
     ]
+
+
+def _seen(result: Result) -> str:
+    """What became of a probe, in words."""
+    from vpcctl.kernel.posts import Way
+
+    if result.arrived:
+        place = {
+            Way.ENTERS: "arrived",
+            Way.LEAVES: f"left the host by {result.link}",
+            Way.DELIVERED: "reached the host",
+        }
+        return f"{place[result.way]} from {result.seen_from}"
+    place = {Way.ENTERS: "arrive", Way.LEAVES: "leave the host", Way.DELIVERED: "reach the host"}
+    return f"did not {place[result.way]}, answer: {result.answered}"
 
 
 WORDS = {"allow": "allowed", "deny": "denied", "partly": "allowed in part"}
@@ -177,11 +209,10 @@ def matrix(session: Session, vpc: str, environment: str | None, as_json: bool) -
     Example: vpcctl matrix --vpc shop
     """
     from vpcctl import explain as explaining
-    from vpcctl.reach import Reach
 
-    world = _world(session, environment)
-    world.vpc(vpc)
-    found = explaining.matrix(Reach(world), vpc)
+    reach = _reach(session, environment)
+    reach.world.vpc(vpc)
+    found = explaining.matrix(reach, vpc)
     if as_json:
         return print_json(
             [
@@ -214,7 +245,6 @@ def verify(session: Session, tests: str, environment: str | None, as_json: bool)
     Example: vpcctl verify --environment shop.json tests.json
     """
     from vpcctl.documents import structure_problems
-    from vpcctl.reach import Reach
 
     document, file = read_document(tests)
     problems = structure_problems(document, "assertions", file)
@@ -222,23 +252,24 @@ def verify(session: Session, tests: str, environment: str | None, as_json: bool)
         raise DocumentError(*problems)
     if not document:
         raise DocumentError(f'{file}#: there are no assertions; write one: {{"from": "shop/web", …}}')
-    reach = Reach(_world(session, environment))
+    reach = _reach(session, environment)
     checked = [_checked(reach, assertion, f"{file}#/{number}") for number, assertion in enumerate(document)]
+    _caution(session, environment, [answer for _, answer in checked])
     results = [result for result, _ in checked]
     failed = sum(not result["passed"] for result in results)
     if as_json:
         print_json({"passed": len(results) - failed, "failed": failed, "results": results})
     else:
-        for result, words in checked:
+        for result, answer in checked:
             mark = "pass" if result["passed"] else "FAIL"
             flow = f"{result['from']} → {result['to']} {result['service']}"
-            show(f"{mark}  {flow}: expected {result['expect']}; {words}")
+            show(f"{mark}  {flow}: expected {result['expect']}; {_judged(answer)}")
         session.say(f"{len(results) - failed} passed, {failed} failed")
     sys.exit(1 if failed else 0)
 
 
-def _checked(reach: Reach, assertion: dict[str, str], place: str) -> tuple[dict[str, Any], str]:
-    """What came of an assertion, for machines, and the verdict in words."""
+def _checked(reach: Reach, assertion: dict[str, str], place: str) -> tuple[dict[str, Any], Answer]:
+    """What came of an assertion, for machines, and the answer."""
     from vpcctl import explain as explaining
 
     asked = (assertion["from"], assertion["to"], assertion["service"])
@@ -249,7 +280,7 @@ def _checked(reach: Reach, assertion: dict[str, str], place: str) -> tuple[dict[
     result = {name: assertion[name] for name in ("from", "to", "service", "expect")}
     passed = answer.verdict == assertion["expect"]
     result |= {"verdict": answer.verdict, "deciding": answer.deciding.origin, "passed": passed}
-    return result, _judged(answer)
+    return result, answer
 
 
 def _judged(answer: Answer) -> str:

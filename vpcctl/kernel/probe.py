@@ -10,6 +10,11 @@ arrives after it.  What follows are two *controls* that no policy touches:
 
 Only then is a probe that was not seen called lost.  A control that does not come is an error and never a verdict.
 What the sender hears (a reset, an ICMP error, a reply) is told by the same token.
+
+Where a packet is looked for depends on what it would do if it passed.  To an instance, or a machine of the lab, it
+*enters* a namespace.  To any other machine it *leaves* the host.  To an address of the host it is *delivered*: a raw
+socket (raw(7)) hears what the host takes in for itself, after all rules.  An address that nobody is allowed to reach
+is not pinged as a control; the host pings itself instead.
 """
 
 from __future__ import annotations
@@ -18,30 +23,25 @@ import contextlib
 import os
 import secrets
 import select
-import socket
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
-from pathlib import Path
 
 from vpcctl import names
 from vpcctl.errors import KernelError
+from vpcctl.host import NO_HOST, Host
 from vpcctl.kernel import packets
-from vpcctl.kernel.namespaces import entered
+from vpcctl.kernel.posts import Namespace, Post, Sound, Way
 from vpcctl.meaning import Flow, Place, subnet_at
-from vpcctl.model import Vpc, World
+from vpcctl.model import NEVER_USABLE, Vpc, World
 from vpcctl.policy import ICMP, Address
 
-ETH_P_ALL, ETH_P_IP = 0x0003, 0x0800  # include/uapi/linux/if_ether.h
-SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h
-RECEIVE_BUFFER = 8 << 20  # bytes: room for a batch, whatever else is to be heard
 # Fewer than the kernel holds back while it resolves a neighbour (unres_qlen in arp(7)).
 BATCH = 96
 RETRY = 0.25  # seconds
 
-# A name under /run/netns, the path of a namespace, or None for the host's.
-Namespace = str | Path | None
+LOOPBACK = IPv4Address("127.0.0.1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,10 @@ class Probe:
 
     It goes from `source`, in the namespace `sender`, to `target` and its `port`: a destination port, an ICMP type, or
     None.  In the namespace `receiver` it is one to `destination`, which is not `target` where that is a published
-    port.  With `leaving` it is looked for where it leaves that namespace and not where it enters.  Whatever the policy
-    says, the sender may ping `first_hop`, and the namespace `last_hop` may ping `destination`.
+    port.  With `leaving` it is looked for where it leaves that namespace and not where it enters, with `delivered`
+    where the namespace takes it in for itself.  Whatever the policy says, the sender may ping `first_hop` (from an
+    address of its own where `source` is `borrowed`), and the namespace `last_hop` may ping `destination`, or `control`
+    if that is given.
     """
 
     sender: Namespace
@@ -64,6 +66,14 @@ class Probe:
     first_hop: Address
     last_hop: Namespace
     leaving: bool = False
+    delivered: bool = False
+    borrowed: bool = False
+    control: Address | None = None
+
+    @property
+    def way(self) -> Way:
+        """How the receiver hears it."""
+        return Way.DELIVERED if self.delivered else Way.LEAVES if self.leaving else Way.ENTERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +82,15 @@ class Result:
 
     `seen_from` is the source that the receiver saw, None if the probe did not arrive.  `answered` is what the sender
     heard first: ``none``, ``reset`` (of TCP), ``icmp-prohibited``, any other ``icmp-TYPE-CODE``, or ``reply``;
-    `answered_by` is from which address.
+    `answered_by` is from which address.  `way` says how the probe was looked for, and `link` by which link it was
+    seen, empty where it was delivered or did not arrive.
     """
 
     seen_from: IPv4Address | None
     answered: str
     answered_by: IPv4Address | None
+    way: Way = Way.ENTERS
+    link: str = ""
 
     @property
     def arrived(self) -> bool:
@@ -105,7 +118,7 @@ class Outside:
     leaving: bool = False
 
 
-def probe_of(world: World, flow: Flow, outside: Outside) -> Probe:
+def probe_of(world: World, flow: Flow, outside: Outside, host: Host = NO_HOST) -> Probe:
     """The probe that tries `flow` in the kernel; ConflictError, StopIteration where an end in a VPC is no instance.
 
     To a port that is published a flow from the internet goes by way of the host's address, to any other port straight.
@@ -114,6 +127,11 @@ def probe_of(world: World, flow: Flow, outside: Outside) -> Probe:
     sender, first_hop = outside.namespace, outside.host
     receiver, last_hop, leaving = outside.namespace, None, outside.leaving
     target, port = destination.address, flow.port
+    delivered, control = False, None
+    if destination.vpc is None and host.hears(destination.address):
+        receiver, leaving, delivered, control = None, False, True, LOOPBACK
+    elif destination.vpc is None and not _pingable(world, destination.address):
+        receiver, leaving, control = None, True, LOOPBACK
     if source.vpc is not None:
         vpc = world.vpc(source.vpc)
         sender = _namespace(vpc, source)
@@ -140,7 +158,15 @@ def probe_of(world: World, flow: Flow, outside: Outside) -> Probe:
         first_hop,
         last_hop,
         leaving,
+        delivered,
+        source.vpc is None,
+        control,
     )
+
+
+def _pingable(world: World, address: Address) -> bool:
+    """May the host ping this address as a control, and does the ping leave it?"""
+    return not any(address in prefix for prefix in (*NEVER_USABLE, world.transit))
 
 
 def _namespace(vpc: Vpc, place: Place) -> str:
@@ -157,7 +183,7 @@ class _Control:
     target: Address
     listener: Namespace
     kind: int
-    leaving: bool = False
+    way: Way = Way.ENTERS
 
 
 class Prober:
@@ -168,7 +194,7 @@ class Prober:
 
     def __init__(self, patience: float = 5.0):
         self._patience = patience
-        self._posts: dict[Namespace, _Post] = {}
+        self._posts: dict[Namespace, Post] = {}
         self._known: set[_Control] = set()
         self._serial = secrets.randbelow(packets.TOKENS)
 
@@ -196,11 +222,11 @@ class Prober:
         return found
 
     def _batch(self, probes: Sequence[Probe]) -> list[Result]:
-        firsts = {_Control(one.sender, one.source, one.first_hop, one.sender, packets.ECHO_REPLY) for one in probes}
-        lasts = {
-            _Control(one.last_hop, None, one.destination, one.receiver, packets.ECHO_REQUEST, one.leaving)
-            for one in probes
-        }
+        firsts = {_first_control(one) for one in probes}
+        lasts = {_last_control(one) for one in probes}
+        for one in probes:
+            if one.delivered:
+                self._post(one.receiver).listen_inside(one.protocol, ICMP)
         for namespace in dict.fromkeys(place for one in probes for place in (one.sender, one.receiver)):
             self._post(namespace).drain()
         heard = _Heard()
@@ -225,10 +251,7 @@ class Prober:
             self._await(missing, heard)
             if missing and time.monotonic() > deadline:
                 control = next(iter(missing.values()))
-                raise KernelError(
-                    f"cannot judge probes: a ping of {control.target}, which no policy touches, was not heard in"
-                    f" {control.listener or 'the host'}; is the link up, and is another firewall in the way?"
-                )
+                raise KernelError(_unheard(control))
 
     def _await(self, missing: dict[int, _Control], heard: _Heard) -> None:
         """Listen for a while, and strike out of `missing` what is heard."""
@@ -240,18 +263,19 @@ class Prober:
 
     def _listen(self, heard: _Heard, patience: float) -> None:
         """Take in everything that has come, after waiting up to `patience` seconds for something to come."""
-        posts = {post.ear.fileno(): (namespace, post) for namespace, post in self._posts.items()}
+        posts = {ear.fileno(): (namespace, post) for namespace, post in self._posts.items() for ear in post.ears}
         poll = select.poll()
         for descriptor in posts:
             poll.register(descriptor, select.POLLIN)
-        for descriptor, _ in poll.poll(max(0.0, patience) * 1000):
-            namespace, post = posts[descriptor]
-            for packet, outgoing in post.heard():
-                heard.add(namespace, packet, outgoing)
+        for namespace, post in dict(
+            posts[descriptor] for descriptor, _ in poll.poll(max(0.0, patience) * 1000)
+        ).items():
+            for packet in post.heard():
+                heard.add(namespace, packet)
 
-    def _post(self, namespace: Namespace) -> _Post:
+    def _post(self, namespace: Namespace) -> Post:
         if namespace not in self._posts:
-            self._posts[namespace] = _Post(namespace)
+            self._posts[namespace] = Post(namespace)
         return self._posts[namespace]
 
     def _token(self) -> int:
@@ -260,74 +284,53 @@ class Prober:
         return self._serial
 
 
-class _Post:
-    """A mouth and an ear in one namespace."""
+def _first_control(probe: Probe) -> _Control:
+    source = None if probe.borrowed else probe.source
+    return _Control(probe.sender, source, probe.first_hop, probe.sender, packets.ECHO_REPLY)
 
-    def __init__(self, namespace: Namespace):
-        self._where = "the host" if namespace is None else str(namespace)
-        # An absolute path stays what it is when a directory is put before it (pathlib).
-        with entered(None if namespace is None else str(namespace)):
-            try:
-                self.ear = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL))
-                self._mouth = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
-            except OSError as error:
-                raise KernelError(f"cannot open a raw socket in {self._where}", str(error)) from error
-        self.ear.setblocking(False)
-        with contextlib.suppress(OSError):
-            self.ear.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
 
-    def close(self) -> None:
-        self.ear.close()
-        self._mouth.close()
+def _last_control(probe: Probe) -> _Control:
+    target = probe.destination if probe.control is None else probe.control
+    return _Control(probe.last_hop, None, target, probe.receiver, packets.ECHO_REQUEST, probe.way)
 
-    def send(self, source: Address, target: Address, protocol: int, port: int | None, token: int) -> None:
-        try:
-            self._mouth.sendto(packets.craft(source, target, protocol, port, token), (str(target), 0))
-        except OSError as error:
-            raise KernelError(f"cannot send a packet to {target} from {self._where}", str(error)) from error
 
-    def heard(self) -> Iterator[tuple[bytes, bool]]:
-        """Every IPv4 packet that is waiting, from its header on, and whether it was leaving."""
-        while True:
-            try:
-                packet, (_, ethertype, kind, _, _) = self.ear.recvfrom(65535)
-            except BlockingIOError:
-                return
-            if ethertype == ETH_P_IP:
-                yield packet, kind == socket.PACKET_OUTGOING
-
-    def drain(self) -> None:
-        for _ in self.heard():
-            pass
+def _unheard(control: _Control) -> str:
+    question = "does anybody have this address" if control.way is Way.LEAVES else "is the link up"
+    return (
+        f"cannot judge probes: a ping of {control.target}, which no policy touches, was not heard"
+        f" {'leaving' if control.way is Way.LEAVES else 'in'} {control.listener or 'the host'};"
+        f" {question}, and is another firewall in the way?"
+    )
 
 
 class _Heard:
-    """Packets with a token, by namespace, direction and token, in the order of their coming."""
+    """Packets with a token, by namespace, way and token, in the order of their coming."""
 
     def __init__(self) -> None:
-        self._packets: dict[tuple[Namespace, bool, int], list[packets.Packet]] = {}
+        self._sounds: dict[tuple[Namespace, Way, int], list[Sound]] = {}
 
-    def add(self, namespace: Namespace, data: bytes, outgoing: bool) -> None:
-        packet = packets.Packet(data)
-        if packet.token is not None:
-            self._packets.setdefault((namespace, outgoing, packet.token), []).append(packet)
+    def add(self, namespace: Namespace, sound: Sound) -> None:
+        if sound.packet.token is not None:
+            self._sounds.setdefault((namespace, sound.way, sound.packet.token), []).append(sound)
 
     def control(self, control: _Control, token: int) -> bool:
         """Has the echo of this control been heard?"""
-        there = self._packets.get((control.listener, control.leaving, token), ())
+        there = (one.packet for one in self._sounds.get((control.listener, control.way, token), ()))
         return any(packet.protocol == ICMP and packet.body[0] == control.kind for packet in there)
 
     def result(self, probe: Probe, token: int) -> Result:
         """What became of the probe with this token."""
-        there = self._packets.get((probe.receiver, probe.leaving, token), ())
-        here = self._packets.get((probe.sender, False, token), ())
-        arrivals = (one for one in there if (one.protocol, one.destination) == (probe.protocol, probe.destination))
-        arrival = next(arrivals, None)
+        there = self._sounds.get((probe.receiver, probe.way, token), ())
+        here = (one.packet for one in self._sounds.get((probe.sender, Way.ENTERS, token), ()))
+        wanted = (probe.protocol, probe.destination)
+        arrival = next((one for one in there if (one.packet.protocol, one.packet.destination) == wanted), None)
         answer = next((one for one in here if one.destination == probe.source), None)
         return Result(
-            arrival.source if arrival else None,
+            arrival.packet.source if arrival else None,
             answer.kind if answer else "none",
             answer.source if answer else None,
+            probe.way,
+            arrival.link if arrival else "",
         )
 
 

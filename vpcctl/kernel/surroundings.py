@@ -6,20 +6,32 @@ import ipaddress
 import os
 import socket
 
-from vpcctl.errors import KernelError
+from vpcctl.errors import ConflictError, KernelError
 from vpcctl.kernel.probe import Outside
-from vpcctl.lab import HOST, INTERNET, RUN_LAB
-from vpcctl.policy import Address
+from vpcctl.lab import HOST, INTERNET, LAN, RUN_LAB
+from vpcctl.meaning import Flow
 
 
-def outside() -> tuple[Outside, Address]:
-    """Where probes for the internet are looked for, and the address that stands for it as a whole.
+def outside(flow: Flow) -> Outside:
+    """Where the outside end of `flow` sends, or is looked for.
 
-    On a real host that is an address of TEST-NET-3 (RFC 5737), which belongs to nobody; the probe is seen as it
-    leaves.  KernelError where the host has no way out.
+    A packet to the outside is seen as it leaves the host, by whatever link: its receiver may be anybody's machine.
+    One from the outside has to be sent by a machine there; the lab has some.  ConflictError where none is to be had,
+    KernelError where the host has no way out.
     """
-    if "VPCCTL_LAB" in os.environ and (RUN_LAB / "internet").exists():
-        return Outside(RUN_LAB / "internet", HOST), INTERNET
+    if flow.source.vpc is not None:
+        return _way_out()
+    if "VPCCTL_LAB" not in os.environ or not (RUN_LAB / "internet").exists():
+        raise ConflictError(
+            f"cannot probe a flow from outside: this host cannot send as {flow.source.address}; try the port from"
+            " another machine"
+        )
+    station = "neighbour" if flow.source.address in LAN else "internet"
+    return Outside(RUN_LAB / station, HOST)
+
+
+def _way_out() -> Outside:
+    """The host, with the address that it has on its way to the internet."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
         try:
             way.connect((str(INTERNET), 9))  # asks for the route; nothing is sent
@@ -27,4 +39,4 @@ def outside() -> tuple[Outside, Address]:
             raise KernelError(
                 "the host has no way to the internet, so there is nothing to probe", str(error)
             ) from error
-        return Outside(None, ipaddress.IPv4Address(way.getsockname()[0]), leaving=True), INTERNET
+        return Outside(None, ipaddress.IPv4Address(way.getsockname()[0]), leaving=True)
