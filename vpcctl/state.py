@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vpcctl import spec
+from vpcctl import files, spec
 from vpcctl.errors import StateError, VpcctlError
 from vpcctl.items import Item, from_json, to_json
 from vpcctl.model import World
@@ -33,6 +33,7 @@ STATE_FILE, LOCK_FILE = "state.json", "lock"
 # Where the next version is written.  There is one writer, so one name will do, and a crash leaves one file at most.
 TEMPORARY = f".{STATE_FILE}"
 COPIES = Path("/run/vpcctl")
+REMEDY = "nothing was changed; `vpcctl repair --adopt` may help, see docs/operations.md, «A damaged state file»"
 LOCK_PATIENCE = 30.0
 LOCK_INTERVAL = 0.02
 
@@ -111,15 +112,16 @@ class Store:
 
     def _read_file(self, directory: int) -> State | None:
         """The state in the file, None where there is no file."""
+        place = self.directory / STATE_FILE
         try:
-            descriptor = os.open(STATE_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+            # Whoever owns the directory, whose members nobody else may add to.
+            owners = {os.geteuid(), os.fstat(directory).st_uid}
+            with _told(f"cannot read {place}"):
+                most = files.LARGEST_STATE
+                content = files.read(STATE_FILE, most, directory=directory, follow=False, owners=owners)
         except FileNotFoundError:
             return None
-        except OSError as error:
-            raise StateError(f"cannot read {self.directory / STATE_FILE}: {os.strerror(error.errno or 0)}") from error
-        with _told(f"cannot read {self.directory / STATE_FILE}"), os.fdopen(descriptor, "rb") as file:
-            content = file.read()
-        return self._understood(content)
+        return self._understood(content, place)
 
     def _fresh(self) -> State:
         """The state of a machine without a file: empty, unless a copy says that there was a file a while ago."""
@@ -139,40 +141,37 @@ class Store:
 
     def _copied(self) -> State:
         """The state in the copy; FileNotFoundError where there is none, StateError where it is of no use."""
-        try:
-            descriptor = os.open(self._copy, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise StateError(f"cannot read {self._copy}: {os.strerror(error.errno or 0)}") from error
-        with _told(f"cannot read {self._copy}"), os.fdopen(descriptor, "rb") as file:
-            if os.fstat(descriptor).st_uid != os.geteuid():
-                raise StateError(f"{self._copy} belongs to somebody else")
-            return self._understood(file.read(), self._copy)
+        place = self._copy
+        with _told(f"cannot read {place}"):
+            content = files.read(place, files.LARGEST_STATE, follow=False, owners={os.geteuid()})
+        return self._understood(content, place)
 
-    def _understood(self, content: bytes, place: Path | None = None) -> State:
-        place = place or self.directory / STATE_FILE
-        remedy = "nothing was changed; `vpcctl repair --adopt` may help, see docs/operations.md, «A damaged state file»"
+    def _understood(self, content: bytes, place: Path) -> State:
+        def damaged(words: object) -> StateError:
+            return StateError(f"{place} is damaged ({words}); {REMEDY}")
+
         try:
             document = json.loads(content)
             found = document["format"]
             checksum = document.pop("checksum")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise StateError(f"{place} is damaged (not a state document); {remedy}") from error
+            raise damaged("not a state document") from error
         # A boolean is a number to Python, and format 0 never was.
         if isinstance(found, bool) or (isinstance(found, int) and found < 1):
-            raise StateError(f"{place} is damaged ({json.dumps(found)} is no format); {remedy}")
+            raise damaged(f"{json.dumps(found)} is no format")
         if not isinstance(found, int) or found > FORMAT:
             raise _NewerError(
                 f"{place} has format {found}, and this vpcctl knows formats up to {FORMAT};"
                 " use the vpcctl that wrote it, or a newer one"
             )
-        if checksum != _checksum(document):
-            raise StateError(f"{place} is damaged (its checksum does not match); {remedy}")
         try:
+            if checksum != _checksum(document):
+                raise damaged("its checksum does not match")
             return _from_json(document)
-        except (KeyError, TypeError, ValueError, AttributeError, VpcctlError) as error:
-            raise StateError(f"{place} is damaged ({error}); {remedy}") from error
+        except StateError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError, VpcctlError) as error:
+            raise damaged(error) from error
 
     # -- writing -------------------------------------------------------------------------------------------------
 
@@ -195,11 +194,7 @@ class Store:
             os.close(directory)
 
     def _take_lock(self, directory: int, patience: float) -> int:
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            lock = os.open(LOCK_FILE, flags, 0o600, dir_fd=directory)
-        except OSError as error:
-            raise StateError(f"cannot open {self.directory / LOCK_FILE}: {os.strerror(error.errno or 0)}") from error
+        lock = self._open_lock(directory)
         deadline = time.monotonic() + patience
         while True:
             try:
@@ -223,6 +218,19 @@ class Store:
         with contextlib.suppress(OSError):
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"process {os.getpid()} ({' '.join(sys.argv[:2])})\n".encode()[:512], 0)
+        return lock
+
+    def _open_lock(self, directory: int) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        try:
+            lock = os.open(LOCK_FILE, flags, 0o600, dir_fd=directory)
+            try:
+                files.check_own(lock)
+            except OSError:
+                os.close(lock)
+                raise
+        except OSError as error:
+            raise StateError(f"cannot open {self.directory / LOCK_FILE}: {error.strerror}") from error
         return lock
 
     # -- the directory -------------------------------------------------------------------------------------------
@@ -313,6 +321,11 @@ class Writer:
         document = _to_json(written)
         document["checksum"] = _checksum(document)
         content = json.dumps(document, separators=(",", ":")).encode()
+        if len(content) > files.LARGEST_STATE:
+            raise StateError(
+                f"cannot write {self._store.directory / STATE_FILE}: it would have {len(content)} bytes, and"
+                f" {files.LARGEST_STATE} are the most that is read; use smaller policies and sets"
+            )
         try:
             _write(self._directory, TEMPORARY, content)
             os.rename(TEMPORARY, STATE_FILE, src_dir_fd=self._directory, dst_dir_fd=self._directory)
@@ -350,7 +363,7 @@ def _told(what: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise StateError(f"{what}: {os.strerror(error.errno or 0)}") from error
+        raise StateError(f"{what}: {error.strerror}") from error
 
 
 def _write(directory: int, name: str, content: bytes) -> None:
@@ -386,10 +399,13 @@ def _to_json(state: State) -> dict[str, Any]:
 
 
 def _from_json(document: dict[str, Any]) -> State:
+    names = [document["state_id"], document["boot_id"]]
+    serial = document["serial"]
+    if not all(isinstance(name, str) for name in names) or type(serial) is not int:
+        raise TypeError("state_id, boot_id or serial is of another type")
     return State(
-        document["state_id"],
-        document["boot_id"],
-        document["serial"],
+        *names,
+        serial,
         spec.world_from_json(document["desired"]),
         {scope: tuple(map(from_json, items)) for scope, items in document["record"].items()},
         None if document["pending"] is None else spec.world_from_json(document["pending"]),

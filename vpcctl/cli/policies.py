@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vpcctl.cli.output import counted, print_json, print_table, print_text, show
-from vpcctl.cli.session import Session, json_option, read_document
+from vpcctl.cli.session import Session, json_option, read_document, read_named
 from vpcctl.errors import DocumentError, VpcctlError
 
 if TYPE_CHECKING:
@@ -273,8 +273,7 @@ def policy_loader(environment: str) -> Callable[[str], tuple[Any, str]]:
     folder = Path(environment).parent
 
     def load(policy: str) -> tuple[Any, str]:
-        place = str(folder / policy)
-        return read_document("./-" if place == "-" else place)
+        return read_named(str(folder / policy))
 
     return load
 
