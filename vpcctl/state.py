@@ -18,15 +18,16 @@ import secrets
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vpcctl import files, spec
-from vpcctl.errors import StateError, VpcctlError
+from vpcctl.errors import StateError
 from vpcctl.items import Item, from_json, to_json
 from vpcctl.model import World
+from vpcctl.spec.lists import DAMAGE
 
 FORMAT = 1
 STATE_FILE, LOCK_FILE = "state.json", "lock"
@@ -106,6 +107,10 @@ class Store:
         finally:
             os.close(directory)
 
+    def load_whole(self) -> State:
+        """Likewise, with a look at every part of every document: StateError where one is damaged."""
+        return _decoded(self.load())
+
     def _read(self, directory: int) -> State:
         found = self._read_file(directory)
         return self._fresh() if found is None else found
@@ -167,10 +172,10 @@ class Store:
         try:
             if checksum != _checksum(document):
                 raise damaged("its checksum does not match")
-            return _from_json(document)
+            return _from_json(document, damaged)
         except StateError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError, VpcctlError) as error:
+        except (*DAMAGE, RecursionError) as error:
             raise damaged(error) from error
 
     # -- writing -------------------------------------------------------------------------------------------------
@@ -296,13 +301,13 @@ class Writer:
         try:
             found = self._store._read_file(self._directory)
             if found is not None:
-                return found
+                return _decoded(found)
         except _NewerError:
             raise
         except StateError:
             pass
         try:
-            copied = self._store._copied()
+            copied = _decoded(self._store._copied())
         except FileNotFoundError as error:
             raise StateError(
                 f"there is no copy of {self._store.directory / STATE_FILE} to adopt: none was made since the last boot"
@@ -355,6 +360,14 @@ class Writer:
                 os.close(directory)
 
 
+def _decoded(state: State) -> State:
+    """`state`, with every part of its documents looked at; StateError where one is damaged."""
+    for world in (state.world, state.pending):
+        if world is not None:
+            spec.decode(world)
+    return state
+
+
 @contextlib.contextmanager
 def _told(what: str) -> Iterator[None]:
     """Raise an OSError as a StateError; that something is absent is left for the caller to judge."""
@@ -398,7 +411,7 @@ def _to_json(state: State) -> dict[str, Any]:
     }
 
 
-def _from_json(document: dict[str, Any]) -> State:
+def _from_json(document: dict[str, Any], damaged: Callable[[object], StateError]) -> State:
     names = [document["state_id"], document["boot_id"]]
     serial = document["serial"]
     if not all(isinstance(name, str) for name in names) or type(serial) is not int:
@@ -406,7 +419,7 @@ def _from_json(document: dict[str, Any]) -> State:
     return State(
         *names,
         serial,
-        spec.world_from_json(document["desired"]),
+        spec.world_from_json(document["desired"], damaged),
         {scope: tuple(map(from_json, items)) for scope, items in document["record"].items()},
-        None if document["pending"] is None else spec.world_from_json(document["pending"]),
+        None if document["pending"] is None else spec.world_from_json(document["pending"], damaged),
     )

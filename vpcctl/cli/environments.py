@@ -30,7 +30,7 @@ prune_option = click.option("--prune", is_flag=True, help="Remove the VPCs that 
 
 def _wanted(document: Any, file: str, state: State, prune: bool, load: Loader | None = None) -> World:
     """The world after the document is applied to `state`, everything checked; `load` reads policies' files."""
-    from vpcctl.attachments import check_names
+    from vpcctl.attachments import check_names, check_sizes
     from vpcctl.environments import merged
     from vpcctl.model import Peering
     from vpcctl.spec import read_environment
@@ -41,6 +41,7 @@ def _wanted(document: Any, file: str, state: State, prune: bool, load: Loader | 
     problems = check_names(wanted, {vpc.name for vpc in world.vpcs})
     if problems:
         raise DocumentError(*problems)
+    check_sizes(wanted, {vpc.name: file for vpc in world.vpcs})
     return wanted
 
 

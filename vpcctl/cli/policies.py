@@ -257,7 +257,7 @@ def compile(
 
 def load_environment(file: str) -> World:
     """The world of an environment file; policies are found relative to it."""
-    from vpcctl.attachments import check_names
+    from vpcctl.attachments import check_names, check_sizes
     from vpcctl.spec import read_environment
 
     document, name = read_document(file)
@@ -265,6 +265,7 @@ def load_environment(file: str) -> World:
     problems = check_names(world, {vpc.name for vpc in world.vpcs})
     if problems:
         raise DocumentError(*problems)
+    check_sizes(world, {vpc.name: name for vpc in world.vpcs})
     return world
 
 

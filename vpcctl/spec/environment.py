@@ -11,10 +11,11 @@ from typing import Any
 from vpcctl import documents, names
 from vpcctl.errors import DocumentError, Problem, VpcctlError
 from vpcctl.model import Instance, Peering, Publication, Subnet, Vpc, World, check_apart, check_beside_transit
+from vpcctl.plain import without_plain_parts
 from vpcctl.policy import PROTOCOLS, Network, Policy
 from vpcctl.remains import GAP, remains
 from vpcctl.spec import fields
-from vpcctl.spec.policies import Reader, read_policies, read_policy, sound
+from vpcctl.spec.policies import Reader, check_sets, read_policies, read_policy, sound
 
 ANY_PREFIX = "0.0.0.0/0"
 
@@ -30,8 +31,11 @@ def read_environment(
     """
     if documents.kind_of(document) == "policy":
         raise DocumentError(Problem(file, "", "this is a policy; `vpcctl apply-policy` takes it"))
+    vpcs = document.get("vpcs") if isinstance(document, dict) else None
+    for number, vpc in enumerate(vpcs if isinstance(vpcs, list) else ()):
+        check_sets(vpc, file, f"/vpcs/{number}")
     reader = _Environment(file, load, present or World(), serial)
-    reader.problems += documents.structure_problems(document, "environment", file)
+    reader.problems += documents.structure_problems(without_plain_parts(document), "environment", file)
     if reader.problems:
         reader.words(remains(document, reader.problems))
     reader.finish(document)

@@ -5,6 +5,7 @@ Each `parse_…` raises ValueError with what was found and what is expected, to 
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 
 from vpcctl import documents
@@ -117,6 +118,8 @@ def parse_endpoint(text: str) -> Endpoint:
     return Endpoint("prefix", prefix=parse_prefix(text))
 
 
+# `apply` reads its document again for each step, while it holds the lock: by then every prefix is known.
+@functools.lru_cache(maxsize=1 << 19)
 def parse_prefix(text: str) -> Network:
     """A prefix without host bits, or an address as a prefix of full length; ValueError says what is wrong."""
     try:

@@ -13,6 +13,9 @@ from vpcctl.policy import Action, Direction, Network, Policy, Rule
 from vpcctl.remains import GAP, pointers, remains
 from vpcctl.spec import fields
 
+# Prefixes of named sets in one document, and in one VPC: the record keeps them, and every command reads the record.
+MOST_PREFIXES = 500_000
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PolicyDocument:
@@ -27,6 +30,7 @@ def read_policies(document: Any, file: str) -> list[PolicyDocument]:
     """The policies of one parsed file; DocumentError with every problem in it."""
     if documents.kind_of(document) == "environment":
         raise DocumentError(Problem(file, "", "this is an environment; `vpcctl apply` takes it"))
+    check_sets(document, file)
     reader = Reader(file)
     sound = document
     if not plainly_valid(document):
@@ -38,12 +42,48 @@ def read_policies(document: Any, file: str) -> list[PolicyDocument]:
     return found
 
 
+def check_sets(document: Any, file: str, pointer: str = "") -> None:
+    """Raise DocumentError for more prefixes in the named sets of a document than one may have.
+
+    `document` is a file of policies, or a VPC at the place `pointer` of its file.
+    """
+    found = sum(map(_prefixes_in, _objects(document)))
+    if found > MOST_PREFIXES:
+        words = f"the sets here have {found} prefixes, and at most {MOST_PREFIXES} are kept"
+        raise DocumentError(Problem(file, pointer, words, f"at most {MOST_PREFIXES} prefixes in sets are expected"))
+
+
+def _objects(document: Any) -> Iterator[dict]:
+    """The objects in which sets may stand: policies, VPCs, and what holds them, whatever else is wrong with them."""
+    if isinstance(document, list):
+        for inner in document:
+            yield from _objects(inner)
+    elif isinstance(document, dict):
+        yield document
+        for field in ("policies", "subnets", "policy"):
+            if field in document:
+                yield from _objects(document[field])
+
+
+def _prefixes_in(document: dict) -> int:
+    sets = document.get("sets")
+    return sum(len(one) for one in sets.values() if isinstance(one, list)) if isinstance(sets, dict) else 0
+
+
 def read_policy(document: Any, file: str, pointer: str) -> Policy:
     """One policy within another document, whose structure was checked before."""
     reader = Reader(file)
     found = reader.policy(document, pointer, {})
     reader.finish()
     return found.policy
+
+
+def read_rules(document: list, file: str, pointer: str) -> tuple[Rule, ...]:
+    """The rules of one direction within another document, whose structure was checked before."""
+    reader = Reader(file)
+    found = reader.rules(document, pointer)
+    reader.finish()
+    return found
 
 
 class Reader:
@@ -88,10 +128,7 @@ class Reader:
     def policy(self, document: dict, pointer: str, shared: dict[str, tuple[Network, ...]]) -> PolicyDocument:
         sets = {**shared, **self.sets(document.get("sets", {}), f"{pointer}/sets")}
         rules = {
-            direction: tuple(
-                self.rule(rule, f"{pointer}/{direction.value}/{number}")
-                for number, rule in sound(document[direction.value])
-            )
+            direction: self.rules(document[direction.value], f"{pointer}/{direction.value}")
             if direction.value in document
             else None
             for direction in Direction
@@ -117,6 +154,9 @@ class Reader:
             )
             for name, prefixes in document.items()
         }
+
+    def rules(self, document: list, pointer: str) -> tuple[Rule, ...]:
+        return tuple(self.rule(rule, f"{pointer}/{number}") for number, rule in sound(document))
 
     def rule(self, document: dict, pointer: str) -> Rule:
         told = len(self.problems)
