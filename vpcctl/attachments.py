@@ -118,13 +118,17 @@ def _names(world: World, attachment: Attachment) -> Iterator[Problem]:
             there = known[endpoint.kind]
             hint = nearest(endpoint.name, there) if there else "there is none"
             words = f"{endpoint} names nothing: no {endpoint.kind} {endpoint.name!r} is known here; {hint}"
-            yield Problem(attachment.policy.file, place, words)
+            expected = "the name of a subnet, an instance, a VPC or a set that is known here is expected"
+            yield Problem(attachment.policy.file, place, words, expected, place)
 
 
-def check_names(world: World, vpcs: set[str]) -> list[Problem]:
-    """Endpoints that name nothing, in the policies of the named VPCs of a world."""
+def check_names(world: World, vpcs: set[str], file: str) -> list[Problem]:
+    """Endpoints that name nothing, in the policies of the named VPCs of a world.
+
+    Of other files than `file`, the one that the caller named, nothing is told that was found in them.
+    """
     return [
-        problem
+        problem if problem.file == file else problem.discreet()
         for vpc in world.vpcs
         if vpc.name in vpcs
         for subnet in vpc.subnets

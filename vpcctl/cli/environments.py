@@ -38,7 +38,7 @@ def _wanted(document: Any, file: str, state: State, prune: bool, load: Loader | 
     world = read_environment(document, file, load or policy_loader(file), state.world, state.serial)
     peerings = tuple(Peering.between(*pair) for pair in document.get("peerings", ()))
     wanted = merged(state.world, world, peerings, prune)
-    problems = check_names(wanted, {vpc.name for vpc in world.vpcs})
+    problems = check_names(wanted, {vpc.name for vpc in world.vpcs}, file)
     if problems:
         raise DocumentError(*problems)
     check_sizes(wanted, {vpc.name: file for vpc in world.vpcs})

@@ -262,7 +262,7 @@ def load_environment(file: str) -> World:
 
     document, name = read_document(file)
     world = read_environment(document, name, policy_loader(file))
-    problems = check_names(world, {vpc.name for vpc in world.vpcs})
+    problems = check_names(world, {vpc.name for vpc in world.vpcs}, name)
     if problems:
         raise DocumentError(*problems)
     check_sizes(world, {vpc.name: name for vpc in world.vpcs})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,8 @@ from vpcctl.policy import Action, Direction, Network, Policy, Rule
 from vpcctl.remains import GAP, pointers, remains
 from vpcctl.spec import fields
 
+# A name that a document gives, in the pointers that a Reader makes.
+SET_NAME = re.compile("/sets/[^/]*")
 # Prefixes of named sets in one document, and in one VPC: the record keeps them, and every command reads the record.
 MOST_PREFIXES = 500_000
 
@@ -29,7 +32,8 @@ class PolicyDocument:
 def read_policies(document: Any, file: str) -> list[PolicyDocument]:
     """The policies of one parsed file; DocumentError with every problem in it."""
     if documents.kind_of(document) == "environment":
-        raise DocumentError(Problem(file, "", "this is an environment; `vpcctl apply` takes it"))
+        words = "this is an environment; `vpcctl apply` takes it"
+        raise DocumentError(Problem(file, "", words, "a policy is expected"))
     check_sets(document, file)
     reader = Reader(file)
     sound = document
@@ -107,7 +111,8 @@ class Reader:
         try:
             return read(*arguments)
         except ValueError as wrong:
-            self.problems.append(Problem(self.file, pointer, str(wrong)))
+            place = SET_NAME.sub(f"/sets/{documents.HIDDEN}", pointer, count=1)
+            self.problems.append(Problem(self.file, pointer, str(wrong), fields.EXPECTED.get(read, ""), place))
             return None
 
     def documents(self, document: Any) -> Iterator[PolicyDocument]:
