@@ -93,7 +93,7 @@ class Case:
 def environment(folder: Path) -> World:
     """The world of the `environment.json` in `folder`; DocumentError if it is wrong."""
     world = spec.read_environment(*_parsed(folder, "environment.json"), lambda name: _parsed(folder, name))
-    problems = check_names(world, {vpc.name for vpc in world.vpcs})
+    problems = check_names(world, {vpc.name for vpc in world.vpcs}, "environment.json")
     if problems:
         raise DocumentError(*problems)
     return world

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from vpcctl.documents import nearest
 from vpcctl.errors import DocumentError, Problem
 from vpcctl.model import Subnet, Vpc, World
 from vpcctl.policy import Direction, Endpoint, Policy
-from vpcctl.spec import PolicyDocument
+from vpcctl.spec import MOST_PREFIXES, PolicyDocument
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,7 @@ def attach(
         target = world.vpc(attachment.vpc)
         changed = dataclasses.replace(target.subnet(attachment.subnet), policy=attachment.policy)
         world = world.with_vpc(target.with_subnet(changed))
+    check_sizes(world, {attachment.vpc: attachment.policy.file for attachment in attachments})
     return world, attachments, [warning for attachment in attachments for warning in _warnings(world, attachment)]
 
 
@@ -117,19 +118,40 @@ def _names(world: World, attachment: Attachment) -> Iterator[Problem]:
             there = known[endpoint.kind]
             hint = nearest(endpoint.name, there) if there else "there is none"
             words = f"{endpoint} names nothing: no {endpoint.kind} {endpoint.name!r} is known here; {hint}"
-            yield Problem(attachment.policy.file, place, words)
+            expected = "the name of a subnet, an instance, a VPC or a set that is known here is expected"
+            yield Problem(attachment.policy.file, place, words, expected, place)
 
 
-def check_names(world: World, vpcs: set[str]) -> list[Problem]:
-    """Endpoints that name nothing, in the policies of the named VPCs of a world."""
+def check_names(world: World, vpcs: set[str], file: str) -> list[Problem]:
+    """Endpoints that name nothing, in the policies of the named VPCs of a world.
+
+    Of other files than `file`, the one that the caller named, nothing is told that was found in them.
+    """
     return [
-        problem
+        problem if problem.file == file else problem.discreet()
         for vpc in world.vpcs
         if vpc.name in vpcs
         for subnet in vpc.subnets
         if subnet.policy is not None
         for problem in _names(world, Attachment(vpc.name, subnet.name, subnet.policy))
     ]
+
+
+def check_sizes(world: World, files: Mapping[str, str]) -> None:
+    """Raise DocumentError for a VPC with more prefixes in sets than one may have; `files` by the names of VPCs.
+
+    The record keeps them, and every command reads the record.
+    """
+    problems = []
+    for vpc in world.vpcs:
+        policies = [subnet.policy for subnet in vpc.subnets if subnet.policy is not None]
+        sets = (*vpc.sets, *(one for policy in policies for one in policy.sets))
+        found = sum(len(prefixes) for _, prefixes in sets)
+        if vpc.name in files and found > MOST_PREFIXES:
+            words = f"VPC {vpc.name} would have {found} prefixes in its sets and those of its policies, and at most"
+            problems.append(Problem(files[vpc.name], "", f"{words} {MOST_PREFIXES} are kept"))
+    if problems:
+        raise DocumentError(*problems)
 
 
 def _endpoints(policy: Policy) -> Iterator[tuple[str, Endpoint]]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from typing import Any
 
@@ -18,7 +19,15 @@ from vpcctl.errors import DocumentError, Problem
 
 # Deeper than any document of ours, far below what would exhaust the interpreter.
 DEEPEST = 32
+# About ten times what a policy of 100,000 rules has; in memory a value takes up to a hundred bytes.
+MOST_VALUES = 5_000_000
+# More than the largest number that means anything, far below what takes time to convert.
+MOST_DIGITS = 100
 LONGEST_QUOTE = 60
+LONGEST_WORD = 64
+TOO_DEEP = "this is nested too deeply to be a document of ours"
+# Stands in a place for a key that was found in a document.
+HIDDEN = "…"
 SCHEMAS = ("policy", "environment", "assertions")
 
 
@@ -30,19 +39,34 @@ class _Object(dict):
 
 def parse(text: str, file: str) -> Any:
     """The JSON value in `text`; DocumentError for what is no JSON, or ambiguous JSON (RFC 8259, 4)."""
+    values = sum(map(text.count, "[{,"))
+    if values > MOST_VALUES:
+        raise DocumentError(_whole(file, f"this holds more values than the {MOST_VALUES} that a document may have"))
     try:
-        document = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
+        document = json.loads(
+            text,
+            object_pairs_hook=_object,
+            parse_constant=_refuse_constant,
+            parse_int=_whole_number,
+            parse_float=_fraction,
+        )
     except json.JSONDecodeError as error:
-        found = f"line {error.lineno}, column {error.colno}: {error.msg}"
-        raise DocumentError(Problem(file, "", f"this is not JSON ({found})")) from error
+        found = f"line {error.lineno}, column {error.colno}"
+        # The decoder's words name what is expected, and tell nothing of what is there.
+        raise DocumentError(_whole(file, f"this is not JSON ({found}: {error.msg})")) from error
     except RecursionError as error:
-        raise DocumentError(Problem(file, "", "this is nested too deeply to be a document of ours")) from error
+        raise DocumentError(_whole(file, TOO_DEEP)) from error
     except ValueError as error:
-        raise DocumentError(Problem(file, "", f"this is not JSON ({error})")) from error
-    problems = list(_ambiguities(document, file, "", 0))
+        raise DocumentError(Problem(file, "", f"this is not JSON ({error})", "JSON is expected")) from error
+    problems = list(_ambiguities(document, file, "", "", 0))
     if problems:
         raise DocumentError(*problems)
     return document
+
+
+def _whole(file: str, words: str) -> Problem:
+    """A problem of a file as a whole, in words that tell nothing of its content."""
+    return Problem(file, "", words, words)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> _Object:
@@ -57,20 +81,35 @@ def _refuse_constant(word: str) -> None:
     raise ValueError(f"{word} is no JSON value")
 
 
-def _ambiguities(value: Any, file: str, pointer: str, depth: int) -> Iterator[Problem]:
+def _whole_number(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"a number has {len(digits)} digits, and at most {MOST_DIGITS} are expected")
+    return int(digits)
+
+
+def _fraction(digits: str) -> float:
+    found = float(digits)
+    if math.isinf(found):
+        raise ValueError(f"{digits[:LONGEST_QUOTE]} is larger than any number that is kept")
+    return found
+
+
+def _ambiguities(value: Any, file: str, pointer: str, place: str, depth: int) -> Iterator[Problem]:
     """Duplicate keys and too much depth."""
     if depth > DEEPEST:
-        yield Problem(file, pointer, "this is nested too deeply to be a document of ours")
+        yield Problem(file, pointer, TOO_DEEP, TOO_DEEP, place)
     elif isinstance(value, dict):
         for key in getattr(value, "duplicates", ()):
-            yield Problem(file, f"{pointer}/{escape(key)}", f"the key {key!r} stands here twice; keep one")
+            words = f"the key {_shortened(key)!r} stands here twice; keep one"
+            yield Problem(file, f"{pointer}/{escape(key)}", words, "a key stands twice in one object; keep one", place)
         for key, inner in value.items():
             if isinstance(inner, (dict, list)):
-                yield from _ambiguities(inner, file, f"{pointer}/{escape(key)}", depth + 1)
+                beside = f"{place}/{HIDDEN}"
+                yield from _ambiguities(inner, file, f"{pointer}/{escape(key)}", beside, depth + 1)
     elif isinstance(value, list):
         for number, inner in enumerate(value):
             if isinstance(inner, (dict, list)):
-                yield from _ambiguities(inner, file, f"{pointer}/{number}", depth + 1)
+                yield from _ambiguities(inner, file, f"{pointer}/{number}", f"{place}/{number}", depth + 1)
 
 
 def escape(key: str) -> str:
@@ -121,29 +160,40 @@ def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterat
 def _told(error: Any, file: str) -> Iterator[Problem]:
     """One error of jsonschema as problems in our words."""
     pointer = "".join(f"/{escape(str(part))}" for part in error.absolute_path)
+    place = "".join(f"/{part}" for part in _known_parts(error.absolute_path))
+    title = _title(error)
     if error.validator == "additionalProperties" and isinstance(error.instance, dict):
         known = sorted(error.schema.get("properties", ()))
         for key in error.instance:
             if key not in known and known:
-                yield Problem(
-                    file, f"{pointer}/{escape(key)}", f"there is no field {key!r} here; {nearest(key, known)}"
-                )
+                words = f"there is no field {_shortened(key)!r} here; {nearest(key, known)}"
+                expected = f"only these fields are expected here: {', '.join(known)}"
+                yield Problem(file, f"{pointer}/{escape(key)}", words, expected, place)
     elif error.validator == "required":
         owner = error.instance.get("name")
-        kind = _title(error).removesuffix(" (an object)").partition(" ")[2]
-        place = f" in {kind} {quote(owner)}" if isinstance(owner, str) else ""
+        kind = title.removesuffix(" (an object)").partition(" ")[2]
+        inside = f" in {kind} {quote(owner)}" if isinstance(owner, str) else ""
         for key in error.validator_value:
             if key not in error.instance:
                 wanted = error.schema["properties"][key]["title"]
-                yield Problem(file, pointer, f"the field {key!r} is missing{place}: {wanted} is expected")
+                rest = f"{wanted} is expected"
+                expected = f"the field {key!r} is missing: {rest}"
+                yield Problem(file, pointer, f"the field {key!r} is missing{inside}: {rest}", expected, place)
     elif "propertyNames" in error.absolute_schema_path:
-        yield Problem(
-            file, f"{pointer}/{escape(str(error.instance))}", f"{quote(error.instance)} is not {_title(error)}"
-        )
+        words = f"{quote(error.instance)} is not {title}"
+        yield Problem(file, f"{pointer}/{escape(str(error.instance))}", words, f"{title} is expected as a key", place)
     else:
         words = error.validator_value if error.validator == "enum" else error.schema.get("x-words")
-        hint = nearest(error.instance, words) if words else ""
-        yield Problem(file, pointer, f"{quote(error.instance)} is not {_title(error)}" + (f"; {hint}" if hint else ""))
+        hint = f"; {nearest(error.instance, words)}" if words else ""
+        yield Problem(file, pointer, f"{quote(error.instance)} is not {title}{hint}", f"{title} is expected", place)
+
+
+def _known_parts(path: Iterable[str | int]) -> Iterator[str | int]:
+    """The parts of a path, with names that the document gives hidden: those of its sets."""
+    before: str | int = ""
+    for part in path:
+        yield HIDDEN if before == "sets" else part
+        before = "" if before == "sets" else part
 
 
 def _title(error: Any) -> str:
@@ -157,11 +207,17 @@ def _title(error: Any) -> str:
 
 def nearest(word: Any, known: list[str]) -> str:
     """A hint for a typo: the nearest of `known`, else all of them."""
-    close = difflib.get_close_matches(str(word).lower(), known, n=1)
+    text = str(word).lower()
+    # What is longer is no typo, and comparing it takes time.
+    close = difflib.get_close_matches(text, known, n=1) if len(text) <= LONGEST_WORD else []
     return f"did you mean {close[0]!r}?" if close else "expected: " + ", ".join(known)
 
 
 def quote(value: Any) -> str:
     """A JSON value as it was found, shortened where it is long."""
     text = json.dumps(value, ensure_ascii=False)
+    return _shortened(text)
+
+
+def _shortened(text: str) -> str:
     return text if len(text) <= LONGEST_QUOTE else text[: LONGEST_QUOTE - 1] + "…"

@@ -15,7 +15,10 @@ The number is the exit status of the command.  Libraries' exceptions are transla
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+# How much of a key is told in a place.
+LONGEST_KEY = 60
 
 
 class VpcctlError(Exception):
@@ -28,15 +31,28 @@ class VpcctlError(Exception):
 class Problem:
     """One thing wrong in a document: where it is, what was found, what was expected.
 
-    `pointer` is an RFC 6901 JSON pointer, `file` the name that the user typed.
+    `pointer` is an RFC 6901 JSON pointer, `file` the name that the user typed.  `expected` and `place` are the message
+    and the pointer without anything that was found in the document; where they are empty, nothing of it may be told.
     """
 
     file: str
     pointer: str
     message: str
+    expected: str = field(default="", compare=False)
+    place: str = field(default="", compare=False)
 
     def __str__(self) -> str:
-        return f"{self.file}#{self.pointer}: {self.message}"
+        return f"{self.file}#{_shortened(self.pointer)}: {self.message}"
+
+    def discreet(self) -> Problem:
+        """The same for somebody who may not know what is in the document."""
+        return Problem(self.file, self.place, self.expected or "something else is expected here")
+
+
+def _shortened(pointer: str) -> str:
+    """A pointer for people: keys are at most LONGEST_KEY characters long."""
+    parts = (part if len(part) <= LONGEST_KEY else f"{part[: LONGEST_KEY - 1]}…" for part in pointer.split("/"))
+    return "/".join(parts)
 
 
 class DocumentError(VpcctlError):

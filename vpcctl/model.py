@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -197,7 +197,7 @@ class Vpc:
     index: int
     subnets: tuple[Subnet, ...] = ()
     publications: tuple[Publication, ...] = ()
-    sets: tuple[tuple[str, tuple[Network, ...]], ...] = ()
+    sets: tuple[tuple[str, Sequence[Network]], ...] = ()
     max_flows: int = DEFAULT_MAX_FLOWS
     max_ports: int = DEFAULT_MAX_PORTS
     nat_protocols: tuple[int, ...] = ()

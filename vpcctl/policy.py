@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -112,15 +112,15 @@ class Policy:
     `defaults` holds what the document states, by direction; a present direction without one denies.
     """
 
-    ingress: tuple[Rule, ...] | None = None
-    egress: tuple[Rule, ...] | None = None
+    ingress: Sequence[Rule] | None = None
+    egress: Sequence[Rule] | None = None
     defaults: tuple[tuple[Direction, Action], ...] = ()
-    sets: tuple[tuple[str, tuple[Network, ...]], ...] = ()
+    sets: tuple[tuple[str, Sequence[Network]], ...] = ()
     description: str = ""
     file: str = ""
     pointer: str = ""
 
-    def rules(self, direction: Direction) -> tuple[Rule, ...] | None:
+    def rules(self, direction: Direction) -> Sequence[Rule] | None:
         """The rules of `direction`, or None if the policy is silent about it."""
         return self.ingress if direction is Direction.INGRESS else self.egress
 

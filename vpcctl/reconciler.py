@@ -152,9 +152,9 @@ def repair(
 def examine(state: State, kernel: Kernel, scopes: Iterable[str] | None = None) -> list[Difference]:
     """Everything in which the kernel differs from the state, changing nothing; `scopes` limits it to some VPCs."""
     world = _prepared(state, state.world, kernel.facts(), looking=True)
-    wanted = topology.snapshot(world, state.state_id, _loaded(state.items))
-    chosen = set(wanted) if scopes is None else set(scopes)
-    items = [item for scope, members in wanted.items() if scope in chosen for item in members]
+    chosen = None if scopes is None else set(scopes)
+    wanted = topology.snapshot(world, state.state_id, _loaded(state.items), scopes=chosen)
+    items = [item for members in wanted.values() for item in members]
     return [
         Difference(item, condition)
         for item, condition in kernel.observe(items).items()
@@ -314,10 +314,11 @@ def _begun(writer: Writer, state: State, intent: State) -> State:
 def _converge(writer: Writer, kernel: Kernel, state: State, scopes: Scopes = None) -> Converged:
     """Roll an unfinished change forward, and mend whatever differs from the world then desired."""
     desired = _prepared(state, state.world if state.pending is None else state.pending, kernel.facts())
-    after = topology.snapshot(desired, state.state_id, _loaded(state.items))
+    after = topology.snapshot(desired, state.state_id, _loaded(state.items), scopes=scopes)
     if scopes is not None:
         # What is not looked at stays on record as it is there.
-        after = {scope: items if scope in scopes else state.record[scope] for scope, items in after.items()}
+        order = (topology.HOST, *(vpc.name for vpc in desired.vpcs)) if desired.vpcs else ()
+        after = {scope: after[scope] if scope in scopes else state.record[scope] for scope in order}
     intent = dataclasses.replace(state, boot_id=kernel.boot_id(), pending=desired, record=_merged(state.record, after))
     plan, differences = _mending(kernel, intent, after, _guard(state, desired, after), scopes)
     # In a part of them nothing is told of the others, which may still be in trouble.

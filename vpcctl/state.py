@@ -18,21 +18,23 @@ import secrets
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vpcctl import spec
-from vpcctl.errors import StateError, VpcctlError
+from vpcctl import files, spec
+from vpcctl.errors import StateError
 from vpcctl.items import Item, from_json, to_json
 from vpcctl.model import World
+from vpcctl.spec.lists import DAMAGE
 
 FORMAT = 1
 STATE_FILE, LOCK_FILE = "state.json", "lock"
 # Where the next version is written.  There is one writer, so one name will do, and a crash leaves one file at most.
 TEMPORARY = f".{STATE_FILE}"
 COPIES = Path("/run/vpcctl")
+REMEDY = "nothing was changed; `vpcctl repair --adopt` may help, see docs/operations.md, «A damaged state file»"
 LOCK_PATIENCE = 30.0
 LOCK_INTERVAL = 0.02
 
@@ -105,21 +107,26 @@ class Store:
         finally:
             os.close(directory)
 
+    def load_whole(self) -> State:
+        """Likewise, with a look at every part of every document: StateError where one is damaged."""
+        return _decoded(self.load())
+
     def _read(self, directory: int) -> State:
         found = self._read_file(directory)
         return self._fresh() if found is None else found
 
     def _read_file(self, directory: int) -> State | None:
         """The state in the file, None where there is no file."""
+        place = self.directory / STATE_FILE
         try:
-            descriptor = os.open(STATE_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+            # Whoever owns the directory, whose members nobody else may add to.
+            owners = {os.geteuid(), os.fstat(directory).st_uid}
+            with _told(f"cannot read {place}"):
+                most = files.LARGEST_STATE
+                content = files.read(STATE_FILE, most, directory=directory, follow=False, owners=owners)
         except FileNotFoundError:
             return None
-        except OSError as error:
-            raise StateError(f"cannot read {self.directory / STATE_FILE}: {os.strerror(error.errno or 0)}") from error
-        with _told(f"cannot read {self.directory / STATE_FILE}"), os.fdopen(descriptor, "rb") as file:
-            content = file.read()
-        return self._understood(content)
+        return self._understood(content, place)
 
     def _fresh(self) -> State:
         """The state of a machine without a file: empty, unless a copy says that there was a file a while ago."""
@@ -139,40 +146,37 @@ class Store:
 
     def _copied(self) -> State:
         """The state in the copy; FileNotFoundError where there is none, StateError where it is of no use."""
-        try:
-            descriptor = os.open(self._copy, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise StateError(f"cannot read {self._copy}: {os.strerror(error.errno or 0)}") from error
-        with _told(f"cannot read {self._copy}"), os.fdopen(descriptor, "rb") as file:
-            if os.fstat(descriptor).st_uid != os.geteuid():
-                raise StateError(f"{self._copy} belongs to somebody else")
-            return self._understood(file.read(), self._copy)
+        place = self._copy
+        with _told(f"cannot read {place}"):
+            content = files.read(place, files.LARGEST_STATE, follow=False, owners={os.geteuid()})
+        return self._understood(content, place)
 
-    def _understood(self, content: bytes, place: Path | None = None) -> State:
-        place = place or self.directory / STATE_FILE
-        remedy = "nothing was changed; `vpcctl repair --adopt` may help, see docs/operations.md, «A damaged state file»"
+    def _understood(self, content: bytes, place: Path) -> State:
+        def damaged(words: object) -> StateError:
+            return StateError(f"{place} is damaged ({words}); {REMEDY}")
+
         try:
             document = json.loads(content)
             found = document["format"]
             checksum = document.pop("checksum")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise StateError(f"{place} is damaged (not a state document); {remedy}") from error
+            raise damaged("not a state document") from error
         # A boolean is a number to Python, and format 0 never was.
         if isinstance(found, bool) or (isinstance(found, int) and found < 1):
-            raise StateError(f"{place} is damaged ({json.dumps(found)} is no format); {remedy}")
+            raise damaged(f"{json.dumps(found)} is no format")
         if not isinstance(found, int) or found > FORMAT:
             raise _NewerError(
                 f"{place} has format {found}, and this vpcctl knows formats up to {FORMAT};"
                 " use the vpcctl that wrote it, or a newer one"
             )
-        if checksum != _checksum(document):
-            raise StateError(f"{place} is damaged (its checksum does not match); {remedy}")
         try:
-            return _from_json(document)
-        except (KeyError, TypeError, ValueError, AttributeError, VpcctlError) as error:
-            raise StateError(f"{place} is damaged ({error}); {remedy}") from error
+            if checksum != _checksum(document):
+                raise damaged("its checksum does not match")
+            return _from_json(document, damaged)
+        except StateError:
+            raise
+        except (*DAMAGE, RecursionError) as error:
+            raise damaged(error) from error
 
     # -- writing -------------------------------------------------------------------------------------------------
 
@@ -195,11 +199,7 @@ class Store:
             os.close(directory)
 
     def _take_lock(self, directory: int, patience: float) -> int:
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            lock = os.open(LOCK_FILE, flags, 0o600, dir_fd=directory)
-        except OSError as error:
-            raise StateError(f"cannot open {self.directory / LOCK_FILE}: {os.strerror(error.errno or 0)}") from error
+        lock = self._open_lock(directory)
         deadline = time.monotonic() + patience
         while True:
             try:
@@ -223,6 +223,19 @@ class Store:
         with contextlib.suppress(OSError):
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"process {os.getpid()} ({' '.join(sys.argv[:2])})\n".encode()[:512], 0)
+        return lock
+
+    def _open_lock(self, directory: int) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        try:
+            lock = os.open(LOCK_FILE, flags, 0o600, dir_fd=directory)
+            try:
+                files.check_own(lock)
+            except OSError:
+                os.close(lock)
+                raise
+        except OSError as error:
+            raise StateError(f"cannot open {self.directory / LOCK_FILE}: {error.strerror}") from error
         return lock
 
     # -- the directory -------------------------------------------------------------------------------------------
@@ -288,13 +301,13 @@ class Writer:
         try:
             found = self._store._read_file(self._directory)
             if found is not None:
-                return found
+                return _decoded(found)
         except _NewerError:
             raise
         except StateError:
             pass
         try:
-            copied = self._store._copied()
+            copied = _decoded(self._store._copied())
         except FileNotFoundError as error:
             raise StateError(
                 f"there is no copy of {self._store.directory / STATE_FILE} to adopt: none was made since the last boot"
@@ -313,6 +326,11 @@ class Writer:
         document = _to_json(written)
         document["checksum"] = _checksum(document)
         content = json.dumps(document, separators=(",", ":")).encode()
+        if len(content) > files.LARGEST_STATE:
+            raise StateError(
+                f"cannot write {self._store.directory / STATE_FILE}: it would have {len(content)} bytes, and"
+                f" {files.LARGEST_STATE} are the most that is read; use smaller policies and sets"
+            )
         try:
             _write(self._directory, TEMPORARY, content)
             os.rename(TEMPORARY, STATE_FILE, src_dir_fd=self._directory, dst_dir_fd=self._directory)
@@ -342,6 +360,14 @@ class Writer:
                 os.close(directory)
 
 
+def _decoded(state: State) -> State:
+    """`state`, with every part of its documents looked at; StateError where one is damaged."""
+    for world in (state.world, state.pending):
+        if world is not None:
+            spec.decode(world)
+    return state
+
+
 @contextlib.contextmanager
 def _told(what: str) -> Iterator[None]:
     """Raise an OSError as a StateError; that something is absent is left for the caller to judge."""
@@ -350,7 +376,7 @@ def _told(what: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise StateError(f"{what}: {os.strerror(error.errno or 0)}") from error
+        raise StateError(f"{what}: {error.strerror}") from error
 
 
 def _write(directory: int, name: str, content: bytes) -> None:
@@ -385,12 +411,15 @@ def _to_json(state: State) -> dict[str, Any]:
     }
 
 
-def _from_json(document: dict[str, Any]) -> State:
+def _from_json(document: dict[str, Any], damaged: Callable[[object], StateError]) -> State:
+    names = [document["state_id"], document["boot_id"]]
+    serial = document["serial"]
+    if not all(isinstance(name, str) for name in names) or type(serial) is not int:
+        raise TypeError("state_id, boot_id or serial is of another type")
     return State(
-        document["state_id"],
-        document["boot_id"],
-        document["serial"],
-        spec.world_from_json(document["desired"]),
+        *names,
+        serial,
+        spec.world_from_json(document["desired"], damaged),
         {scope: tuple(map(from_json, items)) for scope, items in document["record"].items()},
-        None if document["pending"] is None else spec.world_from_json(document["pending"]),
+        None if document["pending"] is None else spec.world_from_json(document["pending"], damaged),
     )

@@ -8,7 +8,7 @@ and the bridge answers for neighbours (``proxy_arp_pvlan``).  See docs/architect
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 
 from vpcctl import names
 from vpcctl.compiler import Compiled, compile_closed, compile_host, compile_vpc
@@ -67,8 +67,10 @@ Items = tuple[Item, ...]
 Loaded = Mapping[tuple[str, ...], Ruleset]
 
 
-def snapshot(world: World, state_id: str, loaded: Loaded, before: World | None = None) -> dict[str, Items]:
-    """All items of `world` by scope: the name of a VPC, or HOST.
+def snapshot(
+    world: World, state_id: str, loaded: Loaded, before: World | None = None, scopes: Container[str] | None = None
+) -> dict[str, Items]:
+    """All items of `world` by scope: the name of a VPC, or HOST; those of `scopes` alone where these are given.
 
     `loaded` are the rulesets of the record by key; a ruleset whose text differs from the recorded one gets the next
     generation.  Where a VPC is as it was in the world `before`, its recorded ruleset stands, without its text.
@@ -76,10 +78,13 @@ def snapshot(world: World, state_id: str, loaded: Loaded, before: World | None =
     """
     if not world.vpcs:
         return {}
-    scopes = {HOST: tuple(_host_items(world, state_id, loaded))}
+    found = {}
+    if scopes is None or HOST in scopes:
+        found[HOST] = tuple(_host_items(world, state_id, loaded))
     for vpc in world.vpcs:
-        scopes[vpc.name] = tuple(_vpc_items(world, vpc, state_id, loaded, before))
-    return scopes
+        if scopes is None or vpc.name in scopes:
+            found[vpc.name] = tuple(_vpc_items(world, vpc, state_id, loaded, before))
+    return found
 
 
 def host_ruleset(world: World, state_id: str, loaded: Loaded, leaving: Iterable[tuple[str, str]] = ()) -> Ruleset:

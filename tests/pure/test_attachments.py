@@ -123,10 +123,12 @@ def test_names_that_are_known_are_none() -> None:
 
 def test_the_names_in_policies_of_a_whole_world_are_checked_too() -> None:
     world = policy({"subnet": "web", "ingress": [{"action": "deny", "source": "subnet:db"}]})(PEERED)
-    assert attachments.check_names(world, {"one", "two"}) == []
+    assert attachments.check_names(world, {"one", "two"}, "web.json") == []
     without = changes.delete_subnet(world, "one", "db", True)
-    assert [problem.pointer for problem in attachments.check_names(without, {"one"})] == ["/ingress/0/source"]
-    assert attachments.check_names(without, {"two"}) == []
+    assert [problem.pointer for problem in attachments.check_names(without, {"one"}, "web.json")] == [
+        "/ingress/0/source"
+    ]
+    assert attachments.check_names(without, {"two"}, "web.json") == []
 
 
 # -- warnings ------------------------------------------------------------------------------------------------------

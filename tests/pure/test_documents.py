@@ -18,7 +18,7 @@ from vpcctl import attachments, documents, spec
 from vpcctl.compiler import compile_vpc
 from vpcctl.errors import DocumentError, Problem
 from vpcctl.model import World
-from vpcctl.plain import plainly_valid
+from vpcctl.plain import plainly_valid, without_plain_parts
 
 WHOLE = {
     "vpc": "one",
@@ -199,9 +199,38 @@ def points_into(pointer: str, document: Any) -> bool:
 @settings(max_examples=200, deadline=None)
 @given(st.randoms(use_true_random=True))
 def test_what_is_plainly_valid_is_valid_by_the_schema(chance: random.Random) -> None:
-    document = distorted(WHOLE["policies"][chance.randint(0, 1)], chance)
+    document = distorted(chance.choice([WHOLE, *WHOLE["policies"]]), chance)
     if plainly_valid(document):
         assert documents.structure_problems(document, "policy", "web.json") == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.randoms(use_true_random=True))
+def test_an_environment_without_its_plain_parts_has_the_same_problems(chance: random.Random) -> None:
+    document = distorted(ENVIRONMENT, chance)
+    whole, rest = (
+        documents.structure_problems(one, "environment", "shop.json")
+        for one in (document, without_plain_parts(document))
+    )
+    assert rest == whole
+
+
+def test_plain_sets_and_policies_are_not_left_to_the_schema() -> None:
+    """It takes a second for ten thousand of them, and `apply` reads the document while it holds the lock."""
+    plain = {"sets": {"office": ["203.0.113.0/24", "2001:db8::1"]}, "ingress": [{"action": "allow"}]}
+    assert plainly_valid(plain)
+    assert plainly_valid({"sets": plain["sets"], "policies": [plain]})
+    subnet = {"name": "web", "policy": plain}
+    left = without_plain_parts({"vpcs": [{"name": "one", "sets": plain["sets"], "subnets": [subnet]}]})
+    assert left == {"vpcs": [{"name": "one", "subnets": [{"name": "web"}]}]}
+
+
+@pytest.mark.parametrize("field", ["ingress", "egress", "subnet", "default"])
+def test_what_belongs_to_a_policy_is_refused_beside_policies(field: str) -> None:
+    """It would mean nothing there."""
+    value = {"subnet": "web", "default": {}}.get(field, [])
+    with pytest.raises(DocumentError, match=f"web.json#/{field}: there is no field '{field}' here"):
+        spec.read_policies({"policies": [{"subnet": "web", "ingress": []}], field: value}, "web.json")
 
 
 def test_a_plain_policy_is_plainly_valid() -> None:
@@ -240,7 +269,8 @@ def test_any_text_is_a_document_or_a_document_error(text: str) -> None:
         ("[" * 40 + "]" * 40, r"web\.json#(/0){33}: this is nested too deeply"),
         ('{"a": 1, "a": 2}', r"web\.json#/a: the key 'a' stands here twice; keep one"),
         ('{"x": [{"b/c": 1, "b/c": 1}]}', r"web\.json#/x/0/b~1c: the key 'b/c' stands here twice"),
-        ("9" * 5000, "this is not JSON"),
+        ("9" * 5000, r"web\.json#: this is not JSON \(a number has 5000 digits, and at most 100 are expected\)"),
+        ("-1e999", r"-1e999 is larger than any number that is kept"),
     ],
 )
 def test_what_is_no_json_of_ours_is_refused_with_its_place(text: str, words: str) -> None:

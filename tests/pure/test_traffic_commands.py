@@ -464,7 +464,7 @@ def test_a_wrong_environment_is_told_by_every_command(vpcctl, folder: Path, comm
     (folder / "db.json").write_text('{"ingress": [{"action": "alow"}]}')
     wrong = vpcctl(*command, *HERE)
     assert wrong.status == 2
-    assert wrong.err.startswith('vpcctl: db.json#/ingress/0/action: "alow" is not ')
+    assert wrong.err.startswith("vpcctl: db.json#/ingress/0/action: an action (allow, deny or reject) is expected\n")
 
 
 def test_the_commands_need_neither_root_nor_a_state() -> None:

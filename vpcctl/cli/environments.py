@@ -30,7 +30,7 @@ prune_option = click.option("--prune", is_flag=True, help="Remove the VPCs that 
 
 def _wanted(document: Any, file: str, state: State, prune: bool, load: Loader | None = None) -> World:
     """The world after the document is applied to `state`, everything checked; `load` reads policies' files."""
-    from vpcctl.attachments import check_names
+    from vpcctl.attachments import check_names, check_sizes
     from vpcctl.environments import merged
     from vpcctl.model import Peering
     from vpcctl.spec import read_environment
@@ -38,9 +38,10 @@ def _wanted(document: Any, file: str, state: State, prune: bool, load: Loader | 
     world = read_environment(document, file, load or policy_loader(file), state.world, state.serial)
     peerings = tuple(Peering.between(*pair) for pair in document.get("peerings", ()))
     wanted = merged(state.world, world, peerings, prune)
-    problems = check_names(wanted, {vpc.name for vpc in world.vpcs})
+    problems = check_names(wanted, {vpc.name for vpc in world.vpcs}, file)
     if problems:
         raise DocumentError(*problems)
+    check_sizes(wanted, {vpc.name: file for vpc in world.vpcs})
     return wanted
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vpcctl.cli.output import counted, print_json, print_table, print_text, show
-from vpcctl.cli.session import Session, json_option, read_document
+from vpcctl.cli.session import Session, json_option, read_document, read_named
 from vpcctl.errors import DocumentError, VpcctlError
 
 if TYPE_CHECKING:
@@ -257,14 +257,15 @@ def compile(
 
 def load_environment(file: str) -> World:
     """The world of an environment file; policies are found relative to it."""
-    from vpcctl.attachments import check_names
+    from vpcctl.attachments import check_names, check_sizes
     from vpcctl.spec import read_environment
 
     document, name = read_document(file)
     world = read_environment(document, name, policy_loader(file))
-    problems = check_names(world, {vpc.name for vpc in world.vpcs})
+    problems = check_names(world, {vpc.name for vpc in world.vpcs}, name)
     if problems:
         raise DocumentError(*problems)
+    check_sizes(world, {vpc.name: name for vpc in world.vpcs})
     return world
 
 
@@ -273,8 +274,7 @@ def policy_loader(environment: str) -> Callable[[str], tuple[Any, str]]:
     folder = Path(environment).parent
 
     def load(policy: str) -> tuple[Any, str]:
-        place = str(folder / policy)
-        return read_document("./-" if place == "-" else place)
+        return read_named(str(folder / policy))
 
     return load
 

@@ -181,15 +181,29 @@ PREFIX, ADDRESS = PrefixType(), AddressType()
 
 def read_document(place: str) -> tuple[Any, str]:
     """The parsed JSON of a file or, for ``-``, of standard input, and the name to call it by."""
-    from vpcctl.documents import parse
+    from vpcctl import files
 
     name = "(standard input)" if place == "-" else place
+    return _parsed(lambda: files.read_given(place, files.LARGEST_DOCUMENT), name), name
+
+
+def read_named(place: str) -> tuple[Any, str]:
+    """Likewise for a file that another document names: only regular files, whatever our own descriptors are."""
+    from vpcctl import files
+
+    return _parsed(lambda: files.read(place, files.LARGEST_DOCUMENT), place), place
+
+
+def _parsed(read: Callable[[], bytes], name: str) -> Any:
+    """The JSON that `read` gives; the sentences of this function tell nothing of the content."""
+    from vpcctl.documents import parse
+
     try:
-        text = sys.stdin.read() if place == "-" else Path(place).read_text(encoding="utf-8")
+        text = read().decode()
     except OSError as error:
         raise DocumentError(f"{name}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise DocumentError(f"{name}: is not text in UTF-8") from error
     except ValueError as error:
         raise DocumentError(f"{name!r} is no name of a file ({error})") from error
-    return parse(text, name), name
+    return parse(text, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -22,10 +23,11 @@ from vpcctl.model import (
     check_apart,
     check_beside_transit,
 )
+from vpcctl.plain import without_plain_parts
 from vpcctl.policy import PROTOCOLS, Network, Policy
 from vpcctl.remains import GAP, remains
 from vpcctl.spec import fields
-from vpcctl.spec.policies import Reader, read_policies, read_policy, sound
+from vpcctl.spec.policies import Reader, check_sets, read_policies, read_policy, sound
 
 ANY_PREFIX = "0.0.0.0/0"
 
@@ -41,8 +43,11 @@ def read_environment(
     """
     if documents.kind_of(document) == "policy":
         raise DocumentError(Problem(file, "", "this is a policy; `vpcctl apply-policy` takes it"))
+    vpcs = document.get("vpcs") if isinstance(document, dict) else None
+    for number, vpc in enumerate(vpcs if isinstance(vpcs, list) else ()):
+        check_sets(vpc, file, f"/vpcs/{number}")
     reader = _Environment(file, load, present or World(), serial)
-    reader.problems += documents.structure_problems(document, "environment", file)
+    reader.problems += documents.structure_problems(without_plain_parts(document), "environment", file)
     if reader.problems:
         reader.words(remains(document, reader.problems))
     reader.finish(document)
@@ -312,11 +317,30 @@ class _Environment(Reader):
     def attached(self, policy: Any, pointer: str) -> Policy:
         if not isinstance(policy, str):
             return read_policy(policy, self.file, f"{pointer}/policy")
-        document, file = self._load(policy)
-        found = read_policies(document, file)
-        if len(found) != 1:
-            raise DocumentError(Problem(file, "", f"one policy is expected here, found {len(found)}"))
+        try:
+            document, file = self._load(policy)
+            found = read_policies(document, file)
+            if len(found) != 1:
+                raise DocumentError(Problem(file, "", "", "one policy is expected here"))
+        except DocumentError as error:
+            raise self.discreet(error) from error
         return found[0].policy
+
+    def discreet(self, error: DocumentError) -> DocumentError:
+        """What is wrong with a file that this document names, and nothing of what is in the file.
+
+        Its author may be somebody who may not read that file.
+        """
+        files = dict.fromkeys(problem.file for problem in error.problems if isinstance(problem, Problem))
+        told = [problem.discreet() if isinstance(problem, Problem) else problem for problem in error.problems]
+        hints = (_not_shown(file, self.file) for file in files)
+        return DocumentError(*told, *(hint for hint in hints if hint not in self.problems))
+
+
+def _not_shown(file: str, document: str) -> Problem:
+    command = f"vpcctl apply-policy --dry-run {shlex.quote(file)}"
+    words = f"its content is not shown, because {document} names it; to see what was found, use `{command}`"
+    return Problem(file, "", words)
 
 
 def _instances(subnet: dict, pointer: str) -> Iterator[tuple[dict, str]]:

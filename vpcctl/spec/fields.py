@@ -5,7 +5,9 @@ Each `parse_…` raises ValueError with what was found and what is expected, to 
 
 from __future__ import annotations
 
+import functools
 import ipaddress
+from collections.abc import Callable
 
 from vpcctl import documents
 from vpcctl.policy import (
@@ -136,6 +138,8 @@ def parse_endpoint(text: str) -> Endpoint:
     return Endpoint("prefix", prefix=parse_prefix(text))
 
 
+# `apply` reads its document again for each step, while it holds the lock: by then every prefix is known.
+@functools.lru_cache(maxsize=1 << 19)
 def parse_prefix(text: str) -> Network:
     """A prefix without host bits, or an address as a prefix of full length; ValueError says what is wrong."""
     try:
@@ -163,3 +167,16 @@ def parse_address(text: str) -> Address:
         return ipaddress.ip_address(text)
     except ValueError:
         raise ValueError(f"{documents.quote(text)} is not an address such as 10.0.1.9") from None
+
+
+# What each expects, for a place of which the value may not be told.
+EXPECTED: dict[Callable[..., object], str] = {
+    parse_protocol: "a protocol (a name, or a number 0–255) is expected",
+    parse_ports: "a port or a range of them (1–65535) is expected, with protocol tcp, udp or sctp",
+    parse_icmp_type: "a type of ICMP or ICMPv6 is expected, with that protocol",
+    parse_limit: "a limit that the kernel can count is expected, and the action allow",
+    parse_endpoint: "an endpoint is expected; a prefix has no bits set beyond its length",
+    parse_prefix: "a prefix such as 10.0.1.0/24 is expected, without bits set beyond its length",
+    parse_own_prefix: "an IPv4 prefix such as 10.0.1.0/24 is expected, without bits set beyond its length",
+    parse_address: "an address such as 10.0.1.9 is expected",
+}

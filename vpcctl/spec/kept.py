@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from vpcctl.errors import StateError
 from vpcctl.model import (
     DEFAULT_MAX_FLOWS,
     DEFAULT_MAX_PORTS,
@@ -20,8 +22,9 @@ from vpcctl.model import (
     Vpc,
     World,
 )
-from vpcctl.policy import PROTOCOL_NAMES, Direction, Policy, Rule
-from vpcctl.spec.policies import read_policy
+from vpcctl.policy import PROTOCOL_NAMES, Action, Direction, Policy, Rule
+from vpcctl.spec.lists import Damaged, Kept
+from vpcctl.spec.policies import read_rules
 
 
 def rule_to_json(rule: Rule) -> dict[str, Any]:
@@ -49,17 +52,33 @@ def _one_or_many(values: list) -> Any:
     return values[0] if len(values) == 1 else values
 
 
-def policy_to_json(policy: Policy) -> dict[str, Any]:
-    """The policy in the words of the language; where it came from is left out."""
+Encode = Callable[[Sequence[Any]], list]
+
+
+def _rules_to_json(rules: Sequence[Rule]) -> list:
+    return list(map(rule_to_json, rules))
+
+
+def _prefixes_to_json(prefixes: Sequence[Network]) -> list:
+    return list(map(str, prefixes))
+
+
+def policy_to_json(
+    policy: Policy, rules: Encode = _rules_to_json, prefixes: Encode = _prefixes_to_json
+) -> dict[str, Any]:
+    """The policy in the words of the language; where it came from is left out.
+
+    `rules` and `prefixes` encode its lists.
+    """
     document: dict[str, Any] = {}
     if policy.description:
         document["description"] = policy.description
     if policy.sets:
-        document["sets"] = {name: list(map(str, prefixes)) for name, prefixes in policy.sets}
+        document["sets"] = {name: prefixes(values) for name, values in policy.sets}
     for direction in Direction:
-        rules = policy.rules(direction)
-        if rules is not None:
-            document[direction.value] = [rule_to_json(rule) for rule in rules]
+        values = policy.rules(direction)
+        if values is not None:
+            document[direction.value] = rules(values)
     if policy.defaults:
         document["default"] = {side.value: action.value for side, action in policy.defaults}
     return document
@@ -81,12 +100,20 @@ def _unusual(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value}
 
 
+def _unless_kept(encode: Encode) -> Encode:
+    """`encode` for lists that are not on record yet; others are written as they were read."""
+    return lambda values: values.kept if isinstance(values, Kept) else encode(values)
+
+
+_keep_rules, _keep_prefixes = _unless_kept(_rules_to_json), _unless_kept(_prefixes_to_json)
+
+
 def _vpc_to_json(vpc: Vpc) -> dict[str, Any]:
     return {
         "name": vpc.name,
         "prefixes": list(map(str, vpc.prefixes)),
         "index": vpc.index,
-        "sets": {name: list(map(str, prefixes)) for name, prefixes in vpc.sets},
+        "sets": {name: _keep_prefixes(prefixes) for name, prefixes in vpc.sets},
         "publish": [dataclasses.asdict(publication) for publication in vpc.publications],
         "subnets": [
             {
@@ -102,7 +129,7 @@ def _vpc_to_json(vpc: Vpc) -> dict[str, Any]:
                 and {
                     "file": subnet.policy.file,
                     "pointer": subnet.policy.pointer,
-                    "document": policy_to_json(subnet.policy),
+                    "document": policy_to_json(subnet.policy, _keep_rules, _keep_prefixes),
                 },
                 **_unusual(released=list(map(str, subnet.released))),
             }
@@ -116,10 +143,17 @@ def _vpc_to_json(vpc: Vpc) -> dict[str, Any]:
     }
 
 
-def world_from_json(document: dict[str, Any]) -> World:
-    """The world that `world_to_json` wrote; KeyError, TypeError, ValueError or VpcctlError if it is none."""
+def _damaged(error: Exception) -> Exception:
+    return StateError(f"the state file is damaged ({error})")
+
+
+def world_from_json(document: dict[str, Any], damaged: Damaged = _damaged) -> World:
+    """The world that `world_to_json` wrote; KeyError, TypeError, ValueError or VpcctlError if it is none.
+
+    Rules and sets are decoded when they are asked for; what `damaged` makes of an error is raised then.
+    """
     return World(
-        tuple(map(_vpc_from_json, document["vpcs"])),
+        tuple(_vpc_from_json(vpc, damaged) for vpc in document["vpcs"]),
         tuple(Peering(*pair) for pair in document["peerings"]),
         ipaddress.ip_network(document["transit"]),
         tuple((link, value) for link, value in document["opened"]),
@@ -127,21 +161,38 @@ def world_from_json(document: dict[str, Any]) -> World:
     )
 
 
-def _vpc_from_json(document: dict[str, Any]) -> Vpc:
+def decode(world: World) -> None:
+    """Decode all that `world_from_json` left; it raises what is wrong with it."""
+    for kept in _lists(world):
+        if isinstance(kept, Kept):
+            _ = kept.values
+
+
+def _lists(world: World) -> Iterator[Any]:
+    """The rules and sets of a world."""
+    for vpc in world.vpcs:
+        policies = [subnet.policy for subnet in vpc.subnets if subnet.policy is not None]
+        for _, prefixes in (*vpc.sets, *(one for policy in policies for one in policy.sets)):
+            yield prefixes
+        for policy in policies:
+            yield from map(policy.rules, Direction)
+
+
+def _vpc_from_json(document: dict[str, Any], damaged: Damaged) -> Vpc:
     return Vpc(
         document["name"],
         _prefixes(document["prefixes"]),
         document["index"],
-        tuple(map(_subnet_from_json, document["subnets"])),
+        tuple(_subnet_from_json(subnet, damaged) for subnet in document["subnets"]),
         tuple(Publication(**publication) for publication in document["publish"]),
-        tuple((name, _prefixes(prefixes)) for name, prefixes in document["sets"].items()),
+        _sets(document["sets"], damaged),
         document.get("max_flows", DEFAULT_MAX_FLOWS),
         document.get("max_ports", DEFAULT_MAX_PORTS),
         tuple(document.get("nat_protocols", ())),
     )
 
 
-def _subnet_from_json(document: dict[str, Any]) -> Subnet:
+def _subnet_from_json(document: dict[str, Any], damaged: Damaged) -> Subnet:
     kept = document["policy"]
     return Subnet(
         document["name"],
@@ -152,9 +203,31 @@ def _subnet_from_json(document: dict[str, Any]) -> Subnet:
             Instance(one["name"], tuple(map(ipaddress.ip_address, one["addresses"])), one["mac"])
             for one in document["instances"]
         ),
-        kept and read_policy(kept["document"], kept["file"], kept["pointer"]),
+        None if kept is None else _policy_from_json(kept["document"], kept["file"], kept["pointer"], damaged),
         tuple(map(ipaddress.ip_address, document.get("released", ()))),
     )
+
+
+def _policy_from_json(document: dict[str, Any], file: str, pointer: str, damaged: Damaged) -> Policy:
+    defaults = document.get("default", {})
+    rules = {
+        side: Kept(document[side.value], damaged, read_rules, file, f"{pointer}/{side.value}")
+        for side in Direction
+        if side.value in document
+    }
+    return Policy(
+        rules.get(Direction.INGRESS),
+        rules.get(Direction.EGRESS),
+        tuple((side, Action(defaults[side.value])) for side in Direction if side.value in defaults),
+        _sets(document.get("sets", {}), damaged),
+        document.get("description", ""),
+        file,
+        pointer,
+    )
+
+
+def _sets(document: dict[str, Any], damaged: Damaged) -> tuple[tuple[str, Sequence[Network]], ...]:
+    return tuple((name, Kept(prefixes, damaged, _prefixes)) for name, prefixes in document.items())
 
 
 def _prefixes(texts: list[str]) -> tuple[Network, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,11 @@ from vpcctl.plain import plainly_valid
 from vpcctl.policy import Action, Direction, Network, Policy, Rule
 from vpcctl.remains import GAP, pointers, remains
 from vpcctl.spec import fields
+
+# A name that a document gives, in the pointers that a Reader makes.
+SET_NAME = re.compile("/sets/[^/]*")
+# Prefixes of named sets in one document, and in one VPC: the record keeps them, and every command reads the record.
+MOST_PREFIXES = 500_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -26,7 +32,9 @@ class PolicyDocument:
 def read_policies(document: Any, file: str) -> list[PolicyDocument]:
     """The policies of one parsed file; DocumentError with every problem in it."""
     if documents.kind_of(document) == "environment":
-        raise DocumentError(Problem(file, "", "this is an environment; `vpcctl apply` takes it"))
+        words = "this is an environment; `vpcctl apply` takes it"
+        raise DocumentError(Problem(file, "", words, "a policy is expected"))
+    check_sets(document, file)
     reader = Reader(file)
     sound = document
     if not plainly_valid(document):
@@ -38,12 +46,48 @@ def read_policies(document: Any, file: str) -> list[PolicyDocument]:
     return found
 
 
+def check_sets(document: Any, file: str, pointer: str = "") -> None:
+    """Raise DocumentError for more prefixes in the named sets of a document than one may have.
+
+    `document` is a file of policies, or a VPC at the place `pointer` of its file.
+    """
+    found = sum(map(_prefixes_in, _objects(document)))
+    if found > MOST_PREFIXES:
+        words = f"the sets here have {found} prefixes, and at most {MOST_PREFIXES} are kept"
+        raise DocumentError(Problem(file, pointer, words, f"at most {MOST_PREFIXES} prefixes in sets are expected"))
+
+
+def _objects(document: Any) -> Iterator[dict]:
+    """The objects in which sets may stand: policies, VPCs, and what holds them, whatever else is wrong with them."""
+    if isinstance(document, list):
+        for inner in document:
+            yield from _objects(inner)
+    elif isinstance(document, dict):
+        yield document
+        for field in ("policies", "subnets", "policy"):
+            if field in document:
+                yield from _objects(document[field])
+
+
+def _prefixes_in(document: dict) -> int:
+    sets = document.get("sets")
+    return sum(len(one) for one in sets.values() if isinstance(one, list)) if isinstance(sets, dict) else 0
+
+
 def read_policy(document: Any, file: str, pointer: str) -> Policy:
     """One policy within another document, whose structure was checked before."""
     reader = Reader(file)
     found = reader.policy(document, pointer, {})
     reader.finish()
     return found.policy
+
+
+def read_rules(document: list, file: str, pointer: str) -> tuple[Rule, ...]:
+    """The rules of one direction within another document, whose structure was checked before."""
+    reader = Reader(file)
+    found = reader.rules(document, pointer)
+    reader.finish()
+    return found
 
 
 class Reader:
@@ -67,7 +111,8 @@ class Reader:
         try:
             return read(*arguments)
         except ValueError as wrong:
-            self.problems.append(Problem(self.file, pointer, str(wrong)))
+            place = SET_NAME.sub(f"/sets/{documents.HIDDEN}", pointer, count=1)
+            self.problems.append(Problem(self.file, pointer, str(wrong), fields.EXPECTED.get(read, ""), place))
             return None
 
     def documents(self, document: Any) -> Iterator[PolicyDocument]:
@@ -88,10 +133,7 @@ class Reader:
     def policy(self, document: dict, pointer: str, shared: dict[str, tuple[Network, ...]]) -> PolicyDocument:
         sets = {**shared, **self.sets(document.get("sets", {}), f"{pointer}/sets")}
         rules = {
-            direction: tuple(
-                self.rule(rule, f"{pointer}/{direction.value}/{number}")
-                for number, rule in sound(document[direction.value])
-            )
+            direction: self.rules(document[direction.value], f"{pointer}/{direction.value}")
             if direction.value in document
             else None
             for direction in Direction
@@ -117,6 +159,9 @@ class Reader:
             )
             for name, prefixes in document.items()
         }
+
+    def rules(self, document: list, pointer: str) -> tuple[Rule, ...]:
+        return tuple(self.rule(rule, f"{pointer}/{number}") for number, rule in sound(document))
 
     def rule(self, document: dict, pointer: str) -> Rule:
         told = len(self.problems)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vpcctl import files
 from vpcctl.kernel.examination.finding import Finding
 
 SUBJECT = "network managers"
@@ -144,7 +145,7 @@ class _Section:
 def _sections(path: Path) -> list[_Section]:
     """The sections of an ini file in their order; none where it cannot be read.  Sections and keys may repeat."""
     try:
-        lines = [line.strip() for line in path.read_text(errors="replace").splitlines()]
+        lines = [line.strip() for line in files.read(path, files.LARGEST_NOTE).decode(errors="replace").splitlines()]
     except OSError:
         return []
     found: list[tuple[str, list[tuple[str, str]]]] = []

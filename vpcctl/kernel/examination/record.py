@@ -22,7 +22,7 @@ def read(store: Store) -> tuple[State | None, list[Finding]]:
     directory = store.directory
     found = [*_directory(directory), *_file(directory / STATE_FILE)]
     try:
-        return store.load(), found
+        return store.load_whole(), found
     except StateError as error:
         if directory.exists() and not os.access(directory, os.R_OK):
             words = "Run doctor as the user that makes VPCs."

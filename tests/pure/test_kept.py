@@ -1,0 +1,344 @@
+"""What a VPC keeps costs those who use it: a command about another VPC decodes none of its rules and prefixes.
+
+Shown without a clock: the rules and prefixes of one VPC are such as cannot be decoded, so that whoever looks into one
+of them ends with status 6.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from tests.story import policy, subnet
+from vpcctl import attachments, changes, reconciler, spec, state
+from vpcctl.cli import commands
+from vpcctl.cli.session import Session
+from vpcctl.errors import DocumentError, StateError, VpcctlError
+from vpcctl.kernel.fake import FakeKernel
+from vpcctl.model import World
+from vpcctl.spec.lists import Kept
+from vpcctl.state import STATE_FILE, Store
+
+POLICY = {"ingress": [{"action": "allow", "protocol": "tcp", "port": 80}], "sets": {"own": ["203.0.113.0/24"]}}
+STEPS: tuple[Callable[[World], World], ...] = (
+    lambda world: changes.create_vpc(world, "big", ip_network("10.0.0.0/26")),
+    subnet("big", "web", "10.0.0.0/28"),
+    policy(POLICY | {"subnet": "web"}, "big"),
+    lambda world: world.with_vpc(dataclasses.replace(world.vpc("big"), sets=(("office", (ip_network("::/0"),)),))),
+    lambda world: changes.create_vpc(world, "small", ip_network("10.0.0.64/26")),
+    subnet("small", "api", "10.0.0.64/28"),
+    subnet("small", "db", "10.0.0.80/28", public=False),
+    policy(POLICY | {"subnet": "api"}, "small"),
+    lambda world: changes.create_vpc(world, "other", ip_network("10.0.0.128/26")),
+)
+
+
+class Rehearsal(Session):
+    """A session whose kernel is a dictionary."""
+
+    def __init__(self, directory: Path):
+        self.fake = FakeKernel()
+        super().__init__(str(directory), 0, lambda: self.fake)
+
+    @property
+    def store(self) -> Store:
+        return Store(self.state_dir, self.state_dir.with_name("copies"))
+
+
+@pytest.fixture
+def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rehearsal:
+    """A machine with the VPC `big` and two others, and documents about one of these in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    made = Rehearsal(tmp_path / "state")
+    for step in STEPS:
+        reconciler.change(made.store, made.fake, lambda found, step=step: step(found.world))
+    (tmp_path / "api.json").write_text(json.dumps({"vpc": "small", "subnet": "api", "egress": []}))
+    (tmp_path / "same.json").write_text(json.dumps({"vpc": "small", "subnet": "api"} | POLICY))
+    environment = [{"name": "small", "cidr": "10.0.0.64/26"}]
+    (tmp_path / "small.json").write_text(json.dumps({"vpcs": environment}))
+    return made
+
+
+def run(session: Rehearsal, *words: str) -> Result:
+    command = commands.get_command(click.Context(commands), words[0])
+    return CliRunner().invoke(command, list(words[1:]), obj=session)
+
+
+def status(found: Result) -> int:
+    wrong = found.exception
+    assert wrong is None or isinstance(wrong, (VpcctlError, SystemExit)), wrong
+    return wrong.exit_status if isinstance(wrong, VpcctlError) else found.exit_code
+
+
+def rewritten(session: Rehearsal, change: Callable[[Any], None]) -> None:
+    """The record with its document changed, and sealed again."""
+    file = session.state_dir / STATE_FILE
+    document = json.loads(file.read_text())
+    change(document)
+    document.pop("checksum")
+    document["checksum"] = state._checksum(document)
+    file.write_text(json.dumps(document))
+
+
+def kept_of_big(document: Any) -> list[Any]:
+    """What the record keeps of the policies and sets of `big`."""
+    vpc = document["desired"]["vpcs"][0]
+    assert vpc["name"] == "big"
+    return [vpc["sets"], *(inner["policy"] for inner in vpc["subnets"])]
+
+
+def poison(document: Any) -> None:
+    sets, attached = kept_of_big(document)
+    sets["office"] = ["no prefix"] * 3
+    attached["document"].update(ingress=[{"action": "no action"}], egress=["no rule"], sets={"own": [None]})
+
+
+def written(session: Rehearsal) -> Any:
+    return json.loads((session.state_dir / STATE_FILE).read_text())
+
+
+# Commands about everything but what `big` keeps.
+BESIDE = [
+    "list-vpcs",
+    "list-vpcs --json",
+    "show-vpc --name small",
+    "show-vpc --name big",
+    "list-subnets --vpc small",
+    "list-subnets --vpc big --json",
+    "list-instances --vpc big",
+    "list-peerings",
+    "show-policy --vpc small",
+    "explain small/api small/db tcp/80",
+    "matrix --vpc small",
+    "compile --vpc small",
+    "create-vpc --name new --cidr 10.0.0.192/26",
+    "delete-vpc --name other",
+    "create-subnet --vpc small --name new --cidr 10.0.0.96/28 --type private",
+    "delete-subnet --vpc small --name db --cascade",
+    "create-nat-gateway --vpc small --subnet db",
+    "create-instance --vpc small --subnet db --name new",
+    "delete-instance --vpc small --name db",
+    "publish-port --vpc small --instance api --port 80",
+    "create-peering --vpc1 small --vpc2 other",
+    "apply-policy --dry-run api.json",
+    "apply-policy api.json",
+    "apply-policy same.json",
+    "clear-policy --vpc small --subnet api --dry-run",
+    "clear-policy --vpc small --subnet api",
+    "plan small.json",
+    "apply small.json",
+    "repair --vpc small",
+]
+# Commands that need it.
+ABOUT = [
+    "show-policy --vpc big",
+    "explain big/web internet tcp/80",
+    "matrix --vpc big",
+    "compile --vpc big",
+    "create-instance --vpc big --subnet web --name new",
+    "status",
+    "repair",
+    "export",
+]
+
+
+@pytest.mark.parametrize("words", BESIDE)
+def test_a_command_about_another_vpc_decodes_nothing_and_writes_it_back_as_it_was(
+    session: Rehearsal, words: str
+) -> None:
+    rewritten(session, poison)
+    before = kept_of_big(written(session))
+    found = run(session, *words.split())
+    assert status(found) in (0, 1), found.exception or found.output
+    assert kept_of_big(written(session)) == before
+    # It is in the intent too, while a command runs, and in the copy.
+    copy = json.loads(session.store._copy.read_text())
+    assert kept_of_big(copy)[0]["office"] in (before[0]["office"], ["::/0"])
+
+
+@pytest.mark.parametrize("words", ABOUT)
+def test_a_command_that_needs_what_is_damaged_says_so_and_changes_nothing(session: Rehearsal, words: str) -> None:
+    # The control: it does what it is for as long as nothing is damaged.
+    assert status(run(session, *words.split())) in (0, 1)
+    words = words.replace("--name new", "--name newer")
+    rewritten(session, poison)
+    before, calls = written(session), len(session.fake.calls)
+    found = run(session, *words.split())
+    assert isinstance(found.exception, StateError), found.exception or found.output
+    assert f"{session.state_dir / STATE_FILE} is damaged (" in str(found.exception)
+    assert written(session) == before
+    assert len(session.fake.calls) == calls
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda kept: kept[0].update(office="::/0"),
+        lambda kept: kept[1]["document"].update(ingress={}),
+        lambda kept: kept[1]["document"].update(sets=[]),
+        lambda kept: kept[1]["document"].update(default={"ingress": "perhaps"}),
+        lambda kept: kept[1].pop("file"),
+    ],
+)
+def test_what_is_no_list_at_all_is_damage_for_everybody(session: Rehearsal, change: Callable[[Any], None]) -> None:
+    rewritten(session, lambda document: change(kept_of_big(document)))
+    with pytest.raises(StateError, match="is damaged"):
+        session.load()
+
+
+def test_damage_that_only_its_owner_meets_is_replaced_by_the_copy(session: Rehearsal) -> None:
+    there = session.load().world
+    rewritten(session, poison)
+    with session.store.locked() as writer:
+        assert writer.adopt().world == there
+    assert session.load().world == there
+
+
+def test_doctor_looks_at_every_part_of_the_record(session: Rehearsal) -> None:
+    session.store.load_whole()
+    rewritten(session, poison)
+    with pytest.raises(StateError, match="is damaged"):
+        session.store.load_whole()
+
+
+# -- lists that wait -----------------------------------------------------------------------------------------------
+
+
+def waiting(*texts: str) -> Kept:
+    return Kept(list(texts), StateError, lambda kept: tuple(map(ip_network, kept)))
+
+
+def once(calls: list[Any]) -> Callable[[list[Any]], tuple[Any, ...]]:
+    """What decodes a list, and puts it down in `calls`."""
+
+    def decode(kept: list[Any]) -> tuple[Any, ...]:
+        calls.append(kept)
+        return tuple(kept)
+
+    return decode
+
+
+def test_a_kept_list_is_a_sequence_that_is_decoded_once() -> None:
+    calls: list[Any] = []
+    kept = Kept([1, 2, 3], StateError, once(calls))
+    assert (len(kept), bool(kept), calls) == (3, True, [])
+    assert (list(kept), kept[0], kept[1:], 2 in kept, kept.index(3)) == ([1, 2, 3], 1, (2, 3), True, 2)
+    assert len(calls) == 1
+
+
+def test_kept_lists_compare_like_tuples() -> None:
+    assert waiting("::/0") == (ip_network("::/0"),) == waiting("::/0")
+    assert (ip_network("::/0"),) == waiting("::/0")
+    assert waiting("::/0") != waiting("::/1")
+    assert waiting("::/0") != [ip_network("::/0")]
+    assert waiting("::/0") != (ip_network("::/1"),)
+    assert hash(waiting("::/0")) == hash((ip_network("::/0"),))
+    assert repr(waiting()) == "()"
+
+
+def test_lists_that_were_written_equally_are_equal_undecoded() -> None:
+    calls: list[Any] = []
+    decode = once(calls)
+    one, same, other = (Kept(kept, StateError, decode) for kept in ([1, 2], [1, 2], [1, 3]))
+    assert one == same
+    assert calls == []
+    assert one != other
+    assert len(calls) == 2
+
+
+def test_the_same_rules_of_two_places_are_not_equal() -> None:
+    """Their origins differ."""
+    document = {"ingress": [{"action": "allow"}]}
+    one, other = (spec.read_policies(document, file)[0].policy for file in ("a.json", "b.json"))
+    worlds = [policy_of(found) for found in (one, other)]
+    assert worlds[0] != worlds[1]
+    assert worlds[0] == one
+
+
+def policy_of(found: Any) -> Any:
+    """The policy after it was on record."""
+    world = subnet("big", "web", "10.0.0.0/28")(STEPS[0](World()))
+    attached = dataclasses.replace(world.vpc("big").subnet("web"), policy=found)
+    world = world.with_vpc(world.vpc("big").with_subnet(attached))
+    return spec.world_from_json(json.loads(json.dumps(spec.world_to_json(world)))).vpcs[0].subnets[0].policy
+
+
+# -- how much one may keep -----------------------------------------------------------------------------------------
+
+
+def many(number: int) -> list[str]:
+    return ["203.0.113.0/24"] * number
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> int:
+    """A bound that is met sooner."""
+    for module in (spec.policies, attachments):
+        monkeypatch.setattr(module, "MOST_PREFIXES", 10)
+    return 10
+
+
+DOCUMENTS = {
+    "a policy": lambda sets: {"sets": sets, "ingress": []},
+    "policies": lambda sets: [{"sets": sets}, {"ingress": []}],
+    "a collection": lambda sets: {"policies": [{"sets": sets}], "sets": {"one": ["::/0"]}},
+}
+ENVIRONMENTS = {
+    "a VPC": lambda sets: {"vpcs": [{"name": "a", "cidr": "10.0.0.0/26", "sets": sets}]},
+    "a policy": lambda sets: {
+        "vpcs": [
+            {
+                "name": "a",
+                "cidr": "10.0.0.0/26",
+                "subnets": [{"name": "w", "cidr": "10.0.0.0/28", "type": "public", "policy": {"sets": sets}}],
+            }
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("kind", DOCUMENTS)
+def test_the_prefixes_in_the_sets_of_a_document_are_bounded(few: int, kind: str) -> None:
+    spec.read_policies(DOCUMENTS[kind]({"x": many(few // 2), "y": many(few // 2 - 1)}), "x.json")
+    words = f"x.json#: the sets here have 1[12] prefixes, and at most {few} are kept"
+    with pytest.raises(DocumentError, match=words):
+        spec.read_policies(DOCUMENTS[kind]({"x": many(few), "y": many(1)}), "x.json")
+
+
+@pytest.mark.parametrize("kind", ENVIRONMENTS)
+def test_the_prefixes_in_the_sets_of_an_environment_are_bounded(few: int, kind: str) -> None:
+    def load(path: str) -> tuple[Any, str]:
+        raise KeyError(path)
+
+    spec.read_environment(ENVIRONMENTS[kind]({"x": many(few)}), "x.json", load)
+    with pytest.raises(DocumentError, match=f"x.json#/vpcs/0: the sets here have 11 prefixes, and at most {few} are"):
+        spec.read_environment(ENVIRONMENTS[kind]({"x": many(few + 1)}), "x.json", load)
+    # Each VPC for itself: what `export` prints of two can be applied again.
+    first, second = (ENVIRONMENTS[kind]({"x": many(few)})["vpcs"][0] for _ in range(2))
+    spec.read_environment({"vpcs": [first, second | {"name": "b"}]}, "x.json", load)
+
+
+def test_the_prefixes_in_the_sets_of_a_vpc_are_bounded(session: Rehearsal, few: int, tmp_path: Path) -> None:
+    """Those of all its policies, whichever documents they came from, and its own."""
+    # It has one, and one of the policy that goes.
+    for number, wanted in ((few - 1, 0), (few, 2)):
+        (tmp_path / "web.json").write_text(json.dumps({"subnet": "web", "sets": {"x": many(number)}}))
+        before = written(session)
+        found = run(session, "apply-policy", "web.json")
+        assert status(found) == wanted, found.exception
+        assert (written(session) == before) == bool(wanted)
+    assert str(found.exception) == (
+        "web.json#: VPC big would have 11 prefixes in its sets and those of its policies, and at most 10 are kept"
+    )
+
+
+def test_four_megabytes_of_sets_are_within_the_bounds() -> None:
+    assert len(json.dumps(["203.0.113.0/24"])) * spec.MOST_PREFIXES > 8_000_000
