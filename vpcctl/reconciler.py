@@ -11,7 +11,8 @@ crash leaves the intent, and the next command or `repair` rolls it forward, or b
 
 `change` trusts the record and touches only what differs between two worlds; `_converge` observes the kernel and mends
 what differs from the world.  A VPC that cannot be mended stands in no other one's way: it is left, closed as far as it
-got, and stays on record as pending.
+got, and stays on record as pending.  The same holds for one instance of a VPC: its port is closed, and all else of the
+VPC is repaired.
 """
 
 from __future__ import annotations
@@ -21,26 +22,24 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from vpcctl import names, topology
+from vpcctl import names, places, topology
 from vpcctl import plan as plans
 from vpcctl.errors import ConflictError, KernelError, StateError, VpcctlError
 from vpcctl.items import Item, LinkUp, Namespace, Open, Ruleset, Veth
 from vpcctl.kernel.interface import Condition, HostFacts, Kernel
 from vpcctl.kernel.interface import State as Standing
 from vpcctl.model import World, uplink_pair
+from vpcctl.places import Key, Trouble
 from vpcctl.plan import Plan, Remove, Step, links_made, links_used
 from vpcctl.state import Record, State, Store, Writer
 from vpcctl.sweep import sweep
 
 Transform = Callable[[State], World]
 Report = Callable[[str], None]
-Key = tuple[str, ...]
 # The names of VPCs, or HOST; None stands for all.
 Scopes = frozenset[str] | None
-# By the key of a router's ruleset the items that say that its links are up.
+# By the key of a router's ruleset what says that its links are up, by that of an instance's namespace its port.
 Shutters = dict[Key, list[Item]]
-# By the name of a VPC what stands in the way of its being mended.
-Trouble = dict[str, VpcctlError]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +91,7 @@ def change(store: Store, kernel: Kernel, transform: Transform, report: Report = 
         if _unfinished(state, kernel):
             found = _finished(writer, kernel, state, report)
             state, trouble = found.state, found.trouble
-            for words in _in_words(trouble):
+            for words in places.in_words(trouble):
                 report(words)
         desired = _prepared(state, transform(state), kernel.facts())
         loaded = _loaded(state.items)
@@ -111,7 +110,7 @@ def change(store: Store, kernel: Kernel, transform: Transform, report: Report = 
         except VpcctlError as error:
             _roll_back(writer, kernel, intent, error, trouble)
             raise
-        pending = desired if trouble.keys() & after.keys() else None
+        pending = desired if trouble.keys() & set(places.homes(after).values()) else None
         try:
             writer.save(dataclasses.replace(intent, world=desired, record=after, pending=pending))
         except StateError as error:
@@ -145,7 +144,7 @@ def repair(
         for difference in found.differences:
             report(f"mended: {difference.past}")
         kind = KernelError if any(isinstance(one, KernelError) for one in found.trouble.values()) else ConflictError
-        raise kind("\n".join(_in_words(found.trouble)))
+        raise kind("\n".join(places.in_words(found.trouble)))
     return found.differences, found.state.world
 
 
@@ -186,12 +185,16 @@ def _close(kernel: Kernel, ruleset: Ruleset, shutters: Shutters) -> None:
 
 
 def _shutters(record: Record) -> Shutters:
-    """By the key of each router's ruleset what is up or open in the router."""
+    """By the key of each router's ruleset what is up or open in the router, by that of each instance's its port."""
     items = [item for scope in record.values() for item in scope]
     found: Shutters = {item.key: [] for item in items if isinstance(item, Ruleset) and item.namespace is not None}
+    pairs = [item for item in items if isinstance(item, Veth) and item.peer_namespace is not None]
+    instances = {(item.namespace, item.name): (Namespace.__name__, str(item.peer_namespace)) for item in pairs}
     for item in items:
         if isinstance(item, (Open, LinkUp)):
             found.get((Ruleset.__name__, str(item.namespace)), []).append(item)
+        if isinstance(item, Open) and (item.namespace, item.link) in instances:
+            found[instances[item.namespace, item.link]] = [item]
     return found
 
 
@@ -287,7 +290,9 @@ def _finished(writer: Writer, kernel: Kernel, state: State, report: Report, scop
         report("finishing what an earlier command left, or a reboot took")
     try:
         found = _converge(writer, kernel, state, scopes)
-        words = "; ".join(_in_words({vpc: one for vpc, one in found.trouble.items() if state.changes(vpc)}))
+        words = "; ".join(
+            places.in_words({place: one for place, one in found.trouble.items() if places.interrupted(state, place)})
+        )
     except (ConflictError, KernelError) as error:
         if not state.unfinished:
             raise
@@ -326,7 +331,7 @@ def _converge(writer: Writer, kernel: Kernel, state: State, scopes: Scopes = Non
     finished = dataclasses.replace(intent, world=desired, record=after, pending=left)
     if not plan and finished == state:
         return Converged(state)
-    homes = {item.key: scope for scope, items in after.items() for item in items}
+    homes = places.homes(after)
     trouble = _check(kernel, plan, homes)
     intent = writer.save(intent)
     made = _mend(kernel, plan, homes, trouble, _shutters(intent.record))
@@ -338,58 +343,73 @@ def _converge(writer: Writer, kernel: Kernel, state: State, scopes: Scopes = Non
 
 
 def _check(kernel: Kernel, plan: Plan, homes: Mapping[Key, str]) -> Trouble:
-    """What stands in the way of `plan`, by the VPC to whose items it leads; what concerns no one VPC is raised."""
+    """What stands in the way of `plan`, by the place of the items to which it leads.
+
+    What concerns neither one VPC nor one instance is raised.
+    """
     parts: dict[str, list[Step]] = defaultdict(list)
     for step in plan.steps:
         parts[homes.get(step.item.key, topology.HOST)].append(step)
     trouble: Trouble = {}
-    for scope, steps in parts.items():
+    for place, steps in parts.items():
         try:
             kernel.check(Plan(tuple(steps)))
         except (ConflictError, KernelError) as error:
-            if scope == topology.HOST:
+            if place == topology.HOST:
                 raise
-            trouble[scope] = error
-    return trouble
+            trouble[place] = error
+    # An instance whose whole VPC is in trouble has none of its own.
+    whole = {place for place in trouble if not places.instance_of(place)}
+    return {place: error for place, error in trouble.items() if place in whole or places.vpc_of(place) not in whole}
 
 
 def _mend(kernel: Kernel, plan: Plan, homes: Mapping[Key, str], trouble: Trouble, shutters: Shutters) -> set[Key]:
-    """Take the steps of `plan`, and tell what was made; where one of a VPC fails, that VPC joins `trouble`.
+    """Take the steps of `plan`, and tell what was made; where one of a VPC or an instance fails, that joins `trouble`.
 
-    Nothing more is done for such a VPC, and where it has not got its ruleset its links are taken down.  What cannot be
-    removed, or concerns no one VPC, is raised: nothing may be opened beside it.
+    Nothing more is done there.  Where a router has not got its ruleset its links are taken down, and where a step of an
+    instance fails its port is.  What cannot be removed otherwise, or concerns no one VPC, is raised: nothing may be
+    opened beside it.
     """
-    owners = {key[1]: scope for key, scope in homes.items() if key[0] == Namespace.__name__}
+    spaces = {place: key for key, place in homes.items() if key[0] == Namespace.__name__}
+    owners = {key[1]: place for place, key in spaces.items()}
     lost: set[tuple[str | None, str]] = set()
     made: set[Key] = set()
     for step in plan.steps:
-        item, scope = step.item, homes.get(step.item.key, topology.HOST)
-        if isinstance(step, Remove):
-            if scope not in trouble:
-                kernel.remove(item)
-            continue
-        if isinstance(item, Ruleset) and item.closed:
+        item, place = step.item, homes.get(step.item.key, topology.HOST)
+        removing = isinstance(step, Remove)
+        if isinstance(item, Ruleset) and item.closed and not removing:
             _close(kernel, item, shutters)
             continue
         # A peering's link needs the other VPC's router too.
-        concerned = {scope, owners.get(item.namespace), owners.get(getattr(item, "peer_namespace", None))}
-        if not concerned & trouble.keys() and not lost.intersection(links_used(item)):
+        concerned = {
+            place,
+            places.vpc_of(place),
+            owners.get(item.namespace),
+            owners.get(getattr(item, "peer_namespace", None)),
+        }
+        blocked = place != topology.HOST and bool(concerned & trouble.keys())
+        if not blocked and (removing or not lost.intersection(links_used(item))):
             try:
-                kernel.ensure(item)
-                made.add(item.key)
+                (kernel.remove if removing else kernel.ensure)(item)
+                made.update(() if removing else (item.key,))
                 continue
             except (ConflictError, KernelError) as error:
-                if scope == topology.HOST:
+                if place == topology.HOST or (removing and not places.instance_of(place)):
                     raise
-                trouble[scope] = error
-        lost.update(links_made(item))
-        for link in shutters.get(item.key, ()):
-            kernel.remove(link)
+                trouble[place] = _closed(kernel, error, shutters.get(spaces.get(place, ()), ()))
+        if not removing:
+            lost.update(links_made(item))
+            for link in shutters.get(item.key, ()) if isinstance(item, Ruleset) else ():
+                kernel.remove(link)
     return made
 
 
-def _in_words(trouble: Trouble) -> list[str]:
-    return [f"VPC {scope} cannot be mended, and is left out: {error}" for scope, error in trouble.items()]
+def _closed(kernel: Kernel, error: ConflictError | KernelError, ports: Iterable[Item]) -> VpcctlError:
+    """The error, with what was done about it where it came of an instance: its `ports` are taken down."""
+    ports = list(ports)
+    for port in ports:
+        kernel.remove(port)
+    return type(error)(f"{error}; its port is closed until `vpcctl repair` succeeds") if ports else error
 
 
 def _mending(

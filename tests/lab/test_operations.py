@@ -126,6 +126,7 @@ def test_what_the_page_says_mends_it(busy: Lab, tmp_path: Path, title: str) -> N
 
 def test_every_section_is_tried_here_or_there() -> None:
     elsewhere = {
+        "A namespace belongs elsewhere": "tests/lab/test_namespaces.py",
         "The state file is newer": "tests/lab/test_adopt.py",
         "The state is locked": "tests/lab/test_surroundings.py",
     }
@@ -136,11 +137,11 @@ def test_every_section_is_tried_here_or_there() -> None:
 
 
 def test_a_vpc_that_cannot_be_mended_is_named_and_can_be_given_up(busy: Lab, tmp_path: Path) -> None:
-    title = "One VPC cannot be mended"
+    title = "One instance or VPC cannot be repaired"
     busy.run(["sh", "-c", "ip netns delete shop-web; ip netns add shop-web; ip -n billing-ledger link delete eth0"])
     repair = busy.run([sys.executable, "-m", "vpcctl", "repair"], check=False)
     assert repair.returncode == 4
-    assert "VPC shop cannot be mended, and is left out: namespace shop-web exists already" in repair.stderr
+    assert "instance web of VPC shop: repair failed, skipped: namespace shop-web exists already" in repair.stderr
     assert busy.vpcctl("status", "--vpc", "billing").stdout == "in sync\n"
     assert busy.run(["ping", "-n", "-c", "1", "-W", "5", "10.9.1.1"], netns="billing-ledger").returncode == 0
     done = typed(busy, title, 0, tmp_path)

@@ -671,18 +671,91 @@ def test_a_vpc_that_cannot_be_mended_stands_in_no_other_ones_way(life: Life) -> 
     """Whichever object of it is refused: the other VPC is restored, can be changed, and all can be destroyed."""
     for key in everything_of(life):
         machine, scope = troubled(life, key)
-        with pytest.raises(KernelError, match=f"VPC {scope} cannot be mended, and is left out"):
+        with pytest.raises(KernelError, match=words(scope, key)):
             machine.repair()
         other = {"one": "two", "two": "one"}[scope]
         apart = [one for one in reconciler.examine(machine.state, machine.kernel, [other]) if not shared(one.item)]
         assert apart == [], key
-        assert not any(opened(machine.kernel, scope)) or key[0] == Open.__name__, key
+        ends = [names.port(instance_of(key))] if instance_of(key) else None
+        shut = [item for item in opened(machine.kernel, scope) if ends is None or item.link in ends]
+        assert not shut or key[0] == Open.__name__, key
         made = machine.change(subnet(other, "more", OTHER_PREFIX[other]))
         assert ("Namespace", f"{other}-more") in machine.kernel.objects
         assert made.after.vpc(other).subnet("more")
         assert machine.state.pending == machine.state.world
         machine.check_destroyed()
         assert machine.state.pending is None
+
+
+INSTANCES = ("web", "web-two", "db")
+
+
+def instance_of(key: tuple[str, ...]) -> str:
+    """The instance of VPC one that the object with the key belongs to alone; empty where it is more than one's."""
+    spaces = {f"{vpc}-{name}": name for vpc in ("one", "two") for name in (*INSTANCES, "api")}
+    ports = {names.port(name): name for name in spaces.values()}
+    if key[0] in ("Port", "FdbEntry", "Open", "Veth", "LinkUp"):
+        return ports.get(key[2], spaces.get(key[1], ""))
+    return spaces.get(key[1], "")
+
+
+def words(scope: str, key: tuple[str, ...]) -> str:
+    """How the trouble with the object is told."""
+    name = instance_of(key)
+    return f"instance {name} of VPC {scope}: repair failed, skipped" if name else f"VPC {scope} cannot be mended"
+
+
+def test_an_instance_that_cannot_be_repaired_stands_in_no_other_ones_way(life: Life) -> None:
+    """Whichever object of it is refused: all else of its VPC is restored and can be changed, and its port is closed."""
+    for key in filter(instance_of, everything_of(life, "one")):
+        machine, _ = troubled(life, key)
+        with pytest.raises(KernelError, match=words("one", key)) as caught:
+            machine.repair()
+        assert "its port is closed" in str(caught.value)
+        name = instance_of(key)
+        left = reconciler.examine(machine.state, machine.kernel)
+        assert {instance_of(one.item.key) for one in left} == {name}, key
+        assert names.port(name) not in [item.link for item in opened(machine.kernel, "one")]
+        assert machine.state.pending == machine.state.world
+        with contextlib.suppress(KernelError):
+            machine.change(lambda world: changes.create_instance(world, "one", "web", "web-9", None, 0))
+        assert "in-web-9" in [item.link for item in opened(machine.kernel, "one")], key
+        machine.check_destroyed()
+
+
+def test_an_open_port_is_closed_when_its_instance_cannot_be_repaired(life: Life) -> None:
+    """Its address is gone and cannot be given again; the other instances keep their links, untouched."""
+    before, state = life[FULL]
+    key = next(key for key in everything_of(life, "one") if key[:2] == ("Address", "one-web"))
+    kernel = Stubborn()
+    kernel.objects, kernel.refused = dict(before.objects), key
+    del kernel.objects[key]
+    machine = Machine(kernel, state)
+    with pytest.raises(KernelError, match=r"instance web of VPC one: .*its port is closed"):
+        machine.repair()
+    assert kernel.calls == ["remove link in-web open in one-router"]
+    kernel.refused = ()
+    machine.repair()
+    machine.check(life[FULL][1].world)
+
+
+def test_an_interrupted_change_is_kept_when_an_instance_that_it_does_not_touch_is_in_trouble(life: Life) -> None:
+    machine, _ = troubled(life, ("Namespace", "one-web"))
+    wanted = changes.clear_policy(machine.state.world, "one", "db")
+    machine.store.state = dataclasses.replace(machine.state, pending=wanted)
+    with pytest.raises(KernelError, match="instance web of VPC one"):
+        machine.repair()
+    assert bare(machine.state.world) == bare(wanted)
+
+
+def test_an_interrupted_change_that_makes_the_instance_in_trouble_is_put_back(life: Life) -> None:
+    machine = Machine(Stubborn(), life[FULL][1])
+    machine.kernel.objects = dict(life[FULL][0].objects)
+    machine.kernel.refused = ("Namespace", "one-web-9")
+    wanted = changes.create_instance(machine.state.world, "one", "web", "web-9", None, 0)
+    machine.store.state = dataclasses.replace(machine.state, pending=wanted)
+    machine.repair()
+    machine.check(life[FULL][1].world)
 
 
 def test_what_could_not_be_mended_is_mended_when_the_cause_is_gone(life: Life) -> None:
@@ -698,8 +771,8 @@ def test_what_could_not_be_mended_is_mended_when_the_cause_is_gone(life: Life) -
 
 
 def test_a_change_of_the_vpc_that_cannot_be_mended_fails_and_is_put_back(life: Life) -> None:
-    machine, _ = troubled(life, ("Namespace", "one-web"))
-    with pytest.raises(KernelError, match="in-web-9"):
+    machine, _ = troubled(life, ("Namespace", "one-router"))
+    with pytest.raises(KernelError, match="one-router"):
         machine.change(lambda world: changes.create_instance(world, "one", "web", "web-9", None, 0))
     assert bare(machine.state.world) == bare(life[FULL][1].world)
     machine.kernel.refused = ()
@@ -707,14 +780,14 @@ def test_a_change_of_the_vpc_that_cannot_be_mended_fails_and_is_put_back(life: L
     machine.check(life[FULL][1].world)
 
 
-def test_what_is_not_ours_is_trouble_of_its_vpc_alone(life: Life) -> None:
+def test_what_is_not_ours_is_trouble_of_its_instance_alone(life: Life) -> None:
     machine, _ = troubled(life, ("Namespace", "one-web"))
     machine.kernel.refused = ()
     machine.kernel.foreign.add(("Namespace", "one-web"))
-    with pytest.raises(ConflictError, match="VPC one cannot be mended"):
+    with pytest.raises(ConflictError, match="instance web of VPC one: repair failed, skipped"):
         machine.repair()
-    found = reconciler.examine(machine.state, machine.kernel, ["two"])
-    assert [one for one in found if not shared(one.item)] == []
+    left = reconciler.examine(machine.state, machine.kernel)
+    assert {instance_of(one.item.key) for one in left} == {"web"}
 
 
 def drifted(life: Life, key: tuple[str, ...]) -> Machine:
@@ -750,14 +823,14 @@ def test_what_is_told_as_mended_was_mended(life: Life) -> None:
         assert not mended & left, key
 
 
-def test_a_link_of_a_vpc_that_is_known_not_to_be_mended_is_not_taken_away(life: Life) -> None:
+def test_a_link_of_an_instance_that_is_known_not_to_be_repaired_is_not_taken_away(life: Life) -> None:
     """It would be made again by steps that are not taken."""
     before, state = life[FULL]
-    kernel, key = before.copy(), ("Veth", "one-router", "in-db")
+    kernel, key = before.copy(), ("Veth", "one-router", "in-web")
     kernel.objects[key] = spoiled = dataclasses.replace(kernel.objects[key], tag="spoiled")
     kernel.foreign.add(("Namespace", "one-web"))
     machine = Machine(kernel, state)
-    with pytest.raises(ConflictError, match="VPC one cannot be mended"):
+    with pytest.raises(ConflictError, match="instance web of VPC one"):
         machine.repair()
     assert kernel.objects[key] == spoiled
 
@@ -769,7 +842,7 @@ def test_one_vpcs_trouble_is_none_of_another_that_is_asked_for_alone(life: Life)
     reconciler.repair(machine.store, machine.kernel, vpc="two")
     assert not machine.state.changes("two")
     assert machine.state.pending == machine.state.world
-    with pytest.raises(KernelError, match="VPC one cannot be mended"):
+    with pytest.raises(KernelError, match="instance web of VPC one"):
         reconciler.repair(machine.store, machine.kernel, vpc="one")
 
 
@@ -795,7 +868,7 @@ def test_a_change_that_only_lacks_its_commit_is_kept_beside_the_trouble_of_anoth
     machine.store.failing, machine.store.error = machine.store.writes + 4, StateError("no room")
     with pytest.raises(StateError, match="the change itself is made"):
         machine.change(subnet("two", "more", OTHER_PREFIX["two"]))
-    with pytest.raises(KernelError, match="VPC one cannot be mended"):
+    with pytest.raises(KernelError, match="instance web of VPC one"):
         machine.repair()
     assert machine.state.world.vpc("two").subnet("more")
 

@@ -131,7 +131,7 @@ def exec(
     Example: vpcctl exec --vpc shop --subnet web -- curl http://10.0.2.2/
     """
     from vpcctl.kernel import inside
-    from vpcctl.names import instance_namespace
+    from vpcctl.names import instance_namespace, tag
 
     if (subnet is None) == (instance is None):
         raise click.UsageError("name either --subnet or --instance")
@@ -143,4 +143,5 @@ def exec(
             raise ConflictError(f"subnet {subnet} has no instance; `vpcctl create-instance` makes one")
         instance = subnet if subnet in instances else next(iter(instances))
     chosen = found.instance(instance or "")
-    inside.execute(instance_namespace(vpc, chosen.name), list(command), user)
+    owner = tag(state.state_id, vpc, f"instance/{chosen.name}")
+    inside.execute(instance_namespace(vpc, chosen.name), list(command), user, owner)

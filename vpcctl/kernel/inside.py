@@ -10,7 +10,7 @@ import pwd
 import signal
 from pathlib import Path
 
-from vpcctl.errors import CommandError, ConflictError, GoneError, KernelError
+from vpcctl.errors import CommandError, ConflictError, KernelError
 from vpcctl.kernel import namespaces
 from vpcctl.kernel.linux import require_privilege
 
@@ -19,18 +19,15 @@ PR_SET_NO_NEW_PRIVS = 38
 FIRST_INHERITABLE = 3
 
 
-def execute(namespace: str, command: list[str], user: str | None = None) -> None:
-    """Become `command` inside `namespace`; returns only by raising.
+def execute(namespace: str, command: list[str], user: str | None = None, tag: str = "") -> None:
+    """Become `command` inside `namespace`, which must have `tag` where one is given; returns only by raising.
 
     /sys shows the namespace's devices and files of /etc/netns/<namespace> stand in for those of /etc, in a mount
     namespace of its own.  `user` drops to that user, for good.
     """
     require_privilege()
     account = _account(user) if user else None
-    if not namespaces.is_namespace(namespace):
-        raise GoneError(f"namespace {namespace} is gone; `vpcctl repair` makes it again")
-    namespaces.check_ours(namespace)
-    descriptor = os.open(namespaces.path(namespace), os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = namespaces.opened(namespace, tag)
     try:
         namespaces.setns(descriptor, namespaces.CLONE_NEWNET)
         namespaces.unshare(namespaces.CLONE_NEWNS)

@@ -7,12 +7,11 @@ its alias (the mark of ownership) in the next; where a crash came between, the M
 from __future__ import annotations
 
 import errno
-import ipaddress
 import os
+import secrets
 import socket
 import struct
 from collections.abc import Callable
-from functools import cached_property
 
 from pyroute2 import IPRoute
 from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST
@@ -20,17 +19,17 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import RTM_SETNEIGHTBL, ndmsg
 from pyroute2.netlink.rtnl.ndtmsg import ndtmsg
 
-from vpcctl.errors import ConflictError, GoneError
-from vpcctl.items import Address, Bridge, FdbEntry, Item, LinkUp, Neighbour, Open, Port, ProxyDelay, Route, Veth, where
+from vpcctl.errors import ConflictError, GoneError, KernelError
+from vpcctl.items import Address, Bridge, FdbEntry, LinkUp, Neighbour, Open, Port, ProxyDelay, Route, Veth, where
 from vpcctl.kernel.interface import ABSENT, RIGHT, Condition, State
-from vpcctl.kernel.namespaces import RUN_NETNS, entered
+from vpcctl.kernel.namespaces import entered, opened
 
 PORT_FLAGS = {
     "isolated": 1, "locked": 1, "learning": 0, "unicast_flood": 0, "mcast_flood": 0, "bcast_flood": 0
 }  # fmt: skip
 # The loopback interface's index in every namespace, whatever somebody inside calls it (include/net/flow.h).
 LOOPBACK, LOOPBACK_IFINDEX = "lo", 1
-RT_TABLE_MAIN, RT_TABLE_LOCAL = 254, 255
+RT_TABLE_MAIN = 254
 ABSENCE = {errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENXIO}
 
 
@@ -90,15 +89,25 @@ class Rtnl:
     def ensure_veth(self, item: Veth) -> None:
         """Make the pair.  An end for the host is labelled here before it moves, so the host never sees it bare."""
         if self._is_free(item):
-            peer = {"ifname": item.peer_name, "address": item.peer_mac}
-            if item.peer_namespace is not None:
-                peer["net_ns_fd"] = str(RUN_NETNS / item.peer_namespace)
-            self._socket.link("add", ifname=item.name, kind="veth", address=item.mac, peer=peer)
+            self._add_veth(item)
         self._label(item.name, item.tag, item.altname)
         if item.peer_namespace is None and self.link(item.peer_name) is not None:
             self._label(item.peer_name, item.tag, item.peer_altname)
             self._socket.link("set", index=self.index(item.peer_name), net_ns_fd="/proc/thread-self/ns/net")
             self.forget(item.peer_name)
+
+    def _add_veth(self, item: Veth) -> None:
+        """Both ends in one request, each with its name and MAC address, in its namespace."""
+        peer: dict[str, object] = {"ifname": item.peer_name, "address": item.peer_mac}
+        if item.peer_namespace is None:
+            self._socket.link("add", ifname=item.name, kind="veth", address=item.mac, peer=peer)
+            return
+        descriptor = opened(item.peer_namespace)
+        try:
+            peer["net_ns_fd"] = descriptor
+            self._socket.link("add", ifname=item.name, kind="veth", address=item.mac, peer=peer)
+        finally:
+            os.close(descriptor)
 
     def is_ours(self, item: Bridge | Veth) -> bool:
         """Is there a link of that name with our mark?
@@ -132,20 +141,34 @@ class Rtnl:
             self._socket.link("del", index=self.index(name))
         self.forget(name)
 
-    def evict(self, name: str) -> None:
-        """Have no link called `name`: delete it, or take the name from one that cannot be deleted or only lends it."""
+    def evict(self, name: str, rename: bool = False) -> None:
+        """Have no link called `name`: delete it, or take the name from one that cannot be deleted or only lends it.
+
+        With `rename` the link is not deleted but set down and renamed, which works for every link and is quicker.  One
+        that is gone or changed meanwhile is no error: who wants the name tries again.
+        """
+        try:
+            self._evict(name, rename)
+        except NetlinkError as error:
+            if error.code not in ABSENCE | {errno.EBUSY, errno.EEXIST}:
+                raise
+        self.forget(name)
+
+    def _evict(self, name: str, rename: bool) -> None:
         link = self.link(name)
         if link is None:
             return
+        index = link["index"]
         if link.get_attr("IFLA_IFNAME") != name:
-            self._socket.link("property_del", index=link["index"], altname=name)
-        elif link["index"] == LOOPBACK_IFINDEX:
-            self._socket.link("set", index=LOOPBACK_IFINDEX, state="down")
-            self._socket.link("set", index=LOOPBACK_IFINDEX, ifname=f"{LOOPBACK}{LOOPBACK_IFINDEX}")
-            self._socket.link("set", index=LOOPBACK_IFINDEX, state="up")
+            self._socket.link("property_del", index=index, altname=name)
+        elif rename or index == LOOPBACK_IFINDEX:
+            other = f"{LOOPBACK}{LOOPBACK_IFINDEX}" if index == LOOPBACK_IFINDEX else f"{name}~{secrets.token_hex(4)}"
+            self._socket.link("set", index=index, state="down")
+            self._socket.link("set", index=index, ifname=other)
+            if index == LOOPBACK_IFINDEX:
+                self._socket.link("set", index=index, state="up")
         else:
-            self._socket.link("del", index=link["index"])
-        self.forget(name)
+            self._socket.link("del", index=index)
 
     def observe_link(self, link, item: Bridge | Veth, mac: str) -> Condition:
         """Compare a link message with the item that it should be."""
@@ -220,9 +243,9 @@ class Rtnl:
 
     def ensure_route(self, item: Route) -> None:
         source = {"prefsrc": item.source} if item.source else {}
-        self._socket.route(
-            "replace", dst=item.destination, gateway=item.via, oif=self.index(item.link), flags=ONLINK, **source
-        )
+        route = {"dst": item.destination, "gateway": item.via, "oif": self.index(item.link), "flags": ONLINK, **source}
+        # Where root in an instance has put another route in front of ours, ours is there and cannot replace that one.
+        _tolerating(errno.EEXIST, lambda: self._socket.route("replace", **route))
 
     def remove_route(self, item: Route) -> None:
         self._socket.route("del", dst=item.destination, gateway=item.via, oif=self.index(item.link))
@@ -242,12 +265,6 @@ class Rtnl:
         message["header"]["flags"] = NLM_F_REQUEST | NLM_F_ACK
         message.encode()
         _converse(self.namespace, bytes(message.data))
-
-    # -- everything at once, for comparison ----------------------------------------------------------------------
-
-    def survey(self) -> Survey:
-        """A dump of everything that items of this namespace can be compared with."""
-        return Survey(self)
 
     def dump(self, what: str, **arguments):
         """One of the socket's dumps as a list."""
@@ -271,6 +288,22 @@ def _converse(namespace: str | None, request: bytes) -> None:
         raise OSError(number, os.strerror(number))
 
 
+def contended(make: Callable[[], None], evict: Callable[[int], object], attempts: int) -> None:
+    """Make a link whose name somebody else may hold: `evict` frees it, given the number of attempts so far.
+
+    KernelError when the name was taken again each time.
+    """
+    for attempt in range(attempts):
+        try:
+            return make()
+        except NetlinkError as error:
+            if error.code != errno.EEXIST:
+                raise
+        if attempt < attempts - 1:
+            evict(attempt)
+    raise KernelError(f"the name of the link was taken again after each of {attempts} attempts to free it")
+
+
 def _tolerating(number: int, action: Callable[[], object]) -> None:
     try:
         action()
@@ -282,139 +315,3 @@ def _tolerating(number: int, action: Callable[[], object]) -> None:
 def _altnames(link) -> list[str]:
     properties = link.get_attr("IFLA_PROP_LIST")
     return [] if properties is None else [value for name, value in properties["attrs"] if name == "IFLA_ALT_IFNAME"]
-
-
-class Survey:
-    """What one namespace contains, each kind dumped once and only if asked for."""
-
-    def __init__(self, rtnl: Rtnl):
-        self._rtnl = rtnl
-
-    @cached_property
-    def links(self) -> dict[str, object]:
-        dumped = self._rtnl.dump("get_links")
-        found = {link.get_attr("IFLA_IFNAME"): link for link in dumped}
-        found[LOOPBACK] = next(link for link in dumped if link["index"] == LOOPBACK_IFINDEX)
-        self._rtnl._indices = {name: link["index"] for name, link in found.items()}
-        return found
-
-    @cached_property
-    def _names(self) -> dict[int, str]:
-        return {link["index"]: name for name, link in self.links.items()}
-
-    @cached_property
-    def addresses(self) -> set[tuple[str, str]]:
-        """(link, address/length)"""
-        return {
-            (self._names.get(found["index"], ""), f"{found.get_attr('IFA_ADDRESS')}/{found['prefixlen']}")
-            if found.get_attr("IFA_LOCAL") is None
-            else (self._names.get(found["index"], ""), f"{found.get_attr('IFA_LOCAL')}/{found['prefixlen']}")
-            for found in self._rtnl.dump("get_addr")
-        }
-
-    @cached_property
-    def neighbours(self) -> dict[tuple[str, str], tuple[str, int]]:
-        """(link, address) to (MAC, state)"""
-        return {
-            (self._names.get(found["ifindex"], ""), found.get_attr("NDA_DST")): (
-                found.get_attr("NDA_LLADDR"),
-                found["state"],
-            )
-            for found in self._rtnl.dump("get_neighbours")
-        }
-
-    @cached_property
-    def forwarding(self) -> dict[tuple[str, str], int]:
-        """(link, MAC) to state, of the bridges' databases"""
-        return {
-            (self._names.get(found["ifindex"], ""), found.get_attr("NDA_LLADDR")): found["state"]
-            for found in self._rtnl.dump("get_neighbours", family=socket.AF_BRIDGE)
-        }
-
-    @cached_property
-    def routes(self) -> dict[str, tuple[str, str, str]]:
-        """destination to (next hop, link, source), of those in the main table that come first: without a metric"""
-        found = {}
-        for route in self._rtnl.dump("get_routes", table=RT_TABLE_MAIN):
-            if route.get_attr("RTA_PRIORITY"):
-                continue
-            everything = "0.0.0.0" if route["family"] == socket.AF_INET else "::"
-            destination = f"{route.get_attr('RTA_DST') or everything}/{route['dst_len']}"
-            link = self._names.get(route.get_attr("RTA_OIF") or 0, "")
-            found[destination] = (route.get_attr("RTA_GATEWAY") or "", link, route.get_attr("RTA_PREFSRC") or "")
-        return found
-
-    @cached_property
-    def proxy_delays(self) -> dict[str, int]:
-        """link to milliseconds"""
-        found = {}
-        for table in self._rtnl.dump("get_ntables", family=socket.AF_INET):
-            parameters = table.get_attr("NDTA_PARMS")
-            index = parameters.get_attr("NDTPA_IFINDEX") if parameters is not None else None
-            if index and table.get_attr("NDTA_NAME") == "arp_cache":
-                found[self._names.get(index, "")] = parameters.get_attr("NDTPA_PROXY_DELAY")
-        return found
-
-    def observe(self, item: Item) -> Condition:
-        """Compare one item with the dump."""
-        return _OBSERVERS[type(item)](self, item)
-
-    def link(self, item: Bridge | Veth) -> Condition:
-        return self._rtnl.observe_link(self.links.get(item.name), item, item.mac)
-
-    def port(self, item: Port) -> Condition:
-        return self._rtnl.observe_port(self.links.get(item.name), item)
-
-    def up(self, item: LinkUp | Open) -> Condition:
-        link = self.links.get(item.link)
-        if link is None:
-            return ABSENT
-        return RIGHT if link["flags"] & 1 else Condition(State.DIFFERENT, "is down")
-
-    def address(self, item: Address) -> Condition:
-        return RIGHT if (item.link, item.address) in self.addresses else ABSENT
-
-    def neighbour(self, item: Neighbour) -> Condition:
-        found = self.neighbours.get((item.link, item.address))
-        if found is None:
-            return ABSENT
-        if found != (item.mac, ndmsg.states["permanent"]):
-            return Condition(State.DIFFERENT, f"is {found[0]} in state {found[1]:#x}, expected {item.mac}, permanent")
-        return RIGHT
-
-    def fdb(self, item: FdbEntry) -> Condition:
-        found = self.forwarding.get((item.link, item.mac))
-        if found is None:
-            return ABSENT
-        return RIGHT if found == FDB_STATIC else Condition(State.DIFFERENT, "is not static")
-
-    def route(self, item: Route) -> Condition:
-        found = self.routes.get(str(ipaddress.ip_network(item.destination)))
-        if found is None:
-            return ABSENT
-        expected = (item.via, item.link, item.source)
-        if found == expected:
-            return RIGHT
-        return Condition(State.DIFFERENT, f"goes via {found[0]} on {found[1]}, expected {item.via} on {item.link}")
-
-    def proxy_delay(self, item: ProxyDelay) -> Condition:
-        found = self.proxy_delays.get(item.link)
-        if found is None:
-            return ABSENT
-        if found != item.milliseconds:
-            return Condition(State.DIFFERENT, f"is {found} ms, expected {item.milliseconds}")
-        return RIGHT
-
-
-_OBSERVERS: dict[type[Item], Callable[[Survey, Item], Condition]] = {
-    Bridge: Survey.link,
-    Veth: Survey.link,
-    Port: Survey.port,
-    LinkUp: Survey.up,
-    Open: Survey.up,
-    Address: Survey.address,
-    Neighbour: Survey.neighbour,
-    FdbEntry: Survey.fdb,
-    Route: Survey.route,
-    ProxyDelay: Survey.proxy_delay,
-}

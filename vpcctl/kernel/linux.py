@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import ipaddress
 import os
 import socket
@@ -32,18 +31,22 @@ from vpcctl.items import (
     Veth,
     where,
 )
-from vpcctl.kernel import conntrack, namespaces, settings, sockets, tables
+from vpcctl.kernel import claims, conntrack, namespaces, settings, sockets, tables
 from vpcctl.kernel.interface import ABSENT, RIGHT, Condition, HostFacts, State
-from vpcctl.kernel.links import ABSENCE, RT_TABLE_LOCAL, RT_TABLE_MAIN, Rtnl
+from vpcctl.kernel.links import ABSENCE, RT_TABLE_MAIN, Rtnl, contended
+from vpcctl.kernel.lookups import Lookups
+from vpcctl.kernel.routes import read_host
+from vpcctl.kernel.survey import Survey
 from vpcctl.model import NAT_PORTS
 from vpcctl.names import TAGGED
-from vpcctl.plan import Ensure, Plan
+from vpcctl.plan import Ensure, Plan, Remove
 from vpcctl.tracking import Key, Selection, Tracked
 
 # Open sockets are kept for this many namespaces, so that thousands of instances cost no thousands of descriptors.
 OPEN_NAMESPACES = 32
+# How often the name of an instance's link is made free for ours, and how often by deleting the link that has it.
+ATTEMPTS, GENTLE_ATTEMPTS = 32, 4
 CAP_SYS_ADMIN, CAP_NET_ADMIN = 21, 12
-RTN_LOCAL = 2  # include/uapi/linux/rtnetlink.h
 # A VPN that takes the default route over without touching it adds its two halves, 0.0.0.0/1 and 128.0.0.0/1.
 WHOLE_INTERNET = 1
 
@@ -64,6 +67,9 @@ class LinuxKernel:
 
     def __init__(self) -> None:
         require_privilege()
+        inside = claims.own_name()
+        if inside is not None:
+            raise ConflictError(f"vpcctl runs in the namespace of {inside}; type the command on the host")
         self._open: dict[str | None, tuple[Rtnl, object]] = {}
         self._scratch: object = None
 
@@ -95,7 +101,7 @@ class LinuxKernel:
             tuple((link, value) for link, value in sorted(values.items()) if value is not None),
             tuple(sorted(networks)),
             settings.forwarding(),
-            _own_addresses(rtnl),
+            read_host().addresses,
             sockets.served_ports(*NAT_PORTS),
         )
 
@@ -114,9 +120,20 @@ class LinuxKernel:
     def _observe_namespace(self, namespace: str | None, items: list[Item]) -> dict[Item, Condition]:
         if namespace is not None and not namespaces.is_namespace(namespace):
             return dict.fromkeys(items, ABSENT)
-        if namespaces.is_foreign(namespace):
-            return dict.fromkeys(items, Condition(State.FOREIGN, f"namespace {namespace} is not ours"))
-        survey = self._rtnl(namespace).survey()
+        tag = next((item.tag for item in items if isinstance(item, Namespace)), "")
+        why = namespaces.foreign(namespace, tag)
+        if why:
+            return dict.fromkeys(items, Condition(State.FOREIGN, why))
+        if namespace is None or any(isinstance(item, (Ruleset, Bridge)) for item in items):
+            return self._surveyed(namespace, items, Survey(self._rtnl(namespace)))
+        try:
+            with contextlib.closing(Lookups(self._rtnl(namespace))) as lookups:
+                return self._surveyed(namespace, items, lookups)
+        except (NetlinkError, OSError, KernelError) as error:
+            # Trouble in one instance's namespace is its own.
+            return dict.fromkeys(items, Condition(State.DIFFERENT, f"cannot be read: {error}"))
+
+    def _surveyed(self, namespace: str | None, items: list[Item], survey: Survey) -> dict[Item, Condition]:
         found = {}
         with namespaces.entered(namespace):
             for item in items:
@@ -139,7 +156,7 @@ class LinuxKernel:
         Root inside an instance may have moved, renamed or replaced it.  That its namespace is gone is told elsewhere.
         """
         namespace = item.peer_namespace
-        if namespace is not None and (not namespaces.is_namespace(namespace) or namespaces.is_foreign(namespace)):
+        if namespace is not None and (not namespaces.is_namespace(namespace) or namespaces.foreign(namespace)):
             return RIGHT
         far = self._rtnl(item.peer_namespace).link(item.peer_name)
         if far is None or far.get_attr("IFLA_LINK") != near or far.get_attr("IFLA_IFNAME") != item.peer_name:
@@ -154,24 +171,21 @@ class LinuxKernel:
     def _observe_tag(self, item: Namespace) -> Condition:
         if not namespaces.is_namespace(item.namespace):
             return ABSENT
-        if namespaces.owner(item.namespace) == item.tag:
-            return RIGHT
-        return Condition(State.FOREIGN, f"namespace {item.namespace} is not ours")
+        why = namespaces.foreign(item.namespace, item.tag)
+        return Condition(State.FOREIGN, why) if why else RIGHT
 
     @_translated("the kernel does not tell what is there")
     def check(self, plan: Plan) -> None:
         """Names that we are about to take must be free or ours already."""
-        problems = []
+        touched = {step.item.namespace for step in plan.steps if isinstance(step, Ensure)}
+        touched -= {step.item.namespace for step in plan.steps if isinstance(step.item, Namespace)} | {None}
+        problems = [why for namespace in sorted(touched) if (why := namespaces.displaced(str(namespace), ""))]
         for step in plan.steps:
-            if not isinstance(step, Ensure):
-                continue
             item = step.item
             if isinstance(item, Namespace):
-                if os.path.lexists(namespaces.path(item.namespace)) and not self._is_ours(item):
-                    problems.append(
-                        f"namespace {item.namespace} exists already and is not ours; remove it"
-                        f" (ip netns delete {item.namespace}) or choose another name"
-                    )
+                problems += self._obstacle(step)
+            elif not isinstance(step, Ensure):
+                continue
             elif isinstance(item, Veth) and item.peer_namespace is None:
                 alias = self._rtnl(None).alias(item.peer_name)
                 if alias is not None and alias != item.tag:
@@ -183,9 +197,18 @@ class LinuxKernel:
         if problems:
             raise ConflictError("\n".join(problems))
 
-    def _is_ours(self, item: Namespace) -> bool:
-        """Is what stands under the namespace's name ours, even where its making was cut short?"""
-        return self._observe_tag(item) == RIGHT or namespaces.is_placeholder(item.namespace, item.tag)
+    def _obstacle(self, step: Ensure | Remove) -> list[str]:
+        """What keeps a namespace from being made, or ours from being removed."""
+        name, tag = step.item.namespace, step.item.tag
+        displaced = namespaces.displaced(name, tag)
+        if displaced and (isinstance(step, Ensure) or namespaces.owner(name) == tag):
+            return [displaced]
+        if isinstance(step, Remove) or not os.path.lexists(namespaces.path(name)):
+            return []
+        if self._observe_tag(step.item) == RIGHT or namespaces.is_placeholder(name, tag):
+            return []
+        remedy = f"remove it (ip netns delete {name}) or choose another name"
+        return [f"namespace {name} exists already and is not ours; {remedy}"]
 
     def ensure(self, item: Item) -> None:
         self._act(item, _ENSURE[type(item)])
@@ -195,7 +218,7 @@ class LinuxKernel:
         kept = isinstance(item, (Namespace, Veth))
         if namespace is not None and not namespaces.is_namespace(namespace) and not kept:
             return
-        if namespaces.is_foreign(namespace):
+        if not kept and namespaces.foreign(namespace):
             return
         try:
             self._act(item, _REMOVE[type(item)])
@@ -211,14 +234,14 @@ class LinuxKernel:
 
     def _ensure_namespace(self, item: Namespace) -> None:
         if namespaces.is_namespace(item.namespace):
-            if self._observe_tag(item) != RIGHT:
-                raise ConflictError(f"namespace {item.namespace} exists already and is not ours; remove or rename it")
+            why = namespaces.foreign(item.namespace, item.tag)
+            if why:
+                raise ConflictError(why)
             return
         namespaces.create(item.namespace, item.tag)
 
     def _remove_namespace(self, item: Namespace) -> None:
-        present = namespaces.is_namespace(item.namespace)
-        if present and self._observe_tag(item) != RIGHT:
+        if namespaces.is_namespace(item.namespace) and namespaces.owner(item.namespace) != item.tag:
             return
         self._close(item.namespace)
         namespaces.remove(item.namespace, item.tag)
@@ -242,19 +265,21 @@ class LinuxKernel:
             rtnl.remove_link(item.name)
 
     def _ensure_veth(self, item: Veth) -> None:
-        rtnl = self._rtnl(item.namespace)
-        try:
-            rtnl.ensure_veth(item)
-        except NetlinkError as error:
-            if error.code != errno.EEXIST:
-                raise
-            # An end is left of a pair whose other end is in a namespace that somebody deleted; or root in an instance
-            # has given its name to another link.
-            if item.peer_namespace is None:
-                self._remove_far_end(item)
-            else:
-                self._rtnl(item.peer_namespace).evict(item.peer_name)
-            rtnl.ensure_veth(item)
+        """Make the pair; where its far end's name is taken, make that free and try again.
+
+        An end may be left of a pair whose other end is in a namespace that somebody deleted.  Root inside an instance
+        may have given the name to another link, and may go on to do so for as long as we try.
+        """
+        rtnl, far = self._rtnl(item.namespace), item.peer_namespace
+        if far is None:
+            contended(lambda: rtnl.ensure_veth(item), lambda attempt: self._remove_far_end(item), 2)
+        else:
+            contended(
+                lambda: rtnl.ensure_veth(item),
+                lambda attempt: self._rtnl(far).evict(item.peer_name, attempt >= GENTLE_ATTEMPTS),
+                ATTEMPTS,
+            )
+            self._rtnl(far).forget(item.peer_name)
 
     def _remove_veth(self, item: Veth) -> None:
         """Remove the pair: by one end, unless a process keeps that in a namespace that has no name any more."""
@@ -267,7 +292,7 @@ class LinuxKernel:
 
     def _remove_near_end(self, item: Veth) -> bool:
         """Remove the pair by its near end; False if that is not there, or not ours."""
-        if not namespaces.is_namespace(item.namespace):
+        if not namespaces.is_namespace(item.namespace) or namespaces.foreign(item.namespace):
             return False
         rtnl = self._rtnl(item.namespace)
         rtnl.forget(item.name)
@@ -276,7 +301,7 @@ class LinuxKernel:
     def _remove_far_end(self, item: Veth) -> bool:
         """Remove the pair by its far end; False if that is not there, or the host's own."""
         namespace, name = item.peer_namespace, item.peer_name
-        if namespace is not None and (not namespaces.is_namespace(namespace) or namespaces.is_foreign(namespace)):
+        if namespace is not None and (not namespaces.is_namespace(namespace) or namespaces.foreign(namespace)):
             return False
         rtnl = self._rtnl(namespace)
         rtnl.forget(name)
@@ -376,17 +401,6 @@ class LinuxKernel:
     def _close(self, namespace: str | None) -> None:
         if namespace in self._open:
             self._open.pop(namespace)[0].close()
-
-
-def _own_addresses(rtnl: Rtnl) -> tuple[ipaddress.IPv4Network, ...]:
-    """What the host delivers to itself, loopback included."""
-    return tuple(
-        sorted(
-            ipaddress.ip_network(f"{route.get_attr('RTA_DST')}/{route['dst_len']}")
-            for route in rtnl.dump("get_routes", family=socket.AF_INET, table=RT_TABLE_LOCAL)
-            if route["type"] == RTN_LOCAL
-        )
-    )
 
 
 def _next_hops(route) -> set[int]:

@@ -11,15 +11,13 @@ import contextlib
 import ctypes
 import errno
 import os
-import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from vpcctl.errors import ConflictError, GoneError, KernelError
-from vpcctl.names import TAGGED
-
-RUN_NETNS = Path("/run/netns")
+from vpcctl.kernel import claims
+from vpcctl.kernel.claims import RUN_NETNS, Claim
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
@@ -37,10 +35,8 @@ MS_SLAVE = 1 << 19
 MS_SHARED = 1 << 20
 MNT_DETACH = 0x2
 
-# include/uapi/linux/mount.h and fcntl.h; system calls after 423 have one number on all architectures but Alpha.
-SYS_OPEN_TREE = 428
-OPEN_TREE_CLONE = 0x1
-AT_FDCWD = -100
+# More mounts than this on one name are no accident.
+DEEPEST = 64
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -95,13 +91,7 @@ def path(name: str) -> Path:
 
 def is_namespace(name: str) -> bool:
     """Is `name` a mounted namespace?  A plain file, a symbolic link or nothing at all is none."""
-    location = path(name)
-    try:
-        status = os.lstat(location)
-    except OSError:
-        return False
-    # A bind-mounted namespace is a file of nsfs, hence of another device than the directory that it stands in.
-    return status.st_dev != os.stat(RUN_NETNS).st_dev and not location.is_symlink()
+    return claims.mounted(name) is not None
 
 
 def names() -> list[str]:
@@ -116,42 +106,94 @@ def names() -> list[str]:
 def entered(name: str | None) -> Iterator[None]:
     """Move the calling thread into the namespace `name`, or of that path, for the duration; None stays where it is.
 
-    Raises GoneError if there is no such namespace, ConflictError for one that nobody's vpcctl made: it is not entered.
+    Raises GoneError if the namespace is not there, ConflictError if it is not ours: it is not entered.
     """
     if name is None:
         yield
         return
-    check_ours(name)
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    there = opened(name)
     try:
+        home = os.open(claims.OWN, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            there = os.open(path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError as error:
-            raise GoneError(f"namespace {name} is gone; `vpcctl repair` makes it again") from error
-        try:
-            setns(there, CLONE_NEWNET)
-        except OSError as error:
-            raise KernelError(f"cannot enter namespace {name}", os.strerror(error.errno)) from error
+            try:
+                setns(there, CLONE_NEWNET)
+            except OSError as error:
+                raise KernelError(f"cannot enter namespace {name}", os.strerror(error.errno)) from error
+            try:
+                yield
+            finally:
+                setns(home, CLONE_NEWNET)
         finally:
-            os.close(there)
-        try:
-            yield
-        finally:
-            setns(home, CLONE_NEWNET)
+            os.close(home)
     finally:
-        os.close(home)
+        os.close(there)
 
 
-def is_foreign(name: str | None) -> bool:
-    """Is `name` a namespace that no vpcctl made?  One that is called by its whole path is nobody's but the caller's."""
-    named = name is not None and "/" not in name and is_namespace(name)
-    return named and not (owner(str(name)) or "").startswith(TAGGED)
+def opened(name: str, tag: str = "") -> int:
+    """A descriptor of the namespace `name`, or of that path, for the caller to close.
+
+    What is checked is what was opened, whatever is mounted over the name meanwhile.  A namespace that is called by its
+    whole path is nobody's but the caller's; with `tag` it must be exactly the one with that tag.  Raises GoneError,
+    ConflictError.
+    """
+    try:
+        descriptor = os.open(path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):
+            raise KernelError(f"cannot open namespace {name}", os.strerror(error.errno)) from error
+        raise GoneError(f"namespace {name} is gone; `vpcctl repair` makes it again") from error
+    try:
+        if "/" not in name:
+            _check_opened(name, os.fstat(descriptor), tag)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
-def check_ours(name: str) -> None:
-    """Raise ConflictError for a namespace that no vpcctl made."""
-    if is_foreign(name):
-        raise ConflictError(f"namespace {name} is not ours; remove or rename it, and `vpcctl repair` makes ours again")
+def _check_opened(name: str, status: os.stat_result, tag: str) -> None:
+    if status.st_dev == os.stat(RUN_NETNS).st_dev:
+        raise GoneError(f"namespace {name} is gone; `vpcctl repair` makes it again")
+    why = _objection(name, (status.st_dev, status.st_ino), tag)
+    if why:
+        raise ConflictError(why)
+
+
+def foreign(name: str | None, tag: str = "") -> str | None:
+    """Why `name` is a namespace that is not ours, or not the one with `tag`, and what to type; None if it is ours.
+
+    None too where nothing is mounted, and for a whole path, which is nobody's but the caller's.
+    """
+    identity = claims.mounted(name) if name is not None and "/" not in name else None
+    return _objection(str(name), identity, tag) if identity is not None else None
+
+
+def displaced(name: str, tag: str) -> str | None:
+    """As `foreign`, for a namespace alone that belongs elsewhere: to the host, to a router, to another instance."""
+    identity = claims.mounted(name)
+    return _displaced(name, identity, tag) if identity is not None else None
+
+
+def _objection(name: str, identity: claims.Identity, tag: str) -> str | None:
+    why = _displaced(name, identity, tag)
+    if why is None and not _is_claimed(claims.read(name), tag):
+        return f"namespace {name} is not ours; remove or rename it, and `vpcctl repair` makes ours again"
+    return why
+
+
+def _displaced(name: str, identity: claims.Identity, tag: str) -> str | None:
+    claim = claims.read(name)
+    whose = claims.stranger(name, identity, claim)
+    if whose is None:
+        return None
+    # With nothing of ours below the mount, the name itself is in the way.
+    remedy = f"umount {path(name)}" if _is_claimed(claim, tag) else f"ip netns delete {name}"
+    return f"namespace {name} is {whose}; type `{remedy}`, and `vpcctl repair` makes ours again"
+
+
+def _is_claimed(claim: Claim | None, tag: str) -> bool:
+    """Is the claim of `tag`, or where that is empty, of any vpcctl?"""
+    return claim is not None and (claim.tag == tag if tag else claim.ours)
 
 
 def create(name: str, tag: str) -> None:
@@ -163,13 +205,13 @@ def create(name: str, tag: str) -> None:
     alive.
     """
     _prepare_directory()
-    _claim(name, tag)
     failure: list[BaseException] = []
 
     def unshare_and_mount() -> None:
         try:
             unshare(CLONE_NEWNET)
-            mount("/proc/thread-self/ns/net", path(name), flags=MS_BIND)
+            _claim(name, Claim(tag, os.stat(claims.OWN).st_ino))
+            mount(claims.OWN, path(name), flags=MS_BIND)
         except BaseException as error:
             failure.append(error)
 
@@ -177,26 +219,17 @@ def create(name: str, tag: str) -> None:
     thread.start()
     thread.join()
     if failure:
-        os.unlink(path(name))
+        if isinstance(failure[0], ConflictError):
+            raise failure[0]
+        if is_placeholder(name, tag):
+            os.unlink(path(name))
         raise KernelError(f"cannot create namespace {name}", str(failure[0])) from failure[0]
 
 
-def _claim(name: str, tag: str) -> None:
-    """Put a file with `tag` in it at the namespace's place, all at once; keep one that is there already."""
-    directory = os.open(RUN_NETNS, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    descriptor = os.open(RUN_NETNS, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o444)
-    try:
-        os.write(descriptor, tag.encode())
-        # With a directory's descriptor this is linkat(2) with AT_SYMLINK_FOLLOW, which names an unnamed file.
-        os.link(f"/proc/thread-self/fd/{descriptor}", name, dst_dir_fd=directory)
-    except FileExistsError as error:
-        if not is_placeholder(name, tag):
-            raise ConflictError(
-                f"{path(name)} exists already and is not ours; remove it or choose another name"
-            ) from error
-    finally:
-        os.close(descriptor)
-        os.close(directory)
+def _claim(name: str, claim: Claim) -> None:
+    """Claim the name; keep a bare claim of the same tag that is there already."""
+    if not claims.write(name, claim):
+        raise ConflictError(f"{path(name)} exists already and is not ours; remove it or choose another name")
 
 
 def is_placeholder(name: str, tag: str) -> bool:
@@ -209,39 +242,22 @@ def owner(name: str) -> str | None:
 
     Raises OSError where the kernel lets nobody look below mounts: before Linux 5.2, or without CAP_SYS_ADMIN.
     """
-    try:
-        directory = _below_mounts(RUN_NETNS)
-        try:
-            descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
-        finally:
-            os.close(directory)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
-            return None
-        raise
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return None
-        return os.read(descriptor, 4096).decode(errors="replace")
-    finally:
-        os.close(descriptor)
-
-
-def _below_mounts(directory: Path) -> int:
-    """A descriptor of `directory` without what is mounted in it, as open_tree(2) clones it."""
-    descriptor = _libc.syscall(SYS_OPEN_TREE, AT_FDCWD, os.fsencode(directory), OPEN_TREE_CLONE | os.O_CLOEXEC)
-    if descriptor < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(directory))
-    return descriptor
+    claim = claims.read(name)
+    return None if claim is None else claim.tag
 
 
 def remove(name: str, tag: str) -> None:
     """Unmount and unlink the namespace `name`, which is known to be ours; absent is success.
 
-    The kernel frees it when the last process inside ends.
+    Every namespace that was mounted over ours goes from the name too, unless it belongs elsewhere: then ConflictError
+    says whose it is, and it stays.  The kernel frees a namespace when the last process inside ends.
     """
-    if is_namespace(name):
+    for _ in range(DEEPEST):
+        if not is_namespace(name):
+            break
+        why = foreign(name, tag)
+        if why:
+            raise ConflictError(why)
         umount(path(name))
     if is_placeholder(name, tag):
         os.unlink(path(name))

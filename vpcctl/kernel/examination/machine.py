@@ -190,10 +190,15 @@ def bridge_calls(world: World, repair: str) -> Iterator[Finding]:
 
 
 def _bridge_calls_on(router: str) -> bool:
-    if not host.privileged() or not namespaces.is_namespace(router):
+    if not host.privileged() or not _is_there(router):
         return False
     with namespaces.entered(router):
         return any(settings.read(settings.ROOT / path) == "1" for path in BRIDGE_CALLS)
+
+
+def _is_there(router: str) -> bool:
+    """Is the router's namespace there, and ours to look into?"""
+    return namespaces.is_namespace(router) and not namespaces.foreign(router)
 
 
 # --- Limits -----------------------------------------------------------------------------------------------------------
@@ -244,7 +249,7 @@ def _router_counts(world: World) -> dict[str, int]:
     """Flows in each router namespace, where we may look."""
     counts: dict[str, int] = {}
     routers = [names.router_namespace(vpc.name) for vpc in world.vpcs] if host.privileged() else []
-    for router in filter(namespaces.is_namespace, routers):
+    for router in filter(_is_there, routers):
         with namespaces.entered(router):
             counts[router] = _number(settings.ROOT / "net/netfilter/nf_conntrack_count") or 0
     return counts

@@ -1,0 +1,219 @@
+"""Whose is the network namespace that is mounted under a name?
+
+Theory of operation.  A namespace of ours is mounted on a file, the claim, that holds its tag and the inode number of
+the namespace that was made for it.  Nobody inside reaches that file, but root on the host can mount another namespace
+over it.  A mount is compared by its identity in nsfs, the pair (st_dev, st_ino):
+
+1. The namespace of the calling thread is the host's own, and that of process 1 is the machine's.
+2. A namespace that its own claim names is right.
+3. A namespace that another claim names, or that is mounted on another claim without an inode number (older versions
+   wrote none), belongs to that name.
+4. Any other namespace was put there by somebody who wants it to be the instance, for example a container's.
+
+Rules 1 and 2 ask about one name.  Rule 3 needs all names; they are read once, and again after a name came or went.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import re
+import stat
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from vpcctl.names import TAGGED
+
+RUN_NETNS = Path("/run/netns")
+# The namespace in which vpcctl itself runs, and the machine's.
+OWN, FIRST_PROCESS = "/proc/thread-self/ns/net", "/proc/1/ns/net"
+
+# include/uapi/linux/mount.h and fcntl.h; system calls after 423 have one number on all architectures but Alpha.
+SYS_OPEN_TREE = 428
+OPEN_TREE_CLONE = 0x1
+AT_FDCWD = -100
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_TEXT = re.compile(r"(?P<tag>[^\n]+)\n(?P<inode>[0-9]{20})\n")
+
+Identity = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What the file below a mount says; `inode` is None where an older version wrote it."""
+
+    tag: str
+    inode: int | None = None
+
+    @property
+    def ours(self) -> bool:
+        """Did a vpcctl write it, for whatever state directory?"""
+        return self.tag.startswith(TAGGED)
+
+    def text(self) -> str:
+        """The file's content."""
+        return self.tag if self.inode is None else f"{self.tag}\n{self.inode:020d}\n"
+
+
+def parse(text: str) -> Claim:
+    """The claim in a file's content; text in another form is a tag as it stands."""
+    match = _TEXT.fullmatch(text)
+    return Claim(match["tag"], int(match["inode"])) if match else Claim(text)
+
+
+# -- files ---------------------------------------------------------------------------------------------------------
+
+
+def read(name: str, directory: int | None = None) -> Claim | None:
+    """The claim at the namespace's place, mounted on or bare; None where there is no regular file.
+
+    `directory` is a descriptor of `below_mounts`, for who reads many.  Raises OSError where the kernel lets nobody look
+    below mounts: before Linux 5.2, or without CAP_SYS_ADMIN.
+    """
+    with contextlib.ExitStack() as until_done:
+        try:
+            if directory is None:
+                directory = below_mounts()
+                until_done.callback(os.close, directory)
+            descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
+                return None
+            raise
+        until_done.callback(os.close, descriptor)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None
+        return parse(os.read(descriptor, 4096).decode(errors="replace"))
+
+
+def write(name: str, claim: Claim) -> bool:
+    """Put the claim at the namespace's place, all at once; False if something of another tag is there.
+
+    A file that a crash left bare gets the new inode number.
+    """
+    directory = os.open(RUN_NETNS, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = os.open(RUN_NETNS, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o444)
+    try:
+        os.write(descriptor, claim.text().encode())
+        # With a directory's descriptor this is linkat(2) with AT_SYMLINK_FOLLOW, which names an unnamed file.
+        os.link(f"/proc/thread-self/fd/{descriptor}", name, dst_dir_fd=directory)
+    except FileExistsError:
+        found = read(name)
+        if found is None or found.tag != claim.tag or mounted(name) is not None:
+            return False
+        with open(os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory), "wb", 0) as bare:
+            bare.write(claim.text().encode())
+    finally:
+        os.close(descriptor)
+        os.close(directory)
+    return True
+
+
+def below_mounts() -> int:
+    """A descriptor of the directory of names without what is mounted in it, as open_tree(2) clones it."""
+    descriptor = _libc.syscall(SYS_OPEN_TREE, AT_FDCWD, os.fsencode(RUN_NETNS), OPEN_TREE_CLONE | os.O_CLOEXEC)
+    if descriptor < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(RUN_NETNS))
+    return descriptor
+
+
+# -- mounts --------------------------------------------------------------------------------------------------------
+
+
+def mounted(name: str) -> Identity | None:
+    """The identity of what is mounted under `name`; None for a plain file, a symbolic link or nothing at all."""
+    try:
+        status = os.lstat(RUN_NETNS / name)
+        # A bind-mounted namespace is a file of nsfs, hence of another device than the directory that it stands in.
+        apart = status.st_dev != os.stat(RUN_NETNS).st_dev and not stat.S_ISLNK(status.st_mode)
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino) if apart else None
+
+
+def stranger(name: str, identity: Identity, claim: Claim | None) -> str | None:
+    """Whose the namespace `identity` is, in words, if it is mounted under `name` and can never belong there."""
+    if identity == _identity(OWN):
+        return "the host's own namespace"
+    if identity == _identity(FIRST_PROCESS):
+        return "the namespace of the machine's process 1"
+    if claim is not None and claim.ours and claim.inode == identity[1]:
+        return None
+    others = sorted(other for other in _registry().names(identity) if other != name and _owns(other, identity))
+    return f"the namespace of {others[0]}" if others else None
+
+
+def own_name() -> str | None:
+    """The name whose namespace vpcctl itself runs in, if that is one of ours; on the host there is none."""
+    identity = _identity(OWN)
+    if identity is None or not RUN_NETNS.is_dir():
+        return None
+    return next((name for name in sorted(_registry().names(identity)) if _made_for(name, identity)), None)
+
+
+def _made_for(name: str, identity: Identity) -> bool:
+    claim = read(name)
+    return claim is not None and claim.inode == identity[1] and _owns(name, identity)
+
+
+def _identity(place: str) -> Identity | None:
+    """The identity of a namespace's file; None where we may not ask."""
+    try:
+        status = os.stat(place)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _owns(name: str, identity: Identity) -> bool:
+    """Is `identity` the namespace of the name, as it is now?"""
+    claim = read(name)
+    if claim is None or not claim.ours:
+        return False
+    return claim.inode == identity[1] if claim.inode is not None else mounted(name) == identity
+
+
+@dataclass(frozen=True, slots=True)
+class _Registry:
+    """All names by what their claims name and by what is mounted there, as they were at the time `read`."""
+
+    read: int
+    claimed: dict[int, set[str]]
+    mounts: dict[Identity, set[str]]
+
+    def names(self, identity: Identity) -> set[str]:
+        """The names that may own the namespace."""
+        return self.claimed.get(identity[1], set()) | self.mounts.get(identity, set())
+
+
+_known: _Registry | None = None
+
+
+def _registry() -> _Registry:
+    """The present registry; it is made again after a name came or went."""
+    global _known
+    changed = os.stat(RUN_NETNS).st_mtime_ns
+    if _known is None or _known.read != changed:
+        _known = _read_registry(changed)
+    return _known
+
+
+def _read_registry(changed: int) -> _Registry:
+    claimed: dict[int, set[str]] = defaultdict(set)
+    mounts: dict[Identity, set[str]] = defaultdict(set)
+    directory = below_mounts()
+    try:
+        for name in os.listdir(RUN_NETNS):
+            identity, claim = mounted(name), read(name, directory)
+            if claim is not None and claim.inode is not None:
+                claimed[claim.inode].add(name)
+            elif identity is not None:
+                mounts[identity].add(name)
+    finally:
+        os.close(directory)
+    return _Registry(changed, claimed, mounts)
