@@ -14,6 +14,23 @@ PORT = click.IntRange(1, 65535)
 PROTOCOL = click.Choice(["tcp", "udp", "sctp"])
 
 
+class VariableType(click.ParamType):
+    """A variable of the environment with its value."""
+
+    name = "variable"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        variable, sign, content = value.partition("=")
+        if not variable or not sign:
+            self.fail(f"{value!r} is not NAME=VALUE", param, ctx)
+        return variable, content
+
+
+VARIABLE = VariableType()
+
+
 @click.command
 @click.option("--vpc", required=True, help="The VPC.")
 @click.option("--subnet", required=True, help="The subnet.")
@@ -116,17 +133,25 @@ def unpublish_port(session: Session, vpc: str, port: int, protocol: str) -> None
 @click.option("--vpc", required=True, help="The VPC.")
 @click.option("--subnet", help="The subnet: its own instance, else its first one.")
 @click.option("--instance", help="The instance.")
-@click.option("--user", help="Run as this user, without any capability.")
+@click.option("--user", help="Run as this user, as after a login, without any capability.")
+@click.option("--env", "additions", multiple=True, type=VARIABLE, metavar="NAME=VALUE", help="Set a variable.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_obj
 def exec(
-    session: Session, vpc: str, subnet: str | None, instance: str | None, user: str | None, command: tuple[str, ...]
+    session: Session,
+    vpc: str,
+    subnet: str | None,
+    instance: str | None,
+    user: str | None,
+    additions: tuple[tuple[str, str], ...],
+    command: tuple[str, ...],
 ) -> None:
-    """Run a command inside an instance; terminal, signals and exit status are the command's own.
+    """Run a command inside an instance; signals and exit status are the command's own.
 
     \b
     No shell stands in between: use `sh -c '…'` for pipes.  A command that runs as
-    root can leave the namespace; --user drops that power.
+    root can leave the namespace and has root's terminal, keys and environment.
+    --user gives it none of these.
 
     Example: vpcctl exec --vpc shop --subnet web -- curl http://10.0.2.2/
     """
@@ -143,4 +168,4 @@ def exec(
             raise ConflictError(f"subnet {subnet} has no instance; `vpcctl create-instance` makes one")
         instance = subnet if subnet in instances else next(iter(instances))
     chosen = found.instance(instance or "")
-    inside.execute(instance_namespace(vpc, chosen.name), list(command), user)
+    inside.execute(instance_namespace(vpc, chosen.name), list(command), user, dict(additions))
