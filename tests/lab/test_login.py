@@ -332,6 +332,68 @@ def test_a_users_command_is_not_spared_when_memory_runs_out(machine: Lab) -> Non
     assert machine.run(["sh", "-c", script.format(-500, shlex.join(LOGIN))]).stdout == "0\n"
 
 
+# --- One user in two places -------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def sleeping(lab: Lab, *prefix: str) -> Iterator[str]:
+    """The number of a process that `prefix` starts."""
+    process = lab.popen([*prefix, "sh", "-c", "echo $$; exec sleep 1000"])
+    assert process.stdout
+    assert process.stderr
+    number = process.stdout.readline().strip()
+    assert number, process.stderr.read()
+    try:
+        yield number
+    finally:
+        lab.run(["kill", "-KILL", number])
+        process.communicate()
+
+
+IN_DB = (sys.executable, "-m", "vpcctl", "exec", "--vpc", "shop", "--subnet", "db", "--user", "nobody", "--")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "said"),
+    [
+        (IN_DB, r"in namespace shop-db \(PID \d+\)"),
+        (CONTROL, r"on the host \(PID \d+\)"),
+        (["unshare", "--net", *CONTROL], r"in namespace without a name \(PID \d+\)"),
+        (LOGIN, None),
+        (["unshare", "--net"], None),
+    ],
+    ids=["another instance", "the host", "a foreign namespace", "the same instance", "root"],
+)
+def test_one_user_in_two_places_is_a_warning(machine: Lab, prefix: list[str], said: str | None) -> None:
+    with sleeping(machine, *prefix):
+        result = inside(machine, "echo", "runs")
+        assert result.stdout == "runs\n"
+        if said:
+            assert re.search(f"warning: user nobody .*{said}.*one user for each instance", result.stderr)
+        else:
+            assert result.stderr == ""
+        assert attempt(machine, "-q", *EXEC, "--user", "nobody", "--", "true").stderr == ""
+    assert inside(machine, "true").stderr == ""
+
+
+TAKE = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+taken = libc.syscall(438, os.pidfd_open(int(sys.argv[1])), 0, 0)
+print(os.readlink(f"/proc/self/fd/{taken}") if taken >= 0 else os.strerror(ctypes.get_errno()))
+"""
+
+
+def test_what_the_warning_says_is_so(machine: Lab, python: str) -> None:
+    # If this fails the kernel has become better, and the warning can go.
+    if Path("/proc/sys/kernel/yama/ptrace_scope").exists():
+        pytest.skip("Yama may forbid it here")
+    with sleeping(machine, *IN_DB) as victim:
+        assert inside(machine, python, "-I", "-c", TAKE, victim).stdout.startswith("pipe:")
+        other = machine.run(["setpriv", "--reuid=65533", "--clear-groups", python, "-I", "-c", TAKE, victim])
+        assert other.stdout == "Operation not permitted\n"
+
+
 # --- A terminal that works --------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,8 +10,12 @@ from vpcctl.cli.output import print_json, print_table
 from vpcctl.cli.session import ADDRESS, Session, json_option
 from vpcctl.errors import ConflictError
 
+if TYPE_CHECKING:
+    from vpcctl.kernel.processes import Elsewhere
+
 PORT = click.IntRange(1, 65535)
 PROTOCOL = click.Choice(["tcp", "udp", "sctp"])
+NAMED = 5  # so many namespaces are named in a warning
 
 
 class VariableType(click.ParamType):
@@ -168,4 +172,25 @@ def exec(
             raise ConflictError(f"subnet {subnet} has no instance; `vpcctl create-instance` makes one")
         instance = subnet if subnet in instances else next(iter(instances))
     chosen = found.instance(instance or "")
-    inside.execute(instance_namespace(vpc, chosen.name), list(command), user, dict(additions))
+    namespace = instance_namespace(vpc, chosen.name)
+    if user:
+        _warn_of_processes(session, user, inside.elsewhere(namespace, user))
+    inside.execute(namespace, list(command), user, dict(additions))
+
+
+def _warn_of_processes(session: Session, user: str, elsewhere: Elsewhere) -> None:
+    places = [
+        f"on the host (PID {one.process})"
+        if one.host
+        else f"in namespace {one.namespace or 'without a name'} (PID {one.process})"
+        for one in elsewhere.presences
+    ]
+    if len(places) > NAMED:
+        places[NAMED:] = [f"in {len(places) - NAMED} more namespaces"]
+    if places:
+        session.warn(
+            f"user {user} also runs processes {', '.join(places)}: processes of one user can take each other's sockets,"
+            " whatever the policies say; use one user for each instance"
+        )
+    if not elsewhere.complete:
+        session.warn(f"too many processes to look at all of them; user {user} may run others outside the instance")

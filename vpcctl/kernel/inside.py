@@ -9,10 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vpcctl.errors import CommandError, GoneError, KernelError
-from vpcctl.kernel import login, namespaces, own_session
+from vpcctl.kernel import login, namespaces, own_session, processes
 from vpcctl.kernel.linux import require_privilege
 
 FIRST_INHERITABLE = 3
+
+
+def elsewhere(namespace: str, user: str) -> processes.Elsewhere:
+    """Where besides `namespace` processes of `user` run, whose sockets a process inside may take."""
+    require_privilege()
+    return processes.elsewhere(login.find(user).pw_uid, namespace)
 
 
 def execute(namespace: str, command: list[str], user: str | None, additions: Mapping[str, str]) -> None:
