@@ -210,6 +210,8 @@ def test_every_error_has_an_exit_status_of_the_table() -> None:
         (["apply-policy"], "name a policy file, or - for standard input"),
         (["destroy"], "say --all to remove every VPC"),
         (["exec", "--vpc", "one", "--", "true"], "name either --subnet or --instance"),
+        (["exec", "--vpc", "one", "--subnet", "web", "--env", "WORD", "--", "true"], "'WORD' is not NAME=VALUE"),
+        (["exec", "--vpc", "one", "--subnet", "web", "--env", "=x", "--", "true"], "'=x' is not NAME=VALUE"),
         ([], "Usage: vpcctl [OPTIONS] COMMAND [ARGS]..."),
     ],
 )  # fmt: skip

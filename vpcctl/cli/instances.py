@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,8 +10,29 @@ from vpcctl.cli.output import print_json, print_table
 from vpcctl.cli.session import ADDRESS, Session, json_option
 from vpcctl.errors import ConflictError
 
+if TYPE_CHECKING:
+    from vpcctl.kernel.processes import Elsewhere
+
 PORT = click.IntRange(1, 65535)
 PROTOCOL = click.Choice(["tcp", "udp", "sctp"])
+NAMED = 5  # so many namespaces are named in a warning
+
+
+class VariableType(click.ParamType):
+    """A variable of the environment with its value."""
+
+    name = "variable"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        variable, sign, content = value.partition("=")
+        if not variable or not sign:
+            self.fail(f"{value!r} is not NAME=VALUE", param, ctx)
+        return variable, content
+
+
+VARIABLE = VariableType()
 
 
 @click.command
@@ -116,17 +137,25 @@ def unpublish_port(session: Session, vpc: str, port: int, protocol: str) -> None
 @click.option("--vpc", required=True, help="The VPC.")
 @click.option("--subnet", help="The subnet: its own instance, else its first one.")
 @click.option("--instance", help="The instance.")
-@click.option("--user", help="Run as this user, without any capability.")
+@click.option("--user", help="Run as this user, as after a login, without any capability.")
+@click.option("--env", "additions", multiple=True, type=VARIABLE, metavar="NAME=VALUE", help="Set a variable.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_obj
 def exec(
-    session: Session, vpc: str, subnet: str | None, instance: str | None, user: str | None, command: tuple[str, ...]
+    session: Session,
+    vpc: str,
+    subnet: str | None,
+    instance: str | None,
+    user: str | None,
+    additions: tuple[tuple[str, str], ...],
+    command: tuple[str, ...],
 ) -> None:
-    """Run a command inside an instance; terminal, signals and exit status are the command's own.
+    """Run a command inside an instance; signals and exit status are the command's own.
 
     \b
     No shell stands in between: use `sh -c '…'` for pipes.  A command that runs as
-    root can leave the namespace; --user drops that power.
+    root can leave the namespace and has root's terminal, keys and environment.
+    --user gives it none of these.
 
     Example: vpcctl exec --vpc shop --subnet web -- curl http://10.0.2.2/
     """
@@ -143,5 +172,26 @@ def exec(
             raise ConflictError(f"subnet {subnet} has no instance; `vpcctl create-instance` makes one")
         instance = subnet if subnet in instances else next(iter(instances))
     chosen = found.instance(instance or "")
+    namespace = instance_namespace(vpc, chosen.name)
+    if user:
+        _warn_of_processes(session, user, inside.elsewhere(namespace, user))
     owner = tag(state.state_id, vpc, f"instance/{chosen.name}")
-    inside.execute(instance_namespace(vpc, chosen.name), list(command), user, owner)
+    inside.execute(namespace, list(command), user, dict(additions), owner)
+
+
+def _warn_of_processes(session: Session, user: str, elsewhere: Elsewhere) -> None:
+    places = [
+        f"on the host (PID {one.process})"
+        if one.host
+        else f"in namespace {one.namespace or 'without a name'} (PID {one.process})"
+        for one in elsewhere.presences
+    ]
+    if len(places) > NAMED:
+        places[NAMED:] = [f"in {len(places) - NAMED} more namespaces"]
+    if places:
+        session.warn(
+            f"user {user} also runs processes {', '.join(places)}: processes of one user can take each other's sockets,"
+            " whatever the policies say; use one user for each instance"
+        )
+    if not elsewhere.complete:
+        session.warn(f"too many processes to look at all of them; user {user} may run others outside the instance")

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import grp
 import os
-import pwd
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 
-from vpcctl.errors import CommandError, ConflictError, KernelError
-from vpcctl.kernel import namespaces
+from vpcctl.errors import CommandError, KernelError
+from vpcctl.kernel import login, namespaces, own_session, processes
 from vpcctl.kernel.linux import require_privilege
 
-# prctl(2): include/uapi/linux/prctl.h
-PR_SET_NO_NEW_PRIVS = 38
 FIRST_INHERITABLE = 3
 
 
-def execute(namespace: str, command: list[str], user: str | None = None, tag: str = "") -> None:
-    """Become `command` inside `namespace`, which must have `tag` where one is given; returns only by raising.
+def elsewhere(namespace: str, user: str) -> processes.Elsewhere:
+    """Where besides `namespace` processes of `user` run, whose sockets a process inside may take."""
+    require_privilege()
+    return processes.elsewhere(login.find(user).pw_uid, namespace)
+
+
+def execute(namespace: str, command: list[str], user: str | None, additions: Mapping[str, str], tag: str = "") -> None:
+    """Become `command` inside `namespace`, which must have `tag` where one is given, or wait for it where it needs a terminal of its own; never returns.
 
     /sys shows the namespace's devices and files of /etc/netns/<namespace> stand in for those of /etc, in a mount
-    namespace of its own.  `user` drops to that user, for good.
+    namespace of its own.  `user` makes it a login of that user, for good and without any power; `additions` are added
+    to the environment.
     """
     require_privilege()
-    account = _account(user) if user else None
+    account = login.find(user) if user else None
     descriptor = namespaces.opened(namespace, tag)
+    if account:
+        own_session.separate(account)
     try:
         namespaces.setns(descriptor, namespaces.CLONE_NEWNET)
         namespaces.unshare(namespaces.CLONE_NEWNS)
@@ -36,15 +41,17 @@ def execute(namespace: str, command: list[str], user: str | None = None, tag: st
         raise KernelError(f"cannot enter namespace {namespace}", str(error)) from error
     _mount_sys()
     _mount_etc(namespace)
+    # Nothing of ours is inherited but the streams: a descriptor of a namespace is a way out of it.
+    _close_descriptors()
+    environment = dict(os.environ)
     if account:
-        _become(account)
-    # Nothing of ours is inherited but the terminal: a descriptor of a namespace is a way out of it.
-    os.closerange(FIRST_INHERITABLE, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 65536 else 65536)
+        login.become(account)
+        environment = login.environment(account, environment)
     # Python ignores these for itself; exec(3) would hand that on, and a command whose reader has gone would never end.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     try:
-        os.execvp(command[0], command)
+        os.execvpe(command[0], command, environment | dict(additions))
     except FileNotFoundError as error:
         hint = "; no shell is in between: write sh -c '…'" if " " in command[0] else ""
         raise CommandError(f"there is no command {command[0]!r}{hint}", found=False) from error
@@ -68,24 +75,9 @@ def _mount_etc(namespace: str) -> None:
                 namespaces.mount(str(file), target, flags=namespaces.MS_BIND)
 
 
-def _account(user: str) -> pwd.struct_passwd:
-    try:
-        found = pwd.getpwnam(user)
-    except KeyError as error:
-        raise ConflictError(f"there is no user {user!r} on this machine") from error
-    if found.pw_uid == 0:
-        raise ConflictError(f"user {user} is root, who keeps all power; name another, or leave --user away")
-    return found
-
-
-def _become(account: pwd.struct_passwd) -> None:
-    groups = [group.gr_gid for group in grp.getgrall() if account.pw_name in group.gr_mem]
-    try:
-        os.setgroups(groups)
-        os.setresgid(account.pw_gid, account.pw_gid, account.pw_gid)
-        os.setresuid(account.pw_uid, account.pw_uid, account.pw_uid)
-    except OSError as error:
-        raise KernelError(f"cannot become user {account.pw_name}", str(error)) from error
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
-        raise KernelError("cannot give up new privileges", os.strerror(ctypes.get_errno()))
-    os.environ["HOME"], os.environ["USER"] = account.pw_dir, account.pw_name
+def _close_descriptors() -> None:
+    """Close all but the streams.  They are listed, because a limit says nothing about what was opened before it."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) >= FIRST_INHERITABLE:
+            with contextlib.suppress(OSError):  # the listing's own
+                os.close(int(name))
