@@ -84,6 +84,8 @@ class Store:
     def __init__(self, directory: Path, copies: Path | None = None):
         self.directory = directory
         self.copies = copies
+        # What was read last: who looks before taking the lock finds the same there as a rule.
+        self._last: tuple[bytes, State] | None = None
 
     @property
     def _copy(self) -> Path:
@@ -151,6 +153,8 @@ class Store:
             return self._understood(file.read(), self._copy)
 
     def _understood(self, content: bytes, place: Path | None = None) -> State:
+        if self._last is not None and self._last[0] == content:
+            return self._last[1]
         place = place or self.directory / STATE_FILE
         remedy = "nothing was changed; `vpcctl repair --adopt` may help, see docs/operations.md, «A damaged state file»"
         try:
@@ -170,9 +174,10 @@ class Store:
         if checksum != _checksum(document):
             raise StateError(f"{place} is damaged (its checksum does not match); {remedy}")
         try:
-            return _from_json(document)
+            self._last = content, _from_json(document)
         except (KeyError, TypeError, ValueError, AttributeError, VpcctlError) as error:
             raise StateError(f"{place} is damaged ({error}); {remedy}") from error
+        return self._last[1]
 
     # -- writing -------------------------------------------------------------------------------------------------
 
