@@ -254,6 +254,39 @@ def _dispute(chance: random.Random, dual: bool) -> tuple[World, Subnet, Directio
     return world.with_vpc(world.vpc("alpha").with_subnet(subnet)), subnet, direction
 
 
+def products(dual: bool = True) -> st.SearchStrategy[tuple[World, Subnet, Direction]]:
+    """Disputes in which most rules are long lists on every side, too long to be multiplied out."""
+    return st.randoms(use_true_random=True).map(lambda chance: _with_products(chance, dual and chance.random() < 0.4))
+
+
+def _with_products(chance: random.Random, dual: bool) -> tuple[World, Subnet, Direction]:
+    world, subnet, direction = _dispute(chance, dual)
+    lists = [_spaced(chance, words) for words in (FAR_LISTS, FAR_LISTS, NEAR_LISTS, NEAR_LISTS)]
+
+    def widened(rule: Rule) -> Rule:
+        if chance.random() < 0.3:
+            return rule
+        ends = (chance.choice(lists[:2]), chance.choice(lists[2:]))
+        sources, destinations = ends if direction is Direction.INGRESS else ends[::-1]
+        ports = rule.ports and tuple((low, low + chance.randint(0, 1)) for low in (22, 80, 90, 443, 1023, 65534))
+        return dataclasses.replace(rule, sources=sources, destinations=destinations, ports=ports)
+
+    rules = tuple(map(widened, subnet.policy.rules(direction)))
+    policy = dataclasses.replace(subnet.policy, **{direction.value: rules})
+    subnet = dataclasses.replace(subnet, policy=policy)
+    return world.with_vpc(world.vpc("alpha").with_subnet(subnet)), subnet, direction
+
+
+# Addresses near each other that do not join to one prefix, and prefixes beside them, of both IP versions.
+FAR_LISTS = "10.0.0.1 10.0.0.2 10.0.0.4/30 10.0.0.16/31 10.0.0.18 10.0.0.24/30 10.0.0.66 10.0.0.72/29 203.0.113.0/25"
+FAR_LISTS += " 203.0.113.200 2001:db8:0:a::/80 2001:db8:0:b::/64 2001:db8:0:a:200::/96"
+NEAR_LISTS = "10.0.0.2 10.0.0.4/31 10.0.0.7 10.0.0.8/30 10.0.0.13 10.0.0.15 2001:db8:0:a::100/121 2001:db8:0:a::/121"
+
+
+def _spaced(chance: random.Random, words: str) -> tuple[Endpoint, ...]:
+    return tuple(Endpoint("prefix", prefix=network(word)) for word in words.split() if chance.random() < 0.9)
+
+
 Ends = tuple[Endpoint, ...] | None
 
 

@@ -2,6 +2,7 @@
 
     VpcctlError
     ├── DocumentError    2   the author of a document or a command line
+    │   └── TooFineError 2   the same: what was asked has more cases than are worth waiting for
     ├── ConflictError    4   whoever owns what already exists (ours or foreign)
     ├── KernelError      5   the administrator of the machine: the kernel or a library refused
     │   └── GoneError    5   the same: what is needed is gone
@@ -63,6 +64,10 @@ class DocumentError(VpcctlError):
     def __init__(self, *problems: Problem | str):
         super().__init__("\n".join(str(problem) for problem in problems))
         self.problems = problems
+
+
+class TooFineError(DocumentError):
+    """A question about traffic whose answer would fall into too many different cases."""
 
 
 class ConflictError(VpcctlError):

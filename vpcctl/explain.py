@@ -17,13 +17,15 @@ from typing import Any
 from vpcctl import names, space
 from vpcctl.compiler.translation import TRANSLATED
 from vpcctl.documents import quote
-from vpcctl.errors import DocumentError
+from vpcctl.errors import DocumentError, TooFineError
 from vpcctl.policy import Action, Address, Direction, Rule
 from vpcctl.questions import End, parse_service, resolve_end
 from vpcctl.reach import DEFAULT, FLOWS, SERVICES, Reach, Zone
 from vpcctl.space import Interval, Space
 from vpcctl.wording import Line, lines
 
+# In the place of services that cannot be listed.
+TOO_MUCH = "too many different cases to list"
 ALLOW, DENY, PARTLY = "allow", "deny", "partly"
 
 
@@ -67,7 +69,15 @@ class Answer:
 
 
 def ask(reach: Reach, source: str, destination: str, service: str) -> Answer:
-    """Answer a question in the words of the command line; DocumentError or ConflictError if it makes no sense."""
+    """Answer a question in the words of the command line; DocumentError or ConflictError if it makes no sense.
+
+    TooFineError, a DocumentError, where the answer would have too many cases; a flow of one packet never has.
+    """
+    with space.bounded(reach.most):
+        return _answer(reach, source, destination, service)
+
+
+def _answer(reach: Reach, source: str, destination: str, service: str) -> Answer:
     home = next((text.partition("/")[0] for text in (source, destination) if "/" in text), None)
     if home is None:
         raise DocumentError(f"{source} → {destination}: one side must be in a VPC: VPC/NAME or VPC/ADDRESS")
@@ -185,7 +195,7 @@ def _judged(
 ) -> tuple[Space, Stage]:
     """What one gate says about `packets`, line by line."""
     label = f"{direction.value} of {zone.vpc}/{zone.subnet}"
-    gate = reach.gate(str(zone.vpc), str(zone.subnet), direction)
+    gate, passing = reach.judged(str(zone.vpc), str(zone.subnet), direction, packets)
     if gate is None:
         told = tuple(lines(packets, start.zone, end.zone, reach))
         return packets, Stage(label, (Verdict(Action.ALLOW, "no policy", told),))
@@ -197,7 +207,7 @@ def _judged(
         rule = gate.rule(decision)
         origin = rule.origin if rule else gate.policy.default_origin(direction)
         verdicts.append(Verdict(gate.action(decision), origin, told, rule))
-    return packets & reach.passed(gate), Stage(label, tuple(verdicts))
+    return passing, Stage(label, tuple(verdicts))
 
 
 def _hops(reach: Reach, start: End, end: End) -> Iterator[str]:
@@ -274,6 +284,11 @@ def matrix(reach: Reach, vpc: str) -> dict[tuple[str, str], list[Line]]:
     """Who reaches whom on what, for every pair of zones that touch `vpc`."""
     found: dict[tuple[str, str], list[Line]] = defaultdict(list)
     for source, destination in reach.pairs(vpc):
-        passing = reach.allowed(source, destination)
-        found[source.name(vpc), destination.name(vpc)] = list(lines(passing, source, destination, reach, vpc))
+        names_of = source.name(vpc), destination.name(vpc)
+        try:
+            with space.bounded(reach.most):
+                passing = reach.allowed(source, destination)
+                found[names_of] = list(lines(passing, source, destination, reach, vpc))
+        except TooFineError:
+            found[names_of] = [Line((names_of[0],), (names_of[1],), (TOO_MUCH,))]
     return found

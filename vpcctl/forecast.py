@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from vpcctl import space
+from vpcctl.errors import TooFineError
 from vpcctl.host import NO_HOST, Host
 from vpcctl.idle import Idle, idle_rules
 from vpcctl.model import World
 from vpcctl.policy import Direction
-from vpcctl.reach import FLOWS, Change, Reach, changes
+from vpcctl.reach import FLOWS, MOST_PARTS, Change, Reach, changes
 from vpcctl.space import Space
 from vpcctl.wording import Line, lines
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """The difference between two worlds for those who send and receive."""
+    """The difference between two worlds for those who send and receive; `untold` says what is not listed, and why."""
 
     newly_allowed: tuple[Line, ...]
     newly_denied: tuple[Line, ...]
     idle: tuple[Idle, ...]
+    untold: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """What is told, line by line."""
@@ -29,25 +32,50 @@ class Forecast:
             ("newly denied", self.newly_denied),
             ("without effect", self.idle),
         )
-        told = [] if self.newly_allowed or self.newly_denied else ["no traffic is newly allowed or newly denied"]
+        told = (
+            []
+            if self.newly_allowed or self.newly_denied or self.untold
+            else ["no traffic is newly allowed or newly denied"]
+        )
         for title, found in parts:
             told += [f"{title}:", *(f"  {line}" for line in found)] if found else []
-        return told
+        return [*told, *self.untold]
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
 
 
-def forecast(before: World, after: World, subnets: Iterable[tuple[str, str]], host: Host = NO_HOST) -> Forecast:
-    """The change from one world to the other on a host, and the idle rules of the given (VPC, subnet) of the later."""
-    old, new = Reach(before, host), Reach(after, host)
-    found = list(changes(old, new))
-    home = _home(found)
-    return Forecast(
-        tuple(_lines(found, new, home, newly_allowed=True)),
-        tuple(_lines(found, old, home, newly_allowed=False)),
-        tuple(idle for vpc, subnet in subnets for idle in _idle(new, vpc, subnet)),
-    )
+def forecast(
+    before: World, after: World, subnets: Iterable[tuple[str, str]], host: Host = NO_HOST, most: float = MOST_PARTS
+) -> Forecast:
+    """The change from one world to the other on a host, and the idle rules of the given (VPC, subnet) of the later one.
+
+    `most` is what may be spent on each; what would need more is told as such.
+    """
+    old, new = Reach(before, host, most), Reach(after, host, most)
+    untold: list[str] = []
+    allowed: list[Line] = []
+    denied: list[Line] = []
+    idle: list[Idle] = []
+    try:
+        with space.bounded(most):
+            found = list(changes(old, new))
+            home = _home(found)
+            allowed += _lines(found, new, home, newly_allowed=True)
+            denied += _lines(found, old, home, newly_allowed=False)
+    except TooFineError:
+        allowed, denied = [], []
+        untold.append(
+            "what is newly allowed or newly denied has too many different cases to list;"
+            " `vpcctl explain` answers single questions"
+        )
+    for vpc, subnet in subnets:
+        try:
+            with space.bounded(most):
+                idle += _idle(new, vpc, subnet)
+        except TooFineError:
+            untold.append(f"{vpc}/{subnet}: too many rules overlap to say which are without effect")
+    return Forecast(tuple(allowed), tuple(denied), tuple(idle), tuple(untold))
 
 
 def _home(found: list[Change]) -> str:

@@ -82,9 +82,11 @@ def _chains(gate: Gate) -> Partition:
             return one
         if isinstance(other, Node):
             return space.DEEPER
-        for number in other:
-            one = one if complete(one) else (*one, number)
-        return one
+        # Numbers are added until the chain is complete: one after the first without a limit.
+        decided = [place for place, number in enumerate((*one, *other)) if number not in limited]
+        found = (*one, *other)[: decided[0] + 2] if decided else (*one, *other)
+        space.spend(len(found))
+        return found
 
     layers = [space.transform(lambda value: () if value is space.UNDECIDED else (value,), one) for one in gate.layers]
     return space.fold(settled, [*layers, (DEFAULT,)])
@@ -106,6 +108,8 @@ def _reached(gate: Gate, chains: Iterable[Chain]) -> tuple[set, dict[int | str, 
 
 
 def _origins(gate: Gate, decisions: Iterable) -> tuple[str, ...]:
+    decisions = set(decisions)
+    space.spend(len(decisions))
     numbers = sorted(decision for decision in decisions if decision != DEFAULT)
     words = [gate.rules[number].origin for number in numbers]
-    return (*words, "the default") if DEFAULT in set(decisions) else tuple(words)
+    return (*words, "the default") if DEFAULT in decisions else tuple(words)

@@ -14,6 +14,7 @@ from vpcctl import space
 from vpcctl.compiler.gates import REPLY_TYPE
 from vpcctl.compiler.translation import TRANSLATED
 from vpcctl.compiler.view import View
+from vpcctl.errors import TooFineError
 from vpcctl.host import NO_HOST, Host
 from vpcctl.model import NEVER_USABLE, Subnet, Vpc, World
 from vpcctl.policy import ICMP, ICMPV6, Action, Direction, Endpoint, Network, Policy, Rule
@@ -22,6 +23,8 @@ from vpcctl.space import Interval, Partition, Space
 # What decides where no rule does.
 DEFAULT = "default"
 INTERNET = "internet"
+# What is spent at most on one gate, on what passes between one pair of zones, or on its words.
+MOST_PARTS = 3_000_000
 
 # ICMP messages that begin a flow; all others are errors, replies, or invalid to connection tracking.
 _BEGINNING = {protocol: [(kind, kind) for kind in sorted(types)] for protocol, types in REPLY_TYPE.items()}
@@ -93,15 +96,32 @@ class Gate:
         return Space(space.transform(lambda decision: self.action(decision) is Action.ALLOW, self.deciding))
 
 
-def gate(world: World, vpc: Vpc, subnet: Subnet, direction: Direction) -> Gate | None:
-    """The gate of `subnet`, or None where it has no policy."""
+def gate(
+    world: World,
+    vpc: Vpc,
+    subnet: Subnet,
+    direction: Direction,
+    region: Space = space.EVERYTHING,
+    most: float = MOST_PARTS,
+) -> Gate | None:
+    """The gate of `subnet` for the packets of `region`, or None where it has no policy.
+
+    TooFineError where it needs more than `most` parts; a smaller region may need fewer.
+    """
     if subnet.policy is None:
         return None
+    with space.bounded(most):
+        return _gate(world, vpc, subnet, direction, region)
+
+
+def _gate(world: World, vpc: Vpc, subnet: Subnet, direction: Direction, region: Space) -> Gate:
     rules = subnet.policy.rules(direction) or ()
     view, policy = View.of(world, vpc.name), subnet.policy
     meant = functools.cache(lambda endpoint: [space.interval(prefix) for prefix in view.resolve(endpoint, policy)])
     layers = [space.product(_ranges(meant, rule), number, space.UNDECIDED) for number, rule in enumerate(rules)]
-    deciding = space.first_match([*layers, DEFAULT])
+    if region != space.EVERYTHING:
+        layers = space.within(layers, region)
+    deciding = space.first_match([*(layer for layer in layers if layer is not space.UNDECIDED), DEFAULT])
     return Gate(vpc.name, subnet.name, direction, policy, tuple(layers), deciding)
 
 
@@ -134,11 +154,11 @@ class _Outside:
 
 
 class Reach:
-    """The zones of a world on a host, and what passes between them."""
+    """The zones of a world on a host, and what passes between them; `most` is what may be spent on one answer."""
 
-    def __init__(self, world: World, host: Host = NO_HOST):
-        self.world, self.host = world, host
-        self._gates: dict[tuple[str, str, Direction], Gate | None] = {}
+    def __init__(self, world: World, host: Host = NO_HOST, most: float = MOST_PARTS):
+        self.world, self.host, self.most = world, host, most
+        self._gates: dict[tuple[str, str, Direction], Gate | TooFineError | None] = {}
         self._passed: dict[tuple[str, str, Direction], Space] = {}
         self._outside: dict[tuple[str, int], _Outside] = {}
 
@@ -153,12 +173,28 @@ class Reach:
         return {zone.key: zone for zone in (*subnets, Zone(None, None, ()))}
 
     def gate(self, vpc: str, subnet: str, direction: Direction) -> Gate | None:
-        """The gate, computed once."""
+        """The gate, computed once; TooFineError where it has too many cases."""
         key = (vpc, subnet, direction)
         if key not in self._gates:
             found = self.world.vpc(vpc)
-            self._gates[key] = gate(self.world, found, found.subnet(subnet), direction)
-        return self._gates[key]
+            try:
+                self._gates[key] = gate(self.world, found, found.subnet(subnet), direction, most=self.most)
+            except TooFineError as error:
+                self._gates[key] = error
+        known = self._gates[key]
+        if isinstance(known, TooFineError):
+            raise known
+        return known
+
+    def judged(self, vpc: str, subnet: str, direction: Direction, packets: Space) -> tuple[Gate | None, Space]:
+        """The gate, as far as it concerns `packets` at least, and which of these it lets through."""
+        try:
+            found = self.gate(vpc, subnet, direction)
+            return found, packets if found is None else packets & self.passed(found)
+        except TooFineError:
+            home = self.world.vpc(vpc)
+            found = gate(self.world, home, home.subnet(subnet), direction, packets, self.most)
+            return found, packets if found is None else packets & found.allowed
 
     def passed(self, gate: Gate) -> Space:
         """What one of our gates lets through, computed once."""
@@ -248,11 +284,14 @@ class Reach:
 
     def allowed(self, source: Zone, destination: Zone) -> Space:
         """What passes from one zone to the other: carried, and allowed by both gates."""
+        with space.bounded(self.most):
+            return self._allowed(source, destination)
+
+    def _allowed(self, source: Zone, destination: Zone) -> Space:
         found = self.carried(source, destination)
         for zone, direction in ((source, Direction.EGRESS), (destination, Direction.INGRESS)):
             if zone.vpc is not None and found:
-                judge = self.gate(zone.vpc, str(zone.subnet), direction)
-                found = found if judge is None else found & self.passed(judge)
+                _, found = self.judged(zone.vpc, str(zone.subnet), direction, found)
         return found
 
 

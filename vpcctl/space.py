@@ -6,16 +6,22 @@ parts are joined, so equal functions are the same object and a path through the 
 partition are disjoint by construction.  A first-match rule list becomes a partition by merging halves, which costs
 about n log n, not n² (compare interval decision diagrams, Strehl and Thiele 1998).
 
+Where the lists of several dimensions cross each other freely a diagram can grow with their product.  `bounded` limits
+what may be spent on diagrams within it, and TooFineError ends what would need more.
+
 Both IP versions lie on one line of addresses: IPv4 first, IPv6 behind it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from vpcctl.errors import TooFineError
 from vpcctl.policy import Address, Network, joined
 
 SOURCE, DESTINATION, PROTOCOL, PORT = range(4)
@@ -43,8 +49,32 @@ Partition = Node | Value
 _nodes: dict[tuple, Node] = {}
 
 
+# What is left to be spent, in parts of nodes: about a microsecond and 100 bytes each.
+_left: float = math.inf
+
+
+@contextlib.contextmanager
+def bounded(parts: float) -> Iterator[None]:
+    """Let what is done within spend so much, whatever is left outside."""
+    global _left
+    before, _left = _left, parts
+    try:
+        yield
+    finally:
+        _left = before
+
+
+def spend(parts: int) -> None:
+    """Take note of so much work; TooFineError where more was spent than may be."""
+    global _left
+    _left -= parts
+    if _left < 0:
+        raise TooFineError("the traffic falls into too many different cases; ask about one instance, address or port")
+
+
 def _node(dimension: int, bounds: Sequence[int], parts: Sequence[object]) -> Partition:
     """The one node with these parts, neighbours that are equal joined; the part itself where only one is left."""
+    spend(len(bounds))
     joined_bounds: list[int] = []
     joined_parts: list[object] = []
     for bound, part in zip(bounds, parts, strict=True):
@@ -154,6 +184,17 @@ def first_match(partitions: Sequence[Partition]) -> Partition:
     return fold(_first, partitions) if partitions else UNDECIDED
 
 
+def within(partitions: Sequence[Partition], region: Space) -> list[Partition]:
+    """`partitions` inside of `region`, and UNDECIDED elsewhere."""
+
+    def settled(part: Partition, inside: Partition) -> Partition:
+        if part is UNDECIDED or inside is False:
+            return UNDECIDED
+        return part if inside is True else DEEPER
+
+    return [merged(settled, part, region.partition) for part in partitions]
+
+
 def fold(settled: Callable[[Partition, Partition], Partition], partitions: Sequence[Partition]) -> Partition:
     """All of `partitions`, which are not none, merged in their order; `settled` must be associative."""
     layer = list(partitions)
@@ -204,6 +245,7 @@ def values(partition: Partition, within: Space | None = None) -> set[Value]:
             found.add(part)
             continue
         seen.add(pair)
+        spend(len(part.parts))
         if part.dimension < _dimension(region):
             waiting += ((inner, region) for inner in part.parts)
         elif part.dimension > region.dimension:

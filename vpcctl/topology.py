@@ -12,6 +12,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 
 from vpcctl import names
 from vpcctl.compiler import Compiled, compile_closed, compile_host, compile_vpc
+from vpcctl.compiler.view import looks_alike
 from vpcctl.items import (
     Address,
     Bridge,
@@ -149,19 +150,9 @@ def _vpc_items(world: World, vpc: Vpc, state_id: str, loaded: Loaded, before: Wo
 def _vpc_ruleset(world: World, vpc: Vpc, state_id: str, loaded: Loaded, before: World | None) -> Ruleset:
     router, owner = names.router_namespace(vpc.name), names.tag(state_id, vpc.name, "ruleset")
     recorded = loaded.get(("Ruleset", router))
-    if recorded is not None and before is not None and _compiles_alike(before, world, vpc):
+    if recorded is not None and before is not None and looks_alike(before, world, vpc):
         return recorded
     return _ruleset(router, VPC_FAMILIES, owner, compile_vpc(world, vpc.name, owner), loaded)
-
-
-def _compiles_alike(before: World, world: World, vpc: Vpc) -> bool:
-    """Is all that the compiler sees of `vpc` the same in both worlds?"""
-    return (
-        before.transit == world.transit
-        and vpc in before.vpcs
-        and [(peer.name, peer.prefixes) for peer in before.peers(vpc.name)]
-        == [(peer.name, peer.prefixes) for peer in world.peers(vpc.name)]
-    )
 
 
 def _uplink(world: World, vpc: Vpc, state_id: str) -> Iterator[Item]:

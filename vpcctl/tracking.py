@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from vpcctl import space
 from vpcctl.compiler.view import View
 from vpcctl.model import Network, Subnet, Vpc, World, uplink_pair
-from vpcctl.policy import ICMP_PROTOCOLS, UDP, Action, Direction
+from vpcctl.policy import ICMP_PROTOCOLS, UDP, Direction
 from vpcctl.reach import Reach
 
 # enum ip_conntrack_status (include/uapi/linux/netfilter/nf_conntrack_common.h)
@@ -186,8 +186,14 @@ class Court:
 
     def _passes(self, direction: Direction, end: int, point: tuple[int, int, int, int]) -> bool:
         subnet = self._subnets.get(end)
-        gate = self._reach.gate(self._view.vpc.name, subnet.name, direction) if subnet is not None else None
-        return gate is None or gate.action(space.at(gate.deciding, point)) is Action.ALLOW
+        if subnet is None:
+            return True
+        return bool(self._reach.judged(self._view.vpc.name, subnet.name, direction, _single(point))[1])
+
+
+def _single(point: tuple[int, int, int, int]) -> space.Space:
+    """The one packet at a point."""
+    return space.Space.of(*([(number, number)] for number in point))
 
 
 def _instances(vpc: Vpc) -> Iterator[tuple[int, Subnet]]:

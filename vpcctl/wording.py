@@ -35,7 +35,7 @@ class Line:
 
 def _listed(words: Sequence[str]) -> str:
     """Words for people, who read no more than so many."""
-    parts = ", ".join(words).split(", ")
+    parts = [part for word in words for part in word.split(", ")]
     more = len(parts) - LONGEST_LIST
     return ", ".join(parts[:LONGEST_LIST]) + (f" and {more} more" if more > 0 else "")
 
@@ -55,11 +55,15 @@ def lines(packets: Space, source: Zone, destination: Zone, reach: Reach, home: s
         yield Line((here.name,), (there.name,), services_in_words(common.partition, here.versions & there.versions))
         packets -= common
     by_targets: dict[tuple, list[Interval]] = defaultdict(list)
+    targets_of = functools.cache(_targets)
     for interval, to in space.cuts(packets.partition, SOURCE):
-        by_targets[_targets(to)].append(interval)
+        by_targets[targets_of(to)].append(interval)
     for targets, sources in by_targets.items():
+        senders, versions = here.words(sources), _versions(sources)
         for services, receivers in targets:
-            yield Line(here.words(sources), there.words(receivers), services_in_words(services, _versions(sources)))
+            # What is told is counted word by word: each line may name all senders again.
+            space.spend(len(senders) + len(receivers))
+            yield Line(senders, there.words(receivers), services_in_words(services, versions))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +144,8 @@ def _common(packets: Space, here: _Side, there: _Side) -> Space:
     """The services that every address of one zone has with every address of the other."""
     # What cannot be has every service, so that it takes nothing from what is common.
     filled = packets | (space.EVERYTHING - (FLOWS & Space.of(here.whole, there.whole, None, None)))
-    parts = {part for _, to in space.cuts(filled.partition, SOURCE) for _, part in space.cuts(to, DESTINATION)}
+    followers = dict.fromkeys(to for _, to in space.cuts(filled.partition, SOURCE))
+    parts = {part for to in followers for _, part in space.cuts(to, DESTINATION)}
     found = _possible(here.versions & there.versions)
     for part in parts:
         found &= Space(part)

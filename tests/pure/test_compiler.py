@@ -173,6 +173,33 @@ def commented(origin: str) -> str:
     return re.sub(r"(/default/\w+|/\w+ \(default deny\)| \(.*default allow\))$", "/default", origin)
 
 
+# -- products ------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=100, deadline=None)
+@given(worlds.products(), seeds, st.booleans())
+def test_lists_that_are_asked_one_after_the_other_mean_what_the_rules_do(
+    dispute: Dispute, seed: int, over: bool
+) -> None:
+    world = dispute[0]
+    gates, meant = Gates(world, over_limit=over), unlimited(world) if over else world
+    for flow in worlds.flows_through(*dispute, random.Random(seed), FLOWS):
+        for stage in asked(meaning.decide(meant, flow)):
+            said, comments = gates.walk(stage.gate, packet(flow))
+            assert said == VERDICT[stage.action], (flow, stage)
+            assert over or all(comment == commented(stage.origin) for comment in comments[-1:]), (flow, comments)
+            if not over and (back := reply(flow)):
+                wanted = VERDICT[stage.action]
+                assert gates.walk(stage.gate, back, mirror=True)[0] == wanted, (flow, stage)
+
+
+def test_long_lists_are_products() -> None:
+    made = [worlds._with_products(random.Random(seed), dual=False) for seed in range(20)]
+    found = [gate(View.of(world, "alpha"), subnet, side) for world, subnet, side in made]
+    asked_for = [rule.text for one in found for chain in one.chains for rule in chain.rules]
+    assert any(text.count("@") == 3 for text in asked_for)
+
+
 # -- whole tables --------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vpcctl.compiler.effort import Effort
 from vpcctl.compiler.levels import ALL_TYPES, ALL_VALUES, WIDTH, Box, PortBits, Prefix, covers, spread, stack
 from vpcctl.policy import ICMP, TCP, UDP
 
@@ -92,9 +93,9 @@ def holds(prefix: Prefix | None, version: int, value: int) -> bool:
 
 def lookups(found: list[Box]) -> Iterator[list[Box]]:
     """The sets in the order in which they are asked."""
-    for level in stack(found):
+    for level in stack(found, Effort()):
         for _, members in groupby(sorted(level, key=attrgetter("rank")), key=attrgetter("rank")):
-            yield from spread(list(members))
+            yield from spread(list(members), Effort())
 
 
 def first(candidates: list[Box], packet: Packet, declining: frozenset[int]) -> Box | None:
@@ -155,7 +156,7 @@ def alike(chance: random.Random) -> list[Box]:
 @settings(max_examples=200, deadline=None)
 @given(st.randoms(use_true_random=True).map(alike))
 def test_boxes_that_overlap_are_spread_over_sets_in_their_order(found: list[Box]) -> None:
-    sets = spread(found)
+    sets = spread(found, Effort())
     assert sorted((box for members in sets for box in members), key=attrgetter("rule")) == found
     apart = True
     for packet in PACKETS:
@@ -175,22 +176,22 @@ def test_the_same_boxes_are_levelled_the_same_way(found: list[Box]) -> None:
 
 def test_rules_of_one_verdict_make_one_level_however_many_they_are() -> None:
     many = [Box((4, number, 32), None, TCP, (1, 2), "return", number) for number in range(500)]
-    assert len(stack(many)) == 1
+    assert len(stack(many, Effort())) == 1
     assert [len(members) for members in lookups(many)] == [500]
 
 
 def test_levels_grow_with_the_depth_to_which_verdicts_interleave() -> None:
     nested = [(4, 0, 32), (4, 0, 31), (4, 0, 30), (4, 0, 29)]
     found = [Box(peer, None, None, None, ("drop", "return")[rule % 2], rule) for rule, peer in enumerate(nested)]
-    assert [[box.rule for box in level] for level in stack(found)] == [[0], [1], [2], [3]]
+    assert [[box.rule for box in level] for level in stack(found, Effort())] == [[0], [1], [2], [3]]
     apart = [Box((4, number, 32), None, None, None, ("drop", "return")[number % 2], number) for number in range(4)]
-    assert len(stack(apart)) == 1
+    assert len(stack(apart, Effort())) == 1
 
 
 def test_what_an_earlier_rule_decides_is_taken_off_a_later_one() -> None:
     first_rule = Box(None, None, TCP, (80, 80), "drop", 0)
-    assert stack([first_rule, first_rule._replace(verdict="return", rule=1)]) == [[first_rule]]
-    rest = [box.ports for box in stack([first_rule, Box(None, None, TCP, (1, 65535), "return", 1)])[0]]
+    assert stack([first_rule, first_rule._replace(verdict="return", rule=1)], Effort()) == [[first_rule]]
+    rest = [box.ports for box in stack([first_rule, Box(None, None, TCP, (1, 65535), "return", 1)], Effort())[0]]
     assert rest == [(80, 80), (1, 79), (81, 65535)]
 
 

@@ -55,6 +55,7 @@ def plan(session: Session, environment: str, prune: bool, as_json: bool) -> None
 
     Example: vpcctl plan shop.json
     """
+    from vpcctl import bounds
     from vpcctl.environments import object_changes
     from vpcctl.explain import line_to_json
     from vpcctl.forecast import forecast
@@ -62,6 +63,7 @@ def plan(session: Session, environment: str, prune: bool, as_json: bool) -> None
     document, file = read_document(environment)
     state = session.load()
     wanted = _wanted(document, file, state, prune)
+    bounds.check(state.world, wanted)
     changes = object_changes(state.world, wanted)
     expected = forecast(state.world, wanted, _policies(wanted, state.world), session.host())
     if as_json:
@@ -71,6 +73,7 @@ def plan(session: Session, environment: str, prune: bool, as_json: bool) -> None
                 "newly_allowed": list(map(line_to_json, expected.newly_allowed)),
                 "newly_denied": list(map(line_to_json, expected.newly_denied)),
                 "without_effect": [dataclasses.asdict(idle) for idle in expected.idle],
+                "not_listed": list(expected.untold),
             }
         )
     if not changes:
@@ -104,13 +107,16 @@ def apply(session: Session, environment: str, prune: bool) -> None:
 
     Example: vpcctl apply shop.json
     """
+    from vpcctl import bounds
     from vpcctl.environments import object_changes, steps, toward
 
     document, file = read_document(environment)
     # What was checked is what is applied, also where somebody edits a policy meanwhile.
     load = functools.cache(policy_loader(environment))
     state = session.load()
-    way = steps(state.world, _wanted(document, file, state, prune, load))
+    wanted = _wanted(document, file, state, prune, load)
+    bounds.check(state.world, wanted)
+    way = steps(state.world, wanted)
     failures: list[VpcctlError] = []
     started = time.monotonic()
 

@@ -56,6 +56,7 @@ def apply_policy(
 
     Example: vpcctl apply-policy --vpc shop web.json db.json
     """
+    from vpcctl import bounds
     from vpcctl.attachments import Attachment, attach
     from vpcctl.forecast import forecast
 
@@ -66,14 +67,14 @@ def apply_policy(
     warnings: list[str] = []
 
     def attached(state: Any) -> World:
-        world, attachments, words = attach(state.world, documents, vpc, subnet)
-        found.extend(attachments)
-        warnings.extend(words)
+        # Asked again where another command came between.
+        world, found[:], warnings[:] = attach(state.world, documents, vpc, subnet)
         return world
 
     if dry_run:
         state = session.load()
         before, after = state.world, attached(state)
+        bounds.check(before, after)
     else:
         outcome = session.change(attached)
         before, after = outcome.before, outcome.after
@@ -230,16 +231,18 @@ def compile(
 
     Example: vpcctl compile --environment shop.json --vpc shop
     """
-    from vpcctl import names
+    from vpcctl import bounds, names
     from vpcctl.attachments import attach
     from vpcctl.compiler import compile_vpc
+    from vpcctl.model import World
 
     documents = read_policy_files(files)
     if environment is not None:
         world, owner, loaded = load_environment(environment), "environment", {}
+        before = World()
     else:
         state = session.load()
-        world, owner = state.world, state.state_id
+        before, world, owner = state.world, state.world, state.state_id
         loaded = {item.key: item for item in state.items}
     world, attachments, warnings = attach(world, documents, vpc, subnet)
     for warning in warnings:
@@ -249,9 +252,10 @@ def compile(
         known = ", ".join(sorted(concerned)) or "none"
         raise click.UsageError(f"a ruleset is one VPC's; name it with --vpc (there: {known})")
     name = world.vpc(concerned.pop()).name
+    bounds.check(before, world)
     compiled = compile_vpc(world, name, names.tag(owner, name, "ruleset"))
-    before: Any = loaded.get(("Ruleset", names.router_namespace(name)))
-    generation = 1 if before is None else before.generation + (before.fingerprint != compiled.fingerprint)
+    recorded: Any = loaded.get(("Ruleset", names.router_namespace(name)))
+    generation = 1 if recorded is None else recorded.generation + (recorded.fingerprint != compiled.fingerprint)
     print_text(compiled.text(generation))
 
 

@@ -109,11 +109,12 @@ class Session:
         return "a change is half made; `vpcctl repair` finishes it" if unfinished else "nothing is left half made"
 
     def change(self, transform: Callable[[State], World]) -> Outcome:
-        """Make the world what `transform` makes of it."""
+        """Make the world what `transform` makes of it; what would cost too much is refused before the lock is taken."""
         from vpcctl import reconciler
 
         with self.mutating() as kernel:
-            outcome = reconciler.change(self.store, kernel, transform, self.say)
+            store = self.store
+            outcome = reconciler.change(store, kernel, _within_bounds(store, transform), self.say)
         if self.verbosity > 0:
             for step in outcome.plan.steps:
                 self.say(f"  {step}")
@@ -140,6 +141,28 @@ class Session:
         if self.verbosity >= 0:
             with contextlib.suppress(OSError):
                 print(text, file=sys.stderr)
+
+
+def _within_bounds(store: Store, transform: Callable[[State], World]) -> Callable[[State], World]:
+    """`transform`, tried and measured already on the state as it is without the lock; as a rule that is all there is.
+
+    Where a writer came between, or an unfinished change is finished first, it is tried and measured again.
+    """
+    from vpcctl import bounds
+
+    def measured(state: State) -> World:
+        world = transform(state)
+        bounds.check(state.world, world)
+        return world
+
+    tried: list[tuple[State, World]] = []
+    # What else is wrong may be otherwise when the lock is held, and is told then.
+    with contextlib.suppress(VpcctlError):
+        state = store.load()
+        tried.append((state, transform(state)))
+    for state, world in tried:
+        bounds.check(state.world, world)
+    return lambda state: next((world for known, world in tried if known is state), None) or measured(state)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -1,8 +1,9 @@
 """A policy becomes gates: for each subnet and direction one chain of set lookups, and its mirror for replies.
 
 In a gate *peer* is the far side of the flow and *own* the subnet's side.  A lookup's key is made of the fields that
-the rules at its level constrain; keys of single values go to hash sets, all others to interval sets.  A gate says
-`return` for allow and `drop` for deny: it never accepts, so that the other gate is always asked.
+the rules at its level constrain; keys of single values go to hash sets, all others to interval sets.  A product is a
+lookup of its own, which asks for its lists one after the other.  A gate says `return` for allow and `drop` for deny: it
+never accepts, so that the other gate is always asked.
 
 The mirror judges a packet that travels backwards, for a flow whose present generation is not the ruleset's: source
 and destination, and request and reply types of ICMP, are exchanged; ports and addresses look up the same sets.
@@ -14,16 +15,18 @@ from __future__ import annotations
 
 import ipaddress
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import Any
 
-from vpcctl.compiler.levels import WIDTH, Box, Prefix, spread, stack
-from vpcctl.compiler.matches import boxes
+from vpcctl.compiler.effort import Effort
+from vpcctl.compiler.levels import WIDTH, Box, Prefix, Product, spread, stack
+from vpcctl.compiler.matches import matches
 from vpcctl.compiler.view import View
 from vpcctl.model import Subnet
 from vpcctl.nft import ADDRESS_TYPE, ADDRESS_WORD, Chain, Element, RateLimit, Rule, Set, comment_text
-from vpcctl.policy import ICMP, ICMP_PROTOCOLS, ICMPV6, Action, Direction, Policy
+from vpcctl.policy import ICMP, ICMP_PROTOCOLS, ICMPV6, Action, Direction, Policy, Range
 from vpcctl.policy import Rule as PolicyRule
 
 # The type of the reply to each ICMP request that connection tracking knows (net/netfilter/nf_conntrack_proto_icmp.c
@@ -70,29 +73,63 @@ class Shape:
         return "-".join(words or ["all"]) + ("" if self.exact else "-range")
 
 
-def gate(view: View, subnet: Subnet, direction: Direction) -> Gate | None:
-    """The gate of `subnet` for `direction`, or None where its policy is silent: then everything passes."""
+def gate(view: View, subnet: Subnet, direction: Direction, effort: Effort | None = None) -> Gate | None:
+    """The gate of `subnet` for `direction`, or None where its policy is silent: then everything passes.
+
+    TooMuchError where it costs more than is left of `effort`; where that is not given, it may cost what it will.
+    """
+    if effort is None and (place := _place(view, subnet, direction)) in _kept:
+        return _kept.pop(place)[1]
     policy = subnet.policy
     if policy is None:
         return None
     rules = policy.rules(direction) or ()
     if not rules and policy.default(direction) is Action.ALLOW:
         return None
-    return _Builder(view, subnet, policy, direction, rules).build()
+    return _Builder(view, subnet, policy, direction, rules, effort or Effort()).build()
+
+
+# Gates that were compiled to see what they cost, by what they were compiled from.  These are kept too, so that their
+# identities stay theirs.
+_kept: dict[tuple, tuple[tuple, Gate | None]] = {}
+
+
+def keep(gates: Iterable[tuple[View, Subnet, Direction, Gate | None]]) -> None:
+    """Have `gates` returned by `gate`, each once, instead of being compiled again; without any, forget those kept."""
+    found = list(gates)
+    if not found:
+        _kept.clear()
+    for view, subnet, direction, made in found:
+        _kept[_place(view, subnet, direction)] = ((view, subnet), made)
+
+
+def _place(view: View, subnet: Subnet, direction: Direction) -> tuple:
+    """All that a gate depends on: values are frozen, and the same value is the same gate."""
+    return (id(view.vpc), *map(id, view.peers), id(subnet), direction)
 
 
 class _Builder:
     """Carries what the parts of one gate have in common."""
 
-    def __init__(self, view: View, subnet: Subnet, policy: Policy, direction: Direction, rules: tuple[PolicyRule, ...]):
+    def __init__(
+        self,
+        view: View,
+        subnet: Subnet,
+        policy: Policy,
+        direction: Direction,
+        rules: tuple[PolicyRule, ...],
+        effort: Effort,
+    ):
         self._view, self._subnet, self._policy, self._direction, self._rules = view, subnet, policy, direction, rules
-        self._name = f"{direction.value}-{subnet.name}"
+        self._name, self._effort = f"{direction.value}-{subnet.name}", effort
         self._sets: list[Set] = []
         self._chains: list[Chain] = []
+        # The lists of products, by type and members: rules that have one in common share it.
+        self._lists: dict[tuple[str, tuple], str] = {}
 
     def build(self) -> Gate:
         verdicts = [self._verdict(number, rule) for number, rule in enumerate(self._rules)]
-        found = list(boxes(self._view, self._subnet, self._direction, verdicts))
+        found = list(matches(self._view, self._subnet, self._direction, verdicts, self._effort))
         self._chains += [
             _logging(self._log_chain(number), self._view.vpc.name, rule)
             for number, rule in enumerate(self._rules)
@@ -104,11 +141,17 @@ class _Builder:
             if rule.limit
         ]
         straight, mirrored = [], []
-        for level, members in enumerate(stack(found), 1):
-            for number, (shape, inside) in enumerate(self._lookups(members), 1):
+        for level, members in enumerate(stack(found, self._effort), 1):
+            lookups = list(self._lookups(members))
+            for number, (shape, inside) in enumerate(lookups, 1):
                 name = f"{self._name}.{level}.{number}.{shape.label}"
                 straight += self._lookup(name, shape, inside, mirror=False)
                 mirrored += self._lookup(name, shape, inside, mirror=True)
+            products = (one for one in members if isinstance(one, Product))
+            for number, one in enumerate(products, len(lookups) + 1):
+                name = f"{self._name}.{level}.{number}"
+                straight += self._verdicts(self._product(name, one, mirror=False), one.rule, mirror=False)
+                mirrored += self._verdicts(self._product(name, one, mirror=True), one.rule, mirror=True)
         default = VERDICTS[self._policy.default(self._direction)]
         last = Rule(f"counter {default}", self._origin("default"))
         for name, rules in ((self._name, straight), (f"{self._name}.reply", mirrored)):
@@ -125,14 +168,14 @@ class _Builder:
     def _log_chain(self, number: int) -> str:
         return f"{self._name}.log.{number}"
 
-    def _lookups(self, members: list[Box]) -> Iterator[tuple[Shape, list[Box]]]:
+    def _lookups(self, members: list[Box | Product]) -> Iterator[tuple[Shape, list[Box]]]:
         """The lookups of one level in their order: boxes by shape, without overlap within each."""
         shapes: dict[Shape, list[Box]] = defaultdict(list)
-        for box in sorted(members, key=attrgetter("rank")):
+        for box in sorted((one for one in members if isinstance(one, Box)), key=attrgetter("rank")):
             shapes[self._shape(box)].append(box)
         for shape, alike in shapes.items():
             # Of two boxes with one exact key the later one was trimmed away.
-            for apart in [alike] if shape.exact else spread(alike):
+            for apart in [alike] if shape.exact else spread(alike, self._effort):
                 yield shape, apart
 
     def _shape(self, box: Box) -> Shape:
@@ -165,8 +208,45 @@ class _Builder:
             return self._verdicts(f"{expression} @{name} ", shape.rule, mirror)
         return [Rule(f"{expression} vmap @{name}")]
 
+    def _product(self, name: str, found: Product, mirror: bool) -> str:
+        """What asks for the lists of a product, one after the other."""
+        peer, own = self._sides(mirror)
+        word, kind = ADDRESS_WORD.get(found.version), ADDRESS_TYPE.get(found.version)
+        questions = []
+        for side, prefixes, part in ((peer, found.peers, "peer"), (own, found.owns, "own")):
+            if prefixes is not None:
+                exact = all(length == WIDTH[found.version] for _, _, length in prefixes)
+                questions.append(f"{word} {side} @{self._list(f'{name}.{part}', kind, prefixes, _address_text, exact)}")
+        if found.ports is None:
+            # ICMP's own messages are those of its version, whatever addresses they have.
+            questions += [] if found.protocol is None else [f"meta l4proto {found.protocol}"]
+        else:
+            questions.append(self._ports(name, found, mirror))
+        return " ".join(questions) + " "
+
+    def _ports(self, name: str, found: Product, mirror: bool) -> str:
+        """What asks for the ports of a product, or its types of ICMP."""
+        exact = all(low == high for low, high in found.ports)
+        if found.protocol in ICMP_PROTOCOLS:
+            word, kind = TYPE_FIELD[found.protocol]
+            spans = tuple(sorted(set(_answers(found.protocol, found.ports)))) if mirror else found.ports
+            name = f"{name}.type" + (".reply" if mirror else "")
+            return f"{word} @{self._list(name, kind, spans, _span_text, exact or mirror)}"
+        port = "th sport" if mirror else "th dport"
+        members = tuple((found.protocol, span) for span in found.ports)
+        name = self._list(f"{name}.port", "inet_proto . inet_service", members, _service_text, exact)
+        return f"meta l4proto . {port} @{name}"
+
+    def _list(self, name: str, kind: str, members: tuple, text: Callable[[Any], str], exact: bool) -> str:
+        """The name of the set with these members; it is called `name` if it is new."""
+        if (kind, members) not in self._lists:
+            self._lists[kind, members] = name
+            elements = tuple(Element(text(member)) for member in members)
+            self._sets.append(Set(name, kind, elements, interval=not exact))
+        return self._lists[kind, members]
+
     def _verdicts(self, match: str, number: int, mirror: bool) -> list[Rule]:
-        """Plain rules for what no map can hold: a match of everything, or a rate."""
+        """Plain rules for what no map can hold: a match of everything, a product, or a rate."""
         rule = self._rules[number]
         verdict = self._verdict(number, rule)
         if not rule.limit:
@@ -182,8 +262,7 @@ class _Builder:
 
     def _key(self, shape: Shape, mirror: bool) -> tuple[str, str]:
         """The key as an expression over the packet, and its type."""
-        backwards = mirror != (self._direction is Direction.EGRESS)
-        peer, own = ("daddr", "saddr") if backwards else ("saddr", "daddr")
+        peer, own = self._sides(mirror)
         fields = []
         if shape.peer:
             fields.append((f"{ADDRESS_WORD[shape.version]} {peer}", ADDRESS_TYPE[shape.version]))
@@ -197,13 +276,17 @@ class _Builder:
                 fields.append(("th sport" if mirror else "th dport", "inet_service"))
         return " . ".join(word for word, _ in fields), " . ".join(kind for _, kind in fields)
 
+    def _sides(self, mirror: bool) -> tuple[str, str]:
+        """Where a packet has the addresses of the peer's side and of the own one."""
+        backwards = mirror != (self._direction is Direction.EGRESS)
+        return ("daddr", "saddr") if backwards else ("saddr", "daddr")
+
     def _element_key(self, box: Box) -> str:
         fields = [_address_text(prefix) for prefix in (box.peer, box.own) if prefix is not None]
         if box.protocol is not None and not _typed(box):
             fields.append(str(box.protocol))
         if box.ports is not None:
-            low, high = box.ports
-            fields.append(str(low) if low == high else f"{low}-{high}")
+            fields.append(_span_text(box.ports))
         return " . ".join(fields)
 
 
@@ -215,9 +298,16 @@ def _typed(box: Box) -> bool:
 def _replies(requests: list[Box]) -> Iterator[Box]:
     """The boxes of ICMP requests as boxes of their replies."""
     for box in requests:
-        for request, answer in REPLY_TYPE[box.protocol].items():
-            if box.ports[0] <= request <= box.ports[1]:
-                yield box._replace(ports=(answer, answer))
+        for answer in _answers(box.protocol, (box.ports,)):
+            yield box._replace(ports=answer)
+
+
+def _answers(protocol: int, spans: tuple[Range, ...]) -> Iterator[Range]:
+    """The types of the replies to ICMP requests of the types in `spans`."""
+    for low, high in spans:
+        for request, answer in REPLY_TYPE[protocol].items():
+            if low <= request <= high:
+                yield answer, answer
 
 
 def _logging(name: str, vpc: str, rule: PolicyRule) -> Chain:
@@ -228,6 +318,15 @@ def _logging(name: str, vpc: str, rule: PolicyRule) -> Chain:
     head = f"vpcctl {vpc} {rule.action.value} "
     prefix = head + comment_text(rule.origin)[-(LOG_PREFIX_LIMIT - len(head)) :]
     return Chain(name, (Rule(f'ct state new log prefix "{prefix}" group {LOG_GROUP}'), Rule(VERDICTS[rule.action])))
+
+
+def _span_text(span: Range) -> str:
+    low, high = span
+    return str(low) if low == high else f"{low}-{high}"
+
+
+def _service_text(service: tuple[int, Range]) -> str:
+    return f"{service[0]} . {_span_text(service[1])}"
 
 
 def _address_text(prefix: Prefix) -> str:

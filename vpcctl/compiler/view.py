@@ -71,6 +71,16 @@ class View:
         return tuple(prefix for version in (4, 6) for prefix in complement(inside, version))
 
 
+def looks_alike(before: World, world: World, vpc: Vpc) -> bool:
+    """Is all that the compiler sees of `vpc` the same in both worlds?"""
+    return (
+        before.transit == world.transit
+        and vpc in before.vpcs
+        and [(peer.name, peer.prefixes) for peer in before.peers(vpc.name)]
+        == [(peer.name, peer.prefixes) for peer in world.peers(vpc.name)]
+    )
+
+
 def complement(prefixes: list[Network], version: int) -> list[Network]:
     """All addresses of one IP version that are in none of `prefixes`, as few prefixes as possible."""
     rest = [ipaddress.ip_network("0.0.0.0/0" if version == 4 else "::/0")]

@@ -1,0 +1,70 @@
+"""What the policies of one VPC may cost to compile, to load and to ask.
+
+The bounds are on costs and not on rules, so that many small rules are as welcome as one large list.  Whoever compiles
+a policy that is in force already sets no bound: it was accepted.
+"""
+
+from __future__ import annotations
+
+import math
+
+# Elements in all sets of a VPC's gates: what the kernel holds, and what everybody waits for while it is loaded.
+MOST_ELEMENTS = 131_072
+# Levels of one gate: a new flow asks each of them, one after the other.
+MOST_LEVELS = 1_024
+# Steps to find them for all gates of a VPC, each about a microsecond and, where it stores something, 100 bytes.
+MOST_STEPS = 10_000_000
+
+
+class TooMuchError(Exception):
+    """A bound is passed: `rule` is the number of the rule with which it happened."""
+
+    def __init__(self, message: str, rule: int):
+        super().__init__(message)
+        self.rule = rule
+
+
+class Effort:
+    """Counts what compiling costs; TooMuchError beyond a bound.  The bounds of a new one are infinite."""
+
+    def __init__(self, elements: float = math.inf, levels: float = math.inf, steps: float = math.inf):
+        self._most_elements, self._most_levels, self._most_steps = elements, levels, steps
+        self.elements = self.steps = 0
+        self.rule = 0
+
+    @classmethod
+    def bounded(cls) -> Effort:
+        """What may be spent on one VPC."""
+        return cls(MOST_ELEMENTS, MOST_LEVELS, MOST_STEPS)
+
+    def spend(self, steps: int) -> None:
+        """So many more steps."""
+        self.steps += steps
+        if self.steps > self._most_steps:
+            self._refuse(
+                f"the rules up to this one overlap in too many ways: finding their order takes more than"
+                f" {self._most_steps:,} steps; merge rules of the same action, or order them so that those with"
+                " other actions do not alternate"
+            )
+
+    def take(self, elements: int) -> None:
+        """So many more elements."""
+        self.elements += elements
+        if self.elements > self._most_elements:
+            self._refuse(
+                f"with this rule the policies of the VPC need {self.elements:,} set elements, and"
+                f" {self._most_elements:,} are allowed; use wider prefixes and port ranges instead of lists, or a set"
+                " that several rules share"
+            )
+
+    def level(self, number: int) -> None:
+        """One more level of a gate."""
+        if number > self._most_levels:
+            self._refuse(
+                f"with this rule a new flow would have to ask {number:,} lookups one after the other, and"
+                f" {self._most_levels:,} are allowed; merge rules of the same action, or order them so that those with"
+                " other actions do not alternate"
+            )
+
+    def _refuse(self, message: str) -> None:
+        raise TooMuchError(message, self.rule)
