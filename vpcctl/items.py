@@ -69,6 +69,13 @@ class Ruleset(Item):
     # Does it let nothing pass, as that of a router on its way down?
     closed: bool = field(default=False, compare=False, repr=False)
 
+    def at(self, generation: int) -> Ruleset:
+        """The same ruleset as another generation: the text has it in its first line, and behind the fingerprint."""
+        head, newline, rest = self.text.partition("\n")
+        mine, new = (f'{self.fingerprint} {number}"' for number in (self.generation, generation))
+        text = f"{head.rpartition(' ')[0]} {generation}{newline}{rest.replace(mine, new)}" if self.text else ""
+        return dataclasses.replace(self, generation=generation, text=text)
+
     def __str__(self) -> str:
         return f"ruleset of {where(self.namespace)}"
 

@@ -22,7 +22,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from vpcctl import names, places, topology
+from vpcctl import generations, names, places, topology
 from vpcctl import plan as plans
 from vpcctl.errors import ConflictError, KernelError, StateError, VpcctlError
 from vpcctl.items import Item, LinkUp, Namespace, Open, Ruleset, Veth
@@ -95,7 +95,9 @@ def change(store: Store, kernel: Kernel, transform: Transform, report: Report = 
                 report(words)
         desired = _prepared(state, transform(state), kernel.facts())
         loaded = _loaded(state.items)
-        after = topology.snapshot(desired, state.state_id, loaded, state.world)
+        after = generations.raised(
+            kernel, topology.snapshot(desired, state.state_id, loaded, state.world), loaded, all_of=False
+        )
         plan = _plan(kernel, state, desired, after)
         if not plan and desired == state.world:
             return Outcome(state.world, desired, plan)
@@ -319,7 +321,10 @@ def _begun(writer: Writer, state: State, intent: State) -> State:
 def _converge(writer: Writer, kernel: Kernel, state: State, scopes: Scopes = None) -> Converged:
     """Roll an unfinished change forward, and mend whatever differs from the world then desired."""
     desired = _prepared(state, state.world if state.pending is None else state.pending, kernel.facts())
-    after = topology.snapshot(desired, state.state_id, _loaded(state.items), scopes=scopes)
+    known = _loaded(state.items)
+    after = generations.raised(
+        kernel, topology.snapshot(desired, state.state_id, known, scopes=scopes), known, all_of=True
+    )
     if scopes is not None:
         # What is not looked at stays on record as it is there.
         order = (topology.HOST, *(vpc.name for vpc in desired.vpcs)) if desired.vpcs else ()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from vpcctl.errors import ConflictError, KernelError
-from vpcctl.items import FdbEntry, Item, Namespace, Port, where
+from vpcctl.items import FdbEntry, Item, Namespace, Port, Ruleset, where
 from vpcctl.kernel.interface import ABSENT, RIGHT, Condition, HostFacts, State
 from vpcctl.plan import Ensure, Plan, links_made, links_used
 from vpcctl.tracking import Key, Selection, Tracked
@@ -68,6 +68,10 @@ class FakeKernel:
 
     def remove(self, item: Item) -> None:
         self._change(f"remove {item}", lambda: self._drop(item))
+
+    def loaded(self, namespace: str) -> set[tuple[str, int]]:
+        found = self.objects.get(("Ruleset", namespace))
+        return {(found.fingerprint, found.generation)} if isinstance(found, Ruleset) else set()
 
     def settled(self, namespaces: Iterable[str | None]) -> set[str | None]:
         return {namespace for namespace in namespaces if self.tracked.get(namespace)}

@@ -22,7 +22,9 @@ def elsewhere(namespace: str, user: str) -> processes.Elsewhere:
 
 
 def execute(namespace: str, command: list[str], user: str | None, additions: Mapping[str, str], tag: str = "") -> None:
-    """Become `command` inside `namespace`, which must have `tag` where one is given, or wait for it where it needs a terminal of its own; never returns.
+    """Become `command` inside `namespace`, or wait for it where it needs a terminal of its own; never returns.
+
+    The namespace must have `tag`, where one is given.
 
     /sys shows the namespace's devices and files of /etc/netns/<namespace> stand in for those of /etc, in a mount
     namespace of its own.  `user` makes it a login of that user, for good and without any power; `additions` are added

@@ -74,6 +74,9 @@ class Kernel(Protocol):
     def remove(self, item: Item) -> None:
         """Make `item` not be there; absent is success, foreign is left alone."""
 
+    def loaded(self, namespace: str) -> set[tuple[str, int]]:
+        """Fingerprint and generation of each ruleset of ours that is loaded in a namespace; none if it is gone."""
+
     def settled(self, namespaces: Iterable[str | None]) -> set[str | None]:
         """Those of the namespaces that track flows, once every packet that is on its way now has passed.
 

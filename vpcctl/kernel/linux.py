@@ -321,6 +321,11 @@ class LinuxKernel:
                 raise
         return True
 
+    def loaded(self, namespace: str) -> set[tuple[str, int]]:
+        if not namespaces.is_namespace(namespace) or namespaces.foreign(namespace):
+            return set()
+        return tables.loaded(self._nft(namespace))
+
     # -- connection tracking -------------------------------------------------------------------------------------
 
     def settled(self, namespaces: Iterable[str | None]) -> set[str | None]:
@@ -359,7 +364,7 @@ class LinuxKernel:
     @contextlib.contextmanager
     def _tracking(namespace: str | None) -> Iterator[conntrack.Tracking | None]:
         """The connection tracking of a namespace; None for one that is gone or not ours."""
-        if namespace is not None and (not namespaces.is_namespace(namespace) or namespaces.is_foreign(namespace)):
+        if namespace is not None and (not namespaces.is_namespace(namespace) or namespaces.foreign(namespace)):
             yield None
             return
         with contextlib.closing(conntrack.Tracking(namespace)) as tracking:

@@ -28,7 +28,7 @@ from vpcctl.errors import ConflictError, KernelError
 from vpcctl.items import Ruleset, where
 from vpcctl.kernel.interface import ABSENT, RIGHT, Condition, State
 from vpcctl.kernel.namespaces import CLONE_NEWNET, entered, unshare
-from vpcctl.names import TABLE
+from vpcctl.names import TABLE, TAGGED
 from vpcctl.nft import removal
 
 LIBRARY = "libnftables.so.1"
@@ -89,6 +89,17 @@ def comments(nft, families: tuple[str, ...], table: str = TABLE) -> dict[str, st
     for family, lines in _outlines(nft, families, table).items():
         line = next((line for line in lines if line.startswith("comment ")), "")
         found[family] = line.removeprefix("comment ").strip('"')
+    return found
+
+
+def loaded(nft) -> set[tuple[str, int]]:
+    """Fingerprint and generation of each ruleset of ours that is loaded in the context's namespace."""
+    found = set()
+    for table in (TABLE, SPARE):
+        for comment in comments(nft, ("inet",), table).values():
+            _, fingerprint, generation = [*comment.split(" "), "", ""][:3]
+            if comment.startswith(TAGGED) and generation.isdigit():
+                found.add((fingerprint, int(generation)))
     return found
 
 
