@@ -12,7 +12,9 @@ from vpcctl.model import Address, Network, Peering, Publication, Subnet, Vpc, Wo
 from vpcctl.spec import with_instance
 
 
-def create_vpc(world: World, name: str, prefix: Network, transit: Network | None = None) -> World:
+def create_vpc(
+    world: World, name: str, prefix: Network, transit: Network | None = None, hardened: bool = False
+) -> World:
     """Add a VPC; `transit` sets the range of the uplinks, which all VPCs share."""
     if name in {vpc.name for vpc in world.vpcs}:
         raise ConflictError(f"VPC {name} exists already; choose another name, or `vpcctl show-vpc --name {name}`")
@@ -22,7 +24,7 @@ def create_vpc(world: World, name: str, prefix: Network, transit: Network | None
                 f"the transit range is {world.transit}, and VPCs use it; it can change when there is none"
             )
         world = dataclasses.replace(world, transit=transit)
-    return dataclasses.replace(world, vpcs=(*world.vpcs, Vpc(name, (prefix,), world.free_index())))
+    return dataclasses.replace(world, vpcs=(*world.vpcs, Vpc(name, (prefix,), world.free_index(), hardened=hardened)))
 
 
 def delete_vpc(world: World, name: str, cascade: bool) -> World:

@@ -158,7 +158,10 @@ class Publication:
 
 @dataclass(frozen=True, slots=True)
 class Vpc:
-    """A virtual private network: `index` selects its /31 of the transit range; `sets` are named prefix lists."""
+    """A virtual private network: `index` selects its /31 of the transit range; `sets` are named prefix lists.
+
+    A `hardened` one also has defences that cost throughput (docs/operations.md).
+    """
 
     name: str
     prefixes: tuple[Network, ...]
@@ -166,6 +169,7 @@ class Vpc:
     subnets: tuple[Subnet, ...] = ()
     publications: tuple[Publication, ...] = ()
     sets: tuple[tuple[str, tuple[Network, ...]], ...] = ()
+    hardened: bool = False
 
     def __post_init__(self) -> None:
         names.check_name(self.name, "VPC")

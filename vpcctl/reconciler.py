@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from vpcctl import plan as plans
 from vpcctl import topology
 from vpcctl.errors import ConflictError, KernelError, StateError, VpcctlError
-from vpcctl.items import Item, LinkUp, Namespace, Open, Ruleset, Veth
+from vpcctl.items import Detour, Item, LinkUp, Namespace, Open, Ruleset, Veth
 from vpcctl.kernel.interface import Condition, HostFacts, Kernel
 from vpcctl.kernel.interface import State as Standing
 from vpcctl.model import World, uplink_pair
@@ -184,12 +184,16 @@ def _close(kernel: Kernel, ruleset: Ruleset, shutters: Shutters) -> None:
 
 
 def _shutters(record: Record) -> Shutters:
-    """By the key of each router's ruleset what is up or open in the router."""
+    """What is up or open in a router, by the key of its ruleset; and an instance's link, by the key of its detour."""
     items = [item for scope in record.values() for item in scope]
     found: Shutters = {item.key: [] for item in items if isinstance(item, Ruleset) and item.namespace is not None}
     for item in items:
         if isinstance(item, (Open, LinkUp)):
             found.get((Ruleset.__name__, str(item.namespace)), []).append(item)
+    opened = {(item.namespace, item.link): item for item in items if isinstance(item, Open)}
+    for item in items:
+        if isinstance(item, Detour) and (item.namespace, item.link) in opened:
+            found[item.key] = [opened[item.namespace, item.link]]
     return found
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import io
 import itertools
 import json
@@ -319,6 +320,8 @@ def _sent(probe: Probe) -> bytes:
 # include/uapi/linux/if_packet.h, asm-generic/socket.h
 SOL_PACKET, PACKET_STATISTICS, PACKET_AUXDATA, PACKET_VNET_HDR, PACKET_IGNORE_OUTGOING = 263, 6, 8, 15, 23
 SO_ATTACH_FILTER, SO_RCVBUFFORCE = 26, 33
+# include/uapi/linux/sockios.h, ethtool.h
+SIOCETHTOOL, ETHTOOL_STXCSUM = 0x8946, 0x17
 ETH_P_ALL = 3
 TP_STATUS_VLAN_VALID = 1 << 4
 AUXDATA = struct.Struct("=IIIHHHH")  # struct tpacket_auxdata: the last two are the tag and its ethertype
@@ -352,6 +355,13 @@ class _Program:
     def receive(self, netns: str | None) -> int:
         with _inside(netns):
             return self._keep([socket.socket(socket.AF_INET, socket.SOCK_RAW, number) for number in HEARD])
+
+    def complete_checksums(self, netns: str | None, link: str, on: bool = False) -> None:
+        """``ethtool -K LINK tx off``: the link completes checksums before it takes a packet; or ``tx on``."""
+        value = ctypes.create_string_buffer(struct.pack("=II", ETHTOOL_STXCSUM, on), 8)
+        request = struct.pack("16sP16x", link.encode(), ctypes.addressof(value))
+        with _inside(netns), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as channel:
+            fcntl.ioctl(channel, SIOCETHTOOL, request)
 
     def _keep(self, sockets: list[socket.socket]) -> int:
         for one in sockets:

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 @click.option(
     "--transit", type=PREFIX, help="The range of the uplinks' addresses, set with the first VPC. [100.64.0.0/16]"
 )
+@click.option("--hardened", is_flag=True, help="With defences that cost throughput (docs/operations.md).")
 @click.pass_obj
-def create_vpc(session: Session, name: str, cidr: Any, ipv6_cidr: str | None, transit: Any) -> None:
+def create_vpc(session: Session, name: str, cidr: Any, ipv6_cidr: str | None, transit: Any, hardened: bool) -> None:
     """Create a VPC: its router, its default-deny ruleset, its uplink.
 
     Example: vpcctl create-vpc --name shop --cidr 10.0.0.0/16
@@ -32,7 +33,7 @@ def create_vpc(session: Session, name: str, cidr: Any, ipv6_cidr: str | None, tr
 
     if ipv6_cidr is not None:
         raise click.UsageError("--ipv6-cidr: IPv6 prefixes are not supported yet; create the VPC without one")
-    outcome = session.change(lambda state: changes.create_vpc(state.world, name, cidr, transit))
+    outcome = session.change(lambda state: changes.create_vpc(state.world, name, cidr, transit, hardened))
     session.say(f"created VPC {name} ({cidr}), router namespace {router_namespace(name)}")
     for finding in examination.pressing_findings(outcome.after, name):
         session.warn(str(finding))
@@ -84,7 +85,7 @@ def show_vpc(session: Session, name: str, as_json: bool) -> None:
     document = vpc_document(world, world.vpc(name))
     if as_json:
         return print_json(document)
-    show(f"VPC {name}  {document['cidr']}")
+    show(f"VPC {name}  {document['cidr']}{'  hardened' if document['hardened'] else ''}")
     show(f"  router   {document['router']}, uplink {document['uplink']['address']}")
     show(f"  peers    {', '.join(document['peers']) or '-'}")
     for subnet in document["subnets"]:
@@ -109,6 +110,7 @@ def vpc_document(world: World, vpc: Vpc) -> dict[str, Any]:
     return {
         "name": vpc.name,
         "cidr": str(vpc.prefixes[0]),
+        "hardened": vpc.hardened,
         "router": names.router_namespace(vpc.name),
         "uplink": {"link": names.host_uplink(vpc.name), "host_address": str(host), "address": str(router)},
         "peers": [peer.name for peer in world.peers(vpc.name)],

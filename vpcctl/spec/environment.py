@@ -161,6 +161,7 @@ class _Environment(Reader):
         if alone is None:
             return None
         parts = (name, (prefix,), index, tuple(subnets.values()), published, tuple(sets.items()))
+        parts += (document.get("hardened", False),)
         if len(self.problems) == told:
             with contextlib.suppress(VpcctlError):
                 return Vpc(*parts)

@@ -72,6 +72,7 @@ def _vpc_to_json(vpc: Vpc) -> dict[str, Any]:
         "index": vpc.index,
         "sets": {name: list(map(str, prefixes)) for name, prefixes in vpc.sets},
         "publish": [dataclasses.asdict(publication) for publication in vpc.publications],
+        **({"hardened": True} if vpc.hardened else {}),
         "subnets": [
             {
                 "name": subnet.name,
@@ -112,6 +113,7 @@ def _vpc_from_json(document: dict[str, Any]) -> Vpc:
         tuple(map(_subnet_from_json, document["subnets"])),
         tuple(Publication(**publication) for publication in document["publish"]),
         tuple((name, _prefixes(prefixes)) for name, prefixes in document["sets"].items()),
+        document.get("hardened", False),
     )
 
 
