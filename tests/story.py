@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 from collections.abc import Callable
 
@@ -35,6 +36,10 @@ def subnet(vpc: str, name: str, prefix: str, public: bool = True) -> Step:
     return lambda world: changes.create_subnet(world, vpc, name, _network(prefix), public, True, 0)
 
 
+def harden(vpc: str, hardened: bool = True) -> Step:
+    return lambda world: world.with_vpc(dataclasses.replace(world.vpc(vpc), hardened=hardened))
+
+
 def nothing(world: World) -> World:
     """A machine without anything of ours."""
     return World()
@@ -47,12 +52,14 @@ STORY: tuple[tuple[str, Step], ...] = (
     ("give db a NAT gateway", lambda world: changes.set_nat_gateway(world, "one", "db", True)),
     ("publish a port", lambda world: changes.publish_port(world, "one", Publication(TCP, 8080, "web", 80))),
     ("apply a policy", policy(WEB_POLICY)),
-    ("create VPC two", lambda world: changes.create_vpc(world, "two", _network("10.0.0.64/26"))),
+    ("create VPC two", lambda world: changes.create_vpc(world, "two", _network("10.0.0.64/26"), None, True)),
     ("create its subnet api", subnet("two", "api", "10.0.0.64/28")),
     ("peer them", lambda world: changes.create_peering(world, "one", "two")),
     ("tighten the policy", policy(WEB_POLICY_TIGHTER)),
+    ("harden VPC one", harden("one")),
     ("clear the policy", lambda world: changes.clear_policy(world, "one", "web")),
     ("take the published port back", lambda world: changes.unpublish_port(world, "one", TCP, 8080)),
+    ("harden VPC one no more", harden("one", False)),
     ("delete db", lambda world: changes.delete_subnet(world, "one", "db", False)),
     ("separate them", lambda world: changes.delete_peering(world, "one", "two")),
     ("delete VPC one", lambda world: changes.delete_vpc(world, "one", True)),

@@ -145,6 +145,9 @@ class Tracer:
                     if not packet["local"]:
                         return ""
                     tokens = rest
+                case ["@nh", ",", "48", ",", "16", "&", "0x3fff", "==", "0x2000", *_]:
+                    # Packets are whole here; what becomes of fragments is tested with real ones.
+                    return ""
                 case ["ct", "status", "&", "dnat", "==", "dnat", *rest]:
                     if not packet["dnat"]:
                         return ""

@@ -29,6 +29,7 @@ def create_vpc(
     transit: Network | None = None,
     max_flows: int = DEFAULT_MAX_FLOWS,
     max_ports: int = DEFAULT_MAX_PORTS,
+    hardened: bool = False,
 ) -> World:
     """Add a VPC; `transit` sets the range of the uplinks, which all VPCs share."""
     if name in {vpc.name for vpc in world.vpcs}:
@@ -39,7 +40,7 @@ def create_vpc(
                 f"the transit range is {world.transit}, and VPCs use it; it can change when there is none"
             )
         world = dataclasses.replace(world, transit=transit)
-    made = Vpc(name, (prefix,), world.free_index(), max_flows=max_flows, max_ports=max_ports)
+    made = Vpc(name, (prefix,), world.free_index(), max_flows=max_flows, max_ports=max_ports, hardened=hardened)
     return dataclasses.replace(world, vpcs=(*world.vpcs, made))
 
 

@@ -169,7 +169,10 @@ def object_changes(before: World, after: World) -> list[ObjectChange]:
         found += [ObjectChange("-", f"VPC {name}"), *_parts("-", old[name])]
     for name, vpc in new.items():
         if name not in old:
-            found += [ObjectChange("+", f"VPC {name}", _prefixes(vpc)), *_parts("+", vpc)]
+            found += [
+                ObjectChange("+", f"VPC {name}", _prefixes(vpc) + (", hardened" if vpc.hardened else "")),
+                *_parts("+", vpc),
+            ]
         else:
             found += _vpc_changes(old[name], vpc)
     for sign, pairs, others in (("-", before.peerings, after.peerings), ("+", after.peerings, before.peerings)):
@@ -210,6 +213,8 @@ def _vpc_changes(old: Vpc, new: Vpc) -> Iterator[ObjectChange]:
         yield ObjectChange("~", f"VPC {new.name}", "its named sets")
     for words in _limit_changes(old, new):
         yield ObjectChange("~", f"VPC {new.name}", words)
+    if old.hardened != new.hardened:
+        yield ObjectChange("~", f"VPC {new.name}", "hardened" if new.hardened else "not hardened")
     before, after = ({subnet.name: subnet for subnet in vpc.subnets} for vpc in (old, new))
     for name, subnet in before.items():
         if name not in after:
@@ -278,6 +283,8 @@ def _exported_vpc(vpc: Vpc) -> dict[str, Any]:
         "cidr": str(vpc.prefixes[0]),
         "subnets": [_exported_subnet(subnet) for subnet in vpc.subnets],
     }
+    if vpc.hardened:
+        document["hardened"] = True
     if vpc.sets:
         document["sets"] = {name: list(map(str, prefixes)) for name, prefixes in vpc.sets}
     if vpc.max_flows != DEFAULT_MAX_FLOWS:

@@ -115,6 +115,33 @@ class Veth(Item):
 
 
 @dataclass(frozen=True, slots=True)
+class ChecksumLink(Item):
+    """An ifb device without offloads: a packet that goes through it comes back with a complete checksum."""
+
+    identity: ClassVar = ("namespace", "name")
+    namespace: str
+    name: str
+    mac: str
+    tag: str
+
+    def __str__(self) -> str:
+        return f"link {self.name} in {where(self.namespace)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Detour(Item):
+    """IPv4 packets that `link` receives go through the link `through` first."""
+
+    identity: ClassVar = ("namespace", "link")
+    namespace: str
+    link: str
+    through: str
+
+    def __str__(self) -> str:
+        return f"detour of {self.link} through {self.through} in {where(self.namespace)}"
+
+
+@dataclass(frozen=True, slots=True)
 class Port(Item):
     """A link as a port of a bridge: isolated and locked, nothing learned, nothing flooded."""
 
@@ -238,8 +265,8 @@ class Route(Item):
 KINDS: dict[str, type[Item]] = {
     kind.__name__: kind
     for kind in (
-        Namespace, Setting, Ruleset, Bridge, Veth, LinkSetting, ProxyDelay, Port, Address, Neighbour, FdbEntry,
-        LinkUp, Route, Open,
+        Namespace, Setting, Ruleset, Bridge, ChecksumLink, Veth, LinkSetting, ProxyDelay, Detour, Port, Address,
+        Neighbour, FdbEntry, LinkUp, Route, Open,
     )
 }  # fmt: skip
 

@@ -190,6 +190,7 @@ class Vpc:
 
     `max_flows` is how many flows the host tracks for it at most, `max_ports` how many ports it may take toward one
     remote service.  `nat_protocols` are the protocols without ports that are translated for it, and for no other VPC.
+    A `hardened` one also has defences that cost throughput (docs/operations.md).
     """
 
     name: str
@@ -201,6 +202,7 @@ class Vpc:
     max_flows: int = DEFAULT_MAX_FLOWS
     max_ports: int = DEFAULT_MAX_PORTS
     nat_protocols: tuple[int, ...] = ()
+    hardened: bool = False
 
     def __post_init__(self) -> None:
         names.check_name(self.name, "VPC")

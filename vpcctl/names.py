@@ -22,6 +22,7 @@ TABLE = "vpcctl"
 TAGGED = "vpcctl/"  # how every tag begins
 UPLINK = "uplink"
 INSTANCE_LINK = "eth0"
+CHECKSUMS = "checksums"  # the link that completes checksums, in the router of a hardened VPC
 HASH_LENGTH = 6
 
 

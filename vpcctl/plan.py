@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from vpcctl.items import (
     Address,
     Bridge,
+    ChecksumLink,
+    Detour,
     FdbEntry,
     Item,
     LinkSetting,
@@ -41,9 +43,11 @@ ORDER: tuple[type[Item], ...] = (
     Setting,
     Ruleset,
     Bridge,
+    ChecksumLink,
     Veth,
     LinkSetting,
     ProxyDelay,
+    Detour,
     Port,
     FdbEntry,
     Neighbour,
@@ -54,9 +58,9 @@ ORDER: tuple[type[Item], ...] = (
 )
 RANK = {kind: number for number, kind in enumerate(ORDER)}
 # Kinds whose objects cannot be changed in place: an item that differs is removed and made again.
-REPLACED = (Veth, Bridge)
+REPLACED = (Veth, Bridge, ChecksumLink)
 # Kinds that are gone with the namespace or link that holds them.
-HELD_BY_LINK = (LinkSetting, ProxyDelay, Port, FdbEntry, Neighbour, Address, LinkUp, Route, Open)
+HELD_BY_LINK = (LinkSetting, ProxyDelay, Detour, Port, FdbEntry, Neighbour, Address, LinkUp, Route, Open)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,19 +157,29 @@ def _explicit(removed: list[Item]) -> Iterator[Item]:
             if item.namespace not in namespaces or item.peer_namespace not in namespaces:
                 yield item
         elif isinstance(item, Namespace) or (
-            item.namespace not in namespaces and not links.intersection(links_used(item))
+            item.namespace not in namespaces and not links.intersection(links_holding(item))
         ):
             yield item
 
 
 def links_made(item: Item) -> list[tuple[str | None, str]]:
     """The (namespace, name) of the links that `item` is."""
-    ends = [(item.namespace, item.name)] if isinstance(item, (Veth, Bridge)) else []
+    ends = [(item.namespace, item.name)] if isinstance(item, REPLACED) else []
     return [*ends, (item.peer_namespace, item.peer_name)] if isinstance(item, Veth) else ends
+
+
+def links_holding(item: Item) -> list[tuple[str | None, str]]:
+    """The (namespace, name) of the links that take `item` with them when they go.
+
+    A detour stays when only the link that it goes through is removed, and then drops every packet.
+    """
+    return [(item.namespace, item.link)] if isinstance(item, Detour) else links_used(item)
 
 
 def links_used(item: Item) -> list[tuple[str | None, str]]:
     """The (namespace, name) of the links that `item` cannot be without."""
     if isinstance(item, Port):
         return [(item.namespace, item.name), (item.namespace, item.bridge)]
+    if isinstance(item, Detour):
+        return [(item.namespace, item.link), (item.namespace, item.through)]
     return [(item.namespace, item.link)] if isinstance(item, HELD_BY_LINK) else []

@@ -16,6 +16,8 @@ from vpcctl.compiler.view import looks_alike
 from vpcctl.items import (
     Address,
     Bridge,
+    ChecksumLink,
+    Detour,
     FdbEntry,
     Item,
     LinkSetting,
@@ -138,6 +140,10 @@ def _vpc_items(world: World, vpc: Vpc, state_id: str, loaded: Loaded, before: Wo
     yield LinkUp(router, "lo")
     yield _vpc_ruleset(world, vpc, state_id, loaded, before)
     yield from _uplink(world, vpc, state_id)
+    if vpc.hardened:
+        mac = names.stable_mac(state_id, vpc.name, "checksums")
+        yield ChecksumLink(router, names.CHECKSUMS, mac, names.tag(state_id, vpc.name, "checksums"))
+        yield LinkUp(router, names.CHECKSUMS)
     for subnet in vpc.subnets:
         yield from _bridge(vpc, subnet, state_id)
         for instance in subnet.instances:
@@ -207,6 +213,8 @@ def _instance(vpc: Vpc, subnet: Subnet, instance: Instance, state_id: str) -> It
     yield LinkUp(namespace, "lo")
     port_mac = names.stable_mac(state_id, vpc.name, "port", instance.name)
     yield Veth(router, port, port_mac, namespace, inner, instance.mac, tag, altname=f"vpcctl-instance-{instance.name}")
+    if vpc.hardened:
+        yield Detour(router, port, names.CHECKSUMS)
     yield Port(router, port, bridge)
     yield FdbEntry(router, port, instance.mac)
     for address, prefix, gateway in zip(instance.addresses, subnet.prefixes, subnet.gateways, strict=True):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import io
 import itertools
 import json
@@ -95,10 +96,12 @@ def ipv4(
     return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + payload
 
 
-def fragments(source: str, destination: str, protocol: int, payload: bytes, cut: int, identifier: int) -> list[bytes]:
+def fragments(
+    source: str, destination: str, protocol: int, payload: bytes, cut: int, identifier: int, ttl: int = 64
+) -> list[bytes]:
     """An IPv4 packet in two fragments, the first with `cut` bytes of `payload` (a multiple of 8)."""
-    first = ipv4(source, destination, protocol, payload[:cut], identifier=identifier, flags=MORE)
-    return [first, ipv4(source, destination, protocol, payload[cut:], identifier=identifier, offset=cut)]
+    first = ipv4(source, destination, protocol, payload[:cut], identifier=identifier, flags=MORE, ttl=ttl)
+    return [first, ipv4(source, destination, protocol, payload[cut:], identifier=identifier, offset=cut, ttl=ttl)]
 
 
 def udp(source: int, destination: int, payload: bytes) -> bytes:
@@ -132,6 +135,15 @@ def udplite(addresses: tuple[str, str], source: int, destination: int, payload: 
     return head[:6] + struct.pack("!H", checksum(pseudo + head)) + payload
 
 
+def sctp_init(source: int, destination: int, payload: bytes) -> bytes:
+    """An SCTP packet that begins an association (RFC 9260, 3.3.2), `payload` being its parameters."""
+    from vpcctl.kernel.packets import crc32c
+
+    chunk = struct.pack("!BBHIIHHI", 1, 0, 20 + len(payload), 1, 65536, 1, 1, 1) + payload
+    head = struct.pack("!HHI", source, destination, 0)
+    return head + struct.pack("<I", crc32c(head + bytes(4) + chunk)) + chunk
+
+
 def icmp(kind: int, code: int, payload: bytes, rest: int = 0) -> bytes:
     """An ICMP message; `rest` is what stands in bytes 4 to 7."""
     head = struct.pack("!BBHI", kind, code, 0, rest)
@@ -141,6 +153,16 @@ def icmp(kind: int, code: int, payload: bytes, rest: int = 0) -> bytes:
 def echo(identifier: int, payload: bytes, kind: int = 8) -> bytes:
     """An ICMP echo request, or reply where `kind` is 0."""
     return icmp(kind, 0, payload, identifier << 16 | 1)
+
+
+def offloaded(frame: bytes, start: int = 0, offset: int = 0, *, gso: tuple[int, int, int] = (0, 0, 0)) -> bytes:
+    """A frame with a struct virtio_net_hdr before it, for a tap that was opened with `offload`.
+
+    The sum from byte `start` on shall be written to byte `start` + `offset` (VIRTIO_NET_HDR_F_NEEDS_CSUM); without
+    `start` nothing shall.  `gso` are the type, the length of the headers and the size of a segment.
+    """
+    kind, headers, size = gso
+    return struct.pack("=BBHHHH", bool(start), kind, headers, size, start, offset) + frame
 
 
 def ipv6(source: str, destination: str, protocol: int, payload: bytes, hops: int = 255) -> bytes:
@@ -166,12 +188,15 @@ class Wire:
     def __init__(self, lab: Any):
         self._process = lab.popen([sys.executable, str(Path(__file__))], stderr=None)
 
-    def tap(self, netns: str | None, link: str = "eth0", *, only: Sequence[Sequence[int]] = ()) -> Tap:
+    def tap(
+        self, netns: str | None, link: str = "eth0", *, only: Sequence[Sequence[int]] = (), offload: bool = False
+    ) -> Tap:
         """A packet socket; `netns` as `Lab.run` has it, and ``lan`` for the wire between the lab's stations.
 
-        `only` is a filter of classic BPF, a list of (code, jump if true, jump if false, value).
+        `only` is a filter of classic BPF, a list of (code, jump if true, jump if false, value).  With `offload`
+        every frame is sent and heard with a header before it (`offloaded`).
         """
-        return Tap(self, self.tell("open", netns=netns, link=link, only=only))
+        return Tap(self, self.tell("open", netns=netns, link=link, only=only, offload=offload))
 
     def reception(self, netns: str | None) -> Tap:
         """An ear, not a mouth, for the IPv4 packets that are delivered to the namespace itself (raw(7))."""
@@ -293,8 +318,10 @@ def _sent(probe: Probe) -> bytes:
 # --- The process in the lab -------------------------------------------------------------------------------------------
 
 # include/uapi/linux/if_packet.h, asm-generic/socket.h
-SOL_PACKET, PACKET_STATISTICS, PACKET_AUXDATA, PACKET_IGNORE_OUTGOING = 263, 6, 8, 23
+SOL_PACKET, PACKET_STATISTICS, PACKET_AUXDATA, PACKET_VNET_HDR, PACKET_IGNORE_OUTGOING = 263, 6, 8, 15, 23
 SO_ATTACH_FILTER, SO_RCVBUFFORCE = 26, 33
+# include/uapi/linux/sockios.h, ethtool.h
+SIOCETHTOOL, ETHTOOL_STXCSUM = 0x8946, 0x17
 ETH_P_ALL = 3
 TP_STATUS_VLAN_VALID = 1 << 4
 AUXDATA = struct.Struct("=IIIHHHH")  # struct tpacket_auxdata: the last two are the tag and its ethertype
@@ -311,9 +338,11 @@ class _Program:
     def __init__(self) -> None:
         self.taps: list[list[socket.socket]] = []
 
-    def open(self, netns: str | None, link: str, only: list[list[int]]) -> int:
+    def open(self, netns: str | None, link: str, only: list[list[int]], offload: bool) -> int:
         with _inside(netns):
             tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        if offload:
+            tap.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
         tap.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
         tap.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
         if only:
@@ -326,6 +355,13 @@ class _Program:
     def receive(self, netns: str | None) -> int:
         with _inside(netns):
             return self._keep([socket.socket(socket.AF_INET, socket.SOCK_RAW, number) for number in HEARD])
+
+    def complete_checksums(self, netns: str | None, link: str, on: bool = False) -> None:
+        """``ethtool -K LINK tx off``: the link completes checksums before it takes a packet; or ``tx on``."""
+        value = ctypes.create_string_buffer(struct.pack("=II", ETHTOOL_STXCSUM, on), 8)
+        request = struct.pack("16sP16x", link.encode(), ctypes.addressof(value))
+        with _inside(netns), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as channel:
+            fcntl.ioctl(channel, SIOCETHTOOL, request)
 
     def _keep(self, sockets: list[socket.socket]) -> int:
         for one in sockets:

@@ -424,9 +424,19 @@ def test_quiet_says_nothing_and_verbose_says_each_step(session: Rehearsal, run: 
     assert steps[-1] == "deleted instance a of VPC one"
 
 
+def test_a_hardened_vpc_says_so(run: Run) -> None:
+    run("create-vpc", "--name", "three", "--cidr", "10.3.0.0/16", "--hardened")
+    shown = {one["name"]: one["hardened"] for one in json.loads(run("list-vpcs", "--json").stdout)}
+    assert shown == {"one": False, "two": True, "three": True}
+    assert run("show-vpc", "--name", "three").stdout.splitlines()[0] == "VPC three  10.3.0.0/16  hardened"
+    assert run("show-vpc", "--name", "one").stdout.splitlines()[0] == "VPC one  10.0.0.0/26"
+    found = {one["name"]: one.get("hardened") for one in json.loads(run("export").stdout)["vpcs"]}
+    assert found == {"one": None, "two": True, "three": True}
+
+
 SHAPES: dict[tuple[str, ...], set[str]] = {
-    ("list-vpcs",): {"name", "cidr", "router", "uplink", "peers", "subnets", "publish"},
-    ("show-vpc", "--name", "one"): {"name", "cidr", "router", "uplink", "peers", "subnets", "publish"},
+    ("list-vpcs",): {"name", "cidr", "hardened", "router", "uplink", "peers", "subnets", "publish"},
+    ("show-vpc", "--name", "one"): {"name", "cidr", "hardened", "router", "uplink", "peers", "subnets", "publish"},
     ("list-subnets", "--vpc", "one"): {"name", "cidr", "type", "gateway", "nat_gateway", "instances", "policy"},
     ("list-instances", "--vpc", "one"): {"name", "ip", "mac", "namespace", "subnet"},
     ("list-peerings",): {"vpc1", "vpc2"},

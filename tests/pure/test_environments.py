@@ -115,6 +115,8 @@ def _vpc(chance: random.Random, name: str, prefix: str, port: tuple[str, int]) -
         found["publish"] = [item]
     if chance.random() < 0.3:
         found["sets"] = {chance.choice(["office", "home"]): chance.sample(["203.0.113.0/25", "198.51.100.0/24"], 1)}
+    if chance.random() < 0.3:
+        found["hardened"] = True
     return found
 
 
@@ -155,6 +157,7 @@ def test_what_was_exported_says_everything_and_changes_nothing(present: World) -
     assert exported(elsewhere) == document
     for one, other in zip(present.vpcs, elsewhere.vpcs, strict=True):
         assert (one.prefixes, one.publications, one.sets) == (other.prefixes, other.publications, other.sets)
+        assert one.hardened == other.hardened
         for inner, beside in zip(one.subnets, other.subnets, strict=True):
             assert (inner.public, inner.nat_gateway) == (beside.public, beside.nat_gateway)
             assert inner.policy is beside.policy is None or same_words(inner.policy, beside.policy)
@@ -476,6 +479,7 @@ EDITS: dict[str, tuple[Edit, list[str]]] = {
         ["~ VPC shop: 10.0.0.0/16 becomes 10.0.0.0/15"],
     ),
     "named sets": (lambda one: one.update(sets={"office": ["203.0.113.0/24"]}), ["~ VPC shop: its named sets"]),
+    "hardened": (lambda one: one.update(hardened=True), ["~ VPC shop: hardened"]),
     "another type": (lambda one: one["subnets"][0].update(type="private"), ["~ subnet shop/web: private"]),
     "a NAT gateway": (
         lambda one: one["subnets"][0].update(type="private", nat_gateway=True),

@@ -811,6 +811,25 @@ def test_a_router_that_does_not_get_its_ruleset_carries_nothing(life: Life) -> N
     machine.check(life[FULL][1].world)
 
 
+def test_an_instance_whose_packets_cannot_make_their_detour_is_closed(life: Life) -> None:
+    key = ("Detour", "one-router", "in-web")
+    before, state = life["harden VPC one"]
+    kernel = Stubborn()
+    kernel.objects = {one: item for one, item in before.objects.items() if one != key}
+    kernel.refused = key
+    machine = Machine(kernel, state)
+    with pytest.raises(KernelError, match="VPC one cannot be mended"):
+        machine.repair()
+    opened = {
+        item.link for item in kernel.objects.values() if isinstance(item, Open) and item.namespace == "one-router"
+    }
+    assert "in-web" not in opened
+    assert "in-db" in opened
+    machine.kernel.refused = ()
+    machine.repair()
+    machine.check(state.world)
+
+
 def test_what_is_told_as_mended_was_mended(life: Life) -> None:
     for key in everything_of(life):
         machine, _ = troubled(life, key)

@@ -26,11 +26,19 @@ DEFAULT_MAX_FLOWS, DEFAULT_MAX_PORTS = 16384, 8192
 @click.option(
     "--transit", type=PREFIX, help="The range of the uplinks' addresses, set with the first VPC. [100.64.0.0/16]"
 )
+@click.option("--hardened", is_flag=True, help="With defences that cost throughput (docs/operations.md).")
 @click.option("--max-flows", type=int, default=DEFAULT_MAX_FLOWS, show_default=True, help=FLOWS)
 @click.option("--max-ports", type=int, default=DEFAULT_MAX_PORTS, show_default=True, help=PORTS)
 @click.pass_obj
 def create_vpc(
-    session: Session, name: str, cidr: Any, ipv6_cidr: str | None, transit: Any, max_flows: int, max_ports: int
+    session: Session,
+    name: str,
+    cidr: Any,
+    ipv6_cidr: str | None,
+    transit: Any,
+    max_flows: int,
+    max_ports: int,
+    hardened: bool,
 ) -> None:
     """Create a VPC: its router, its default-deny ruleset, its uplink.
 
@@ -42,7 +50,9 @@ def create_vpc(
 
     if ipv6_cidr is not None:
         raise click.UsageError("--ipv6-cidr: IPv6 prefixes are not supported yet; create the VPC without one")
-    outcome = session.change(lambda state: changes.create_vpc(state.world, name, cidr, transit, max_flows, max_ports))
+    outcome = session.change(
+        lambda state: changes.create_vpc(state.world, name, cidr, transit, max_flows, max_ports, hardened)
+    )
     session.say(f"created VPC {name} ({cidr}), router namespace {router_namespace(name)}")
     for finding in examination.pressing_findings(outcome.after, name):
         session.warn(str(finding))
@@ -150,7 +160,7 @@ def show_vpc(session: Session, name: str, as_json: bool) -> None:
     document = vpc_document(world, world.vpc(name))
     if as_json:
         return print_json(document)
-    show(f"VPC {name}  {document['cidr']}")
+    show(f"VPC {name}  {document['cidr']}{'  hardened' if document['hardened'] else ''}")
     show(f"  router   {document['router']}, uplink {document['uplink']['address']}")
     show(f"  peers    {', '.join(document['peers']) or '-'}")
     show(f"  limits   {document['max_flows']} flows, {document['max_ports']} NAT ports toward one remote service")
@@ -178,6 +188,7 @@ def vpc_document(world: World, vpc: Vpc) -> dict[str, Any]:
     return {
         "name": vpc.name,
         "cidr": str(vpc.prefixes[0]),
+        "hardened": vpc.hardened,
         "router": names.router_namespace(vpc.name),
         "uplink": {"link": names.host_uplink(vpc.name), "host_address": str(host), "address": str(router)},
         "peers": [peer.name for peer in world.peers(vpc.name)],

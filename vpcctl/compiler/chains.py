@@ -37,9 +37,15 @@ def sources(view: View) -> Parts:
     chains.append(
         Chain(
             "from-member",
-            (transit, Rule("iifname . ether saddr . ip saddr @members accept"), Rule("drop")),
+            (
+                transit,
+                Rule(f"{_FRAGMENT} & 0x3fff == 0x2000 jump first-fragment"),
+                Rule("iifname . ether saddr . ip saddr @members accept"),
+                Rule("drop"),
+            ),
         )
     )
+    chains += FIRST_FRAGMENT
     chains.append(Chain("from-uplink", tuple(_from_uplink(view))))
     for _, peer in view.peer_links:
         theirs, ours = (anonymous([str(p) for p in vpc.prefixes if p.version == 4]) for vpc in (peer, view.vpc))
@@ -151,6 +157,39 @@ def frames(view: View) -> Parts:
         Chain("bridge-forward", (), passing, why),
     ]
 
+
+# A fragment must carry a complete checksum.  If it is "partial", the kernel still has to write it, at an offset that
+# the sender chose.  It does so when it cuts the packet again on output, after the judgement, so a sender could change
+# the port that was judged.  Honest fragments are complete: whoever cuts a packet completes its checksum first.  A
+# reassembled packet is partial only if its first fragment is (net/ipv4/inet_fragment.c: inet_frag_reasm_finish).
+#
+# nftables cannot ask for this directly.  But when it changes a transport header, it adjusts the checksum unless that
+# is partial (net/netfilter/nft_payload.c: nft_payload_set_eval).  So these rules set UDP's checksum field to zero,
+# write the source port back unchanged, and look whether the zero has become 0xffff, its other form.  The protocol
+# number is UDP's meanwhile, so that every protocol can be tested this way.  The total length and the checksum of the
+# IP header hold what must be restored: reassembly writes both anew (net/ipv4/ip_fragment.c: ip_frag_reasm).
+_LENGTH, _TTL_AND_PROTOCOL, _PROTOCOL, _CHECKSUM = "@nh,16,16", "@nh,64,16", "@nh,72,8", "@nh,80,16"
+# `ip frag-off`, without the question whether the packet is IPv4: by then it is.
+_FRAGMENT = "@nh,48,16"
+_UDP_CHECKSUM = "@th,48,16"
+FIRST_FRAGMENT = (
+    Chain(
+        "first-fragment",
+        (
+            Rule(f"{_LENGTH} set {_TTL_AND_PROTOCOL}"),
+            Rule(f"{_CHECKSUM} set {_UDP_CHECKSUM}"),
+            Rule(f"{_UDP_CHECKSUM} set 0"),
+            Rule(f"{_PROTOCOL} set 17"),
+            Rule("ip protocol udp udp sport set udp sport"),
+            Rule(f"{_UDP_CHECKSUM} 0xffff goto whole-fragment"),
+            Rule("drop"),
+        ),
+    ),
+    Chain(
+        "whole-fragment",
+        (Rule(f"{_UDP_CHECKSUM} set {_CHECKSUM}"), Rule(f"{_TTL_AND_PROTOCOL} set {_LENGTH}")),
+    ),
+)
 
 # In the order in which a packet meets them.
 SECTIONS: tuple[Callable[[View], Parts], ...] = (sources, nat_prerouting, forward, router, nat_postrouting)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from vpcctl.errors import ConflictError, KernelError
 from vpcctl.items import FdbEntry, Item, Namespace, Port, Ruleset, where
 from vpcctl.kernel.interface import ABSENT, RIGHT, Condition, HostFacts, State
-from vpcctl.plan import Ensure, Plan, links_made, links_used
+from vpcctl.plan import Ensure, Plan, links_holding, links_made, links_used
 from vpcctl.tracking import Key, Selection, Tracked
 
 
@@ -133,5 +133,5 @@ class FakeKernel:
             # A link that leaves its bridge takes its entries along.
             entry = isinstance(item, Port) and isinstance(found, FdbEntry)
             forgotten = entry and (found.namespace, found.link) == (item.namespace, item.name)
-            if held or forgotten or ends & set(links_used(found)):
+            if held or forgotten or ends & set(links_holding(found)):
                 self._drop(found)

@@ -20,7 +20,20 @@ from pyroute2.netlink.rtnl import RTM_SETNEIGHTBL, ndmsg
 from pyroute2.netlink.rtnl.ndtmsg import ndtmsg
 
 from vpcctl.errors import ConflictError, GoneError, KernelError
-from vpcctl.items import Address, Bridge, FdbEntry, LinkUp, Neighbour, Open, Port, ProxyDelay, Route, Veth, where
+from vpcctl.items import (
+    Address,
+    Bridge,
+    ChecksumLink,
+    FdbEntry,
+    LinkUp,
+    Neighbour,
+    Open,
+    Port,
+    ProxyDelay,
+    Route,
+    Veth,
+    where,
+)
 from vpcctl.kernel.interface import ABSENT, RIGHT, Condition, State
 from vpcctl.kernel.namespaces import entered, opened
 
@@ -30,6 +43,8 @@ PORT_FLAGS = {
 # The loopback interface's index in every namespace, whatever somebody inside calls it (include/net/flow.h).
 LOOPBACK, LOOPBACK_IFINDEX = "lo", 1
 RT_TABLE_MAIN = 254
+# Packets that wait in an ifb device; the kernel's 32 are too few for a burst of small ones.
+IFB_QUEUE = 1000
 ABSENCE = {errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENXIO}
 
 
@@ -86,6 +101,11 @@ class Rtnl:
             self._socket.link("add", ifname=item.name, kind="bridge", address=item.mac, br_mcast_snooping=0)
         self._label(item.name, item.tag, item.altname)
 
+    def ensure_ifb(self, item: ChecksumLink) -> None:
+        if self._is_free(item):
+            self._socket.link("add", ifname=item.name, kind="ifb", address=item.mac, txqlen=IFB_QUEUE)
+        self._label(item.name, item.tag, "")
+
     def ensure_veth(self, item: Veth) -> None:
         """Make the pair.  An end for the host is labelled here before it moves, so the host never sees it bare."""
         if self._is_free(item):
@@ -109,7 +129,7 @@ class Rtnl:
         finally:
             os.close(descriptor)
 
-    def is_ours(self, item: Bridge | Veth) -> bool:
+    def is_ours(self, item: Bridge | Veth | ChecksumLink) -> bool:
         """Is there a link of that name with our mark?
 
         It is its alias; and its MAC address, which it has from the first moment, where a crash left it bare.
@@ -119,7 +139,7 @@ class Rtnl:
             found.get_attr("IFLA_IFALIAS") == item.tag or found.get_attr("IFLA_ADDRESS") == item.mac
         )
 
-    def _is_free(self, item: Bridge | Veth) -> bool:
+    def _is_free(self, item: Bridge | Veth | ChecksumLink) -> bool:
         """Is nothing there under the link's name?  ConflictError for what is not ours."""
         if self.link(item.name) is None:
             return True
@@ -170,7 +190,7 @@ class Rtnl:
         else:
             self._socket.link("del", index=index)
 
-    def observe_link(self, link, item: Bridge | Veth, mac: str) -> Condition:
+    def observe_link(self, link, item: Bridge | Veth | ChecksumLink, mac: str) -> Condition:
         """Compare a link message with the item that it should be."""
         if link is None:
             return ABSENT
@@ -265,6 +285,10 @@ class Rtnl:
         message["header"]["flags"] = NLM_F_REQUEST | NLM_F_ACK
         message.encode()
         _converse(self.namespace, bytes(message.data))
+
+    def tc(self, *words: object, **arguments: object) -> None:
+        """One request about qdiscs and filters (tc(8))."""
+        self._socket.tc(*words, **arguments)
 
     def dump(self, what: str, **arguments):
         """One of the socket's dumps as a list."""

@@ -16,6 +16,8 @@ from vpcctl.errors import ConflictError, GoneError, KernelError, PrivilegeError
 from vpcctl.items import (
     Address,
     Bridge,
+    ChecksumLink,
+    Detour,
     FdbEntry,
     Item,
     LinkSetting,
@@ -31,7 +33,7 @@ from vpcctl.items import (
     Veth,
     where,
 )
-from vpcctl.kernel import claims, conntrack, namespaces, settings, sockets, tables
+from vpcctl.kernel import checksums, claims, conntrack, namespaces, settings, sockets, tables
 from vpcctl.kernel.interface import ABSENT, RIGHT, Condition, HostFacts, State
 from vpcctl.kernel.links import ABSENCE, RT_TABLE_MAIN, Rtnl, contended
 from vpcctl.kernel.lookups import Lookups
@@ -144,6 +146,9 @@ class LinuxKernel:
                 found[item] = self._observe_tag(item)
             elif isinstance(item, Ruleset):
                 found[item] = tables.observe(item, self._nft(namespace), self._reference)
+            elif isinstance(item, (ChecksumLink, Detour)):
+                observe = checksums.observe_link if isinstance(item, ChecksumLink) else checksums.observe_detour
+                found[item] = observe(self._rtnl(namespace), item)
             elif item not in found:
                 found[item] = survey.observe(item)
             if isinstance(item, Veth) and found[item] == RIGHT:
@@ -450,6 +455,8 @@ _ENSURE: dict[type[Item], Callable[[LinuxKernel, Item], None]] = {
     Ruleset: LinuxKernel._ensure_ruleset,
     Bridge: _with_rtnl("ensure_bridge"),
     Veth: LinuxKernel._ensure_veth,
+    ChecksumLink: lambda kernel, item: checksums.ensure_link(kernel._rtnl(item.namespace), item),
+    Detour: lambda kernel, item: checksums.ensure_detour(kernel._rtnl(item.namespace), item),
     Port: _with_rtnl("ensure_port"),
     ProxyDelay: _with_rtnl("ensure_proxy_delay"),
     Address: _with_rtnl("ensure_address"),
@@ -466,6 +473,8 @@ _REMOVE: dict[type[Item], Callable[[LinuxKernel, Item], None]] = {
     Ruleset: lambda kernel, item: tables.unload(kernel._nft(item.namespace), item),
     Bridge: LinuxKernel._remove_bridge,
     Veth: LinuxKernel._remove_veth,
+    ChecksumLink: lambda kernel, item: checksums.remove_link(kernel._rtnl(item.namespace), item),
+    Detour: lambda kernel, item: checksums.remove_detour(kernel._rtnl(item.namespace), item),
     Port: _with_rtnl("remove_port"),
     ProxyDelay: _nothing,
     Address: _with_rtnl("remove_address"),

@@ -178,6 +178,7 @@ class _Environment(Reader):
             return None
         limits = self.limits(document, pointer)
         parts = (name, (prefix,), index, tuple(subnets.values()), published, tuple(sets.items()), *limits)
+        parts += (document.get("hardened", False),)
         if len(self.problems) == told:
             with contextlib.suppress(VpcctlError):
                 return Vpc(*parts)

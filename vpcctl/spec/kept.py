@@ -115,6 +115,7 @@ def _vpc_to_json(vpc: Vpc) -> dict[str, Any]:
         "index": vpc.index,
         "sets": {name: _keep_prefixes(prefixes) for name, prefixes in vpc.sets},
         "publish": [dataclasses.asdict(publication) for publication in vpc.publications],
+        **({"hardened": True} if vpc.hardened else {}),
         "subnets": [
             {
                 "name": subnet.name,
@@ -189,6 +190,7 @@ def _vpc_from_json(document: dict[str, Any], damaged: Damaged) -> Vpc:
         document.get("max_flows", DEFAULT_MAX_FLOWS),
         document.get("max_ports", DEFAULT_MAX_PORTS),
         tuple(document.get("nat_protocols", ())),
+        document.get("hardened", False),
     )
 
 
