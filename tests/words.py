@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from vpcctl import space
 from vpcctl.policy import ICMP_PROTOCOLS, PROTOCOLS
 from vpcctl.reach import FLOWS, SERVICES, Reach, Zone
-from vpcctl.space import NOTHING, Interval, Space
+from vpcctl.space import EVERYTHING, NOTHING, Interval, Space
 from vpcctl.spec import TYPE_NAMES
 from vpcctl.wording import Line
 
@@ -32,22 +32,23 @@ def packets(lines: Iterable[Line], source: Zone, destination: Zone, reach: Reach
         )
         assert senders, line
         assert receivers, line
-        meant = _ends(senders, receivers) & services(line.services) & FLOWS
+        carried = reach.translated(source, destination)
+        meant = _ends(senders, receivers) & services(line.services, carried) & FLOWS
         assert meant, f"{line} means nothing"
         assert not meant & found, f"{line} says again what another line said"
         found |= meant
     return found
 
 
-def services(words: Iterable[str]) -> Space:
-    """The services in words, with any ends."""
-    return _union(map(_listed_service, words))
+def services(words: Iterable[str], carried: Space = EVERYTHING) -> Space:
+    """The services in words, with any ends; "any" is all that is `carried`."""
+    return _union(_listed_service(word, SERVICES & carried) for word in words)
 
 
-def _listed_service(word: str) -> Space:
+def _listed_service(word: str, everything: Space) -> Space:
     base, but, rest = word.partition(" but ")
     if base == "any":
-        return SERVICES - _union(map(_service, rest.split(", "))) if but else SERVICES
+        return everything - _union(map(_service, rest.split(", "))) if but else everything
     return _service(word)
 
 
@@ -84,7 +85,9 @@ def _places(word: str, zone: Zone, reach: Reach, inner: str, home: str | None, e
     if not word.endswith(")"):
         assert word.startswith(f"{name} "), f"{word!r} is not of {name}"
         word = word.removeprefix(f"{name} ")
-    return _place(word, zone, reach, home) - kept
+    found = _place(word, zone, reach, home)
+    # A question about an address of the host is answered with that address.
+    return found - kept or found
 
 
 def _place(text: str, zone: Zone, reach: Reach, home: str | None) -> Space:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vpcctl import names, space
-from vpcctl.compiler.translation import TRANSLATED
 from vpcctl.documents import quote
 from vpcctl.errors import DocumentError, TooFineError
 from vpcctl.policy import Action, Address, Direction, Rule
@@ -88,6 +87,9 @@ def _answer(reach: Reach, source: str, destination: str, service: str) -> Answer
         raise DocumentError(f"{quote(service)}: no flow begins with that")
     # Where both IP versions are on, an address of one and an address of the other are no question.
     wanted = asked & FLOWS or asked
+    if parse_service(service)[0] is None:
+        # Any service is any that can be carried; one that is named is asked for as it is.
+        wanted = wanted & reach.translated(start.zone, end.zone) or wanted
     passing, stages = _walk(reach, start, end, wanted)
     verdict = ALLOW if passing == wanted else PARTLY if passing else DENY
     allowed = tuple(lines(passing, start.zone, end.zone, reach))
@@ -171,13 +173,10 @@ def _kept(reach: Reach, address: Address, place: int) -> str:
 def _not_carried(reach: Reach, start: End, end: End, part: Space) -> str:
     """Why the topology does not carry `part`, between ends between which it carries something."""
     if start.zone.vpc is not None:
-        home = reach.world.vpc(start.zone.vpc)
-        translated = Space.of(None, None, [(p, p) for p in (*TRANSLATED, *home.nat_protocols)], None)
-        if end.zone.vpc is None and part and not part & translated:
-            return (
-                f"a protocol without ports is not translated; `vpcctl create-nat-protocol --vpc {home.name}` has one"
-                " translated for this VPC"
-            )
+        if not part & reach.translated(start.zone, end.zone):
+            # Only a protocol that was asked for by its number comes here.
+            protocol = next(part.boxes())[space.PROTOCOL][0]
+            return f"protocol {protocol} is not translated for VPC {start.zone.vpc}"
         return "no packet has these addresses and this protocol"
     vpc = reach.world.vpc(str(end.zone.vpc))
     for item in vpc.publications:

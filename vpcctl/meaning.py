@@ -119,7 +119,7 @@ def _way_out(world: World, vpc: Vpc, flow: Flow, host: Host) -> tuple[Action, st
     if not subnet.reaches_internet:
         return Action.DENY, f"subnet {subnet.name} is private and has no NAT gateway"
     if flow.protocol not in TRANSLATED and flow.protocol not in vpc.nat_protocols:
-        return Action.DENY, f"protocol {flow.protocol} has no ports, and is not translated for VPC {vpc.name}"
+        return Action.DENY, f"protocol {flow.protocol} is not translated for VPC {vpc.name}"
     return Action.ALLOW, f"subnet {subnet.name} has a way out"
 
 

@@ -244,9 +244,18 @@ class Reach:
         home = self.world.vpc(source.vpc)
         if destination.vpc is None and not home.subnet(str(source.subnet)).reaches_internet:
             return space.NOTHING
-        # What has no ports leaves only where it is translated for this VPC by name.
-        protocols = [(p, p) for p in (*TRANSLATED, *home.nat_protocols)] if destination.vpc is None else None
-        return FLOWS & Space.of(source.addresses, self.addresses(destination, home.name), protocols, None)
+        ends = Space.of(source.addresses, self.addresses(destination, home.name), None, None)
+        return FLOWS & ends & self.translated(source, destination)
+
+    def translated(self, source: Zone, destination: Zone) -> Space:
+        """What source NAT carries from one zone to the other: everything where nothing is translated.
+
+        What has no ports leaves a VPC only where it is translated for this VPC by name.
+        """
+        if source.vpc is None or destination.vpc is not None:
+            return space.EVERYTHING
+        protocols = (*TRANSLATED, *self.world.vpc(source.vpc).nat_protocols)
+        return Space.of(None, None, [(protocol, protocol) for protocol in protocols], None)
 
     def addresses(self, zone: Zone, home: str, end: int = space.DESTINATION) -> tuple[Interval, ...]:
         """The addresses that a zone has as the SOURCE or DESTINATION of flows of the VPC `home`.

@@ -50,20 +50,25 @@ def lines(packets: Space, source: Zone, destination: Zone, reach: Reach, home: s
         _Side.of(zone, reach, str(inner), inner if home is None else home, end)
         for zone, end in ((source, SOURCE), (destination, DESTINATION))
     )
-    common = _common(packets, here, there)
+    # Toward the internet "any" is all that can be translated.
+    carried = reach.translated(source, destination)
+    common = _common(packets, here, there, carried)
     if common:
-        yield Line((here.name,), (there.name,), services_in_words(common.partition, here.versions & there.versions))
+        services = services_in_words(common.partition, here.versions & there.versions, carried.partition)
+        yield Line((here.name,), (there.name,), services)
         packets -= common
     by_targets: dict[tuple, list[Interval]] = defaultdict(list)
     targets_of = functools.cache(_targets)
     for interval, to in space.cuts(packets.partition, SOURCE):
         by_targets[targets_of(to)].append(interval)
     for targets, sources in by_targets.items():
+        if not targets:
+            continue
         senders, versions = here.words(sources), _versions(sources)
         for services, receivers in targets:
             # What is told is counted word by word: each line may name all senders again.
             space.spend(len(senders) + len(receivers))
-            yield Line(senders, there.words(receivers), services_in_words(services, versions))
+            yield Line(senders, there.words(receivers), services_in_words(services, versions, carried.partition))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +145,13 @@ def _versions(intervals: Iterable[Interval]) -> frozenset[int]:
     return frozenset(space.address(low).version for low, _ in intervals)
 
 
-def _common(packets: Space, here: _Side, there: _Side) -> Space:
+def _common(packets: Space, here: _Side, there: _Side, carried: Space) -> Space:
     """The services that every address of one zone has with every address of the other."""
     # What cannot be has every service, so that it takes nothing from what is common.
-    filled = packets | (space.EVERYTHING - (FLOWS & Space.of(here.whole, there.whole, None, None)))
+    filled = packets | (space.EVERYTHING - (FLOWS & carried & Space.of(here.whole, there.whole, None, None)))
     followers = dict.fromkeys(to for _, to in space.cuts(filled.partition, SOURCE))
     parts = {part for to in followers for _, part in space.cuts(to, DESTINATION)}
-    found = _possible(here.versions & there.versions)
+    found = _possible(here.versions & there.versions) & carried
     for part in parts:
         found &= Space(part)
     return found
@@ -166,14 +171,16 @@ def _targets(partition: Partition) -> tuple[tuple[Partition, tuple[Interval, ...
 
 
 @functools.cache
-def services_in_words(services: Partition, versions: frozenset[int]) -> tuple[str, ...]:
+def services_in_words(services: Partition, versions: frozenset[int], carried: Partition = True) -> tuple[str, ...]:
     """Protocols and ports, as `tcp/80`, `udp`, `icmp/echo-request`; what is missing where that is shorter.
 
-    `services` is a set of what flows of the IP `versions` may begin with.
+    `services` is a set of what flows of the IP `versions` may begin with; "any" is what the set `carried` has of that.
     """
-    everything = _by_protocol(_possible(versions).partition)
+    everything = _by_protocol((_possible(versions) & Space(carried)).partition)
     found = _by_protocol(services)
-    plain = _services(found, everything)
+    plain = _services(found, _by_protocol(_possible(versions).partition))
+    if found.keys() - everything.keys():
+        return tuple(plain)
     missing = {protocol: everything[protocol] - found.get(protocol, space.NOTHING) for protocol in everything}
     missing = {protocol: rest for protocol, rest in missing.items() if rest}
     if not missing:

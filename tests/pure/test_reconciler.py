@@ -818,7 +818,7 @@ def test_an_instance_whose_packets_cannot_make_their_detour_is_closed(life: Life
     kernel.objects = {one: item for one, item in before.objects.items() if one != key}
     kernel.refused = key
     machine = Machine(kernel, state)
-    with pytest.raises(KernelError, match="VPC one cannot be mended"):
+    with pytest.raises(KernelError, match="instance web of VPC one: repair failed, skipped"):
         machine.repair()
     opened = {
         item.link for item in kernel.objects.values() if isinstance(item, Open) and item.namespace == "one-router"

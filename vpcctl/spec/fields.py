@@ -174,6 +174,7 @@ EXPECTED: dict[Callable[..., object], str] = {
     parse_protocol: "a protocol (a name, or a number 0–255) is expected",
     parse_ports: "a port or a range of them (1–65535) is expected, with protocol tcp, udp or sctp",
     parse_icmp_type: "a type of ICMP or ICMPv6 is expected, with that protocol",
+    parse_portless: "a protocol without ports is expected: gre, esp, ah, ipip or its number",
     parse_limit: "a limit that the kernel can count is expected, and the action allow",
     parse_endpoint: "an endpoint is expected; a prefix has no bits set beyond its length",
     parse_prefix: "a prefix such as 10.0.1.0/24 is expected, without bits set beyond its length",
