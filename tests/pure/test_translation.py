@@ -1,0 +1,53 @@
+"""The ports of source NAT: none that somebody serves, and no more than a VPC's share."""
+
+from __future__ import annotations
+
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.tracer import Tracer
+from vpcctl.compiler.translation import MOST_RANGES, free_ranges, share, translating
+from vpcctl.model import NAT_PORTS
+from vpcctl.nft import Chain, Rule
+
+LOW, HIGH = NAT_PORTS
+ports = st.integers(1, 65535)
+
+
+def members(ranges: list[tuple[int, int]]) -> set[int]:
+    found: set[int] = set()
+    for low, high in ranges:
+        assert low <= high
+        assert found.isdisjoint(range(low, high + 1))
+        found.update(range(low, high + 1))
+    return found
+
+
+@given(st.sets(ports, max_size=40), st.integers(1, HIGH - LOW + 1))
+def test_a_share_has_as_many_ports_as_it_may_and_none_that_is_taken(taken: set[int], most: int) -> None:
+    free = free_ranges(taken)
+    assert len(free) <= MOST_RANGES
+    assert members(free) <= set(range(LOW, HIGH + 1)) - taken
+    if len(taken) < MOST_RANGES:
+        assert members(free) == set(range(LOW, HIGH + 1)) - taken
+    assert len(members(share(free, most))) == min(most, len(members(free)))
+    assert members(share(free, most)) <= members(free)
+
+
+def test_what_is_taken_outside_the_range_takes_nothing() -> None:
+    assert free_ranges([80, 443, LOW - 1]) == [NAT_PORTS]
+    assert free_ranges([LOW, HIGH]) == [(LOW + 1, HIGH - 1)]
+    assert free_ranges([40000]) == [(LOW, 39999), (40001, HIGH)]
+
+
+def test_each_range_is_drawn_as_often_as_it_has_ports() -> None:
+    ranges = [(40000, 40009), (50000, 50029)]
+    rules, chains = translating("masquerade", 'oifname "x"', "masquerade to ", ranges, [47])
+    assert "numgen random mod 40 vmap { 0-9 : goto masquerade.1, 10-39 : goto masquerade.2 }" in rules[0].text
+    assert [re.search(r":(\d+-\d+)", str(chain.rules[0]))[1] for chain in chains] == ["40000-40009", "50000-50029"]
+    assert rules[1].text == 'oifname "x" meta l4proto { 1, 47 } masquerade'
+    table = Tracer(chains=[Chain("nat", tuple(map(Rule, (rule.text for rule in rules)))), *chains])
+    for protocol, verdict in ((6, "masquerade"), (1, "masquerade"), (47, "masquerade"), (50, "return")):
+        assert table.walk("nat", {"oifname": "x", "meta l4proto": protocol}).verdict == verdict
