@@ -142,16 +142,21 @@ def _chains(world: World, published: bool, portless: list[int]) -> list[Chain]:
         ),
         Chain(
             "host-output",
-            (
-                # The host is a hop of the path, and may answer for what it cannot carry on.
-                Rule(f"oifname @uplinks {ICMP_ERRORS} accept"),
-                Rule("oifname @uplinks tcp flags & rst == rst accept"),
-                Rule("oifname @uplinks drop"),
-            ),
+            # One question for each packet that is the host's own business.
+            (Rule("oifname @uplinks goto to-uplink"),),
             Hook("filter", "output", "filter", "accept"),
             "no program of the host reaches a published port by the router's address",
         ),
-        _forward(published, portless),
+        Chain(
+            "to-uplink",
+            (
+                # The host is a hop of the path, and may answer for what it cannot carry on.
+                Rule(f"{ICMP_ERRORS} accept"),
+                Rule("tcp flags & rst == rst accept"),
+                Rule("drop"),
+            ),
+        ),
+        *_forward(published, portless),
         *_source_nat(world, portless),
         Chain(
             "host-leave",
@@ -181,24 +186,31 @@ def _chains(world: World, published: bool, portless: list[int]) -> list[Chain]:
     return chains
 
 
-def _forward(published: bool, portless: list[int]) -> Chain:
-    alone = f"iifname @uplinks {untranslated()}" + (" iifname . meta l4proto != @alone" if portless else "")
-    inward = "oifname @uplinks ct status & dnat == dnat"
-    return Chain(
-        "host-forward",
-        (
-            Rule("iifname @uplinks oifname @uplinks drop"),
-            Rule(f"{alone} drop"),
-            Rule("iifname @uplinks ct state new jump share-out"),
-            Rule("iifname @uplinks accept"),
-            Rule("oifname @uplinks ct state established,related accept"),
-            *([Rule(f"{inward} ct state new jump share-in"), Rule(f"{inward} accept")] if published else []),
-            Rule("oifname @uplinks drop"),
-            Rule("iifname @opened drop"),
-        ),
-        Hook("filter", "forward", "filter", "accept"),
-        "uplinks to the outside and back; what was not forwarded before us still is not",
+def _forward(published: bool, portless: list[int]) -> list[Chain]:
+    """What goes through the host: most packets are of flows that go on, and are asked no more than that."""
+    alone = untranslated() + (" iifname . meta l4proto != @alone" if portless else "")
+    known = Rule("ct state established,related accept")
+    outward = (
+        Rule("oifname @uplinks drop"),
+        known,
+        Rule(f"{alone} drop"),
+        Rule("ct state new jump share-out"),
+        Rule("accept"),
     )
+    called = "ct status & dnat == dnat"
+    inward = (
+        known,
+        *([Rule(f"{called} ct state new jump share-in"), Rule(f"{called} accept")] if published else []),
+        Rule("drop"),
+    )
+    entry = (
+        Rule("iifname @uplinks goto outward"),
+        Rule("oifname @uplinks goto inward"),
+        Rule("iifname @opened drop"),
+    )
+    reason = "uplinks to the outside and back; what was not forwarded before us still is not"
+    hook = Hook("filter", "forward", "filter", "accept")
+    return [Chain("host-forward", entry, hook, reason), Chain("outward", outward), Chain("inward", inward)]
 
 
 def _source_nat(world: World, portless: list[int]) -> list[Chain]:
