@@ -207,3 +207,24 @@ def test_no_change_alters_the_world_that_it_is_given() -> None:
     changes.delete_vpc(PEERED, "one", True)
     changes.create_instance(PEERED, "one", "web", "a", None, 0)
     assert before == PEERED
+
+
+def test_limits_are_changed_one_by_one_and_bounded() -> None:
+    world = changes.set_limits(told("create VPC one"), "one", 500, None)
+    assert (world.vpc("one").max_flows, world.vpc("one").max_ports) == (500, 8192)
+    world = changes.set_limits(world, "one", None, 64)
+    assert (world.vpc("one").max_flows, world.vpc("one").max_ports) == (500, 64)
+    for flows, ports in ((0, None), (1 << 23, None), (None, 0), (None, 32769)):
+        with pytest.raises(DocumentError, match="is expected"):
+            changes.set_limits(world, "one", flows, ports)
+
+
+def test_a_protocol_without_ports_is_translated_for_one_vpc_at_a_time() -> None:
+    world = changes.set_nat_protocol(PEERED, "one", 47, True)
+    assert world.vpc("one").nat_protocols == (47,)
+    for vpc, protocol, present in (("two", 47, True), ("one", 47, True), ("one", 50, False)):
+        with pytest.raises(ConflictError):
+            changes.set_nat_protocol(world, vpc, protocol, present)
+    with pytest.raises(DocumentError, match="protocol without ports"):
+        changes.set_nat_protocol(world, "one", 6, True)
+    assert changes.set_nat_protocol(world, "one", 47, False) == PEERED

@@ -178,4 +178,60 @@ BATCHES = (
         "CONFIG_NFT_LOG",
         "nft_log",
     ),
+    Batch(
+        "sets that packets fill, with a rate for each key",
+        """
+        table inet try {
+            set s { type ipv4_addr; size 16; flags dynamic,timeout; timeout 1m; }
+            chain c {
+                type filter hook input priority filter;
+                update @s { ip saddr limit rate 50/second burst 50 packets } accept
+            }
+        }
+        """,
+        "CONFIG_NFT_LIMIT",
+        "nft_limit",
+        "4.18",
+    ),
+    Batch(
+        "ct count",
+        """
+        table inet try {
+            set s { type ifname . mark; size 16; flags dynamic; }
+            chain c {
+                type filter hook forward priority filter;
+                add @s { iifname . jhash ip saddr . th sport mod 16 ct count over 9 } drop
+            }
+        }
+        """,
+        "CONFIG_NFT_CONNLIMIT and CONFIG_NFT_HASH",
+        "nft_connlimit",
+        "4.18",
+    ),
+    Batch(
+        "source NAT to random ports of a range",
+        """
+        table inet try {
+            chain a { meta l4proto { tcp, udp } masquerade to :40000-40099 fully-random; }
+            chain b { meta l4proto { tcp, udp } masquerade to :50000-50099 fully-random; }
+            chain c {
+                type nat hook postrouting priority srcnat; policy accept;
+                numgen random mod 200 vmap { 0-99 : goto a, 100-199 : goto b }
+            }
+        }
+        """,
+        "CONFIG_NFT_MASQ and CONFIG_NFT_NUMGEN",
+        "nft_numgen",
+        "4.9",
+    ),
+    Batch(
+        "nftables with the bridge family",
+        """
+        table bridge try {
+            chain c { type filter hook forward priority filter; policy drop; }
+        }
+        """,
+        "CONFIG_NF_TABLES_BRIDGE",
+        "nf_tables_bridge",
+    ),
 )

@@ -7,6 +7,7 @@ and reads it back.  Nothing of it is ever in the host's network, and all of it e
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from vpcctl.kernel.examination.apart import apart
 from vpcctl.kernel.examination.batches import BATCHES, Batch
 from vpcctl.kernel.examination.finding import Finding
 from vpcctl.kernel.examination.host import privileged
+from vpcctl.tracking import key
 
 SUBJECT = "kernel"
 BRIDGE, PORT, FAR_END = "br-try", "in-try", "far-try"
@@ -150,7 +152,7 @@ def _tried(features: Sequence[Feature]) -> Iterator[tuple[Feature, str]]:
 
 def needed() -> list[Feature]:
     """Everything that a VPC needs, in the order in which one thing stands on another."""
-    return [*_link_features(), *_setting_features(), *map(table_feature, BATCHES)]
+    return [*_link_features(), *_setting_features(), *map(table_feature, BATCHES), _TRACKING]
 
 
 def _link_features() -> list[Feature]:
@@ -189,12 +191,29 @@ def table_feature(batch: Batch) -> Feature:
     return Feature(batch.name, WHY_TABLES, partial(_load, batch.text), batch.option, batch.module, batch.since)
 
 
+def _read_tracking() -> None:
+    from vpcctl.kernel.conntrack import Tracking
+
+    with contextlib.closing(Tracking(None)) as tracking:
+        tracking.count()
+        tracking.forget(map(key, tracking.flows()))
+
+
+_TRACKING = Feature(
+    "reading and forgetting tracked flows",
+    "Flows that a change makes wrong could not be ended, so no change of a VPC is made.",
+    _read_tracking,
+    "CONFIG_NF_CT_NETLINK",
+    "nf_conntrack_netlink",
+)
+
+
 def _load(batch: str) -> None:
     from vpcctl.kernel import tables
 
     nft = tables.context(None)
     status, _, complaint = nft.cmd(batch)
-    for family in ("inet", "arp"):
+    for family in ("inet", "arp", "bridge"):
         nft.cmd(f"delete table {family} try")
     if status:
         lines = [line.strip() for line in complaint.strip().splitlines() if line.strip()]
