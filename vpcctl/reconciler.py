@@ -201,7 +201,7 @@ def _shutters(record: Record) -> Shutters:
 
 
 def _forget(kernel: Kernel, plan: Plan, world: World, after: Record, before: World | None = None) -> None:
-    """Forget the tracked flows that `world` would not begin; without a world `before` in every scope of `after`."""
+    """Forget the tracked flows that are in the way of `world`; without a world `before` in every scope of `after`."""
     loaded = {step.item.namespace for step in plan.steps if isinstance(step.item, Ruleset)}
     if not loaded and before is not None:
         return

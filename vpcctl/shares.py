@@ -41,15 +41,15 @@ class Share:
 
 def shares(kernel: Kernel, world: World, vpc: str | None = None) -> Iterator[Share]:
     """The share of each VPC, or of one."""
-    counters = kernel.counters()
-    for found in world.vpcs:
-        if vpc in (None, found.name):
-            _, router = uplink_pair(world.transit, found.index)
-            yield Share(
-                found.name,
-                kernel.tally(space.number(router)),
-                found.max_flows,
-                found.max_ports,
-                counters.get(over_share(found.name), 0),
-                kernel.refused(names.router_namespace(found.name)),
-            )
+    chosen = [found for found in world.vpcs if vpc in (None, found.name)]
+    addresses = {found.name: space.number(uplink_pair(world.transit, found.index)[1]) for found in chosen}
+    flows, counters = kernel.tally(addresses.values()), kernel.counters()
+    for found in chosen:
+        yield Share(
+            found.name,
+            flows.get(addresses[found.name], 0),
+            found.max_flows,
+            found.max_ports,
+            counters.get(over_share(found.name), 0),
+            kernel.refused(names.router_namespace(found.name)),
+        )

@@ -1,4 +1,4 @@
-"""Forget the tracked flows that the world in force would not begin, in the routers and in the host.
+"""Forget the tracked flows that are in the way of the world in force, in the routers and in the host (ADR 14).
 
 It follows each load of a ruleset.  What it forgets depends on the world alone, so it may be done again at any time.
 """
@@ -29,7 +29,7 @@ def sweep(
     before: World | None = None,
     local: Iterable[Network] = (),
 ) -> int:
-    """Forget what `world` would not begin; the number of entries.
+    """Forget what is in the way of `world`; the number of entries.
 
     `scopes` are the VPCs whose rulesets were loaded, `items` those of the world, and `before` is the world that was in
     force: None where that is not known, then every entry of the host is looked at.  `local` are the host's addresses.

@@ -7,7 +7,7 @@ it has done anything or, with `fail_after`, once it is done.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from vpcctl.errors import ConflictError, KernelError
 from vpcctl.items import FdbEntry, Item, Namespace, Port, Ruleset, where
@@ -83,9 +83,9 @@ class FakeKernel:
         gone = set(keys)
         self._change(f"forget flows of {where(namespace)}", lambda: self._forget(namespace, gone))
 
-    def tally(self, address: int) -> int:
-        questions = (Selection(source=address), Selection(source=address, of_replies=True))
-        return sum(any(flow in question for question in questions) for flow in self.tracked.get(None, ()))
+    def tally(self, addresses: Collection[int]) -> Mapping[int, int]:
+        flows = self.tracked.get(None, ())
+        return {one: sum(one in (flow.original.source, flow.reply.source) for flow in flows) for one in addresses}
 
     def refused(self, namespace: str) -> int:
         return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -89,8 +89,8 @@ class Kernel(Protocol):
     def forget(self, namespace: str | None, keys: Iterable[Key]) -> None:
         """Remove tracked flows; absent is success, and so is a namespace that is gone."""
 
-    def tally(self, address: int) -> int:
-        """How many flows the host tracks that the router with this address (a number of `space`) begins or serves."""
+    def tally(self, addresses: Collection[int]) -> Mapping[int, int]:
+        """How many flows the host tracks that the router with each address (a number of `space`) begins or serves."""
 
     def refused(self, namespace: str) -> int:
         """How many packets found no free port for their translation since the namespace was made."""

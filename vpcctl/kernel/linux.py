@@ -7,7 +7,7 @@ import ipaddress
 import os
 import socket
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from pyroute2.netlink.exceptions import NetlinkError
@@ -353,10 +353,9 @@ class LinuxKernel:
             if tracking is not None:
                 tracking.forget(keys)
 
-    def tally(self, address: int) -> int:
+    def tally(self, addresses: Collection[int]) -> Mapping[int, int]:
         with self._tracking(None) as tracking:
-            questions = (Selection(source=address), Selection(source=address, of_replies=True))
-            return sum(tracking.tally(question) for question in questions) if tracking is not None else 0
+            return tracking.tally(addresses) if tracking is not None else {}
 
     def refused(self, namespace: str) -> int:
         with self._tracking(namespace) as tracking:
