@@ -122,6 +122,8 @@ def _patient(descriptor: int, size: int) -> bytes:
 
 
 def _standard_input(most: int) -> bytes:
+    if sys.stdin is None:
+        raise UnfitFileError(errno.EBADF, "standard input is closed")
     try:
         descriptor = sys.stdin.fileno()
     except (OSError, ValueError):

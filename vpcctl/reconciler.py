@@ -200,7 +200,14 @@ def _shutters(record: Record) -> Shutters:
     return found
 
 
-def _forget(kernel: Kernel, plan: Plan, world: World, after: Record, before: World | None = None) -> None:
+def _forget(
+    kernel: Kernel,
+    plan: Plan,
+    world: World,
+    after: Record,
+    before: World | None = None,
+    former: World | None = None,
+) -> None:
     """Forget the tracked flows that are in the way of `world`; without a world `before` in every scope of `after`."""
     loaded = {step.item.namespace for step in plan.steps if isinstance(step.item, Ruleset)}
     if not loaded and before is not None:
@@ -209,7 +216,7 @@ def _forget(kernel: Kernel, plan: Plan, world: World, after: Record, before: Wor
     if before is not None:
         scopes = [name for name in scopes if names.router_namespace(name) in loaded]
     items = [item for items in after.values() for item in items]
-    sweep(kernel, world, scopes, items, before, kernel.facts().local)
+    sweep(kernel, world, scopes, items, before, kernel.facts().local, former)
 
 
 def _prepared(state: State, desired: World, facts: HostFacts, looking: bool = False) -> World:
@@ -341,7 +348,8 @@ def _converge(writer: Writer, kernel: Kernel, state: State, scopes: Scopes = Non
     intent = writer.save(intent)
     made = _mend(kernel, plan, homes, trouble, _shutters(intent.record))
     if state.unfinished or any(isinstance(step.item, Ruleset) for step in plan.steps):
-        _forget(kernel, plan, desired, {scope: items for scope, items in after.items() if scope not in trouble})
+        swept = {scope: items for scope, items in after.items() if scope not in trouble}
+        _forget(kernel, plan, desired, swept, former=state.world)
     pending = desired if trouble else left
     state = writer.save(dataclasses.replace(finished, pending=pending, serial=intent.serial))
     return Converged(state, [one for one in differences if one.item.key in made], trouble)

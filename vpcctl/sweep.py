@@ -9,11 +9,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
 from vpcctl import names, space
+from vpcctl.compiler.translation import PORTED
 from vpcctl.items import Item, Ruleset
 from vpcctl.kernel.interface import Kernel
 from vpcctl.model import NAT_PORTS, Network, Publication, World, uplink_pair
 from vpcctl.policy import UDP
-from vpcctl.tracking import Court, HostCourt, Key, Selection, Tracked, beyond_uplink, key
+from vpcctl.tracking import Court, HostCourt, Key, Selection, Tracked, beyond_uplink, changed_hands, key
 
 # With more questions than these, the host's whole table is read once instead.
 MOST_SELECTIONS = 8
@@ -28,20 +29,23 @@ def sweep(
     items: Iterable[Item],
     before: World | None = None,
     local: Iterable[Network] = (),
+    former: World | None = None,
 ) -> int:
     """Forget what is in the way of `world`; the number of entries.
 
     `scopes` are the VPCs whose rulesets were loaded, `items` those of the world, and `before` is the world that was in
     force: None where that is not known, then every entry of the host is looked at.  `local` are the host's addresses.
+    `former` is the world whose instances the flows may be of, where that is not `before`.
     """
     swept = _with_peers(world, scopes)
+    changed = changed_hands(former or before or world, world)
     generations = {item.namespace: item.generation for item in items if isinstance(item, Ruleset)}
     routers = {name: names.router_namespace(name) for name in swept}
     tracking = kernel.settled([*routers.values(), None])
     found: Keys = defaultdict(dict)
     for name, router in routers.items():
         if router in tracking:
-            court = Court(world, name, generations.get(router, 0))
+            court = Court(world, name, generations.get(router, 0), changed)
             for flow in kernel.flows(router):
                 if court.objection(flow):
                     _note(found, world, name, court, flow)
@@ -94,7 +98,11 @@ def _routers(world: World) -> Mapping[str, int]:
 
 
 def _newly_published(world: World, before: World) -> Iterator[Selection]:
-    """The flows that stand in the way of a port that is published now, of whatever VPC."""
+    """The flows that stand in the way of a port that is published, or served by the host, now; of whatever VPC."""
+    for port in world.reserved:
+        if port not in before.reserved:
+            for protocol in PORTED:
+                yield Selection(protocol=protocol, destination_port=port, of_replies=True)
     known = set(_published(before))
     for item in _published(world):
         if item not in known:

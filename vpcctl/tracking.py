@@ -8,10 +8,11 @@ are forgotten.  The rule looks at the world alone, not at what changed, so it al
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 
 from vpcctl import space
+from vpcctl.compiler.translation import PORTED, TRANSLATED
 from vpcctl.compiler.view import View
 from vpcctl.model import Network, Subnet, Vpc, World, uplink_pair
 from vpcctl.policy import ICMP_PROTOCOLS, UDP, Direction
@@ -121,8 +122,10 @@ class Court:
     its policy comes back.
     """
 
-    def __init__(self, world: World, name: str, generation: int):
+    def __init__(self, world: World, name: str, generation: int, changed: Container[int] = ()):
+        """`changed` are addresses that another instance has than before."""
         self._view = View.of(world, name)
+        self._changed = changed
         self._generation = generation
         self._reach = Reach(world)
         self._subnets = dict(_instances(self._view.vpc))
@@ -138,10 +141,15 @@ class Court:
         source, destination = flow.original.source, flow.reply.source
         if self._is_nobody(source) or self._is_nobody(destination):
             return "one of its ends is nobody's address"
+        if source in self._changed or destination in self._changed:
+            return "one of its ends is another instance's address now"
         if _within(source, self._near) and _within(destination, self._near):
             if flow.translates_source or flow.translates_destination:
                 return "nothing is translated between its ends"
-        elif not _within(source, self._near):
+        elif _within(source, self._near):
+            if flow.protocol not in TRANSLATED and flow.protocol not in self._view.vpc.nat_protocols:
+                return "its protocol is not translated"
+        else:
             target = self._published.get((flow.protocol, flow.original.destination_port))
             if target not in (None, (destination, flow.reply.source_port)):
                 return "its port is published for another instance"
@@ -206,6 +214,20 @@ def _instances(vpc: Vpc) -> Iterator[tuple[int, Subnet]]:
     )
 
 
+def changed_hands(before: World, after: World) -> frozenset[int]:
+    """The addresses that one instance had before and another one has after; the MAC address tells instances apart."""
+    owners = [
+        {
+            (vpc.name, space.number(address)): instance.mac
+            for vpc in world.vpcs
+            for instance in vpc.instances
+            for address in instance.addresses
+        }
+        for world in (before, after)
+    ]
+    return frozenset(place[1] for place, mac in owners[0].items() if owners[1].get(place, mac) != mac)
+
+
 def _published(view: View) -> dict[tuple[int, int], tuple[int, int]]:
     """(protocol, port of the host) to (address, port) of the instance."""
     found = {instance.name: space.number(instance.addresses[0]) for instance in view.vpc.instances}
@@ -231,6 +253,8 @@ class HostCourt:
             (item.protocol, item.port): pairs[vpc.name][1] for vpc in world.vpcs for item in vpc.publications
         }
         self._local = [space.interval(prefix) for prefix in local]
+        self._reserved = frozenset(world.reserved)
+        self._alone = {(pairs[vpc.name][1], protocol) for vpc in world.vpcs for protocol in vpc.nat_protocols}
 
     def objection(self, flow: Tracked) -> str:
         """Why the flow has to be forgotten; empty where it may stay, or where it is none of ours."""
@@ -253,8 +277,12 @@ class HostCourt:
             return "its uplink is gone"
         if flow.reply.destination == flow.original.source:
             return "its source is not translated"
+        if flow.protocol not in TRANSLATED and (flow.original.source, flow.protocol) not in self._alone:
+            return "its protocol is not translated for this VPC"
         if (flow.protocol, flow.reply.destination_port) in self._published:
             return "it has taken a published port"
+        if flow.protocol in PORTED and flow.reply.destination_port in self._reserved:
+            return "it has taken a port on which the host serves"
         return ""
 
     def _inward(self, flow: Tracked, router: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 
 import pytest
@@ -200,6 +201,44 @@ def test_a_published_port_takes_over_from_flows_of_every_vpc() -> None:
     kernel.tracked = {None: [taken, other, plain(REMOTE, 5, HOST, 40000)]}
     sweep(kernel, after, ["shop"], [], before, [ipaddress.ip_network(f"{HOST}/32")])
     assert kernel.tracked[None] == [other]
+
+
+def test_an_address_that_another_instance_has_now_keeps_no_flow() -> None:
+    """In one change an instance may go and another one get its address: it is nobody's at no moment."""
+    before = world()
+    web = before.vpc("shop").subnet("web")
+    other = web.with_instances((Instance("other", web.instances[0].addresses, names.stable_mac("other")),))
+    after = before.with_vpc(before.vpc("shop").with_subnet(other))
+    kernel = FakeKernel()
+    kept = plain(DB, 1, APP, 2)
+    for former, wanted in ((None, [kept]), (before, [kept])):
+        kernel.tracked = {
+            "shop-router": [plain(WEB, 1, DB, 2), plain(APP, 1, WEB, 2), outward(WEB, 1, REMOTE, 2), kept]
+        }
+        sweep(kernel, after, ["shop"], [], before=None if former else before, former=former)
+        assert kernel.tracked["shop-router"] == wanted
+
+
+def test_the_host_forgets_who_has_a_port_that_it_serves_itself_now() -> None:
+    kernel, before = FakeKernel(), world(peered=False)
+    after = World(before.vpcs, reserved=(40000,))
+    taken, other = outward(UPLINK, 1, REMOTE, 2, HOST), outward(UPLINK, 1, REMOTE, 3, HOST, port=40001)
+    kernel.tracked = {None: [taken, other]}
+    sweep(kernel, after, [], [], before)
+    assert kernel.tracked[None] == [other]
+
+
+def test_a_protocol_that_is_not_translated_for_a_vpc_is_forgotten_in_router_and_host() -> None:
+    def gre(source: str, seen: str) -> Tracked:
+        return Tracked(47, ends(source, 0, REMOTE, 0), ends(REMOTE, 0, seen, 0), 6, IPS_SRC_NAT)
+
+    there = world()
+    assert "protocol" in objection(gre(WEB, UPLINK), there)
+    assert "protocol" in HostCourt(there).objection(gre(UPLINK, HOST))
+    named = there.with_vpc(dataclasses.replace(there.vpc("shop"), nat_protocols=(47,)))
+    assert objection(gre(WEB, UPLINK), named) == ""
+    assert HostCourt(named).objection(gre(UPLINK, HOST)) == ""
+    assert "protocol" in HostCourt(named).objection(gre(OTHER_UPLINK, HOST))
 
 
 def test_a_flow_has_the_key_that_the_host_knows_it_by() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tracer import Tracer
-from vpcctl.compiler.translation import MOST_RANGES, free_ranges, share, translating
+from vpcctl.compiler.translation import MOST_RANGES, free_ranges, ranges_beside, share, translating
 from vpcctl.model import NAT_PORTS
 from vpcctl.nft import Chain, Rule
 
@@ -40,6 +40,15 @@ def test_what_is_taken_outside_the_range_takes_nothing() -> None:
     assert free_ranges([80, 443, LOW - 1]) == [NAT_PORTS]
     assert free_ranges([LOW, HIGH]) == [(LOW + 1, HIGH - 1)]
     assert free_ranges([40000]) == [(LOW, 39999), (40001, HIGH)]
+
+
+def test_a_user_who_waits_on_many_ports_does_not_take_source_nat_away() -> None:
+    assert len(members(ranges_beside([40000], range(LOW, HIGH + 1)))) == HIGH - LOW
+    assert len(members(ranges_beside([], range(LOW, HIGH + 1, 64)))) >= (HIGH - LOW) // 2
+    assert 40000 not in members(ranges_beside([40000], range(LOW, HIGH + 1)))
+    assert 40001 not in members(ranges_beside([40000], [40001]))
+    # Where all ports are published nothing is translated, and the ruleset is one all the same.
+    assert translating("masquerade", 'oifname "x"', "masquerade to ", [], [])[1] == []
 
 
 def test_each_range_is_drawn_as_often_as_it_has_ports() -> None:

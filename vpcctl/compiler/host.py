@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 from vpcctl import names
 from vpcctl.compiler.chains import ICMP_ERRORS
-from vpcctl.compiler.translation import free_ranges, translating, untranslated
+from vpcctl.compiler.translation import ranges_beside, translated, translating, untranslated
 from vpcctl.model import DEFAULT_MAX_FLOWS, World, uplink_pair
 from vpcctl.nft import Chain, Counter, Element, Hook, Rule, Set, Table, anonymous, quoted
 
 NOBODY = ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4")
-# The flows of a VPC are counted in so many lists, by a hash of their ends: the kernel walks a list for each new flow
-# (net/netfilter/nf_conncount.c).
-LISTS = 256
+# The flows of a VPC are counted in so many lists at most, by a hash of their ends: the kernel walks a list for each new
+# flow (net/netfilter/nf_conncount.c).  A list has room for so many flows at least, or chance would fill it too soon.
+LISTS, ROOM = 256, 16
 # The zone of connection tracking in which the host's own flows of protocols without ports are.
 HOST_ZONE = 22096
 # For how long the host is known to have spoken to somebody by such a protocol, and to how many.
@@ -98,15 +98,34 @@ def _shares(uplinks: list[_Uplink]) -> tuple[list[Set], list[Chain]]:
         targets = []
         for most, members in sorted(by_share.items()):
             name = f"flows-{direction}-{most}"
-            sets.append(Set(name, "ifname . mark", dynamic=LISTS * len(members)))
-            hashed = f"jhash ip saddr . ip daddr . meta l4proto . th sport . th dport mod {LISTS}"
-            count = f"add @{name} {{ {field} . {hashed} ct count over {-(-most // LISTS)} }}"
+            lists = max(1, min(LISTS, most // ROOM))
+            sets.append(Set(name, "ifname . mark", dynamic=lists * len(members)))
             counters = [f"{quoted(one.link)} : {quoted(one.counter)}" for one in members if one.counter]
             counted = f" counter name {field} map {anonymous(counters)}" if counters else ""
-            chains.append(Chain(name, (Rule(f"{count}{counted} drop"),)))
+            chains.append(
+                Chain(
+                    name,
+                    tuple(
+                        Rule(f"{match}add @{name} {{ {field} . {hashed} ct count over {most // lists} }}{counted} drop")
+                        for match, hashed in _hashes(lists)
+                    ),
+                )
+            )
             targets += [f"{quoted(one.link)} : goto {name}" for one in members]
         chains.append(Chain(f"share-{direction}", (Rule(f"{field} vmap {anonymous(targets)}"),) if targets else ()))
     return sets, chains
+
+
+def _hashes(lists: int) -> tuple[tuple[str, str], ...]:
+    """A match of packets, and what says which of the lists their flow is counted in.
+
+    A packet of a protocol without ports may be shorter than ports are.
+    """
+    ends = "jhash ip saddr . ip daddr . meta l4proto"
+    return (
+        (f"{untranslated()} ", f"{ends} mod {lists}"),
+        (f"{translated()} ", f"{ends} . th sport . th dport mod {lists}"),
+    )
 
 
 def _chains(world: World, published: bool, portless: list[int]) -> list[Chain]:
@@ -215,6 +234,7 @@ def _forward(published: bool, portless: list[int]) -> list[Chain]:
 
 def _source_nat(world: World, portless: list[int]) -> list[Chain]:
     match = f"oifname != @uplinks ip saddr {world.transit}"
-    ports = [*world.reserved, *(item.port for vpc in world.vpcs for item in vpc.publications)]
-    rules, chains = translating("masquerade", match, "masquerade to ", free_ranges(ports), portless)
+    published = (item.port for vpc in world.vpcs for item in vpc.publications)
+    ports = ranges_beside(published, world.reserved)
+    rules, chains = translating("masquerade", match, "masquerade to ", ports, portless)
     return [Chain("host-postrouting", tuple(rules), Hook("nat", "postrouting", "srcnat", "accept")), *chains]

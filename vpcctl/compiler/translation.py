@@ -19,9 +19,20 @@ from vpcctl.policy import ICMP, SCTP, TCP, UDP
 PORTED = (TCP, UDP, SCTP)
 TRANSLATED = (ICMP, *PORTED)
 # More pieces than these are not worth their rules: the smallest are left out.
-MOST_RANGES = 8
+MOST_RANGES = 64
 
 Range = tuple[int, int]
+
+
+def ranges_beside(published: Iterable[int], reserved: Iterable[int]) -> list[Range]:
+    """NAT_PORTS without published ports, and without `reserved` ones as far as these leave half of them.
+
+    Any user of the host can wait on thousands of ports, and must not have the VPCs' source NAT for that.
+    """
+    published = list(published)
+    found = free_ranges((*published, *reserved))
+    half = (NAT_PORTS[1] - NAT_PORTS[0] + 1) // 2
+    return found if sum(high - low + 1 for low, high in found) >= half else free_ranges(published)
 
 
 def free_ranges(taken: Iterable[int]) -> list[Range]:
@@ -57,6 +68,8 @@ def translating(
     """
     plain = Rule(f"{match} {_among((ICMP, *portless))} {statement.removesuffix(' to ')}")
     match = f"{match} {_among(PORTED)}"
+    if not ranges:
+        return [plain], []
     if len(ranges) == 1:
         return [Rule(f"{match} {_to(statement, ranges[0])}"), plain], []
     chains, elements, drawn = [], [], 0
@@ -69,6 +82,11 @@ def translating(
 
 def _to(statement: str, ports: Range) -> str:
     return f"{statement}:{ports[0]}-{ports[1]} fully-random"
+
+
+def translated() -> str:
+    """A match of the protocols that are translated for every VPC."""
+    return _among(TRANSLATED)
 
 
 def untranslated(others: Iterable[int] = ()) -> str:

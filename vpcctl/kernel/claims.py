@@ -95,8 +95,13 @@ def write(name: str, claim: Claim) -> bool:
 
     A file that a crash left bare gets the new inode number.
     """
+    global _known
     directory = os.open(RUN_NETNS, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    descriptor = os.open(RUN_NETNS, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o444)
+    try:
+        descriptor = os.open(RUN_NETNS, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o444)
+    except OSError:
+        os.close(directory)
+        raise
     try:
         os.write(descriptor, claim.text().encode())
         # With a directory's descriptor this is linkat(2) with AT_SYMLINK_FOLLOW, which names an unnamed file.
@@ -108,6 +113,8 @@ def write(name: str, claim: Claim) -> bool:
         with open(os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory), "wb", 0) as bare:
             bare.write(claim.text().encode())
     finally:
+        # Times of directories are coarse: a name of this very moment would be missed.
+        _known = None
         os.close(descriptor)
         os.close(directory)
     return True

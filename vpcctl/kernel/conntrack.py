@@ -12,6 +12,7 @@ import os
 import platform
 import socket
 import struct
+import sys
 import time
 from collections.abc import Collection, Iterable, Iterator
 
@@ -38,8 +39,9 @@ CTA_FILTER_ORIG_FLAGS, CTA_FILTER_REPLY_FLAGS = 1, 2
 # net/netfilter/nf_conntrack_netlink.c: CTA_FILTER_F_CTA_…
 FILTER_IP_SRC, FILTER_PROTO_NUM, FILTER_PROTO_DST_PORT = 1 << 0, 1 << 3, 1 << 5
 CTA_STATS_INSERT_FAILED, CTA_STATS_GLOBAL_ENTRIES = 9, 1
-# membarrier(2): MEMBARRIER_CMD_GLOBAL.  The number of the call is that of asm-generic, but for x86_64.
-MEMBARRIER, MEMBARRIER_GLOBAL = (324 if platform.machine() == "x86_64" else 283), 1
+# membarrier(2): MEMBARRIER_CMD_GLOBAL, and the number of the call on the 64-bit machines where it is known.
+MEMBARRIER_GLOBAL = 1
+MEMBARRIER = {"x86_64": 324, "aarch64": 283, "riscv64": 283, "loongarch64": 283}
 IN_FLIGHT = 0.05
 BUFFER = 1 << 18
 AT_ONCE = 64
@@ -57,10 +59,14 @@ def settle() -> None:
     A packet passes its hooks within one read-side section of RCU, and this call waits for all of them
     (kernel/sched/membarrier.c: synchronize_rcu).  Where the kernel has no such call a pause has to do.
     """
+    number = MEMBARRIER.get(platform.machine()) if sys.maxsize > 2**32 else None
     try:
-        system_call(MEMBARRIER, MEMBARRIER_GLOBAL, 0)
+        if number is not None:
+            system_call(number, MEMBARRIER_GLOBAL, 0)
+            return
     except OSError:
-        time.sleep(IN_FLIGHT)
+        pass
+    time.sleep(IN_FLIGHT)
 
 
 class Tracking:
@@ -141,6 +147,8 @@ class Tracking:
         while True:
             for kind, body in self._received():
                 if kind == NLMSG_DONE:
+                    # A dump that failed in its midst says so at its end.
+                    _raise(body)
                     return
                 if kind == NLMSG_ERROR:
                     _raise(body)
@@ -302,6 +310,6 @@ def _tuple(data: memoryview) -> tuple[int, Ends] | None:
 
 def _raise(body: memoryview) -> None:
     """Raise what an answer says; zero says that all is well."""
-    (number,) = struct.unpack_from("=i", body)
+    number = struct.unpack_from("=i", body)[0] if len(body) >= 4 else 0
     if number:
         raise OSError(-number, os.strerror(-number))

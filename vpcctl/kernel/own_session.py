@@ -187,7 +187,11 @@ class _Monitor:
 
     def _obey(self) -> bool:
         """Do what the relay says; False if it has gone.  Whatever ends vpcctl ends the command, too."""
-        words = self._channel.recv(64)
+        try:
+            words = self._channel.recv(64)
+        except ConnectionResetError:
+            # Whoever was killed with a word of ours unread has hung up, too.
+            words = b""
         for word in words or (signal.SIGKILL,):
             # The command has not been awaited, so its number is nobody else's.
             with contextlib.suppress(ProcessLookupError):
