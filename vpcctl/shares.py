@@ -35,7 +35,7 @@ class Share:
         return bool(self.over_share or self.no_port) or self.flows >= NEARLY * self.max_flows
 
     def __str__(self) -> str:
-        lost = f"{self.over_share} dropped above that share, {self.no_port} dropped for want of a port"
+        lost = f"{self.over_share} packets dropped above that limit, {self.no_port} dropped because no port was free"
         return f"VPC {self.vpc}: the host tracks {self.flows} of at most {self.max_flows} flows; {lost}"
 
 

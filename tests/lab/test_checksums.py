@@ -307,7 +307,9 @@ def test_an_honest_checksum_that_is_left_to_the_card_is_right_on_the_lan(
     one = wire.word()
     far.tap.heard()
     network.mouths[f"{vpc}-one"].send(probe[1](one))
-    [frame] = containing(far.tap.hear(one), one)
+    # An error about the answer may quote the word, too.
+    frame, *_ = containing(far.tap.hear(one), one)
+    assert frame[NETWORK + 9] == protocol
     assert is_complete(frame[NETWORK:])
 
 

@@ -69,7 +69,8 @@ class LinuxKernel:
 
     def __init__(self) -> None:
         require_privilege()
-        inside = claims.own_name()
+        with _translated("cannot tell whose namespace this is"):
+            inside = claims.own_name()
         if inside is not None:
             raise ConflictError(f"vpcctl runs in the namespace of {inside}; type the command on the host")
         self._open: dict[str | None, tuple[Rtnl, object]] = {}
@@ -85,7 +86,7 @@ class LinuxKernel:
 
     # -- the host ------------------------------------------------------------------------------------------------
 
-    @_translated("the kernel does not tell what the host is like")
+    @_translated("cannot read the host's network state")
     def facts(self) -> HostFacts:
         rtnl = self._rtnl(None)
         dumped = rtnl.dump("get_links")
@@ -109,7 +110,7 @@ class LinuxKernel:
 
     # -- the verbs -----------------------------------------------------------------------------------------------
 
-    @_translated("the kernel does not tell what is there")
+    @_translated("cannot read the kernel's network state")
     def observe(self, items: Iterable[Item]) -> Mapping[Item, Condition]:
         by_namespace: dict[str | None, list[Item]] = defaultdict(list)
         for item in items:
@@ -179,7 +180,7 @@ class LinuxKernel:
         why = namespaces.foreign(item.namespace, item.tag)
         return Condition(State.FOREIGN, why) if why else RIGHT
 
-    @_translated("the kernel does not tell what is there")
+    @_translated("cannot read the kernel's network state")
     def check(self, plan: Plan) -> None:
         """Names that we are about to take must be free or ours already."""
         touched = {step.item.namespace for step in plan.steps if isinstance(step, Ensure)}
@@ -327,9 +328,13 @@ class LinuxKernel:
         return True
 
     def loaded(self, namespace: str) -> set[tuple[str, int]]:
-        if not namespaces.is_namespace(namespace) or namespaces.foreign(namespace):
-            return set()
-        return tables.loaded(self._nft(namespace))
+        return tables.loaded(self._nft(namespace)) if self._is_there(namespace) else set()
+
+    @staticmethod
+    @_translated("cannot read the kernel's network state")
+    def _is_there(namespace: str) -> bool:
+        """Is there a namespace of that name, and is it ours?"""
+        return namespaces.is_namespace(namespace) and not namespaces.foreign(namespace)
 
     # -- connection tracking -------------------------------------------------------------------------------------
 
@@ -368,7 +373,7 @@ class LinuxKernel:
     @contextlib.contextmanager
     def _tracking(namespace: str | None) -> Iterator[conntrack.Tracking | None]:
         """The connection tracking of a namespace; None for one that is gone or not ours."""
-        if namespace is not None and (not namespaces.is_namespace(namespace) or namespaces.foreign(namespace)):
+        if namespace is not None and not LinuxKernel._is_there(namespace):
             yield None
             return
         with contextlib.closing(conntrack.Tracking(namespace)) as tracking:

@@ -56,7 +56,7 @@ def find(user: str) -> pwd.struct_passwd:
     except (KeyError, ValueError) as error:
         raise ConflictError(f"user {user!r} not found on this machine; `getent passwd` lists the users") from error
     if account.pw_uid == 0:
-        raise ConflictError(f"user {user} is root, who keeps all power; name another, or leave --user away")
+        raise ConflictError(f"user {user} is root, and keeps all capabilities; name another user, or omit --user")
     return account
 
 

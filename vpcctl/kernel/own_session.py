@@ -45,10 +45,13 @@ def separate(account: pwd.struct_passwd) -> None:
     sys.stdout.flush()
     outside = _reopened(next((stream for stream in (1, 0, 2) if stream in terminals), None))
     master, slave = _open_pair(outside, account) if outside is not None else (None, None)
-    ours, theirs = socket.socketpair()
     before = {number: signal.getsignal(number) for number in _CHANGED}
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would take the exit status away
-    monitor = os.fork()
+    try:
+        ours, theirs = socket.socketpair()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would take the exit status away
+        monitor = os.fork()
+    except OSError as error:
+        raise KernelError("cannot start a session for the command", str(error)) from error
     if monitor == 0:
         _close(outside, master, ours.detach())
         return _lead(slave, terminals, theirs, before)
