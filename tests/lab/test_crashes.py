@@ -88,7 +88,7 @@ OTHER = {
 COMMANDS: dict[str, tuple[str, object]] = {
     "create-vpc": ("create-vpc --name fresh --cidr 10.5.0.0/16", None),
     "create-subnet": ("create-subnet --vpc shop --name new --cidr 10.0.4.0/24 --type public", None),
-    "create-instance": ("create-instance --vpc shop --subnet web --name two", None),
+    "create-instance": ("create-instance --vpc shop --subnet web --name two --ip 10.0.1.9", None),
     "create-peering": ("create-peering --vpc1 billing --vpc2 gone", None),
     "create-nat-gateway": ("create-nat-gateway --vpc shop --subnet db", None),
     "publish-port": ("publish-port --vpc shop --instance web --protocol tcp --port 8080 --target-port 80", None),
