@@ -65,7 +65,7 @@ BASE = {
             publish=[{"protocol": "tcp", "port": 9090, "instance": "web", "target_port": 90}],
         ),
         BILLING,
-        vpc("gone", "10.6.0.0/16", subnet("pub", "10.6.1.0/24", "public")),
+        vpc("gone", "10.6.0.0/16", subnet("pub", "10.6.1.0/24", "public"), nat_protocols=["esp"]),
     ],
     "peerings": [["shop", "billing"]],
 }
@@ -100,6 +100,9 @@ COMMANDS: dict[str, tuple[str, object]] = {
     "delete-instance": ("delete-instance --vpc shop --name spare", None),
     "delete-subnet": ("delete-subnet --vpc shop --name old", None),
     "delete-vpc": ("delete-vpc --name gone --cascade", None),
+    "set-limits": ("set-limits --vpc shop --max-flows 999 --max-ports 99", None),
+    "create-nat-protocol": ("create-nat-protocol --vpc shop --protocol gre", None),
+    "delete-nat-protocol": ("delete-nat-protocol --vpc gone --protocol esp", None),
     "apply": ("apply --prune -", OTHER),
 }
 
