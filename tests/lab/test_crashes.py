@@ -52,6 +52,8 @@ CALM = vpc(
     subnet("db", "10.7.2.0/24", policy=guarded()),
 )
 BILLING = vpc("billing", "10.9.0.0/16", subnet("ledger", "10.9.1.0/24", policy=guarded()))
+# With addresses: one that was released is not handed out again at once.
+SPARE = [{"name": "web", "ip": "10.0.1.2"}, {"name": "spare", "ip": "10.0.1.3"}]
 # What each strike begins with: `calm` is left alone, and busy; the others are what commands change.
 BASE = {
     "vpcs": [
@@ -59,7 +61,7 @@ BASE = {
         vpc(
             "shop",
             "10.0.0.0/16",
-            subnet("web", "10.0.1.0/24", "public", instances=[{"name": "web"}, {"name": "spare"}]),
+            subnet("web", "10.0.1.0/24", "public", instances=SPARE),
             subnet("db", "10.0.2.0/24", policy=guarded()),
             subnet("old", "10.0.3.0/24", nat_gateway=True, policy=guarded()),
             publish=[{"protocol": "tcp", "port": 9090, "instance": "web", "target_port": 90}],
