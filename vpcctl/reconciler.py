@@ -247,16 +247,16 @@ def _prepared(state: State, desired: World, facts: HostFacts, looking: bool = Fa
 def _reserved(before: World, desired: World, facts: HostFacts) -> tuple[int, ...]:
     """The host's services that source NAT leaves alone.
 
-    Programs come and go, and each change would load the host's table again.  So those on record stand, until there is
-    a new one or that table changes anyway.
+    Programs come and go, and the host's table is not loaded again for each: those on record stand until the table
+    changes anyway.
     """
     if not desired.vpcs:
         return ()
-    known = set(before.reserved)
-    same = [(vpc.name, vpc.index, vpc.publications) for vpc in before.vpcs] == [
-        (vpc.name, vpc.index, vpc.publications) for vpc in desired.vpcs
+    told = [
+        [(vpc.name, vpc.index, vpc.publications, vpc.max_flows, vpc.nat_protocols) for vpc in world.vpcs]
+        for world in (before, desired)
     ]
-    return before.reserved if same and known.issuperset(facts.services) else facts.services
+    return before.reserved if told[0] == told[1] else facts.services
 
 
 def _plan(kernel: Kernel, state: State, desired: World, after: Record) -> Plan:
