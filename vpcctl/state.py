@@ -205,8 +205,8 @@ class Store:
             os.close(directory)
 
     def _take_lock(self, directory: int, patience: float) -> int:
-        lock = self._open_lock(directory)
         deadline = time.monotonic() + patience
+        lock = self._open_lock(directory, deadline)
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -231,10 +231,10 @@ class Store:
             os.pwrite(lock, f"process {os.getpid()} ({' '.join(sys.argv[:2])})\n".encode()[:512], 0)
         return lock
 
-    def _open_lock(self, directory: int) -> int:
+    def _open_lock(self, directory: int, deadline: float) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         try:
-            lock = os.open(LOCK_FILE, flags, 0o600, dir_fd=directory)
+            lock = _opened(LOCK_FILE, flags, directory, deadline)
             try:
                 files.check_own(lock)
             except OSError:
@@ -383,6 +383,17 @@ def _told(what: str) -> Iterator[None]:
         raise
     except OSError as error:
         raise StateError(f"{what}: {error.strerror}") from error
+
+
+def _opened(name: str, flags: int, directory: int, deadline: float) -> int:
+    """Open a file without being held up by what it is; one on which somebody has a lease (fcntl(2)) is tried again."""
+    while True:
+        try:
+            return os.open(name, flags, 0o600, dir_fd=directory)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(LOCK_INTERVAL)
 
 
 def _write(directory: int, name: str, content: bytes) -> None:

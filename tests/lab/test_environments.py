@@ -28,7 +28,7 @@ BASE: Document = {
                     "name": "web",
                     "cidr": "10.0.1.0/24",
                     "type": "public",
-                    "instances": [{"name": "web"}, {"name": "web-2"}],
+                    "instances": [{"name": "web", "ip": "10.0.1.2"}, {"name": "web-2", "ip": "10.0.1.3"}],
                 },
                 {"name": "db", "cidr": "10.0.2.0/24", "type": "private", "policy": HTTP},
             ],
@@ -343,7 +343,7 @@ def test_errors_in_two_vpcs_are_both_told_and_nothing_is_changed(
 
 def test_a_vpc_whose_name_is_taken_is_not_done_and_the_others_are(module_lab: Lab, run: Warm) -> None:
     """A namespace that is not ours has the name of an instance: seen before anything of the VPC is made."""
-    document = changed(lambda one: shop(one)["subnets"][0]["instances"].append({"name": "web-3"}))
+    document = changed(lambda one: shop(one)["subnets"][0]["instances"].append({"name": "web-3", "ip": "10.0.1.4"}))
     document["vpcs"][1:1] = [FRESH, {**copy.deepcopy(FRESH), "name": "late", "cidr": "10.6.0.0/16", "subnets": []}]
     module_lab.run(["ip", "netns", "add", "fresh-app"])
     module_lab.run(["ip", "link", "add", "theirs", "type", "bridge"], netns="fresh-app")
@@ -415,7 +415,8 @@ def test_a_new_vpc_that_fails_half_way_leaves_nothing(module_lab: Lab, run: Warm
         pytest.skip("there is no strace(1)")
     before = look(module_lab)
     document = {"vpcs": [FRESH, {**FRESH, "name": "late", "cidr": "10.6.0.0/16", "subnets": []}]}
-    inject = ["-e", "trace=linkat", "-e", "inject=linkat:error=ENOSPC:when=2"]  # the second one names fresh-app
+    # Each namespace has its directory prepared first: the second one's is for fresh-app.
+    inject = ["-e", "trace=mount", "-e", "inject=mount:error=ENOSPC:when=2"]
     result = run("apply -", input=json.dumps(document), status=5, strace=inject)
     said = result.err.splitlines()
     assert said[0].startswith("VPC fresh: not done; ")

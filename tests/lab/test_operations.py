@@ -127,6 +127,7 @@ def test_what_the_page_says_mends_it(busy: Lab, tmp_path: Path, title: str) -> N
 def test_every_section_is_tried_here_or_there() -> None:
     elsewhere = {
         "A namespace belongs elsewhere": "tests/lab/test_namespaces.py",
+        "Hardened VPCs": "tests/lab/test_checksums.py",
         "The state file is newer": "tests/lab/test_adopt.py",
         "The state is locked": "tests/lab/test_surroundings.py",
     }

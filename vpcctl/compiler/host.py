@@ -18,7 +18,7 @@ from vpcctl.nft import Chain, Counter, Element, Hook, Rule, Set, Table, anonymou
 NOBODY = ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4")
 # The flows of a VPC are counted in so many lists at most, by a hash of their ends: the kernel walks a list for each new
 # flow (net/netfilter/nf_conncount.c).  A list has room for so many flows at least, or chance would fill it too soon.
-LISTS, ROOM = 256, 16
+LISTS, ROOM = 512, 16
 # The zone of connection tracking in which the host's own flows of protocols without ports are.
 HOST_ZONE = 22096
 # For how long the host is known to have spoken to somebody by such a protocol, and to how many.
