@@ -302,7 +302,7 @@ def test_vpcs_that_are_not_named_are_left_alone_and_with_prune_go(module_lab: La
 
 
 def outside(document: Document) -> None:
-    shop(document)["subnets"][0]["cidr"] = "10.99.0.0/24"
+    shop(document)["subnets"][0] |= {"cidr": "10.99.0.0/24", "instances": [{"name": "web"}, {"name": "web-2"}]}
 
 
 def bits(document: Document) -> None:
