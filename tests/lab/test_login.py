@@ -419,7 +419,7 @@ def test_a_command_that_is_not_there_is_told_on_the_terminal(shell: Shell) -> No
 
 def test_the_window_has_the_size_of_the_one_outside_and_follows_it(shell: Shell) -> None:
     shell.size(33, 101)
-    program = "trap 'stty size; exit' WINCH; stty size; while :; do read x; done"
+    program = "trap 'stty size; exit' WINCH; stty size; while :; do sleep 0.1; done"
     write(shell.lab, "line", shlex.join([*LOGIN, "bash", "-c", program]))
     shell.type(". /run/line\n", r"33 101\r\n")
     shell.size(44, 99)
