@@ -14,10 +14,17 @@ from vpcctl.items import Item, Ruleset
 from vpcctl.kernel.interface import Kernel
 from vpcctl.model import NAT_PORTS, Network, Publication, World, uplink_pair
 from vpcctl.policy import UDP
-from vpcctl.tracking import Court, HostCourt, Key, Selection, Tracked, beyond_uplink, changed_hands, key
-
-# With more questions than these, the host's whole table is read once instead.
-MOST_SELECTIONS = 8
+from vpcctl.tracking import (
+    MOST_SELECTIONS,
+    Court,
+    HostCourt,
+    Key,
+    Selection,
+    Tracked,
+    beyond_uplink,
+    changed_hands,
+    key,
+)
 
 Keys = dict[str | None, dict[Key, None]]
 

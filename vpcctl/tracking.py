@@ -20,6 +20,8 @@ from vpcctl.reach import Reach
 
 # enum ip_conntrack_status (include/uapi/linux/netfilter/nf_conntrack_common.h)
 IPS_SRC_NAT, IPS_DST_NAT = 1 << 4, 1 << 5
+# The kernel walks its whole table for each selection.  For more than these, read it once instead.
+MOST_SELECTIONS = 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Connection tracking through ctnetlink (include/uapi/linux/netfilter/nfnetlink_conntrack.h): read and forget entries.
 
-Encoded and decoded here, because a table can hold a quarter of a million entries and pyroute2 takes a third of a
-millisecond for each.  A `Tracking` is bound to the namespace in which it was opened.
+Encoded and decoded here, because a table can hold a quarter of a million entries (see `netlink`).  A `Tracking` is
+bound to the namespace in which it was opened.
 """
 
 from __future__ import annotations
@@ -18,17 +18,15 @@ from collections.abc import Collection, Iterable, Iterator
 
 from vpcctl.errors import KernelError
 from vpcctl.items import where
+from vpcctl.kernel import netlink
 from vpcctl.kernel.namespaces import entered, system_call
+from vpcctl.kernel.netlink import NLM_F_ACK, NLM_F_DUMP, NLMSG_ERROR, attribute, attributes, nested
 from vpcctl.policy import ICMP_PROTOCOLS
 from vpcctl.space import IPV6_BASE
-from vpcctl.tracking import Ends, Key, Selection, Tracked
+from vpcctl.tracking import MOST_SELECTIONS, Ends, Key, Selection, Tracked
 
-NETLINK_NETFILTER = 12
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
-NLMSG_ERROR, NLMSG_DONE = 2, 3
 # Subsystem 1 is ctnetlink's.
 CT_GET, CT_DELETE, CT_GET_STATS_CPU, CT_GET_STATS = 1 << 8 | 1, 1 << 8 | 2, 1 << 8 | 4, 1 << 8 | 5
-NLA_F_NESTED, NLA_TYPE_MASK = 0x8000, 0x3FFF
 CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_STATUS, CTA_MARK, CTA_FILTER = 1, 2, 3, 8, 25
 CTA_TUPLE_IP, CTA_TUPLE_PROTO = 1, 2
 CTA_IP_V4_SRC, CTA_IP_V4_DST, CTA_IP_V6_SRC, CTA_IP_V6_DST = 1, 2, 3, 4
@@ -43,13 +41,9 @@ CTA_STATS_INSERT_FAILED, CTA_STATS_GLOBAL_ENTRIES = 9, 1
 MEMBARRIER_GLOBAL = 1
 MEMBARRIER = {"x86_64": 324, "aarch64": 283, "riscv64": 283, "loongarch64": 283}
 IN_FLIGHT = 0.05
-BUFFER = 1 << 18
 AT_ONCE = 64
-# With more questions than these the whole table is read once instead.
-MOST_SELECTIONS = 8
 
-_HEADER = struct.Struct("=IHHII")
-_ATTRIBUTE = struct.Struct("=HH")
+# struct nfgenmsg
 _FAMILY = struct.Struct("=BBH")
 
 
@@ -75,7 +69,8 @@ class Tracking:
     def __init__(self, namespace: str | None):
         self._namespace = namespace
         with entered(namespace), self._translated():
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+            kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+            self._socket = socket.socket(socket.AF_NETLINK, kind, netlink.NETLINK_NETFILTER)
             self._socket.bind((0, 0))
 
     def close(self) -> None:
@@ -84,11 +79,9 @@ class Tracking:
     def flows(self, selection: Selection | None = None) -> Iterator[Tracked]:
         """The entries, or those of a selection: the kernel filters them, since Linux 5.8."""
         with self._translated():
-            version, attributes = 0, b""
-            if selection is not None:
-                version, attributes = 4, _filter(selection)
-            self._socket.send(_message(CT_GET, NLM_F_REQUEST | NLM_F_DUMP, attributes, version))
-            for body in self._answers():
+            version, chosen = (0, b"") if selection is None else (4, _filter(selection))
+            self._socket.send(_message(CT_GET, NLM_F_DUMP, chosen, version))
+            for body in self._dumped():
                 flow = _tracked(body)
                 # A kernel without the filter answers with every entry.
                 if flow is not None and (selection is None or flow in selection):
@@ -99,7 +92,6 @@ class Tracking:
         selections: list[Selection | None] = [
             Selection(source=one, of_replies=reply) for one in addresses for reply in (False, True)
         ]
-        # Each question walks through the whole table in the kernel.
         if len(selections) > MOST_SELECTIONS:
             selections = [None]
         found = dict.fromkeys(addresses, 0)
@@ -112,19 +104,19 @@ class Tracking:
     def count(self) -> int:
         """How many entries there are, those of packets on their way included."""
         with self._translated():
-            self._socket.send(_message(CT_GET_STATS, NLM_F_REQUEST | NLM_F_ACK, b"", 0))
+            self._socket.send(_message(CT_GET_STATS, NLM_F_ACK, b"", 0))
             found = 0
             while True:
                 for kind, body in self._received():
                     if kind == NLMSG_ERROR:
-                        _raise(body)
+                        netlink.check(body)
                         return found
-                    values = dict(_attributes(body[_FAMILY.size :]))
+                    values = dict(attributes(body[_FAMILY.size :]))
                     found = int.from_bytes(values.get(CTA_STATS_GLOBAL_ENTRIES, b""), "big")
 
     def forget(self, keys: Iterable[Key]) -> None:
         """Remove the entries with these keys; one that is gone already is success."""
-        waiting = [_message(CT_DELETE, NLM_F_REQUEST | NLM_F_ACK, _key(key), _version(key.ends)) for key in keys]
+        waiting = [_message(CT_DELETE, NLM_F_ACK, _key(key), _version(key.ends)) for key in keys]
         with self._translated():
             for first in range(0, len(waiting), AT_ONCE):
                 some = waiting[first : first + AT_ONCE]
@@ -134,25 +126,17 @@ class Tracking:
     def refused(self) -> int:
         """How many new flows found no free port, or lost a race for one, since the namespace was made."""
         with self._translated():
-            self._socket.send(_message(CT_GET_STATS_CPU, NLM_F_REQUEST | NLM_F_DUMP, b"", 0))
+            self._socket.send(_message(CT_GET_STATS_CPU, NLM_F_DUMP, b"", 0))
             return sum(
                 int.from_bytes(value, "big")
-                for body in self._answers()
-                for kind, value in _attributes(body)
+                for body in self._dumped()
+                for kind, value in attributes(body)
                 if kind == CTA_STATS_INSERT_FAILED
             )
 
-    def _answers(self) -> Iterator[memoryview]:
+    def _dumped(self) -> Iterator[memoryview]:
         """The attributes of every message of a dump."""
-        while True:
-            for kind, body in self._received():
-                if kind == NLMSG_DONE:
-                    # A dump that failed in its midst says so at its end.
-                    _raise(body)
-                    return
-                if kind == NLMSG_ERROR:
-                    _raise(body)
-                yield body[_FAMILY.size :]
+        return (body[_FAMILY.size :] for _, body in netlink.dumped(self._socket))
 
     def _acknowledged(self, wanted: int) -> None:
         while wanted:
@@ -160,14 +144,10 @@ class Tracking:
                 if kind == NLMSG_ERROR:
                     wanted -= 1
                     with contextlib.suppress(FileNotFoundError):
-                        _raise(body)
+                        netlink.check(body)
 
     def _received(self) -> Iterator[tuple[int, memoryview]]:
-        data = memoryview(self._socket.recv(BUFFER))
-        while data:
-            length, kind, _, _, _ = _HEADER.unpack_from(data)
-            yield kind, data[_HEADER.size : length]
-            data = data[(length + 3) & ~3 :]
+        return netlink.messages(memoryview(self._socket.recv(netlink.BUFFER)))
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -184,18 +164,9 @@ class Tracking:
 # --- Encoding ---------------------------------------------------------------------------------------------------------
 
 
-def _message(kind: int, flags: int, attributes: bytes, version: int) -> bytes:
+def _message(kind: int, flags: int, content: bytes, version: int) -> bytes:
     family = {0: socket.AF_UNSPEC, 4: socket.AF_INET, 6: socket.AF_INET6}[version]
-    body = _FAMILY.pack(family, 0, 0) + attributes
-    return _HEADER.pack(_HEADER.size + len(body), kind, flags, 0, 0) + body
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + b"\0" * (-len(value) % 4)
-
-
-def _nested(kind: int, *inner: bytes) -> bytes:
-    return _attribute(kind | NLA_F_NESTED, b"".join(inner))
+    return netlink.message(kind, flags, _FAMILY.pack(family, 0, 0) + content)
 
 
 def _version(ends: Ends) -> int:
@@ -210,12 +181,12 @@ def _key(key: Key) -> bytes:
     """The tuple that names an entry."""
     ends = key.ends
     source, destination = (CTA_IP_V4_SRC, CTA_IP_V4_DST) if _version(ends) == 4 else (CTA_IP_V6_SRC, CTA_IP_V6_DST)
-    addresses = _nested(
+    addresses = nested(
         CTA_TUPLE_IP,
-        _attribute(source, _address(ends.source)),
-        _attribute(destination, _address(ends.destination)),
+        attribute(source, _address(ends.source)),
+        attribute(destination, _address(ends.destination)),
     )
-    protocol = [_attribute(CTA_PROTO_NUM, bytes([key.protocol]))]
+    protocol = [attribute(CTA_PROTO_NUM, bytes([key.protocol]))]
     if key.protocol in ICMP_PROTOCOLS:
         kinds = (
             (CTA_PROTO_ICMP_ID, CTA_PROTO_ICMP_TYPE, CTA_PROTO_ICMP_CODE)
@@ -223,12 +194,12 @@ def _key(key: Key) -> bytes:
             else (CTA_PROTO_ICMPV6_ID, CTA_PROTO_ICMPV6_TYPE, CTA_PROTO_ICMPV6_CODE)
         )
         values = (struct.pack("!H", ends.source_port), *(bytes([n]) for n in divmod(ends.destination_port, 256)))
-        protocol += map(_attribute, kinds, values)
+        protocol += map(attribute, kinds, values)
     else:
-        protocol.append(_attribute(CTA_PROTO_SRC_PORT, struct.pack("!H", ends.source_port)))
-        protocol.append(_attribute(CTA_PROTO_DST_PORT, struct.pack("!H", ends.destination_port)))
+        protocol.append(attribute(CTA_PROTO_SRC_PORT, struct.pack("!H", ends.source_port)))
+        protocol.append(attribute(CTA_PROTO_DST_PORT, struct.pack("!H", ends.destination_port)))
     kind = CTA_TUPLE_REPLY if key.of_replies else CTA_TUPLE_ORIG
-    return _nested(kind, addresses, _nested(CTA_TUPLE_PROTO, *protocol))
+    return nested(kind, addresses, nested(CTA_TUPLE_PROTO, *protocol))
 
 
 def _filter(selection: Selection) -> bytes:
@@ -240,35 +211,25 @@ def _filter(selection: Selection) -> bytes:
     if selection.source is not None:
         flags |= FILTER_IP_SRC
         source = CTA_IP_V4_SRC if selection.source < IPV6_BASE else CTA_IP_V6_SRC
-        parts.append(_nested(CTA_TUPLE_IP, _attribute(source, _address(selection.source))))
+        parts.append(nested(CTA_TUPLE_IP, attribute(source, _address(selection.source))))
     if selection.protocol is not None:
         flags |= FILTER_PROTO_NUM
-        protocol = [_attribute(CTA_PROTO_NUM, bytes([selection.protocol]))]
+        protocol = [attribute(CTA_PROTO_NUM, bytes([selection.protocol]))]
         if selection.destination_port is not None:
             flags |= FILTER_PROTO_DST_PORT
-            protocol.append(_attribute(CTA_PROTO_DST_PORT, struct.pack("!H", selection.destination_port)))
-        parts.append(_nested(CTA_TUPLE_PROTO, *protocol))
-    return _nested(kind, *parts) + _nested(CTA_FILTER, _attribute(kind_of_flags, struct.pack("=I", flags)))
+            protocol.append(attribute(CTA_PROTO_DST_PORT, struct.pack("!H", selection.destination_port)))
+        parts.append(nested(CTA_TUPLE_PROTO, *protocol))
+    return nested(kind, *parts) + nested(CTA_FILTER, attribute(kind_of_flags, struct.pack("=I", flags)))
 
 
 # --- Decoding ---------------------------------------------------------------------------------------------------------
-
-
-def _attributes(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    place, end = 0, len(data)
-    while place + 4 <= end:
-        length, kind = _ATTRIBUTE.unpack_from(data, place)
-        if length < 4:
-            return
-        yield kind & NLA_TYPE_MASK, data[place + 4 : place + length]
-        place += (length + 3) & ~3
 
 
 def _tracked(body: memoryview) -> Tracked | None:
     """The entry of one message; None where it is of no family that we know."""
     ends: dict[int, Ends] = {}
     protocol = mark = status = 0
-    for kind, value in _attributes(body):
+    for kind, value in attributes(body):
         if kind in (CTA_TUPLE_ORIG, CTA_TUPLE_REPLY):
             found = _tuple(value)
             if found is None:
@@ -287,14 +248,14 @@ def _tuple(data: memoryview) -> tuple[int, Ends] | None:
     """The protocol and the ends of one direction."""
     address: dict[int, int] = {}
     proto: dict[int, int] = {}
-    for kind, value in _attributes(data):
+    for kind, value in attributes(data):
         if kind == CTA_TUPLE_IP:
-            for inner, bytes_ in _attributes(value):
+            for inner, bytes_ in attributes(value):
                 # The numbers of IPv6's attributes are two higher.
                 base, slot = (IPV6_BASE, inner - 2) if inner > CTA_IP_V4_DST else (0, inner)
                 address[slot] = base + int.from_bytes(bytes_, "big")
         elif kind == CTA_TUPLE_PROTO:
-            proto = {inner: int.from_bytes(bytes_, "big") for inner, bytes_ in _attributes(value)}
+            proto = {inner: int.from_bytes(bytes_, "big") for inner, bytes_ in attributes(value)}
     if len(address) != 2 or CTA_PROTO_NUM not in proto:
         return None
     if CTA_PROTO_SRC_PORT in proto:
@@ -306,10 +267,3 @@ def _tuple(data: memoryview) -> tuple[int, Ends] | None:
     else:
         ports = 0, 0
     return proto[CTA_PROTO_NUM], Ends(address[CTA_IP_V4_SRC], ports[0], address[CTA_IP_V4_DST], ports[1])
-
-
-def _raise(body: memoryview) -> None:
-    """Raise what an answer says; zero says that all is well."""
-    number = struct.unpack_from("=i", body)[0] if len(body) >= 4 else 0
-    if number:
-        raise OSError(-number, os.strerror(-number))

@@ -10,7 +10,6 @@ import errno
 import os
 import secrets
 import socket
-import struct
 from collections.abc import Callable
 
 from pyroute2 import IPRoute
@@ -34,6 +33,7 @@ from vpcctl.items import (
     Veth,
     where,
 )
+from vpcctl.kernel import netlink
 from vpcctl.kernel.interface import ABSENT, RIGHT, Condition, State
 from vpcctl.kernel.namespaces import entered, opened
 
@@ -305,11 +305,8 @@ def _converse(namespace: str | None, request: bytes) -> None:
     """Send one request that pyroute2 has no call for, and raise OSError unless the kernel acknowledges it."""
     with entered(namespace), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as channel:
         channel.send(request)
-        answer = channel.recv(4096)
-    # struct nlmsghdr is 16 bytes; struct nlmsgerr begins with the negative error number (netlink(7)).
-    number = -struct.unpack_from("=i", answer, 16)[0]
-    if number:
-        raise OSError(number, os.strerror(number))
+        for _, body in netlink.messages(channel.recv(4096)):
+            netlink.check(body)
 
 
 def contended(make: Callable[[], None], evict: Callable[[int], object], attempts: int) -> None:

@@ -14,17 +14,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from vpcctl.errors import KernelError
+from vpcctl.kernel import netlink
 from vpcctl.kernel.namespaces import entered
 from vpcctl.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS
 
-NETLINK_NETFILTER = 12
 NFNL_SUBSYS_ULOG = 4
 NFULNL_MSG_PACKET, NFULNL_MSG_CONFIG = 0, 1
 NFULA_PAYLOAD, NFULA_PREFIX = 9, 10
 NFULA_CFG_CMD, NFULA_CFG_MODE = 1, 2
 NFULNL_CFG_CMD_BIND = 1
 NFULNL_COPY_PACKET = 2
-NLM_F_REQUEST, NLM_F_ACK = 1, 4
 COPIED_BYTES = 128
 BUFFER = 1 << 20
 
@@ -46,7 +45,7 @@ def follow(namespace: str, group: int, lost: Callable[[], None] = lambda: None) 
     `lost` is called when there was more than could be read in time (netlink(7): ENOBUFS).
     """
     with entered(namespace):
-        channel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
+        channel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
     with channel:
         channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
         channel.bind((0, 0))
@@ -65,33 +64,20 @@ def follow(namespace: str, group: int, lost: Callable[[], None] = lambda: None) 
 
 
 def _configure(channel: socket.socket, group: int, kind: int, value: bytes) -> None:
-    attribute = struct.pack("=HH", 4 + len(value), kind) + value
-    attribute += b"\0" * (-len(attribute) % 4)
-    body = struct.pack("!BBH", socket.AF_UNSPEC, 0, group) + attribute
-    kind = NFNL_SUBSYS_ULOG << 8 | NFULNL_MSG_CONFIG
-    channel.send(struct.pack("=IHHII", 16 + len(body), kind, NLM_F_REQUEST | NLM_F_ACK, 1, 0) + body)
-    number = -struct.unpack_from("=i", channel.recv(4096), 16)[0]
+    body = struct.pack("!BBH", socket.AF_UNSPEC, 0, group) + netlink.attribute(kind, value)
+    channel.send(netlink.message(NFNL_SUBSYS_ULOG << 8 | NFULNL_MSG_CONFIG, netlink.NLM_F_ACK, body))
+    number = next(netlink.error_number(answer) for _, answer in netlink.messages(channel.recv(4096)))
     if number:
         raise KernelError(f"cannot listen to log group {group}; is another program listening?", os.strerror(number))
 
 
 def _entries(data: bytes) -> Iterator[Entry]:
-    while len(data) >= 16:
-        length, kind = struct.unpack_from("=IH", data)
+    for kind, body in netlink.messages(data):
         if kind == NFNL_SUBSYS_ULOG << 8 | NFULNL_MSG_PACKET:
-            attributes = dict(_attributes(data[20:length]))
+            # Behind struct nfgenmsg.
+            attributes = dict(netlink.attributes(body[4:]))
             prefix = attributes.get(NFULA_PREFIX, b"").rstrip(b"\0").decode(errors="replace")
             yield Entry(prefix, *_packet(attributes.get(NFULA_PAYLOAD, b"")))
-        data = data[(length + 3) & ~3 :]
-
-
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    while len(data) >= 4:
-        length, kind = struct.unpack_from("=HH", data)
-        if length < 4:
-            return
-        yield kind & 0x3FFF, data[4:length]
-        data = data[(length + 3) & ~3 :]
 
 
 def _packet(payload: bytes) -> tuple[str, str, int, int | None]:

@@ -15,22 +15,20 @@ from __future__ import annotations
 import errno
 import fcntl
 import ipaddress
-import os
 import socket
 import struct
 from collections.abc import Iterator
 
 from vpcctl.items import Address, LinkUp, Neighbour, Open, Route
+from vpcctl.kernel import netlink
 from vpcctl.kernel.interface import ABSENT, RIGHT, Condition, State
 from vpcctl.kernel.links import ABSENCE, LOOPBACK, LOOPBACK_IFINDEX, ONLINK, RT_TABLE_MAIN, Rtnl
 from vpcctl.kernel.namespaces import entered
+from vpcctl.kernel.netlink import attribute, attributes, error_number
 from vpcctl.kernel.survey import Survey
 
-# include/uapi/linux/netlink.h and rtnetlink.h
+# include/uapi/linux/rtnetlink.h
 RTM_NEWROUTE, RTM_GETLINK, RTM_GETADDR, RTM_GETROUTE, RTM_GETNEIGH = 24, 18, 22, 26, 30
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP, NLM_F_EXCL = 0x1, 0x4, 0x300, 0x200
-NLMSG_ERROR, NLMSG_DONE = 2, 3
-SOL_NETLINK, NETLINK_GET_STRICT_CHK = 270, 12
 IFLA_IFNAME, IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS = 3, 29, 8
 IFA_ADDRESS, IFA_LOCAL = 1, 2
 NDA_DST, NDA_LLADDR, NUD_PERMANENT = 1, 2, 0x80
@@ -41,8 +39,6 @@ SIOCGIFADDR, SIOCGIFNETMASK = 0x8915, 0x891B
 
 # Messages of one list that are read.
 LIMIT = 256
-# The kernel never sends more at once; a link with all the names that it can have takes 64 KiB.
-BUFFER = 1 << 18
 
 
 class Lookups(Survey):
@@ -73,8 +69,8 @@ class Lookups(Survey):
         family = _family(wanted.version)
         listed = self._listed(RTM_GETADDR, struct.pack("=BBBBI", family, 0, 0, 0, link[0]))
         for body in listed:
-            attributes = dict(_attributes(body[8:]))
-            found = attributes.get(IFA_LOCAL, attributes.get(IFA_ADDRESS))
+            fields = dict(attributes(body[8:]))
+            found = fields.get(IFA_LOCAL, fields.get(IFA_ADDRESS))
             if (found, body[1]) == (wanted.packed, wanted.network.prefixlen):
                 return RIGHT
         if not self._running:
@@ -88,11 +84,11 @@ class Lookups(Survey):
         if link is None:
             return ABSENT
         request = struct.pack("=BBHiHBB", _family(wanted.version), 0, 0, link[0], 0, 0, 0)
-        body = self._single(RTM_GETNEIGH, request + _attribute(NDA_DST, wanted.packed))
+        body = self._single(RTM_GETNEIGH, request + attribute(NDA_DST, wanted.packed))
         if body is None:
             return ABSENT
         state = struct.unpack_from("=H", body, 8)[0]
-        mac = dict(_attributes(body[12:])).get(NDA_LLADDR, b"").hex(":")
+        mac = dict(attributes(body[12:])).get(NDA_LLADDR, b"").hex(":")
         if (mac, state) != (item.mac, NUD_PERMANENT):
             return Condition(State.DIFFERENT, f"is {mac or None} in state {state:#x}, expected {item.mac}, permanent")
         return RIGHT
@@ -105,12 +101,12 @@ class Lookups(Survey):
         other: tuple[bytes, int, bytes] | None = None
         family = _family(wanted.version)
         for body in self._listed(RTM_GETROUTE, struct.pack("=8BI", family, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0)):
-            attributes = dict(_attributes(body[12:]))
-            destination = attributes.get(RTA_DST, bytes(wanted.max_prefixlen // 8)), body[1]
-            if destination != (wanted.network_address.packed, wanted.prefixlen) or RTA_PRIORITY in attributes:
+            fields = dict(attributes(body[12:]))
+            destination = fields.get(RTA_DST, bytes(wanted.max_prefixlen // 8)), body[1]
+            if destination != (wanted.network_address.packed, wanted.prefixlen) or RTA_PRIORITY in fields:
                 continue
-            oif = struct.unpack("=I", attributes.get(RTA_OIF, bytes(4)))[0]
-            other = (attributes.get(RTA_GATEWAY, b""), oif, attributes.get(RTA_PREFSRC, b""))
+            oif = struct.unpack("=I", fields.get(RTA_OIF, bytes(4)))[0]
+            other = (fields.get(RTA_GATEWAY, b""), oif, fields.get(RTA_PREFSRC, b""))
             if other == expected:
                 return RIGHT
         if other is None and self._running:
@@ -143,13 +139,13 @@ class Lookups(Survey):
         request = struct.pack(
             "=8BI", socket.AF_INET, wanted.prefixlen, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, 0, RTN_UNICAST, ONLINK
         )
-        request += _attribute(RTA_DST, wanted.network_address.packed) + _attribute(RTA_GATEWAY, _packed(item.via))
-        request += _attribute(RTA_OIF, struct.pack("=I", index))
+        request += attribute(RTA_DST, wanted.network_address.packed) + attribute(RTA_GATEWAY, _packed(item.via))
+        request += attribute(RTA_OIF, struct.pack("=I", index))
         if item.source:
-            request += _attribute(RTA_PREFSRC, _packed(item.source))
+            request += attribute(RTA_PREFSRC, _packed(item.source))
         if self._error(RTM_NEWROUTE, request, 0) == errno.EEXIST:
             return RIGHT
-        number = self._error(RTM_NEWROUTE, request, NLM_F_EXCL)
+        number = self._error(RTM_NEWROUTE, request, netlink.NLM_F_EXCL)
         if number == errno.EEXIST:
             return Condition(State.DIFFERENT, f"is another one, expected via {item.via} on {item.link}")
         return ABSENT if number in ABSENCE else unseen
@@ -160,7 +156,7 @@ class Lookups(Survey):
         with entered(self._namespace):
             channel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
         # Lists are filtered by the kernel, and what it cannot filter by is refused.
-        channel.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
+        channel.setsockopt(netlink.SOL_NETLINK, netlink.NETLINK_GET_STRICT_CHK, 1)
         self._running = False
         return channel
 
@@ -169,26 +165,21 @@ class Lookups(Survey):
             # A list that was left is still under way, and there is no other way to end it.
             self._channel.close()
             self._channel = self._opened()
-        self._channel.send(struct.pack("=IHHII", 16 + len(body), kind, NLM_F_REQUEST | flags, 1, 0) + body)
+        self._channel.send(netlink.message(kind, flags, body))
 
     def _received(self) -> Iterator[tuple[int, bytes]]:
         """The (type, body) of the messages that come at once."""
-        data = self._channel.recv(BUFFER)
-        while len(data) >= 16:
-            length, kind = struct.unpack_from("=IH", data)
-            yield kind, data[16:length]
-            data = data[(length + 3) & ~3 :]
+        return netlink.messages(self._channel.recv(netlink.BUFFER))
 
     def _listed(self, kind: int, request: bytes) -> Iterator[bytes]:
         """The first LIMIT messages of a list."""
-        self._send(kind, NLM_F_DUMP, request)
+        self._send(kind, netlink.NLM_F_DUMP, request)
         self._running, left = True, LIMIT
         while left > 0:
             for kind, body in self._received():
-                if kind in (NLMSG_DONE, NLMSG_ERROR):
+                if kind in (netlink.NLMSG_DONE, netlink.NLMSG_ERROR):
                     self._running = False
-                    _check(body, kind)
-                    return
+                    return _check(body)
                 left -= 1
                 yield body
 
@@ -196,15 +187,15 @@ class Lookups(Survey):
         """The one message that answers; None where the object is not there."""
         self._send(kind, 0, request)
         for kind, body in self._received():
-            if kind != NLMSG_ERROR:
+            if kind != netlink.NLMSG_ERROR:
                 return body
-            _check(body, kind)
+            _check(body)
         return None
 
     def _error(self, kind: int, request: bytes, flags: int) -> int:
         """The error number with which the kernel answers, 0 for success."""
-        self._send(kind, NLM_F_ACK | flags, request)
-        return next((-struct.unpack_from("=i", body)[0] for kind, body in self._received() if kind == NLMSG_ERROR), 0)
+        self._send(kind, netlink.NLM_F_ACK | flags, request)
+        return next((error_number(body) for kind, body in self._received() if kind == netlink.NLMSG_ERROR), 0)
 
     def _link(self, name: str) -> tuple[int, int] | None:
         """The index and the flags of the link that is called so, by its name proper."""
@@ -212,37 +203,23 @@ class Lookups(Survey):
             # What looks like lo may be another link, and lo may have another name.
             index = LOOPBACK_IFINDEX if name == LOOPBACK else 0
             request = struct.pack("=BxHiII", socket.AF_UNSPEC, 0, index, 0, 0)
-            request += b"" if index else _attribute(IFLA_IFNAME, name.encode() + b"\0")
+            request += b"" if index else attribute(IFLA_IFNAME, name.encode() + b"\0")
             mask = struct.pack("=I", RTEXT_FILTER_SKIP_STATS)
-            body = self._single(RTM_GETLINK, request + _attribute(IFLA_EXT_MASK, mask))
+            body = self._single(RTM_GETLINK, request + attribute(IFLA_EXT_MASK, mask))
             self._found[name] = None if body is None else _described(body, name)
         return self._found[name]
 
 
 def _described(body: bytes, name: str) -> tuple[int, int] | None:
     index, flags = struct.unpack_from("=iI", body, 4)
-    known = dict(_attributes(body[16:])).get(IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
+    known = dict(attributes(body[16:])).get(IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
     return (index, flags) if index == LOOPBACK_IFINDEX or known == name else None
 
 
-def _check(body: bytes, kind: int) -> None:
+def _check(body: bytes) -> None:
     """Raise OSError for the error that a message tells, unless it says that nothing is there."""
-    number = -struct.unpack_from("=i", body)[0] if len(body) >= 4 else 0
-    if number and number not in ABSENCE:
-        raise OSError(number, os.strerror(number))
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
-
-
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    while len(data) >= 4:
-        length, kind = struct.unpack_from("=HH", data)
-        if length < 4:
-            return
-        yield kind & 0x3FFF, data[4:length]
-        data = data[(length + 3) & ~3 :]
+    if error_number(body) not in ABSENCE:
+        netlink.check(body)
 
 
 def _family(version: int) -> int:
