@@ -118,14 +118,14 @@ def _names(world: World, attachment: Attachment) -> Iterator[Problem]:
             there = known[endpoint.kind]
             hint = nearest(endpoint.name, there) if there else "there is none"
             words = f"{endpoint} names nothing: no {endpoint.kind} {endpoint.name!r} is known here; {hint}"
-            expected = "the name of a subnet, an instance, a VPC or a set that is known here is expected"
+            expected = "the name of an existing subnet, instance, VPC or set is expected"
             yield Problem(attachment.policy.file, place, words, expected, place)
 
 
 def check_names(world: World, vpcs: set[str], file: str) -> list[Problem]:
     """Endpoints that name nothing, in the policies of the named VPCs of a world.
 
-    Of other files than `file`, the one that the caller named, nothing is told that was found in them.
+    Only problems in `file`, which the caller named, may quote what was found; problems in other files do not.
     """
     return [
         problem if problem.file == file else problem.discreet()
@@ -148,8 +148,8 @@ def check_sizes(world: World, files: Mapping[str, str]) -> None:
         sets = (*vpc.sets, *(one for policy in policies for one in policy.sets))
         found = sum(len(prefixes) for _, prefixes in sets)
         if vpc.name in files and found > MOST_PREFIXES:
-            words = f"VPC {vpc.name} would have {found} prefixes in its sets and those of its policies, and at most"
-            problems.append(Problem(files[vpc.name], "", f"{words} {MOST_PREFIXES} are kept"))
+            words = f"VPC {vpc.name} would have {found} prefixes in its own sets and in the sets of its policies"
+            problems.append(Problem(files[vpc.name], "", f"{words}; at most {MOST_PREFIXES} are allowed"))
     if problems:
         raise DocumentError(*problems)
 

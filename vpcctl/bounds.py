@@ -1,7 +1,7 @@
-"""Refuses a change whose policies would cost too much, before anybody waits for it.
+"""Refuses a change whose policies would cost too much, before the lock is taken.
 
-A policy that is in force was accepted once, and is compiled whatever it costs: only a change that comes to more than
-the bounds is refused, be it by a new policy or by names in an old one that would mean more than before.
+A policy in force was accepted once, so it is always compiled.  Only a change that exceeds a bound is refused: with a
+new policy, or because names in an existing policy would match more than before.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from vpcctl.policy import Direction
 
 
 def check(before: World, after: World) -> None:
-    """DocumentError for the VPCs of `after` that pass a bound, and did not do so in the world `before`.
+    """Raise DocumentError for the VPCs of `after` that exceed a bound, unless they exceeded one in `before`.
 
-    What was compiled on the way is kept for the compiler, which is asked for the same next.
+    The gates that were compiled here are kept for the compiler, which needs the same ones next.
     """
     keep(())
     problems = [problem for vpc in after.vpcs if (problem := _problem(before, after, vpc)) is not None]
@@ -34,17 +34,18 @@ def _problem(before: World, after: World, vpc: Vpc) -> Problem | None:
         return None
     if subnet.policy != known.get(subnet.name):
         return problem
-    # It was so before: whoever changes something else is not to be held up.
+    # The VPC exceeded a bound before: do not block other changes.
     if any(_measured(before, one, {})[0] is not None for one in before.vpcs if one.name == vpc.name):
         return None
-    words = f"{problem.message}.  The policy is as it was; names in it, or others beside it, would come to more"
+    why = "this policy did not change, but names in it would match more, or other policies of the VPC would need more"
+    words = f"{problem.message}; {why}"
     return Problem(problem.file, problem.pointer, words)
 
 
 def _measured(world: World, vpc: Vpc, known: dict) -> tuple[Problem | None, Subnet | None]:
     """The first bound that the VPC passes, and the subnet with whose policy; `known` are policies that came before."""
     view, effort = View.of(world, vpc.name), Effort.bounded()
-    # Those that are new come last, so that the blame is theirs.
+    # New policies come last, so that they are reported as the cause.
     for subnet in sorted(vpc.subnets, key=lambda one: one.policy != known.get(one.name)):
         for direction in Direction:
             try:

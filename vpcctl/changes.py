@@ -45,7 +45,7 @@ def create_vpc(
 
 
 def set_limits(world: World, vpc: str, max_flows: int | None, max_ports: int | None) -> World:
-    """Change what a VPC may take of what all share; None leaves a limit as it is."""
+    """Change a VPC's limits on shared resources; None leaves a limit unchanged."""
     target = world.vpc(vpc)
     flows = target.max_flows if max_flows is None else max_flows
     ports = target.max_ports if max_ports is None else max_ports
@@ -53,7 +53,7 @@ def set_limits(world: World, vpc: str, max_flows: int | None, max_ports: int | N
 
 
 def set_nat_protocol(world: World, vpc: str, protocol: int, present: bool) -> World:
-    """Have a protocol without ports translated for a VPC, or no longer."""
+    """Enable or disable source NAT of a protocol without ports for a VPC."""
     target = world.vpc(vpc)
     if (protocol in target.nat_protocols) == present:
         raise ConflictError(f"protocol {protocol} is {'already' if present else 'not'} translated for VPC {vpc}")

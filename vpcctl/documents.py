@@ -41,7 +41,7 @@ def parse(text: str, file: str) -> Any:
     """The JSON value in `text`; DocumentError for what is no JSON, or ambiguous JSON (RFC 8259, 4)."""
     values = sum(map(text.count, "[{,"))
     if values > MOST_VALUES:
-        raise DocumentError(_whole(file, f"this holds more values than the {MOST_VALUES} that a document may have"))
+        raise DocumentError(_whole(file, f"too many values; at most {MOST_VALUES} are allowed"))
     try:
         document = json.loads(
             text,
@@ -83,14 +83,14 @@ def _refuse_constant(word: str) -> None:
 
 def _whole_number(digits: str) -> int:
     if len(digits) > MOST_DIGITS:
-        raise ValueError(f"a number has {len(digits)} digits, and at most {MOST_DIGITS} are expected")
+        raise ValueError(f"a number has {len(digits)} digits; at most {MOST_DIGITS} are allowed")
     return int(digits)
 
 
 def _fraction(digits: str) -> float:
     found = float(digits)
     if math.isinf(found):
-        raise ValueError(f"{digits[:LONGEST_QUOTE]} is larger than any number that is kept")
+        raise ValueError(f"{digits[:LONGEST_QUOTE]} is too large a number")
     return found
 
 
@@ -101,7 +101,7 @@ def _ambiguities(value: Any, file: str, pointer: str, place: str, depth: int) ->
     elif isinstance(value, dict):
         for key in getattr(value, "duplicates", ()):
             words = f"the key {_shortened(key)!r} stands here twice; keep one"
-            yield Problem(file, f"{pointer}/{escape(key)}", words, "a key stands twice in one object; keep one", place)
+            yield Problem(file, f"{pointer}/{escape(key)}", words, "an object has the same key twice; keep one", place)
         for key, inner in value.items():
             if isinstance(inner, (dict, list)):
                 beside = f"{place}/{HIDDEN}"
@@ -166,7 +166,7 @@ def _told(error: Any, file: str) -> Iterator[Problem]:
         known = sorted(error.schema.get("properties", ()))
         for key in error.instance:
             if key not in known and known:
-                words = f"there is no field {_shortened(key)!r} here; {nearest(key, known)}"
+                words = f"unknown field {_shortened(key)!r}; {nearest(key, known)}"
                 expected = f"only these fields are expected here: {', '.join(known)}"
                 yield Problem(file, f"{pointer}/{escape(key)}", words, expected, place)
     elif error.validator == "required":

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-# How much of a key is told in a place.
+# The longest key that is shown in a pointer.
 LONGEST_KEY = 60
 
 
@@ -46,8 +46,8 @@ class Problem:
         return f"{self.file}#{_shortened(self.pointer)}: {self.message}"
 
     def discreet(self) -> Problem:
-        """The same for somebody who may not know what is in the document."""
-        return Problem(self.file, self.place, self.expected or "something else is expected here")
+        """The same problem for a reader who must not see the content of the document."""
+        return Problem(self.file, self.place, self.expected or "this value is not allowed here")
 
 
 def _shortened(pointer: str) -> str:

@@ -88,7 +88,7 @@ def _answer(reach: Reach, source: str, destination: str, service: str) -> Answer
     # Where both IP versions are on, an address of one and an address of the other are no question.
     wanted = asked & FLOWS or asked
     if parse_service(service)[0] is None:
-        # Any service is any that can be carried; one that is named is asked for as it is.
+        # "any" means every service that can be carried; a named service is taken literally.
         wanted = wanted & reach.translated(start.zone, end.zone) or wanted
     passing, stages = _walk(reach, start, end, wanted)
     verdict = ALLOW if passing == wanted else PARTLY if passing else DENY
@@ -164,10 +164,10 @@ def _kept(reach: Reach, address: Address, place: int) -> str:
     """Why an address that the host keeps is neither a destination nor a source outside."""
     if not reach.host.has(address):
         kind = f"{address} is a broadcast address of the host's networks"
-        return f"{kind}; the host forwards nothing to it" if place == space.DESTINATION else f"{kind}; nobody has it"
+        return f"{kind}; the host forwards nothing to it" if place == space.DESTINATION else f"{kind}; no sender has it"
     if place == space.DESTINATION:
         return f"{address} is an address of the host; instances do not reach the host"
-    return f"{address} is an address of the host; nobody outside has it"
+    return f"{address} is an address of the host; no sender outside has it"
 
 
 def _not_carried(reach: Reach, start: End, end: End, part: Space) -> str:

@@ -88,8 +88,8 @@ def _check(status: os.stat_result, most: int, owners: Collection[int] | None) ->
     if kind == stat.S_IFLNK:
         raise UnfitFileError(errno.ELOOP, os.strerror(errno.ELOOP))
     if kind != stat.S_IFREG:
-        found = _KINDS.get(kind, "no file")
-        raise UnfitFileError(errno.EINVAL, f"it is {found}, and a regular file is expected")
+        found = _KINDS.get(kind, "of an unknown kind")
+        raise UnfitFileError(errno.EINVAL, f"it is {found}; a regular file is expected")
     if owners is not None and status.st_uid not in owners:
         raise UnfitFileError(errno.EPERM, f"it belongs to user {status.st_uid}")
     if status.st_size > most:
@@ -97,7 +97,7 @@ def _check(status: os.stat_result, most: int, owners: Collection[int] | None) ->
 
 
 def _too_large(found: str, most: int) -> UnfitFileError:
-    return UnfitFileError(errno.EFBIG, f"{found}, and at most {most} are expected")
+    return UnfitFileError(errno.EFBIG, f"{found}; at most {most} are allowed")
 
 
 def _bounded(take: Callable[[int], bytes], most: int) -> bytes:
@@ -111,7 +111,7 @@ def _bounded(take: Callable[[int], bytes], most: int) -> bytes:
 
 
 def _patient(descriptor: int, size: int) -> bytes:
-    """os.read of a pipe, which whoever else holds it may have set not to wait."""
+    """os.read of a pipe, even if another process has made it non-blocking."""
     while True:
         try:
             return os.read(descriptor, size)

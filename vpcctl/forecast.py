@@ -50,7 +50,7 @@ def forecast(
 ) -> Forecast:
     """The change from one world to the other on a host, and the idle rules of the given (VPC, subnet) of the later one.
 
-    `most` is what may be spent on each; what would need more is told as such.
+    `most` bounds the work for each part; a part that needs more is reported as not listed.
     """
     old, new = Reach(before, host, most), Reach(after, host, most)
     untold: list[str] = []
@@ -66,15 +66,15 @@ def forecast(
     except TooFineError:
         allowed, denied = [], []
         untold.append(
-            "what is newly allowed or newly denied has too many different cases to list;"
-            " `vpcctl explain` answers single questions"
+            "newly allowed and newly denied traffic has too many different cases to list;"
+            " check single flows with `vpcctl explain`"
         )
     for vpc, subnet in subnets:
         try:
             with space.bounded(most):
                 idle += _idle(new, vpc, subnet)
         except TooFineError:
-            untold.append(f"{vpc}/{subnet}: too many rules overlap to say which are without effect")
+            untold.append(f"{vpc}/{subnet}: too many rules overlap to determine which of them have no effect")
     return Forecast(tuple(allowed), tuple(denied), tuple(idle), tuple(untold))
 
 

@@ -1,7 +1,7 @@
-"""A generation guards what live flows may do, so it never goes back, whatever state file was restored.
+"""A generation number is never reused, even after an older state file was restored.
 
-A flow's mark says which load of a ruleset admitted it.  Were a number given twice, a flow of the first load that had it
-would pass the second one unasked.  The record counts loads; here it is held against what the kernel has.
+A flow's mark says which load of a ruleset admitted it.  If a number were used twice, a flow of the first load would
+pass the second one without being judged.  The record counts loads; this module compares the count with the kernel.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ NEVER_USABLE = tuple(
 # The ports that source NAT takes, in the host and in the routers: the upper half, from which Linux also gives programs
 # the ports of their own connections, so that no service is expected there.
 NAT_PORTS = (32768, 65535)
-# What one VPC may take of what all share, unless it is told otherwise: flows that the host tracks for it, and ports
-# toward one remote service.  The host tracks 65,536 flows or more (net.netfilter.nf_conntrack_max).
+# Default limits of one VPC on shared resources: flows that the host tracks for it, and ports toward one remote
+# service.  The host tracks 65,536 flows or more (net.netfilter.nf_conntrack_max).
 DEFAULT_MAX_FLOWS, DEFAULT_MAX_PORTS = 16384, 8192
 HIGHEST_MAX_FLOWS = 1 << 22
 # How many released addresses a subnet remembers, so as not to hand them out again at once.
@@ -129,9 +129,9 @@ class Subnet:
         return self.public or self.nat_gateway
 
     def free_addresses(self) -> tuple[Address, ...]:
-        """The lowest address of each prefix, from the second host address on, that nobody has or had lately.
+        """For each prefix, the lowest address from the second host address on that is neither in use nor released.
 
-        Where all others are in use it is the one that was released first.  ConflictError when full.
+        If only released addresses are left, the one that was released first.  ConflictError when full.
         """
         return tuple(self._free_address(prefix) for prefix in self.prefixes)
 
@@ -151,7 +151,7 @@ class Subnet:
         raise ConflictError(f"subnet {self.name}: every address of {prefix} is in use")
 
     def with_instances(self, instances: tuple[Instance, ...]) -> Subnet:
-        """This subnet with other instances; it remembers the addresses that are nobody's any more."""
+        """This subnet with other instances; it remembers the addresses that no instance has any more."""
         after = {address for instance in instances for address in instance.addresses}
         gone = [a for instance in self.instances for a in instance.addresses if a not in after]
         released = (*(a for a in self.released if a not in after and a not in gone), *gone)
@@ -223,8 +223,8 @@ class Vpc:
         for protocol in self.nat_protocols:
             if protocol in (*PORT_PROTOCOLS, *ICMP_PROTOCOLS) or not 0 <= protocol <= HIGHEST_PROTOCOL:
                 raise DocumentError(
-                    f"VPC {self.name}: {protocol} is no protocol without ports; tcp, udp, sctp and icmp are translated"
-                    " for everybody, and any other number from 0 to 255 is expected"
+                    f"VPC {self.name}: {protocol} is not a protocol without ports; expected: a number from 0 to 255"
+                    " other than those of TCP, UDP, SCTP and ICMP, which source NAT always translates"
                 )
         unique(self.nat_protocols, f"VPC {self.name}: translated protocol")
 
@@ -341,8 +341,8 @@ class World:
                 owner = owners.setdefault(protocol, vpc.name)
                 if owner != vpc.name:
                     raise ConflictError(
-                        f"protocol {protocol} is translated for VPC {owner}, and without ports the host cannot tell two"
-                        f" VPCs apart; `vpcctl delete-nat-protocol --vpc {owner} --protocol {protocol}` first"
+                        f"protocol {protocol} is already translated for VPC {owner}, and only one VPC can have it;"
+                        f" run `vpcctl delete-nat-protocol --vpc {owner} --protocol {protocol}` first"
                     )
 
     def _check_namespaces(self) -> None:

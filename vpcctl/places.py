@@ -1,4 +1,4 @@
-"""Where something stands in the way of a repair: the host, a VPC, or one instance of a VPC.
+"""Where a repair can fail: the host, a VPC, or one instance of a VPC.
 
 A place is HOST, the name of a VPC, or VPC/INSTANCE.  Each item belongs to one place, and trouble with it is
 trouble of that place alone.
@@ -15,12 +15,12 @@ from vpcctl.plan import links_used
 from vpcctl.state import Record, State
 
 Key = tuple[str, ...]
-# By place what stands in the way there.
+# What prevents a repair, by place.
 Trouble = dict[str, VpcctlError]
 
 
 def homes(record: Record) -> dict[Key, str]:
-    """By its key the place of each item: HOST, the name of a VPC, or VPC/INSTANCE."""
+    """The place of each item, by its key: HOST, the name of a VPC, or VPC/INSTANCE."""
     return {item.key: place for scope, items in record.items() for item, place in _placed(scope, items)}
 
 
@@ -52,12 +52,12 @@ def instance_of(place: str) -> str:
 
 
 def vpc_of(place: str) -> str:
-    """The VPC that a place is about, or of whose instance; HOST for the host."""
+    """The VPC of a place; HOST for the host."""
     return place.partition("/")[0]
 
 
 def interrupted(state: State, place: str) -> bool:
-    """Was a command interrupted that was changing what is at the place: a VPC, or one instance?"""
+    """Was a command interrupted while it changed this VPC or instance?"""
     vpc, instance = vpc_of(place), instance_of(place)
     if not instance or not state.changes(vpc):
         return state.changes(vpc)

@@ -1,7 +1,7 @@
 """A quick yes for policies that are plainly valid.
 
 jsonschema explains what is wrong, but takes a second for ten thousand rules or prefixes.  `plainly_valid` answers yes
-only where the schema would; where it says no the schema has the word.  Its patterns and fields are the schema's own.
+only where the schema would; where it says no, the schema decides.  Its patterns and fields are the schema's own.
 """
 
 from __future__ import annotations

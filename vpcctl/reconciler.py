@@ -38,7 +38,7 @@ Transform = Callable[[State], World]
 Report = Callable[[str], None]
 # The names of VPCs, or HOST; None stands for all.
 Scopes = frozenset[str] | None
-# By the key of a router's ruleset what says that its links are up, by that of an instance's namespace its port.
+# What to take down, by key: for a router's ruleset its links that are up or open, for an instance's namespace its port.
 Shutters = dict[Key, list[Item]]
 
 
@@ -187,7 +187,7 @@ def _close(kernel: Kernel, ruleset: Ruleset, shutters: Shutters) -> None:
 
 
 def _shutters(record: Record) -> Shutters:
-    """By the key of each router's ruleset what is up or open in the router, by that of each instance's its port."""
+    """What to take down for each router and each instance (see Shutters)."""
     items = [item for scope in record.values() for item in scope]
     found: Shutters = {item.key: [] for item in items if isinstance(item, Ruleset) and item.namespace is not None}
     pairs = [item for item in items if isinstance(item, Veth) and item.peer_namespace is not None]
@@ -356,9 +356,9 @@ def _converge(writer: Writer, kernel: Kernel, state: State, scopes: Scopes = Non
 
 
 def _check(kernel: Kernel, plan: Plan, homes: Mapping[Key, str]) -> Trouble:
-    """What stands in the way of `plan`, by the place of the items to which it leads.
+    """What prevents `plan`, by the place of the items concerned.
 
-    What concerns neither one VPC nor one instance is raised.
+    A problem that concerns no single VPC or instance is raised.
     """
     parts: dict[str, list[Step]] = defaultdict(list)
     for step in plan.steps:
@@ -377,11 +377,11 @@ def _check(kernel: Kernel, plan: Plan, homes: Mapping[Key, str]) -> Trouble:
 
 
 def _mend(kernel: Kernel, plan: Plan, homes: Mapping[Key, str], trouble: Trouble, shutters: Shutters) -> set[Key]:
-    """Take the steps of `plan`, and tell what was made; where one of a VPC or an instance fails, that joins `trouble`.
+    """Run the steps of `plan` and return the keys of what was made; a failed VPC or instance is added to `trouble`.
 
-    Nothing more is done there.  Where a router has not got its ruleset its links are taken down, and where a step of an
-    instance fails its port is.  What cannot be removed otherwise, or concerns no one VPC, is raised: nothing may be
-    opened beside it.
+    The remaining steps of that place are skipped.  If a router's ruleset was not loaded, the router's links are taken
+    down; if a step of an instance failed, its port is.  Other failed removals, and failures that concern no single VPC,
+    are raised: then nothing more may be opened.
     """
     spaces = {place: key for key, place in homes.items() if key[0] == Namespace.__name__}
     owners = {key[1]: place for place, key in spaces.items()}
@@ -418,7 +418,7 @@ def _mend(kernel: Kernel, plan: Plan, homes: Mapping[Key, str], trouble: Trouble
 
 
 def _closed(kernel: Kernel, error: ConflictError | KernelError, ports: Iterable[Item]) -> VpcctlError:
-    """The error, with what was done about it where it came of an instance: its `ports` are taken down."""
+    """Take down the `ports` of an instance that failed, and return the error that says so."""
     ports = list(ports)
     for port in ports:
         kernel.remove(port)

@@ -1,4 +1,4 @@
-"""What each VPC takes of what all share: flows that the host tracks, and ports toward one remote service."""
+"""How much each VPC uses of shared resources: flows that the host tracks, and ports toward one remote service."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vpcctl.compiler.host import over_share
 from vpcctl.kernel.interface import Kernel
 from vpcctl.model import World, uplink_pair
 
-# From this part of its share on a VPC is worth a word.
+# `status` shows a VPC that uses at least this part of its limit.
 NEARLY = 0.8
 
 
@@ -35,8 +35,8 @@ class Share:
         return bool(self.over_share or self.no_port) or self.flows >= NEARLY * self.max_flows
 
     def __str__(self) -> str:
-        lost = f"{self.over_share} packets dropped above that limit, {self.no_port} dropped because no port was free"
-        return f"VPC {self.vpc}: the host tracks {self.flows} of at most {self.max_flows} flows; {lost}"
+        lost = f"packets dropped: {self.over_share} over the limit, {self.no_port} without a free port"
+        return f"VPC {self.vpc}: {self.flows} flows tracked (limit {self.max_flows} in each direction); {lost}"
 
 
 def shares(kernel: Kernel, world: World, vpc: str | None = None) -> Iterator[Share]:

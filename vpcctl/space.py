@@ -69,7 +69,7 @@ def spend(parts: int) -> None:
     global _left
     _left -= parts
     if _left < 0:
-        raise TooFineError("the traffic falls into too many different cases; ask about one instance, address or port")
+        raise TooFineError("the answer has too many different cases; ask about a single instance, address or port")
 
 
 def _node(dimension: int, bounds: Sequence[int], parts: Sequence[object]) -> Partition:

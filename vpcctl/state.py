@@ -334,8 +334,8 @@ class Writer:
         content = json.dumps(document, separators=(",", ":")).encode()
         if len(content) > files.LARGEST_STATE:
             raise StateError(
-                f"cannot write {self._store.directory / STATE_FILE}: it would have {len(content)} bytes, and"
-                f" {files.LARGEST_STATE} are the most that is read; use smaller policies and sets"
+                f"cannot write {self._store.directory / STATE_FILE}: it would have {len(content)} bytes;"
+                f" at most {files.LARGEST_STATE} are allowed; use smaller policies and sets"
             )
         try:
             _write(self._directory, TEMPORARY, content)

@@ -268,7 +268,7 @@ class HostCourt:
         if _within(destination, [self._transit]):
             return self._inward(flow, destination)
         published = self._published.get((flow.protocol, flow.original.destination_port))
-        # TCP begins anew by itself; a datagram's sender that never pauses would keep its old way for ever.
+        # TCP reconnects by itself; a UDP sender that never pauses would keep the old translation for ever.
         from_outside = _within(destination, self._local) and not _within(source, self._local)
         if flow.protocol == UDP and published and from_outside and not flow.translates_destination:
             return "its port is published"

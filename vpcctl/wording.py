@@ -66,7 +66,7 @@ def lines(packets: Space, source: Zone, destination: Zone, reach: Reach, home: s
             continue
         senders, versions = here.words(sources), _versions(sources)
         for services, receivers in targets:
-            # What is told is counted word by word: each line may name all senders again.
+            # The work is counted in words: each line may name all senders again.
             space.spend(len(senders) + len(receivers))
             yield Line(senders, there.words(receivers), services_in_words(services, versions, carried.partition))
 
@@ -75,7 +75,7 @@ def lines(packets: Space, source: Zone, destination: Zone, reach: Reach, home: s
 class _Side:
     """A zone in words: its name, all its addresses, and who has which.
 
-    `holes` are addresses that the host has in the midst of the internet.
+    `holes` are the host's own addresses within the internet.
     """
 
     name: str
@@ -111,9 +111,9 @@ class _Side:
         return tuple(self._place(interval, f"{self.name} ") for interval in wanted)
 
     def _rounded(self, intervals: list[Interval]) -> list[Interval]:
-        """`intervals`, and of the holes between and beside them what makes them fewer and shorter to say.
+        """`intervals`, extended over adjacent holes where that makes the list shorter.
 
-        The zone has no address in a hole, so that nothing more is said by it.
+        The zone has no address in a hole, so the meaning stays the same.
         """
         if not self.holes or not intervals:
             return intervals

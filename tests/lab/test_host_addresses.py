@@ -249,7 +249,7 @@ def test_a_probe_of_a_lan_address_that_nobody_has_is_no_verdict_and_no_drift(gro
     )
     assert done.stdout.splitlines()[0] == "shop/web → 198.51.100.77 tcp/22: allowed"
     assert "cannot judge probes: a ping of 198.51.100.77" in done.stderr
-    assert "does anybody have this address" in done.stderr
+    assert "check that the address is in use" in done.stderr
     assert "does not do what the policies say" not in done.stderr
 
 

@@ -358,7 +358,7 @@ IN_DB = (sys.executable, "-m", "vpcctl", "exec", "--vpc", "shop", "--subnet", "d
     [
         (IN_DB, r"in namespace shop-db \(PID \d+\)"),
         (CONTROL, r"on the host \(PID \d+\)"),
-        (["unshare", "--net", *CONTROL], r"in namespace without a name \(PID \d+\)"),
+        (["unshare", "--net", *CONTROL], r"in an unnamed namespace \(PID \d+\)"),
         (LOGIN, None),
         (["unshare", "--net"], None),
     ],

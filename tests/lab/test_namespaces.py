@@ -146,7 +146,7 @@ def test_a_namespace_that_belongs_elsewhere_is_never_taken_for_ours(
     lab.run(["rm", "-f", "/run/ran"])
     cover(lab, source, victim, way)
     before = look(lab, victim)
-    words = f"namespace {victim} is {SOURCES[source]}; type `{remedy}`"
+    words = f"namespace {victim} is {SOURCES[source]}; run `{remedy}`"
     for command in list(COMMANDS)[:8]:
         done = run(command, status=None)
         assert done.status in COMMANDS[command], done

@@ -131,7 +131,7 @@ KINDS: dict[str, tuple[Callable[[Path], None], str]] = {
     "directory": (a_directory, "a directory"),
     "socket": (a_socket, "a socket"),
     "device": (a_device, "a device"),
-    "hole": (a_hole, f"it has {1 << 40} bytes, and at most"),
+    "hole": (a_hole, f"it has {1 << 40} bytes; at most"),
     "zeros": (zeros, "this is not JSON"),
     "loop": (a_loop, os.strerror(errno.ELOOP)),
     "nothing": (lambda place: None, os.strerror(errno.ENOENT)),
@@ -277,7 +277,7 @@ def test_a_file_up_to_the_bound_is_read(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"x" * 10)
     assert files.read(file, 10) == b"x" * 10
-    with pytest.raises(files.UnfitFileError, match="it has 10 bytes, and at most 9 are expected"):
+    with pytest.raises(files.UnfitFileError, match="it has 10 bytes; at most 9 are allowed"):
         files.read(file, 9)
 
 
@@ -390,12 +390,12 @@ def test_a_record_that_is_too_large_is_neither_read_nor_written(store: Store, mo
     monkeypatch.setattr(files, "LARGEST_STATE", size + 10)
     before = store.load()
     kernel = FakeKernel()
-    with pytest.raises(StateError, match=f"it would have .* {size + 10} are the most that is read"):
+    with pytest.raises(StateError, match=f"it would have .* at most {size + 10} are allowed"):
         reconciler.change(store, kernel, lambda _: told("peer them"))
     assert store.load() == before
     assert kernel.calls == []
     monkeypatch.setattr(files, "LARGEST_STATE", size - 1)
-    with pytest.raises(StateError, match=f"it has {size} bytes, and at most {size - 1} are expected"):
+    with pytest.raises(StateError, match=f"it has {size} bytes; at most {size - 1} are allowed"):
         store.load()
 
 
@@ -415,18 +415,18 @@ def test_a_record_of_another_user_is_refused(store: Store) -> None:
 # -- JSON that takes a parser apart --------------------------------------------------------------------------------
 
 BOMBS = {
-    "digits": ('{"vpcs": [' + "9" * 6000 + "]}", "a number has 6000 digits, and at most 100 are expected"),
+    "digits": ('{"vpcs": [' + "9" * 6000 + "]}", "a number has 6000 digits; at most 100 are allowed"),
     "a negative": ("-" + "9" * 6000, "a number has 6001 digits"),
-    "an exponent": ('{"vpcs": 1e400}', "1e400 is larger than any number that is kept"),
+    "an exponent": ('{"vpcs": 1e400}', "1e400 is too large a number"),
     "nesting": ("[" * 1_000_000, "nested too deeply"),
     "closed nesting": ('{"a":' * 5000 + "1" + "}" * 5000, "nested too deeply"),
-    "empty objects": ("[" + "{}," * 5_000_000 + "{}]", "this holds more values than"),
-    "zeros": ("[" + "0," * 6_000_000 + "0]", "this holds more values than"),
-    "a huge key": ('{"' + "k" * 8_000_000 + '": 1}', "there is no field 'kkk"),
+    "empty objects": ("[" + "{}," * 5_000_000 + "{}]", "too many values"),
+    "zeros": ("[" + "0," * 6_000_000 + "0]", "too many values"),
+    "a huge key": ('{"' + "k" * 8_000_000 + '": 1}', "unknown field 'kkk"),
     "a huge text": ('{"vpcs": "' + "v" * 8_000_000 + '"}', "is not an array of VPCs"),
     "a huge word": ('{"vpcs": [{"name": "a", "cidr": "' + "1" * 8_000_000 + '"}]}', "is not a prefix"),
     "half a character": ('{"vpcs": [{"name": "\\ud800", "cidr": "10.0.0.0/8"}]}', "is not a name"),
-    "half a key": ('{"\\udfff": 1}', "there is no field '\\udfff' here"),
+    "half a key": ('{"\\udfff": 1}', "unknown field '\\udfff'"),
     "no text": ('{"vpcs": [{"name": "a\\u0000", "cidr": "10.0.0.0/8"}]}', "is not a name"),
     "a raw zero": ('{"vpcs": "\0"}', "this is not JSON"),
 }

@@ -308,7 +308,7 @@ ENVIRONMENTS = {
 @pytest.mark.parametrize("kind", DOCUMENTS)
 def test_the_prefixes_in_the_sets_of_a_document_are_bounded(few: int, kind: str) -> None:
     spec.read_policies(DOCUMENTS[kind]({"x": many(few // 2), "y": many(few // 2 - 1)}), "x.json")
-    words = f"x.json#: the sets here have 1[12] prefixes, and at most {few} are kept"
+    words = f"x.json#: the named sets have 1[12] prefixes; at most {few} are allowed"
     with pytest.raises(DocumentError, match=words):
         spec.read_policies(DOCUMENTS[kind]({"x": many(few), "y": many(1)}), "x.json")
 
@@ -319,7 +319,7 @@ def test_the_prefixes_in_the_sets_of_an_environment_are_bounded(few: int, kind: 
         raise KeyError(path)
 
     spec.read_environment(ENVIRONMENTS[kind]({"x": many(few)}), "x.json", load)
-    with pytest.raises(DocumentError, match=f"x.json#/vpcs/0: the sets here have 11 prefixes, and at most {few} are"):
+    with pytest.raises(DocumentError, match=f"x.json#/vpcs/0: the named sets have 11 prefixes; at most {few} are"):
         spec.read_environment(ENVIRONMENTS[kind]({"x": many(few + 1)}), "x.json", load)
     # Each VPC for itself: what `export` prints of two can be applied again.
     first, second = (ENVIRONMENTS[kind]({"x": many(few)})["vpcs"][0] for _ in range(2))
@@ -336,7 +336,8 @@ def test_the_prefixes_in_the_sets_of_a_vpc_are_bounded(session: Rehearsal, few: 
         assert status(found) == wanted, found.exception
         assert (written(session) == before) == bool(wanted)
     assert str(found.exception) == (
-        "web.json#: VPC big would have 11 prefixes in its sets and those of its policies, and at most 10 are kept"
+        "web.json#: VPC big would have 11 prefixes in its own sets and in the sets of its policies; at most 10 are"
+        " allowed"
     )
 
 

@@ -184,7 +184,7 @@ def test_the_control_whoever_names_the_file_himself_is_told(
     assert status == 2
     marks = (
         *canaries(text),
-        "there is no field",
+        "unknown field",
         "is not",
         "stands here twice",
         "missing",

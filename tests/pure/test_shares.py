@@ -39,4 +39,5 @@ def test_a_share_is_worth_a_word_where_something_was_lost_or_soon_will_be() -> N
     assert remarkable(800)
     assert remarkable(0, over_share=1)
     assert remarkable(0, no_port=1)
-    assert "799 of at most 1000 flows; 5 packets dropped" in str(Share("a", 799, 1000, 64, 5, 0))
+    said = str(Share("a", 799, 1000, 64, 5, 0))
+    assert "799 flows tracked (limit 1000 in each direction); packets dropped: 5 over the limit" in said

@@ -270,8 +270,7 @@ def test_a_document_is_judged_on_no_host_in_particular(vpcctl, located: None, fo
     """Wherever CI runs, a document and its tests have one answer; where it may be another on its host, this is said."""
     said = vpcctl("explain", "shop/web", "198.51.100.2", "tcp/22", *HERE)
     caution = (
-        "with --environment nothing is known of the host; if 198.51.100.2 is one of its own addresses, the answer is"
-        " denied\n"
+        "with --environment the host's addresses are unknown; if 198.51.100.2 is one of them, the flow is denied\n"
     )
     assert (said.status, said.err) == (0, caution)
     (folder / "tests.json").write_text(json.dumps([assertion("198.51.100.2", "tcp/22", "allow")]))
@@ -294,8 +293,8 @@ def test_where_the_host_cannot_be_looked_at_the_answer_says_so(
     said = vpcctl("explain", "shop/web", "198.51.100.2", "tcp/22")
     assert said.status == 0
     assert said.err == (
-        "warning: cannot read the host's own addresses: Operation not permitted; the answer takes them for addresses of"
-        " the internet\n"
+        "warning: cannot read the host's own addresses: Operation not permitted; the answer treats them as internet"
+        " addresses\n"
     )
 
 
@@ -433,7 +432,7 @@ def test_verify_judges_the_present_world(vpcctl, folder: Path, recorded: Path) -
         ]),
         ([{**RIGHT[0], "expect": "allwo"}],
          ["tests.json#/0/expect: \"allwo\" is not an expectation (allow or deny); did you mean 'allow'?"]),
-        ([{**RIGHT[0], "form": 1}], ["tests.json#/0/form: there is no field 'form' here; did you mean 'from'?"]),
+        ([{**RIGHT[0], "form": 1}], ["tests.json#/0/form: unknown field 'form'; did you mean 'from'?"]),
         ([RIGHT[0], assertion("shop/db", "tpc/1", "deny")],
          ["tests.json#/1: \"tpc/1\" is not a service: did you mean 'tcp'?; a service is"]),
         ([assertion("shop/dbb", "tcp/1", "deny")],

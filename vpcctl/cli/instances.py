@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 PORT = click.IntRange(1, 65535)
 PROTOCOL = click.Choice(["tcp", "udp", "sctp"])
-NAMED = 5  # so many namespaces are named in a warning
+NAMED = 5  # a warning names at most this many namespaces
 
 
 class VariableType(click.ParamType):
@@ -137,7 +137,7 @@ def unpublish_port(session: Session, vpc: str, port: int, protocol: str) -> None
 @click.option("--vpc", required=True, help="The VPC.")
 @click.option("--subnet", help="The subnet: its own instance, else its first one.")
 @click.option("--instance", help="The instance.")
-@click.option("--user", help="Run as this user, as after a login, without any capability.")
+@click.option("--user", help="Log in as this user, without any capability.")
 @click.option("--env", "additions", multiple=True, type=VARIABLE, metavar="NAME=VALUE", help="Set a variable.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_obj
@@ -155,7 +155,7 @@ def exec(
     \b
     No shell stands in between: use `sh -c '…'` for pipes.  A command that runs as
     root can leave the namespace and has root's terminal, keys and environment.
-    --user gives it none of these.
+    --user prevents this: the command gets its own terminal, keys and environment.
 
     Example: vpcctl exec --vpc shop --subnet web -- curl http://10.0.2.2/
     """
@@ -183,7 +183,7 @@ def _warn_of_processes(session: Session, user: str, elsewhere: Elsewhere) -> Non
     places = [
         f"on the host (PID {one.process})"
         if one.host
-        else f"in namespace {one.namespace or 'without a name'} (PID {one.process})"
+        else f"in {f'namespace {one.namespace}' if one.namespace else 'an unnamed namespace'} (PID {one.process})"
         for one in elsewhere.presences
     ]
     if len(places) > NAMED:
@@ -194,4 +194,4 @@ def _warn_of_processes(session: Session, user: str, elsewhere: Elsewhere) -> Non
             " whatever the policies say; use one user for each instance"
         )
     if not elsewhere.complete:
-        session.warn(f"too many processes to look at all of them; user {user} may run others outside the instance")
+        session.warn(f"too many processes to check them all; user {user} may run others outside the instance")

@@ -67,7 +67,7 @@ def apply_policy(
     warnings: list[str] = []
 
     def attached(state: Any) -> World:
-        # Asked again where another command came between.
+        # Called again if another command changed the state meanwhile.
         world, found[:], warnings[:] = attach(state.world, documents, vpc, subnet)
         return world
 

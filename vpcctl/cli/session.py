@@ -52,7 +52,7 @@ def linux_host() -> Host:
 class Session:
     """One run of the program; heavy things are made when they are first asked for, the kernel by `make_kernel`.
 
-    `read_host` tells the host's own addresses.
+    `read_host` returns the host's own addresses.
     """
 
     def __init__(
@@ -79,13 +79,13 @@ class Session:
         return self.store.load()
 
     def host(self) -> Host:
-        """The host's own addresses; none where they cannot be read, which is said."""
+        """The host's own addresses; empty, with a warning, if they cannot be read."""
         from vpcctl.host import NO_HOST
 
         try:
             return self._read_host()
         except KernelError as error:
-            self.warn(f"{error}; the answer takes them for addresses of the internet")
+            self.warn(f"{error}; the answer treats them as internet addresses")
             return NO_HOST
 
     @contextlib.contextmanager
@@ -109,7 +109,7 @@ class Session:
         return "a change is half made; `vpcctl repair` finishes it" if unfinished else "nothing is left half made"
 
     def change(self, transform: Callable[[State], World]) -> Outcome:
-        """Make the world what `transform` makes of it; what would cost too much is refused before the lock is taken."""
+        """Change the world to what `transform` returns; too costly a change is refused before the lock is taken."""
         from vpcctl import reconciler
 
         with self.mutating() as kernel:
@@ -144,9 +144,9 @@ class Session:
 
 
 def _within_bounds(store: Store, transform: Callable[[State], World]) -> Callable[[State], World]:
-    """`transform`, tried and measured already on the state as it is without the lock; as a rule that is all there is.
+    """`transform`, run and checked against the bounds before the lock is taken.
 
-    Where a writer came between, or an unfinished change is finished first, it is tried and measured again.
+    It runs again if another command changed the state meanwhile, or if an unfinished change is completed first.
     """
     from vpcctl import bounds
 
@@ -156,7 +156,7 @@ def _within_bounds(store: Store, transform: Callable[[State], World]) -> Callabl
         return world
 
     tried: list[tuple[State, World]] = []
-    # What else is wrong may be otherwise when the lock is held, and is told then.
+    # Other errors may be gone once the lock is held; they are reported then.
     with contextlib.suppress(VpcctlError):
         state = store.load()
         tried.append((state, transform(state)))
@@ -218,7 +218,7 @@ def read_named(place: str) -> tuple[Any, str]:
 
 
 def _parsed(read: Callable[[], bytes], name: str) -> Any:
-    """The JSON that `read` gives; the sentences of this function tell nothing of the content."""
+    """The JSON that `read` gives; the error messages never quote the content."""
     from vpcctl.documents import parse
 
     try:

@@ -34,13 +34,12 @@ def _reach(session: Session, environment: str | None) -> Reach:
 
 
 def _caution(session: Session, environment: str | None, answers: Iterable[Answer]) -> None:
-    """Say that the host is not known, where an address is allowed that may be one of the host's."""
+    """Warn that the host is unknown if an allowed address may be one of the host's."""
     ends = (end for answer in answers if answer.passing for end in (answer.source, answer.destination))
     named = [str(end.single) for end in ends if end.zone.vpc is None and end.single]
     if environment is not None and named:
         session.say(
-            f"with --environment nothing is known of the host; if {named[0]} is one of its own addresses, the answer is"
-            " denied"
+            f"with --environment the host's addresses are unknown; if {named[0]} is one of them, the flow is denied"
         )
 
 

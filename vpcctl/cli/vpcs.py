@@ -12,8 +12,8 @@ from vpcctl.cli.session import PREFIX, Session, json_option
 if TYPE_CHECKING:
     from vpcctl.model import Vpc, World
 
-FLOWS = "How many flows the host tracks for it at most."
-PORTS = "How many ports it may take toward one remote service at most."
+FLOWS = "Limit of the flows that the host tracks for it (approximate, for each direction)."
+PORTS = "Limit of the NAT ports that it can use toward one remote service."
 PROTOCOL = "A protocol without ports: gre, esp, ah, ipip, or a number."
 # As `model` has them; it is imported when a command runs.
 DEFAULT_MAX_FLOWS, DEFAULT_MAX_PORTS = 16384, 8192
@@ -26,7 +26,7 @@ DEFAULT_MAX_FLOWS, DEFAULT_MAX_PORTS = 16384, 8192
 @click.option(
     "--transit", type=PREFIX, help="The range of the uplinks' addresses, set with the first VPC. [100.64.0.0/16]"
 )
-@click.option("--hardened", is_flag=True, help="With defences that cost throughput (docs/operations.md).")
+@click.option("--hardened", is_flag=True, help="Complete all checksums before packets are judged; costs throughput.")
 @click.option("--max-flows", type=int, default=DEFAULT_MAX_FLOWS, show_default=True, help=FLOWS)
 @click.option("--max-ports", type=int, default=DEFAULT_MAX_PORTS, show_default=True, help=PORTS)
 @click.pass_obj
@@ -79,7 +79,7 @@ def delete_vpc(session: Session, name: str, cascade: bool) -> None:
 @click.option("--max-ports", type=int, help=PORTS)
 @click.pass_obj
 def set_limits(session: Session, vpc: str, max_flows: int | None, max_ports: int | None) -> None:
-    """Set what a VPC may take of what all share; live flows stay.
+    """Limit a VPC's use of shared resources; live flows continue.
 
     Example: vpcctl set-limits --vpc shop --max-flows 50000
     """
@@ -89,7 +89,10 @@ def set_limits(session: Session, vpc: str, max_flows: int | None, max_ports: int
         raise click.UsageError("pass --max-flows, --max-ports or both")
     outcome = session.change(lambda state: changes.set_limits(state.world, vpc, max_flows, max_ports))
     found = outcome.after.vpc(vpc)
-    session.say(f"VPC {vpc}: at most {found.max_flows} flows, {found.max_ports} NAT ports toward one remote service")
+    session.say(
+        f"VPC {vpc}: limited to about {found.max_flows} flows in each direction and to {found.max_ports} NAT ports"
+        " toward one remote service"
+    )
 
 
 @click.command
@@ -97,12 +100,12 @@ def set_limits(session: Session, vpc: str, max_flows: int | None, max_ports: int
 @click.option("--protocol", required=True, help=PROTOCOL)
 @click.pass_obj
 def create_nat_protocol(session: Session, vpc: str, protocol: str) -> None:
-    """Translate a protocol without ports for a VPC; one VPC at a time can have it.
+    """Enable source NAT of a protocol without ports for a VPC; one VPC at a time can have it.
 
     Example: vpcctl create-nat-protocol --vpc shop --protocol gre
     """
     _nat_protocol(session, vpc, protocol, True)
-    session.say(f"VPC {vpc} sends protocol {protocol} to the internet; the host's own {protocol} comes first")
+    session.say(f"VPC {vpc}: source NAT now translates protocol {protocol}; the host's own {protocol} takes precedence")
 
 
 @click.command
@@ -110,12 +113,12 @@ def create_nat_protocol(session: Session, vpc: str, protocol: str) -> None:
 @click.option("--protocol", required=True, help=PROTOCOL)
 @click.pass_obj
 def delete_nat_protocol(session: Session, vpc: str, protocol: str) -> None:
-    """Translate a protocol without ports no longer, live flows included.
+    """Disable source NAT of a protocol without ports for a VPC; its live flows end.
 
     Example: vpcctl delete-nat-protocol --vpc shop --protocol gre
     """
     _nat_protocol(session, vpc, protocol, False)
-    session.say(f"VPC {vpc} sends no protocol {protocol} to the internet any more")
+    session.say(f"VPC {vpc}: protocol {protocol} is no longer translated and cannot reach the internet")
 
 
 def _nat_protocol(session: Session, vpc: str, protocol: str, present: bool) -> None:

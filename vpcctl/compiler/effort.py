@@ -1,7 +1,7 @@
 """What the policies of one VPC may cost to compile, to load and to ask.
 
-The bounds are on costs and not on rules, so that many small rules are as welcome as one large list.  Whoever compiles
-a policy that is in force already sets no bound: it was accepted.
+The bounds limit costs, not rules: many small rules are as welcome as one large list.  A policy in force was accepted
+once, so it is compiled without a bound.
 """
 
 from __future__ import annotations
@@ -42,9 +42,8 @@ class Effort:
         self.steps += steps
         if self.steps > self._most_steps:
             self._refuse(
-                f"the rules up to this one overlap in too many ways: finding their order takes more than"
-                f" {self._most_steps:,} steps; merge rules of the same action, or order them so that those with"
-                " other actions do not alternate"
+                f"the rules up to this one overlap too much: ordering them takes more than {self._most_steps:,} steps;"
+                " merge rules that have the same action, or put them next to each other"
             )
 
     def take(self, elements: int) -> None:
@@ -52,18 +51,17 @@ class Effort:
         self.elements += elements
         if self.elements > self._most_elements:
             self._refuse(
-                f"with this rule the policies of the VPC need {self.elements:,} set elements, and"
-                f" {self._most_elements:,} are allowed; use wider prefixes and port ranges instead of lists, or a set"
-                " that several rules share"
+                f"with this rule, the VPC's policies need {self.elements:,} set elements; at most"
+                f" {self._most_elements:,} are allowed; use wider prefixes and port ranges instead of lists, or one set"
+                " for several rules"
             )
 
     def level(self, number: int) -> None:
         """One more level of a gate."""
         if number > self._most_levels:
             self._refuse(
-                f"with this rule a new flow would have to ask {number:,} lookups one after the other, and"
-                f" {self._most_levels:,} are allowed; merge rules of the same action, or order them so that those with"
-                " other actions do not alternate"
+                f"with this rule, a new flow needs {number:,} lookups in sequence; at most {self._most_levels:,} are"
+                " allowed; merge rules that have the same action, or put them next to each other"
             )
 
     def _refuse(self, message: str) -> None:

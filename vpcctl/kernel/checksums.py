@@ -89,7 +89,7 @@ def observe_link(rtnl: Rtnl, item: ChecksumLink) -> Condition:
     if kind != "ifb":
         return Condition(State.DIFFERENT, f"is a link of kind {kind or 'none'}, expected ifb")
     if _offloads(rtnl, item.name):
-        return Condition(State.DIFFERENT, "leaves checksums to others (tx-checksumming is on)")
+        return Condition(State.DIFFERENT, "does not complete checksums (tx-checksumming is on)")
     return RIGHT
 
 

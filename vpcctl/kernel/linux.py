@@ -69,10 +69,10 @@ class LinuxKernel:
 
     def __init__(self) -> None:
         require_privilege()
-        with _translated("cannot tell whose namespace this is"):
+        with _translated("cannot determine in whose namespace vpcctl runs"):
             inside = claims.own_name()
         if inside is not None:
-            raise ConflictError(f"vpcctl runs in the namespace of {inside}; type the command on the host")
+            raise ConflictError(f"vpcctl runs in the namespace of {inside}; run it on the host instead")
         self._open: dict[str | None, tuple[Rtnl, object]] = {}
         self._scratch: object = None
 

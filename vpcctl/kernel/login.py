@@ -1,4 +1,4 @@
-"""A complete login of a user, without any power of root's: who it is, what it finds, and how a process becomes it."""
+"""A complete login of a user without capabilities: the account, its environment, and how a process becomes the user."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def become(account: pwd.struct_passwd) -> None:
         raise KernelError(f"cannot become user {account.pw_name}", str(error)) from error
     _drop_capabilities()
     _prctl("give up new privileges", _PR_SET_NO_NEW_PRIVS, 1)
-    _prctl("close the process to others", _PR_SET_DUMPABLE, 0)
+    _prctl("protect the process from being traced", _PR_SET_DUMPABLE, 0)
     _join_keyring()
     # A strict mask of root's stays as strict, and a lax one becomes the usual one.
     os.umask(os.umask(0o077) | 0o022)

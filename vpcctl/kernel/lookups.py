@@ -113,7 +113,7 @@ class Lookups(Survey):
             return self._asked_for_route(item, link[0])
         if other is None:
             return ABSENT
-        via = str(ipaddress.ip_address(other[0])) if other[0] else "nobody"
+        via = str(ipaddress.ip_address(other[0])) if other[0] else "no gateway"
         return Condition(State.DIFFERENT, f"goes via {via}, expected {item.via} on {item.link}")
 
     # -- beyond the limit ----------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ class Lookups(Survey):
             return RIGHT
         number = self._error(RTM_NEWROUTE, request, netlink.NLM_F_EXCL)
         if number == errno.EEXIST:
-            return Condition(State.DIFFERENT, f"is another one, expected via {item.via} on {item.link}")
+            return Condition(State.DIFFERENT, f"is a different route, expected one via {item.via} on {item.link}")
         return ABSENT if number in ABSENCE else unseen
 
     # -- netlink(7) ----------------------------------------------------------------------------------------------

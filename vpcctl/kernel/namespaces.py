@@ -188,7 +188,7 @@ def _displaced(name: str, identity: claims.Identity, tag: str) -> str | None:
         return None
     # With nothing of ours below the mount, the name itself is in the way.
     remedy = f"umount {path(name)}" if _is_claimed(claim, tag) else f"ip netns delete {name}"
-    return f"namespace {name} is {whose}; type `{remedy}`, and `vpcctl repair` makes ours again"
+    return f"namespace {name} is {whose}; run `{remedy}`, then `vpcctl repair`"
 
 
 def _is_claimed(claim: Claim | None, tag: str) -> bool:

@@ -4,8 +4,8 @@
       └ monitor (root)      leads the new session: starts, stops and awaits the command
           └ command (user)  has the pseudo-terminal's user side, and no descriptor of root's terminal
 
-A process that has root's terminal can type into it (TIOCSTI in ioctl_tty(2)), and root's shell would obey.  Here the
-command has nothing of it: no descriptor, no controlling terminal, not even the session.
+A process that has root's terminal can type into it (TIOCSTI in ioctl_tty(2)), and root's shell would execute that.
+Here the command has no descriptor of it, another controlling terminal, and another session.
 
 The monitor exists so that the command can be stopped and continued like any job.  It is in the command's session but
 not in its process group; without such a parent the kernel stops no group.

@@ -295,11 +295,11 @@ def _last_control(probe: Probe) -> _Control:
 
 
 def _unheard(control: _Control) -> str:
-    question = "does anybody have this address" if control.way is Way.LEAVES else "is the link up"
+    question = "that the address is in use" if control.way is Way.LEAVES else "that the link is up"
     return (
         f"cannot judge probes: a ping of {control.target}, which no policy touches, was not heard"
         f" {'leaving' if control.way is Way.LEAVES else 'in'} {control.listener or 'the host'};"
-        f" {question}, and is another firewall in the way?"
+        f" check {question}, and that no other firewall drops the ping"
     )
 
 

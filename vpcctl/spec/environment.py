@@ -194,7 +194,7 @@ class _Environment(Reader):
             place = f"{pointer}/nat_protocols/{number}"
             found = self.attempt(place, fields.parse_portless, word)
             if found in protocols:
-                self.problems.append(Problem(self.file, place, f"protocol {found} stands here twice; keep one"))
+                self.problems.append(Problem(self.file, place, f"protocol {found} is listed twice; keep one"))
             elif found is not None:
                 protocols.append(found)
         # 8080.0 is an integer to JSON Schema.

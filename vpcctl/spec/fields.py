@@ -71,10 +71,10 @@ def parse_portless(value: str | int) -> int:
     if not (text.isascii() and text.isdigit()) or int(text) > HIGHEST_PROTOCOL:
         known = ", ".join(PORTLESS_NAMES)
         raise ValueError(
-            f"{documents.quote(value)} is not a protocol without ports: {known}, or a number from 0 to 255"
+            f"{documents.quote(value)} is not a protocol without ports; expected: {known}, or a number from 0 to 255"
         )
     if int(text) in (*PORT_PROTOCOLS, *ICMP_PROTOCOLS):
-        raise ValueError(f"{documents.quote(value)} is translated for every VPC; leave it out")
+        raise ValueError(f"{documents.quote(value)} is always translated by source NAT; omit it")
     return int(text)
 
 

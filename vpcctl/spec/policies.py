@@ -53,8 +53,8 @@ def check_sets(document: Any, file: str, pointer: str = "") -> None:
     """
     found = sum(map(_prefixes_in, _objects(document)))
     if found > MOST_PREFIXES:
-        words = f"the sets here have {found} prefixes, and at most {MOST_PREFIXES} are kept"
-        raise DocumentError(Problem(file, pointer, words, f"at most {MOST_PREFIXES} prefixes in sets are expected"))
+        words = f"the named sets have {found} prefixes; at most {MOST_PREFIXES} are allowed"
+        raise DocumentError(Problem(file, pointer, words, f"at most {MOST_PREFIXES} prefixes are allowed in sets"))
 
 
 def _objects(document: Any) -> Iterator[dict]:

@@ -201,7 +201,7 @@ def _read_tracking() -> None:
 
 _TRACKING = Feature(
     "reading and forgetting tracked flows",
-    "Flows that a change makes wrong could not be ended, so no change of a VPC is made.",
+    "vpcctl cannot end the flows that a change makes invalid, so every change of a VPC fails.",
     _read_tracking,
     "CONFIG_NF_CT_NETLINK",
     "nf_conntrack_netlink",
