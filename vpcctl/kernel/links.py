@@ -77,10 +77,17 @@ class Rtnl:
             self._indices[name] = found[0]["index"]
         return found[0]
 
-    def index(self, name: str) -> int:
-        """The index of the link `name`; KernelError if it is gone."""
-        if name not in self._indices and self.link(name) is None:
+    def present(self, name: str):
+        """The link message of `name`; GoneError if it is gone: root in an instance can delete it at any time."""
+        found = self.link(name)
+        if found is None:
             raise GoneError(f"link {name} in {where(self.namespace)} is gone; `vpcctl repair` makes it again")
+        return found
+
+    def index(self, name: str) -> int:
+        """The index of the link `name`; GoneError if it is gone."""
+        if name not in self._indices:
+            self.present(name)
         return self._indices[name]
 
     def forget(self, name: str) -> None:
@@ -149,7 +156,7 @@ class Rtnl:
 
     def _label(self, name: str, tag: str, altname: str) -> None:
         """Alias and alternative name, where they are missing."""
-        link = self.link(name)
+        link = self.present(name)
         if (link.get_attr("IFLA_IFALIAS") or "") != tag:
             self.set_alias(name, tag)
         if altname and altname not in _altnames(link):

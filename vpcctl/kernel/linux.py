@@ -285,7 +285,8 @@ class LinuxKernel:
                 lambda attempt: self._rtnl(far).evict(item.peer_name, attempt >= GENTLE_ATTEMPTS),
                 ATTEMPTS,
             )
-            self._rtnl(far).forget(item.peer_name)
+            if far in self._open:
+                self._rtnl(far).forget(item.peer_name)
 
     def _remove_veth(self, item: Veth) -> None:
         """Remove the pair: by one end, unless a process keeps that in a namespace that has no name any more."""
@@ -406,7 +407,10 @@ class LinuxKernel:
         return self._scratch
 
     def _handles(self, namespace: str | None) -> tuple[Rtnl, object]:
-        if namespace not in self._open:
+        """The sockets of a namespace.  Those used longest ago are closed first, so none that is in use."""
+        if namespace in self._open:
+            self._open[namespace] = self._open.pop(namespace)
+        else:
             while len(self._open) >= OPEN_NAMESPACES:
                 self._close(next(iter(self._open)))
             self._open[namespace] = (Rtnl(namespace), None)

@@ -1,0 +1,121 @@
+"""The program behind `test_races.py`: it runs in a lab and strikes each request that the kernel's edge makes.
+
+A VPC is made.  Then, for each of its objects and for n = 1, 2, …, the instance's link is deleted just before the n-th
+netlink request that comparing, making or removing the object takes: root in an instance can do that at any moment.
+Printed is a line of JSON: how often each kind was struck, and what was raised that is no error of ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from tests.story import told
+from vpcctl import names, topology
+from vpcctl.errors import ConflictError, KernelError
+from vpcctl.items import Item, Namespace, Ruleset, Setting
+from vpcctl.kernel import links
+from vpcctl.kernel.linux import LinuxKernel
+from vpcctl.kernel.namespaces import entered
+from vpcctl.plan import RANK
+
+VPC, INSTANCE = "two", "api"
+ROUTER, INSIDE = names.router_namespace(VPC), names.instance_namespace(VPC, INSTANCE)
+MOST = 40  # more requests than any object takes
+
+
+class Strikes:
+    """Stands before each rtnetlink socket: before request number `at` the instance's link is deleted."""
+
+    def __init__(self) -> None:
+        self.at = self.seen = 0
+        with entered(INSIDE):
+            self._tenant = IPRoute()
+
+    def strike(self) -> None:
+        with contextlib.suppress(NetlinkError, IndexError):
+            self._tenant.link("del", index=self._tenant.link_lookup(ifname=names.INSTANCE_LINK)[0])
+
+    def before(self) -> None:
+        self.seen += 1
+        if self.seen == self.at:
+            self.strike()
+
+
+class Struck:
+    """An rtnetlink socket, each of whose requests may be struck."""
+
+    def __init__(self, channel: IPRoute, strikes: Strikes):
+        self._channel, self._strikes = channel, strikes
+
+    def __getattr__(self, name: str) -> Any:
+        inner = getattr(self._channel, name)
+        if name == "close" or not callable(inner):
+            return inner
+
+        def request(*words: Any, **arguments: Any) -> Any:
+            self._strikes.before()
+            return inner(*words, **arguments)
+
+        return request
+
+
+def rounds(kernel: LinuxKernel, items: list[Item], strikes: Strikes) -> Iterator[tuple[str, str, bool, str]]:
+    """Verb, kind, whether a request was struck, and what was raised that is no error of ours."""
+    verbs: dict[str, Callable[[Item], object]] = {
+        "observe": lambda item: kernel.observe([*spaces, item]),
+        "ensure": kernel.ensure,
+        "remove": kernel.remove,
+    }
+    spaces = [item for item in items if isinstance(item, Namespace)]
+    for place, item in enumerate(items):
+        if isinstance(item, (Namespace, Ruleset, Setting)):
+            continue
+        for verb, act in verbs.items():
+            # Making is also struck where neither the object nor what stands on it is there yet.
+            for absent in (False, True) if verb == "ensure" else (False,):
+                for at in range(1, MOST):
+                    strikes.at = 0
+                    if absent:
+                        strikes.strike()
+                    for one in items[: place if absent else None]:
+                        kernel.ensure(one)
+                    strikes.at, strikes.seen, raised = at, 0, ""
+                    try:
+                        act(item)
+                    except (ConflictError, KernelError):
+                        pass
+                    except Exception as error:
+                        raised = f"{verb} {item}, request {at}: {error!r}"
+                    struck = strikes.seen >= at
+                    yield verb, type(item).__name__, struck, raised
+                    if not struck:
+                        break
+
+
+def main() -> None:
+    world = told("create its subnet api")
+    items = sorted(topology.snapshot(world, "0a1b2c3d", {})[VPC], key=lambda item: RANK[type(item)])
+    kernel = LinuxKernel()
+    for item in items:
+        kernel.ensure(item)
+    strikes = Strikes()
+    kernel.close()
+    make = links.IPRoute
+    links.IPRoute = lambda: Struck(make(), strikes)  # type: ignore[assignment,misc]
+    counts: Counter[str] = Counter()
+    wrong = []
+    for verb, kind, struck, raised in rounds(kernel, items, strikes):
+        counts[f"{verb} {kind}"] += struck
+        wrong += [raised] if raised else []
+    print(json.dumps({"struck": counts, "wrong": wrong}))
+
+
+if __name__ == "__main__":
+    main()
