@@ -5,7 +5,7 @@ set positional-arguments
 
 # Show the whole thing at work in a throw-away machine
 demo:
-    vpcctl lab -- python -m vpcctl.demo
+    vpcctl lab -- python -m vpcctl.lab.demo
 
 # Run all tests; ARGS go to pytest
 [no-exit-message]

@@ -16,13 +16,17 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from vpcctl import documents, names, spec
-from vpcctl.attachments import attach, check_names
+from vpcctl import names
 from vpcctl.compiler import compile_vpc
+from vpcctl.documents import reading
+from vpcctl.documents.binding import attach, check_names
+from vpcctl.documents.environment import read_environment
+from vpcctl.documents.fields import TYPE_NAMES
+from vpcctl.documents.policies import read_policies
 from vpcctl.errors import DocumentError
-from vpcctl.meaning import Flow, Place
-from vpcctl.model import World
-from vpcctl.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS, PROTOCOLS, Policy, Rule
+from vpcctl.model.network import World
+from vpcctl.model.oracle import Flow, Place
+from vpcctl.model.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS, PROTOCOLS, Policy, Rule
 
 RULESETS = Path(__file__).resolve().parent.parent / "rulesets"
 OWNER = "golden"
@@ -65,7 +69,7 @@ class Case:
         """The world of the case, its policies attached."""
         world = environment(self.folder)
         if (self.folder / "policies.json").exists():
-            world, _, _ = attach(world, spec.read_policies(*self._load("policies.json")))
+            world, _, _ = attach(world, read_policies(*self._load("policies.json")))
         return world
 
     @property
@@ -92,7 +96,7 @@ class Case:
 
 def environment(folder: Path) -> World:
     """The world of the `environment.json` in `folder`; DocumentError if it is wrong."""
-    world = spec.read_environment(*_parsed(folder, "environment.json"), lambda name: _parsed(folder, name))
+    world = read_environment(*_parsed(folder, "environment.json"), lambda name: _parsed(folder, name))
     problems = check_names(world, {vpc.name for vpc in world.vpcs}, "environment.json")
     if problems:
         raise DocumentError(*problems)
@@ -132,7 +136,7 @@ def service(text: str) -> tuple[int, int | None]:
     if bool(slash) != (protocol in PORT_PROTOCOLS | ICMP_PROTOCOLS):
         raise ValueError(f"{text!r} is no service")
     if protocol in ICMP_PROTOCOLS:
-        return protocol, int(rest) if rest.isdecimal() else spec.TYPE_NAMES[protocol][rest]
+        return protocol, int(rest) if rest.isdecimal() else TYPE_NAMES[protocol][rest]
     return protocol, int(rest) if slash else None
 
 
@@ -164,7 +168,7 @@ def refusal(folder: Path) -> str:
     """
     try:
         if (folder / "policy.json").exists():
-            found = spec.read_policies(*_parsed(folder, "policy.json"))
+            found = read_policies(*_parsed(folder, "policy.json"))
             if (folder / "environment.json").exists():
                 attach(Case(folder).world, found)
         else:
@@ -175,4 +179,4 @@ def refusal(folder: Path) -> str:
 
 
 def _parsed(folder: Path, name: str) -> tuple[Any, str]:
-    return documents.parse((folder / name).read_text(encoding="utf-8"), name), name
+    return reading.parse((folder / name).read_text(encoding="utf-8"), name), name

@@ -6,9 +6,11 @@ import dataclasses
 import ipaddress
 from collections.abc import Callable
 
-from vpcctl import attachments, changes, spec
-from vpcctl.model import Publication, World
-from vpcctl.policy import TCP
+from vpcctl.documents import binding
+from vpcctl.documents.policies import read_policies
+from vpcctl.model import operations
+from vpcctl.model.network import Publication, World
+from vpcctl.model.policy import TCP
 
 Step = Callable[[World], World]
 
@@ -29,11 +31,11 @@ def _network(text: str) -> ipaddress.IPv4Network:
 
 def policy(document: dict, vpc: str = "one") -> Step:
     """Attach the policy of `document`."""
-    return lambda world: attachments.attach(world, spec.read_policies(document, "web.json"), vpc)[0]
+    return lambda world: binding.attach(world, read_policies(document, "web.json"), vpc)[0]
 
 
 def subnet(vpc: str, name: str, prefix: str, public: bool = True) -> Step:
-    return lambda world: changes.create_subnet(world, vpc, name, _network(prefix), public, True, 0)
+    return lambda world: operations.create_subnet(world, vpc, name, _network(prefix), public, True, 0)
 
 
 def harden(vpc: str, hardened: bool = True) -> Step:
@@ -46,23 +48,23 @@ def nothing(world: World) -> World:
 
 
 STORY: tuple[tuple[str, Step], ...] = (
-    ("create VPC one", lambda world: changes.create_vpc(world, "one", _network("10.0.0.0/26"))),
+    ("create VPC one", lambda world: operations.create_vpc(world, "one", _network("10.0.0.0/26"))),
     ("create its subnet web", subnet("one", "web", "10.0.0.0/28")),
     ("create its private subnet db", subnet("one", "db", "10.0.0.16/28", public=False)),
-    ("give db a NAT gateway", lambda world: changes.set_nat_gateway(world, "one", "db", True)),
-    ("publish a port", lambda world: changes.publish_port(world, "one", Publication(TCP, 8080, "web", 80))),
+    ("give db a NAT gateway", lambda world: operations.set_nat_gateway(world, "one", "db", True)),
+    ("publish a port", lambda world: operations.publish_port(world, "one", Publication(TCP, 8080, "web", 80))),
     ("apply a policy", policy(WEB_POLICY)),
-    ("create VPC two", lambda world: changes.create_vpc(world, "two", _network("10.0.0.64/26"), hardened=True)),
+    ("create VPC two", lambda world: operations.create_vpc(world, "two", _network("10.0.0.64/26"), hardened=True)),
     ("create its subnet api", subnet("two", "api", "10.0.0.64/28")),
-    ("peer them", lambda world: changes.create_peering(world, "one", "two")),
+    ("peer them", lambda world: operations.create_peering(world, "one", "two")),
     ("tighten the policy", policy(WEB_POLICY_TIGHTER)),
     ("harden VPC one", harden("one")),
-    ("clear the policy", lambda world: changes.clear_policy(world, "one", "web")),
-    ("take the published port back", lambda world: changes.unpublish_port(world, "one", TCP, 8080)),
+    ("clear the policy", lambda world: operations.clear_policy(world, "one", "web")),
+    ("take the published port back", lambda world: operations.unpublish_port(world, "one", TCP, 8080)),
     ("harden VPC one no more", harden("one", False)),
-    ("delete db", lambda world: changes.delete_subnet(world, "one", "db", False)),
-    ("separate them", lambda world: changes.delete_peering(world, "one", "two")),
-    ("delete VPC one", lambda world: changes.delete_vpc(world, "one", True)),
+    ("delete db", lambda world: operations.delete_subnet(world, "one", "db", False)),
+    ("separate them", lambda world: operations.delete_peering(world, "one", "two")),
+    ("delete VPC one", lambda world: operations.delete_vpc(world, "one", True)),
     ("delete everything", nothing),
 )
 # Changes of many parts at once, as a whole environment brings them.

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from vpcctl.nft import Element, Set, Table
+from vpcctl.compiler.nft import Element, Set, Table
 
 ICMP_NAMES = {
     "destination-unreachable": 3, "source-quench": 4, "redirect": 5, "echo-request": 8, "time-exceeded": 11,

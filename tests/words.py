@@ -10,12 +10,12 @@ import ipaddress
 import re
 from collections.abc import Iterable
 
-from vpcctl import space
-from vpcctl.policy import ICMP_PROTOCOLS, PROTOCOLS
-from vpcctl.reach import FLOWS, SERVICES, Reach, Zone
-from vpcctl.space import EVERYTHING, NOTHING, Interval, Space
-from vpcctl.spec import TYPE_NAMES
-from vpcctl.wording import Line
+from vpcctl.analysis import packetset
+from vpcctl.analysis.packetset import EVERYTHING, NOTHING, Interval, Space
+from vpcctl.analysis.reachability import FLOWS, SERVICES, Reach, Zone
+from vpcctl.analysis.rendering import Line
+from vpcctl.documents.fields import TYPE_NAMES
+from vpcctl.model.policy import ICMP_PROTOCOLS, PROTOCOLS
 
 
 def packets(lines: Iterable[Line], source: Zone, destination: Zone, reach: Reach, home: str | None = None) -> Space:
@@ -26,8 +26,8 @@ def packets(lines: Iterable[Line], source: Zone, destination: Zone, reach: Reach
         senders, receivers = (
             _union(_places(word, zone, reach, str(source.vpc or destination.vpc), home, end) for word in words)
             for words, zone, end in (
-                (line.sources, source, space.SOURCE),
-                (line.destinations, destination, space.DESTINATION),
+                (line.sources, source, packetset.SOURCE),
+                (line.destinations, destination, packetset.DESTINATION),
             )
         )
         assert senders, line
@@ -62,7 +62,7 @@ def _union(spaces: Iterable[Space]) -> Space:
 
 def _ends(senders: Space, receivers: Space) -> Space:
     """Senders, given as sources, and receivers, given as sources too, as the ends of packets."""
-    to = [interval for interval, inside in space.cuts(receivers.partition, space.SOURCE) if inside]
+    to = [interval for interval, inside in packetset.cuts(receivers.partition, packetset.SOURCE) if inside]
     return senders & Space.of(None, to, None, None)
 
 
@@ -100,11 +100,11 @@ def _place(text: str, zone: Zone, reach: Reach, home: str | None) -> Space:
         address = ipaddress.ip_address(named[2])
         subnet = reach.world.vpc(str(zone.vpc)).subnet(str(zone.subnet))
         assert any(one.name == name and address in one.addresses for one in subnet.instances), text
-        return _sources([(space.number(address),) * 2])
+        return _sources([(packetset.number(address),) * 2])
     low, dash, high = text.partition("-")
     if dash:
-        return _sources([tuple(space.number(ipaddress.ip_address(end)) for end in (low, high))])
-    return _sources([space.interval(ipaddress.ip_network(text))])
+        return _sources([tuple(packetset.number(ipaddress.ip_address(end)) for end in (low, high))])
+    return _sources([packetset.interval(ipaddress.ip_network(text))])
 
 
 def _sources(ranges: Iterable[Interval]) -> Space:

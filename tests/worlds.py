@@ -13,10 +13,10 @@ import random
 from hypothesis import strategies as st
 
 from vpcctl import names
-from vpcctl.host import Host
-from vpcctl.meaning import Flow, Place
-from vpcctl.model import Instance, Peering, Publication, Subnet, Vpc, World
-from vpcctl.policy import (
+from vpcctl.model.host import Host
+from vpcctl.model.network import Instance, Peering, Publication, Subnet, Vpc, World
+from vpcctl.model.oracle import Flow, Place
+from vpcctl.model.policy import (
     HIGHEST_PORT,
     ICMP,
     ICMP_PROTOCOLS,

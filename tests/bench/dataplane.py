@@ -19,14 +19,15 @@ import sys
 import time
 from pathlib import Path
 
-from vpcctl import reconciler, spec
+from vpcctl.analysis.tracking import key
+from vpcctl.documents.environment import read_environment
+from vpcctl.engine import reconciler
+from vpcctl.engine.state import Store
 from vpcctl.kernel.conntrack import Tracking
 from vpcctl.kernel.linux import LinuxKernel
 from vpcctl.kernel.namespaces import entered
 from vpcctl.lab import NEIGHBOUR, STATE_DIR
-from vpcctl.model import World
-from vpcctl.state import Store
-from vpcctl.tracking import key
+from vpcctl.model.network import World
 
 ROOT = Path(__file__).parents[2]
 PACKETS, TURNS, SERVICES = 8_000, 15, 50
@@ -60,7 +61,7 @@ print(json.dumps([compile_vpc(world, "bench", "bench").text(1), compile_host(wor
 
 def main(other: Path) -> None:
     kernel, store = LinuxKernel(), Store(STATE_DIR)
-    world = spec.read_environment(ENVIRONMENT, "bench.json", lambda path: ({}, path))
+    world = read_environment(ENVIRONMENT, "bench.json", lambda path: ({}, path))
     reconciler.change(store, kernel, lambda state: world)
     texts = {"here": compiled(ROOT), "other": compiled(other)}
     cases = {

@@ -21,12 +21,13 @@ from pathlib import Path
 
 from pyroute2 import NFCTSocket
 
-from vpcctl import reconciler, spec
+from vpcctl.documents.environment import read_environment
+from vpcctl.engine import reconciler
+from vpcctl.engine.state import Store
 from vpcctl.kernel.linux import LinuxKernel
 from vpcctl.kernel.namespaces import entered
 from vpcctl.lab import STATE_DIR
-from vpcctl.model import World
-from vpcctl.state import Store
+from vpcctl.model.network import World
 
 BURSTS, PACKETS, TURNS, SECONDS = 80, 2_000, 15, 0.3
 CLIENT, SERVER = "10.1.0.2", "10.2.0.2"
@@ -56,7 +57,7 @@ def main() -> None:
         {"name": name, "cidr": "10.0.0.0/8", "subnets": subnets, "hardened": name == HARDENED}
         for name in (UNTESTED, DEFAULT, HARDENED)
     ]
-    world = spec.read_environment({"vpcs": vpcs}, "bench.json", lambda path: ({}, path))
+    world = read_environment({"vpcs": vpcs}, "bench.json", lambda path: ({}, path))
     reconciler.change(store, kernel, lambda state: world)
     without_test()
     time.sleep(1)

@@ -16,11 +16,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from vpcctl import reconciler, spec
+from vpcctl.documents.environment import read_environment
+from vpcctl.engine import reconciler
+from vpcctl.engine.state import Store
 from vpcctl.kernel.linux import LinuxKernel
 from vpcctl.lab import STATE_DIR
-from vpcctl.model import World
-from vpcctl.state import Store
+from vpcctl.model.network import World
 
 VPCS = 100
 RULES = {
@@ -76,7 +77,7 @@ def with_kernel(act: Callable[[LinuxKernel], Any]) -> Any:
 def measure(count: int) -> None:
     """Make `count` VPCs, lose them, restore them and remove them."""
     store = Store(STATE_DIR)
-    world = spec.read_environment(environment(count), "restore.json", lambda path: ({}, path))
+    world = read_environment(environment(count), "restore.json", lambda path: ({}, path))
     print(f"{count} VPCs, {2 * count} instances")
     timed("made in one change", lambda: with_kernel(lambda one: reconciler.change(store, one, lambda _: world)), count)
     reboot(store)

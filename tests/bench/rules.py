@@ -19,14 +19,17 @@ from pathlib import Path
 
 from pyroute2 import NFCTSocket
 
-from vpcctl import documents, reconciler, spec
-from vpcctl.attachments import attach
 from vpcctl.compiler import compile_vpc
+from vpcctl.documents import reading
+from vpcctl.documents.binding import attach
+from vpcctl.documents.environment import read_environment
+from vpcctl.documents.policies import read_policies
+from vpcctl.engine import reconciler
+from vpcctl.engine.state import Store
 from vpcctl.kernel.linux import LinuxKernel
 from vpcctl.kernel.namespaces import entered
 from vpcctl.lab import STATE_DIR
-from vpcctl.model import World
-from vpcctl.state import Store
+from vpcctl.model.network import World
 
 PACKETS, TURNS = 15_000, 7
 # The kernel frees the ruleset before in the background, for a while.
@@ -68,14 +71,14 @@ def policy(count: int) -> dict:
 
 def main() -> None:
     kernel, store = LinuxKernel(), Store(STATE_DIR)
-    world = spec.read_environment(ENVIRONMENT, "bench.json", lambda path: ({}, path))
+    world = read_environment(ENVIRONMENT, "bench.json", lambda path: ({}, path))
     reconciler.change(store, kernel, lambda state: world)
     loads, costs = {10: [], 10_000: []}, {10: [], 10_000: []}
     for _ in range(TURNS):
         for count in loads:
             text = json.dumps(policy(count))
             started = time.perf_counter()
-            found = spec.read_policies(documents.parse(text, "bench.json"), "bench.json")
+            found = read_policies(reading.parse(text, "bench.json"), "bench.json")
             reconciler.change(store, kernel, lambda state, found=found: attach(state.world, found)[0])
             loads[count].append(time.perf_counter() - started)
             time.sleep(SETTLED)

@@ -19,9 +19,9 @@ from typing import Any
 from nftables import Nftables
 
 from vpcctl import lab
+from vpcctl.doctor import foreign_firewalls, network_state
+from vpcctl.doctor.hook_verdicts import Listing
 from vpcctl.kernel import lan, namespaces
-from vpcctl.kernel.examination import host, passage
-from vpcctl.kernel.examination.hooks import Listing
 
 CONDITIONS = """
 iifname "vpc-shop"
@@ -206,8 +206,8 @@ class Sender:
 
 
 def main(seed: int, cases: int) -> dict[str, Any]:
-    shop = passage.Passage("vpc-shop", IPv4Address("100.64.0.1"), "eth0", lab.HOST)
-    packets = {(direction, packet.protocol): packet for direction, packet in passage.packets(shop)}
+    shop = foreign_firewalls.Passage("vpc-shop", IPv4Address("100.64.0.1"), "eth0", lab.HOST)
+    packets = {(direction, packet.protocol): packet for direction, packet in foreign_firewalls.packets(shop)}
     author, sender, receiver, nft = Author(seed), Sender(), Receiver(), Nftables()
     tally: collections.Counter[str] = collections.Counter()
     wrong = []
@@ -216,7 +216,7 @@ def main(seed: int, cases: int) -> dict[str, Any]:
         if nft.cmd(f"add table inet t\ndelete table inet t\n{text}")[0]:
             tally["refused"] += 1  # conditions that contradict each other
             continue
-        known = host.ruleset()
+        known = network_state.ruleset()
         listing = Listing(known.objects, known.text)
         [chain] = listing.on("forward", known.ours)
         said = {kind: listing.decide(chain, packet).verdict for kind, packet in packets.items()}
@@ -231,12 +231,12 @@ def tried(said: dict[tuple[str, str], str], sender: Sender, receiver: Receiver, 
     """((direction, protocol), whether it passed) of each packet that was sent."""
     asked, pinged = receiver.count("asked"), receiver.count("pinged")
     sender.ask(case)
-    yield (passage.OUT, "udp"), receiver.came("asked", asked, said[passage.OUT, "udp"] == "accept")
+    yield (foreign_firewalls.OUT, "udp"), receiver.came("asked", asked, said[foreign_firewalls.OUT, "udp"] == "accept")
     sender.ping(case)
-    went = receiver.came("pinged", pinged, said[passage.OUT, "icmp"] == "accept")
-    yield (passage.OUT, "icmp"), went
+    went = receiver.came("pinged", pinged, said[foreign_firewalls.OUT, "icmp"] == "accept")
+    yield (foreign_firewalls.OUT, "icmp"), went
     if went:
-        yield (passage.BACK, "icmp"), sender.answered(case, said[passage.BACK, "icmp"] == "accept")
+        yield (foreign_firewalls.BACK, "icmp"), sender.answered(case, said[foreign_firewalls.BACK, "icmp"] == "accept")
 
 
 if __name__ == "__main__":

@@ -13,16 +13,17 @@ from pathlib import Path
 from pyroute2 import NFCTSocket
 
 from tests.golden import Case, Line
-from vpcctl import names, reconciler
-from vpcctl.host import NO_HOST, Host
+from vpcctl import names
+from vpcctl.engine import reconciler
+from vpcctl.engine.state import Store
 from vpcctl.kernel.linux import LinuxKernel
 from vpcctl.kernel.namespaces import entered
 from vpcctl.kernel.probe import Namespace, Outside, Prober, probe_of
 from vpcctl.lab import HOST, NEIGHBOUR, RUN_LAB, STATE_DIR
-from vpcctl.meaning import Flow
-from vpcctl.model import World
-from vpcctl.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS
-from vpcctl.state import Store
+from vpcctl.model.host import NO_HOST, Host
+from vpcctl.model.network import World
+from vpcctl.model.oracle import Flow
+from vpcctl.model.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS
 
 
 def tried(folder: Path) -> dict[str, object]:

@@ -17,13 +17,14 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from tests.story import told
-from vpcctl import names, topology
+from vpcctl import names
 from vpcctl.errors import ConflictError, KernelError
-from vpcctl.items import Item, Namespace, Ruleset, Setting
 from vpcctl.kernel import links
 from vpcctl.kernel.linux import LinuxKernel
 from vpcctl.kernel.namespaces import entered
-from vpcctl.plan import RANK
+from vpcctl.resources import topology
+from vpcctl.resources.kinds import Item, Namespace, Ruleset, Setting
+from vpcctl.resources.plan import RANK
 
 VPC, INSTANCE = "two", "api"
 ROUTER, INSIDE = names.router_namespace(VPC), names.instance_namespace(VPC, INSTANCE)

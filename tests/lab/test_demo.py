@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from vpcctl.demo import LIBRARY, ROOT, comparison
-from vpcctl.demo_http import REFUSED, SILENT
-from vpcctl.demo_stage import Probe
 from vpcctl.lab import Lab
+from vpcctl.lab.demo import LIBRARY, ROOT, comparison
+from vpcctl.lab.demo_http import REFUSED, SILENT
+from vpcctl.lab.demo_stage import Trial
 
-DEMO = [sys.executable, "-m", "vpcctl.demo"]
+DEMO = [sys.executable, "-m", "vpcctl.lab.demo"]
 PATIENCE = 180
 
 # A part of a command and of its outcome, each in a line of its own and in this order.
@@ -129,7 +129,7 @@ def test_the_demo_leaves_a_lab_that_is_in_use_alone(lab: Lab) -> None:
 def test_a_probe_is_good_only_if_what_should_come_came(
     page: str | None, status: int, said: str, heard: bool, good: bool
 ) -> None:
-    assert Probe("get", page).judged(status, said, heard)[0] is good
+    assert Trial("get", page).judged(status, said, heard)[0] is good
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_what_is_left_lost_or_moved_is_no_as_before(after: list[str], good: bool
 @pytest.mark.parametrize(("no_colour", "coloured"), [("", True), ("1", False)])
 def test_colour_is_for_terminals_alone_and_not_where_it_is_unwanted(no_colour: str, coloured: bool) -> None:
     ours, theirs = pty.openpty()
-    say = [sys.executable, "-c", "from vpcctl.demo_stage import painted; print(painted('x', '32'))"]
+    say = [sys.executable, "-c", "from vpcctl.lab.demo_stage import painted; print(painted('x', '32'))"]
     subprocess.run(say, stdout=theirs, cwd=ROOT, env=os.environ | {"NO_COLOR": no_colour}, check=True)
     os.close(theirs)
     said = os.read(ours, 99)

@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from vpcctl import demo_http
-from vpcctl.lab import INTERNET, Lab
+from vpcctl.lab import INTERNET, Lab, demo_http
 
 ROOT = Path(__file__).parents[2]
 HTTP = shlex.join([sys.executable, "-P", demo_http.__file__])

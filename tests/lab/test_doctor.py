@@ -415,14 +415,15 @@ def test_a_library_that_cannot_be_loaded_is_fatal(lab: Lab) -> None:
 
 MISSING = """
 import json
-from vpcctl.kernel.examination import features
-from vpcctl.kernel.examination.batches import Batch
+from vpcctl.doctor import kernel_features
+from vpcctl.doctor.feature_batches import Batch
 text = "table inet try { chain c { meta mind 1 accept; }; }"
 absurd = Batch("reading minds", text, "CONFIG_NFT_MIND", "nft_mind", "9.9")
-attempt = lambda: features._set("net/no/such", "1")
-setting = features.Feature("the setting net/no/such", "because", attempt, "CONFIG_NO", "no")
-good = features.needed()[0]
-print(json.dumps([one.to_json() for one in features.findings([good, features.table_feature(absurd), setting])]))
+attempt = lambda: kernel_features._set("net/no/such", "1")
+setting = kernel_features.Feature("the setting net/no/such", "because", attempt, "CONFIG_NO", "no")
+good = kernel_features.needed()[0]
+tried = [good, kernel_features.table_feature(absurd), setting]
+print(json.dumps([one.to_json() for one in kernel_features.findings(tried)]))
 """
 
 
@@ -437,11 +438,11 @@ def test_a_feature_that_the_kernel_lacks_is_named_with_what_brings_it(module_lab
 
 FORGETFUL = """
 import json
-from vpcctl.items import ProxyDelay
+from vpcctl.resources.kinds import ProxyDelay
 from vpcctl.kernel import linux
-from vpcctl.kernel.examination import features
+from vpcctl.doctor import kernel_features
 linux._ENSURE[ProxyDelay] = lambda kernel, item: None
-print(json.dumps([one.to_json() for one in features.findings()]))
+print(json.dumps([one.to_json() for one in kernel_features.findings()]))
 """
 
 
@@ -500,7 +501,7 @@ def test_a_lost_or_damaged_record_is_fatal_and_taken_back(lab: Lab, harm: str) -
 ANOTHER_BOOT = """
 import dataclasses, sys
 from pathlib import Path
-from vpcctl.state import Store
+from vpcctl.engine.state import Store
 with Store(Path(sys.argv[1])).locked() as writer:
     writer.save(dataclasses.replace(writer.load(), boot_id="another"))
 """

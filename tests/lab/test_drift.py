@@ -344,11 +344,11 @@ def test_counters_limits_and_the_order_of_elements_are_no_drift(lab: Lab) -> Non
 CUT_SHORT = """
 import dataclasses, os, sys
 from pathlib import Path
-from vpcctl import topology
-from vpcctl.items import Ruleset
+from vpcctl.resources import topology
+from vpcctl.resources.kinds import Ruleset
 from vpcctl.kernel import tables
 from vpcctl.lab import STATE_DIR
-from vpcctl.state import Store
+from vpcctl.engine.state import Store
 
 class Mortal:
     def __init__(self, nft, transactions):

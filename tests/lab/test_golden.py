@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from tests.golden import Case, Line, cases
+from vpcctl.compiler.nft import comment_text
 from vpcctl.lab import HOST, Lab
-from vpcctl.nft import comment_text
-from vpcctl.policy import ICMP, TCP
+from vpcctl.model.policy import ICMP, TCP
 
 PROGRAM = Path(__file__).with_name("golden_run.py")
 CASES = cases("golden", "library")

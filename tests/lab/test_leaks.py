@@ -17,12 +17,12 @@ GROWTH = 4 << 20  # bytes of memory: what an allocator may keep in pieces; a lea
 CYCLE = """
 import json, os, sys, threading
 from pathlib import Path
-from vpcctl import reconciler
-from vpcctl.environments import merged
+from vpcctl.engine import reconciler
+from vpcctl.documents.diff import merged
 from vpcctl.kernel.linux import LinuxKernel
-from vpcctl.model import Peering
-from vpcctl.spec import read_environment
-from vpcctl.state import COPIES, Store
+from vpcctl.model.network import Peering
+from vpcctl.documents.environment import read_environment
+from vpcctl.engine.state import COPIES, Store
 from vpcctl.kernel import namespaces, settings
 
 cycles, settled, standing = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "standing"

@@ -13,7 +13,7 @@ from tests.lab import wire
 from tests.lab.tenants import DB, FAR, NEAR, PUB, PUBLISHED, TWIN, WEB, WEB_2, Station, Tenants
 from tests.lab.wire import ESP, GRE, SYN, TCP, UDP, Probe, Tap, arrived
 from vpcctl.lab import HOST, INTERNET, Lab
-from vpcctl.model import NAT_PORTS
+from vpcctl.model.network import NAT_PORTS
 
 # Ports that a tenant sends from: a published one, of another VPC and of its own, and services of the host's.
 OWN, SERVICE = 8081, 53

@@ -22,9 +22,10 @@ STATE = f"{STATE_DIR}/state.json"
 # What an older version of the program compiles: the same, and a chain that nothing leads to.
 OLDER = """
 import dataclasses, sys
-from vpcctl import compiler, topology
+from vpcctl import compiler
+from vpcctl.resources import topology
 from vpcctl.cli import main
-from vpcctl.nft import Chain
+from vpcctl.compiler.nft import Chain
 
 def older(world, name, owner):
     first, *rest = compiler.compile_vpc(world, name, owner).tables

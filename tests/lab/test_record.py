@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.lab.machine import run_all
+from vpcctl.engine.state import COPIES
 from vpcctl.lab import STATE_DIR, Lab
-from vpcctl.state import COPIES
 
 PAGE = (Path(__file__).parents[2] / "docs/state.md").read_text()
 LOG = "/run/strace.log"

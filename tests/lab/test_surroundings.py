@@ -24,8 +24,8 @@ from tests.lab.machine import (
     state_file,
     try_all,
 )
+from vpcctl.engine.state import LOCK_PATIENCE
 from vpcctl.lab import HOST, INTERNET, STATE_DIR, Lab
-from vpcctl.state import LOCK_PATIENCE
 
 CREATE = (
     "create-vpc --name shop --cidr 10.0.0.0/16",

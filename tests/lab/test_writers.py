@@ -22,8 +22,9 @@ WRITERS = 16
 # Every writer is a process of its own: a fork that begins when all are there, and runs one command after the other.
 AT_ONCE = """
 import io, json, os, sys
-import vpcctl.attachments, vpcctl.changes, vpcctl.cli.instances, vpcctl.cli.peerings, vpcctl.cli.policies
-import vpcctl.cli.subnets, vpcctl.cli.vpcs, vpcctl.kernel.linux, vpcctl.reconciler, vpcctl.spec
+import vpcctl.cli.instance_commands, vpcctl.cli.peering_commands, vpcctl.cli.policy_commands
+import vpcctl.cli.subnet_commands, vpcctl.cli.vpc_commands, vpcctl.documents.binding, vpcctl.engine.reconciler
+import vpcctl.kernel.linux, vpcctl.model.operations
 from vpcctl.cli import main
 
 def write(commands):
@@ -65,7 +66,7 @@ print(json.dumps(found))
 # Take the lock as a command would, say so, and keep it until standard input ends.
 HOLD = """
 import pathlib, sys
-from vpcctl.state import Store
+from vpcctl.engine.state import Store
 sys.argv = ["vpcctl", "create-vpc", "--name"]
 with Store(pathlib.Path(sys.stdin.readline().strip())).locked():
     print("held", flush=True)
@@ -74,11 +75,12 @@ with Store(pathlib.Path(sys.stdin.readline().strip())).locked():
 # A change by somebody who has less patience than commands have.
 HASTY = """
 import pathlib, sys
-from vpcctl import changes, reconciler
+from vpcctl.model import operations
+from vpcctl.engine import reconciler
 from vpcctl.errors import VpcctlError
 from vpcctl.kernel.linux import LinuxKernel
-from vpcctl.spec import parse_prefix
-from vpcctl.state import Store
+from vpcctl.documents.fields import parse_prefix
+from vpcctl.engine.state import Store
 
 class Hasty(Store):
     def locked(self, patience=0.3):
@@ -87,7 +89,7 @@ class Hasty(Store):
 try:
     prefix = parse_prefix("10.77.0.0/16")
     store = Hasty(pathlib.Path(sys.argv[1]))
-    reconciler.change(store, LinuxKernel(), lambda state: changes.create_vpc(state.world, "hasty", prefix))
+    reconciler.change(store, LinuxKernel(), lambda state: operations.create_vpc(state.world, "hasty", prefix))
 except VpcctlError as error:
     print(error, file=sys.stderr)
     sys.exit(error.exit_status)

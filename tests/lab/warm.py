@@ -29,9 +29,10 @@ LOG = "/run/strace.log"
 SIOCGIFFLAGS, IFF_UP = 0x8913, 0x1  # linux/sockios.h, linux/if.h
 # What commands import late is imported before the first of them, or each would do it anew.
 MODULES = (
-    "attachments", "changes", "cli.environments", "cli.instances", "cli.machine", "cli.peerings", "cli.policies",
-    "cli.subnets", "cli.traffic", "cli.vpcs", "environments", "explain", "forecast", "kernel.examination",
-    "kernel.linux", "kernel.routes", "reconciler", "spec", "state",
+    "analysis.explain", "analysis.impact", "cli.environment_commands", "cli.instance_commands", "cli.machine_commands",
+    "cli.peering_commands", "cli.policy_commands", "cli.subnet_commands", "cli.traffic_commands", "cli.vpc_commands",
+    "doctor", "documents.binding", "documents.diff", "documents.environment", "engine.reconciler", "engine.state",
+    "kernel.linux", "kernel.routes", "model.operations",
 )  # fmt: skip
 
 

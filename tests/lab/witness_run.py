@@ -19,20 +19,21 @@ from hypothesis import HealthCheck, assume, given, seed, settings
 
 from tests import worlds
 from tests.lab.golden_run import become, judge
-from vpcctl import meaning, space
-from vpcctl.environments import exported
+from vpcctl.analysis import packetset
+from vpcctl.analysis.packetset import Space
+from vpcctl.analysis.reachability import SERVICES, Reach, Zone
+from vpcctl.documents.diff import exported
 from vpcctl.kernel.routes import read_host
-from vpcctl.meaning import Flow, Place
-from vpcctl.model import World
-from vpcctl.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS
-from vpcctl.reach import SERVICES, Reach, Zone
-from vpcctl.space import Space
+from vpcctl.model import oracle
+from vpcctl.model.network import World
+from vpcctl.model.oracle import Flow, Place
+from vpcctl.model.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS
 
 # Addresses of the internet on either side of where the worlds' prefixes divide it.
-OUTSIDE, SIDE = tuple(space.number(ip_address(text)) for text in ("203.0.113.1", "203.0.113.128")), 126
+OUTSIDE, SIDE = tuple(packetset.number(ip_address(text)) for text in ("203.0.113.1", "203.0.113.128")), 126
 # Addresses of the host as `test_witnesses` furnishes it, and of its networks' broadcasts.
 HOSTS = tuple(
-    space.number(ip_address(text))
+    packetset.number(ip_address(text))
     for text in "198.51.100.2 203.0.113.100 203.0.113.200 203.0.113.217 192.0.2.1 198.51.100.255 192.0.2.255".split()
 )
 MOST_FLOWS = 60
@@ -57,7 +58,7 @@ def main(number: int, seconds: float) -> dict[str, int]:
         results = judge(world, [SimpleNamespace(flow=flow) for flow in flows], host)
         for flow, result in zip(flows, results, strict=True):
             told = f"seed {number}: {flow}\n{json.dumps(exported(world))}"
-            decision = meaning.decide(world, flow, host)
+            decision = oracle.decide(world, flow, host)
             assert modelled(reach, flow) is decision.allowed, f"oracle and space disagree; {told}"
             # The kernel limits how many ICMP errors it sends (icmp_ratelimit), so a reject may look like a deny.
             seen = {"allow"} if decision.allowed else {"deny", decision.stages[-1].action.value}
@@ -136,13 +137,16 @@ def _flow(source: Zone, destination: Zone, corner: tuple[int, ...]) -> Iterator[
         return
     told = port if protocol in PORT_PROTOCOLS | ICMP_PROTOCOLS else None
     yield Flow(
-        Place(source.vpc, space.address(sender)), Place(destination.vpc, space.address(receiver)), protocol, told
+        Place(source.vpc, packetset.address(sender)),
+        Place(destination.vpc, packetset.address(receiver)),
+        protocol,
+        told,
     )
 
 
 def _members(world: World, zone: Zone) -> list[tuple[int, int]]:
     subnet = world.vpc(zone.vpc).subnet(str(zone.subnet))
-    numbers = [space.number(address) for one in subnet.instances for address in one.addresses]
+    numbers = [packetset.number(address) for one in subnet.instances for address in one.addresses]
     return [(number, number) for number in numbers]
 
 
@@ -150,9 +154,14 @@ def modelled(reach: Reach, flow: Flow) -> bool:
     """What the packet space says of a flow."""
     zones = []
     for place in (flow.source, flow.destination):
-        subnet = place.vpc and meaning.subnet_at(reach.world.vpc(place.vpc), place.address).name
+        subnet = place.vpc and oracle.subnet_at(reach.world.vpc(place.vpc), place.address).name
         zones.append(reach.zones[place.vpc, subnet])
-    point = (space.number(flow.source.address), space.number(flow.destination.address), flow.protocol, flow.port or 0)
+    point = (
+        packetset.number(flow.source.address),
+        packetset.number(flow.destination.address),
+        flow.protocol,
+        flow.port or 0,
+    )
     return point in reach.allowed(*zones)
 
 

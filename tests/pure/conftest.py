@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import pytest
 
-from vpcctl import state
 from vpcctl.cli import commands, session
-from vpcctl.host import NO_HOST
+from vpcctl.engine import state
+from vpcctl.model.host import NO_HOST
 
 
 class KernelForbidden(BaseException):

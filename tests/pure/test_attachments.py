@@ -5,17 +5,19 @@ from __future__ import annotations
 import pytest
 
 from tests.story import policy, subnet, told
-from vpcctl import attachments, changes, spec
-from vpcctl.attachments import attach
+from vpcctl.documents import binding
+from vpcctl.documents.binding import attach
+from vpcctl.documents.policies import PolicyDocument, read_policies
 from vpcctl.errors import DocumentError
-from vpcctl.model import World
-from vpcctl.policy import Policy
+from vpcctl.model import operations
+from vpcctl.model.network import World
+from vpcctl.model.policy import Policy
 
 PEERED = told("peer them")
 
 
-def documents(*found: dict, file: str = "web.json") -> list[spec.PolicyDocument]:
-    return spec.read_policies(list(found), file)
+def documents(*found: dict, file: str = "web.json") -> list[PolicyDocument]:
+    return read_policies(list(found), file)
 
 
 def attached(world: World, vpc: str, name: str) -> Policy | None:
@@ -117,18 +119,16 @@ def test_names_that_are_known_are_none() -> None:
     document = {"subnet": "web", "sets": {"own": []}, "ingress": [line]}
     with pytest.raises(DocumentError, match="set:office names nothing"):
         attach(PEERED, documents(document))
-    shared = spec.read_policies({"sets": {"office": []}, "policies": [document]}, "web.json")
+    shared = read_policies({"sets": {"office": []}, "policies": [document]}, "web.json")
     assert attach(PEERED, shared)[1]
 
 
 def test_the_names_in_policies_of_a_whole_world_are_checked_too() -> None:
     world = policy({"subnet": "web", "ingress": [{"action": "deny", "source": "subnet:db"}]})(PEERED)
-    assert attachments.check_names(world, {"one", "two"}, "web.json") == []
-    without = changes.delete_subnet(world, "one", "db", True)
-    assert [problem.pointer for problem in attachments.check_names(without, {"one"}, "web.json")] == [
-        "/ingress/0/source"
-    ]
-    assert attachments.check_names(without, {"two"}, "web.json") == []
+    assert binding.check_names(world, {"one", "two"}, "web.json") == []
+    without = operations.delete_subnet(world, "one", "db", True)
+    assert [problem.pointer for problem in binding.check_names(without, {"one"}, "web.json")] == ["/ingress/0/source"]
+    assert binding.check_names(without, {"two"}, "web.json") == []
 
 
 # -- warnings ------------------------------------------------------------------------------------------------------

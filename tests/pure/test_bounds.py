@@ -13,22 +13,26 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from vpcctl import bounds, changes, meaning, reconciler, spec, state
-from vpcctl.attachments import attach
+from vpcctl.analysis.explain import TOO_MUCH, ask, matrix
+from vpcctl.analysis.impact import forecast
+from vpcctl.analysis.reachability import Reach
 from vpcctl.cli import commands
 from vpcctl.cli.session import Session
-from vpcctl.compiler import compile_vpc
+from vpcctl.compiler import bounds, compile_vpc
 from vpcctl.compiler.effort import MOST_ELEMENTS, MOST_LEVELS, Effort, TooMuchError
 from vpcctl.compiler.gates import gate
 from vpcctl.compiler.view import View
+from vpcctl.documents.binding import attach
+from vpcctl.documents.environment import read_environment
+from vpcctl.documents.fields import parse_address, parse_prefix
+from vpcctl.documents.policies import read_policies
+from vpcctl.engine import reconciler, state
+from vpcctl.engine.state import Store
 from vpcctl.errors import DocumentError, StateError, TooFineError
-from vpcctl.explain import TOO_MUCH, ask, matrix
-from vpcctl.forecast import forecast
-from vpcctl.kernel.fake import FakeKernel
-from vpcctl.model import Vpc, World
-from vpcctl.policy import Direction
-from vpcctl.reach import Reach
-from vpcctl.state import Store
+from vpcctl.model import operations, oracle
+from vpcctl.model.network import Vpc, World
+from vpcctl.model.policy import Direction
+from vpcctl.resources.fake import FakeKernel
 
 ENVIRONMENT = {
     "vpcs": [
@@ -121,7 +125,7 @@ def lists(count: int) -> list[dict]:
 
 
 def empty() -> World:
-    return spec.read_environment(ENVIRONMENT, "environment.json", lambda path: ({}, path))
+    return read_environment(ENVIRONMENT, "environment.json", lambda path: ({}, path))
 
 
 def document(rules: list[dict], count: int) -> dict:
@@ -131,7 +135,7 @@ def document(rules: list[dict], count: int) -> dict:
 
 
 def attached(rules: list[dict], count: int = 0, world: World | None = None) -> World:
-    return attach(world or empty(), spec.read_policies(document(rules, count), "bomb.json"))[0]
+    return attach(world or empty(), read_policies(document(rules, count), "bomb.json"))[0]
 
 
 # -- what need not cost ------------------------------------------------------------------------------------------------
@@ -193,7 +197,7 @@ def test_every_bound_ends_the_work_where_it_is_passed(left: str) -> None:
 def test_the_rule_at_fault_may_be_one_of_several_policies() -> None:
     before = attached(lists(MOST_ELEMENTS // 60 - 10))
     more = {"vpc": "shop", "subnet": "web", "egress": lists(11)}
-    after = attach(before, spec.read_policies(more, "more.json"))[0]
+    after = attach(before, read_policies(more, "more.json"))[0]
     with pytest.raises(DocumentError, match=r"^more.json#/egress/10: "):
         bounds.check(before, after)
 
@@ -203,7 +207,7 @@ def test_the_rule_at_fault_may_be_one_of_several_policies() -> None:
 
 def beside(world: World) -> World:
     """The world with another VPC, in the middle of the internet."""
-    return changes.create_vpc(world, "other", spec.parse_prefix("172.23.45.64/26"))
+    return operations.create_vpc(world, "other", parse_prefix("172.23.45.64/26"))
 
 
 def test_a_change_by_which_names_would_mean_too_much_is_refused() -> None:
@@ -211,15 +215,15 @@ def test_a_change_by_which_names_would_mean_too_much_is_refused() -> None:
     before = beside(attached(rules))
     bounds.check(empty(), before)
     with pytest.raises(DocumentError, match=r"bomb.json#/ingress/\d+: .*names in it") as refused:
-        bounds.check(before, changes.create_peering(before, "shop", "other"))
+        bounds.check(before, operations.create_peering(before, "shop", "other"))
     assert f"{MOST_ELEMENTS:,}" in str(refused.value)
 
 
 def test_a_policy_that_was_accepted_once_holds_nothing_up() -> None:
     before = attached(limits(MOST_LEVELS + 1))
     assert compile_vpc(before, "shop", "owner").text(1)
-    bounds.check(before, changes.create_instance(before, "shop", "web", "more", None, 1))
-    bounds.check(before, changes.clear_policy(before, "shop", "db"))
+    bounds.check(before, operations.create_instance(before, "shop", "web", "more", None, 1))
+    bounds.check(before, operations.clear_policy(before, "shop", "db"))
     with pytest.raises(DocumentError):
         bounds.check(before, attached([*limits(MOST_LEVELS + 1), {"action": "deny"}], world=before))
 
@@ -299,7 +303,7 @@ def test_a_state_that_is_read_twice_is_understood_once(session: Rehearsal) -> No
     store = session.store
     first = store.load()
     assert store.load() is first
-    reconciler.change(session.store, session.fake, lambda state: changes.delete_instance(state.world, "shop", "db"))
+    reconciler.change(session.store, session.fake, lambda state: operations.delete_instance(state.world, "shop", "db"))
     assert store.load() != first
 
 
@@ -346,10 +350,10 @@ def test_a_single_flow_is_answered_whatever_the_policy() -> None:
         source, port = chance.choice(taken), chance.randint(1, 90)
         if source in instances or source == "10.1.0.1":
             continue
-        moved = changes.create_instance(world, "shop", "web", "probe", spec.parse_address(source), 1)
-        place = meaning.Place("shop", spec.parse_address(source))
-        target = meaning.Place("shop", shop.instance("db").addresses[0])
-        wanted = meaning.decide(moved, meaning.Flow(place, target, 6, port)).allowed
+        moved = operations.create_instance(world, "shop", "web", "probe", parse_address(source), 1)
+        place = oracle.Place("shop", parse_address(source))
+        target = oracle.Place("shop", shop.instance("db").addresses[0])
+        wanted = oracle.decide(moved, oracle.Flow(place, target, 6, port)).allowed
         assert (ask(Reach(moved, most=3_000), f"shop/{source}", "shop/db", f"tcp/{port}").verdict == "allow") is wanted
 
 

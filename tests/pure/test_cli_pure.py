@@ -19,16 +19,17 @@ from click.testing import CliRunner, Result
 
 from tests.pure.conftest import KernelForbidden
 from tests.story import WEB_POLICY, nothing, policy, told
-from vpcctl import errors, reconciler
+from vpcctl import errors
 from vpcctl.cli import COMMANDS, commands, main
 from vpcctl.cli.output import counted
 from vpcctl.cli.session import EXIT_STATUSES, Session
-from vpcctl.cli.traffic import reports
+from vpcctl.cli.traffic_commands import reports
 from vpcctl.compiler import compile_vpc
-from vpcctl.kernel.fake import FakeKernel
-from vpcctl.model import World
-from vpcctl.plan import Plan
-from vpcctl.state import Store
+from vpcctl.engine import reconciler
+from vpcctl.engine.state import Store
+from vpcctl.model.network import World
+from vpcctl.resources.fake import FakeKernel
+from vpcctl.resources.plan import Plan
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {

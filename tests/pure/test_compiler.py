@@ -13,21 +13,23 @@ from hypothesis import strategies as st
 
 from tests import worlds
 from tests.tracer import Tracer
-from vpcctl import meaning, names, spec
+from vpcctl import names
 from vpcctl.compiler import Compiled, compile_closed, compile_host, compile_vpc
 from vpcctl.compiler.gates import REPLY_TYPE, gate
+from vpcctl.compiler.nft import COMMENT_LIMIT, Chain, NftRule
 from vpcctl.compiler.view import View, complement
+from vpcctl.documents.codec import world_from_json, world_to_json
+from vpcctl.documents.policies import read_policies
 from vpcctl.errors import ConflictError
-from vpcctl.meaning import Flow, Place
-from vpcctl.model import Peering, Publication, Subnet, Vpc, World, uplink_pair
-from vpcctl.nft import COMMENT_LIMIT, Chain
-from vpcctl.nft import Rule as Line
-from vpcctl.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS, TCP, UDP, Action, Direction, Endpoint, Policy, Rule
+from vpcctl.model import oracle
+from vpcctl.model.network import Peering, Publication, Subnet, Vpc, World, uplink_pair
+from vpcctl.model.oracle import Flow, Place
+from vpcctl.model.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS, TCP, UDP, Action, Direction, Endpoint, Policy, Rule
 
 FLOWS = 40
 OWNER = "vpcctl/0a1b2c3d/alpha/ruleset"
 CLIENT_PORT = 40000
-SEND_REJECT = Chain("send-reject", (Line("reject with icmpx admin-prohibited"),))
+SEND_REJECT = Chain("send-reject", (NftRule("reject with icmpx admin-prohibited"),))
 VERDICT = {Action.ALLOW: "return", Action.DENY: "drop", Action.REJECT: "reject"}
 seeds = st.integers(0, 2**32)
 Dispute = tuple[World, Subnet, Direction]
@@ -110,7 +112,7 @@ class Gates:
         return trace.verdict, trace.comments
 
 
-def asked(decision: meaning.Decision) -> list[meaning.Stage]:
+def asked(decision: oracle.Decision) -> list[oracle.Stage]:
     """The stages at which a gate was asked."""
     return [stage for stage in decision.stages if stage.gate != "topology"]
 
@@ -137,7 +139,7 @@ def test_a_gate_says_what_the_policy_means_in_both_directions(dispute: Dispute, 
     world = dispute[0]
     gates = Gates(world)
     for flow in worlds.flows_through(*dispute, random.Random(seed), FLOWS):
-        for stage in asked(meaning.decide(world, flow)):
+        for stage in asked(oracle.decide(world, flow)):
             assert gates.walk(stage.gate, packet(flow))[0] == VERDICT[stage.action], (flow, stage)
             assert gates.walk(stage.gate, again(flow))[0] == VERDICT[stage.action], (flow, stage)
             if back := reply(flow):
@@ -150,7 +152,7 @@ def test_above_its_rate_a_limited_rule_matches_nothing_new(dispute: Dispute, see
     world = dispute[0]
     gates = Gates(world, over_limit=True)
     for flow in worlds.flows_through(*dispute, random.Random(seed), FLOWS):
-        for stage in asked(meaning.decide(unlimited(world), flow)):
+        for stage in asked(oracle.decide(unlimited(world), flow)):
             assert gates.walk(stage.gate, packet(flow))[0] == VERDICT[stage.action], (flow, stage)
 
 
@@ -160,7 +162,7 @@ def test_what_decides_leads_back_to_the_line_that_decides(dispute: Dispute, seed
     world = dispute[0]
     gates = Gates(world)
     for flow in worlds.flows_through(*dispute, random.Random(seed), FLOWS):
-        for stage in asked(meaning.decide(world, flow)):
+        for stage in asked(oracle.decide(world, flow)):
             comments = gates.walk(stage.gate, packet(flow))[1]
             told = comments[-1:]
             # A gate that lets everything pass is not compiled.
@@ -184,7 +186,7 @@ def test_lists_that_are_asked_one_after_the_other_mean_what_the_rules_do(
     world = dispute[0]
     gates, meant = Gates(world, over_limit=over), unlimited(world) if over else world
     for flow in worlds.flows_through(*dispute, random.Random(seed), FLOWS):
-        for stage in asked(meaning.decide(meant, flow)):
+        for stage in asked(oracle.decide(meant, flow)):
             said, comments = gates.walk(stage.gate, packet(flow))
             assert said == VERDICT[stage.action], (flow, stage)
             assert over or all(comment == commented(stage.origin) for comment in comments[-1:]), (flow, comments)
@@ -301,7 +303,7 @@ class Carrier:
 def test_the_tables_carry_exactly_the_flows_that_the_oracle_allows(world: World, seed: int) -> None:
     carrier = Carrier(world)
     for flow in routed(world, worlds.flows(world, random.Random(seed), FLOWS)):
-        assert carrier.carries(flow) is meaning.decide(world, flow).allowed, flow
+        assert carrier.carries(flow) is oracle.decide(world, flow).allowed, flow
 
 
 @settings(max_examples=40, deadline=None)
@@ -311,7 +313,7 @@ def test_a_live_flow_is_judged_again_as_if_it_were_new(world: World, seed: int) 
     for flow in routed(world, worlds.flows(world, random.Random(seed), FLOWS)):
         if not (begins(flow) and ends_exist(world, flow)):
             continue
-        allowed = meaning.decide(world, flow).allowed
+        allowed = oracle.decide(world, flow).allowed
         assert all(carrier.carries_back(flow, again(flow))) is allowed, flow
         if back := reply(flow):
             assert all(carrier.carries_back(flow, back)) is allowed, flow
@@ -324,7 +326,7 @@ def ends_exist(world: World, flow: Flow) -> bool:
             place.vpc is None or any(place.address in one.addresses for one in world.vpc(place.vpc).instances)
             for place in (flow.source, flow.destination)
         )
-        and "no address of the internet" not in meaning.decide(world, flow).stages[0].origin
+        and "no address of the internet" not in oracle.decide(world, flow).stages[0].origin
     )
 
 
@@ -528,13 +530,13 @@ def texts(world: World) -> list[str]:
 @given(worlds.worlds())
 def test_equal_worlds_compile_to_equal_text_also_when_read_back_from_the_state(world: World) -> None:
     assert texts(world) == texts(world)
-    kept = json.loads(json.dumps(spec.world_to_json(world), sort_keys=True))
-    assert texts(spec.world_from_json(kept)) == texts(world)
+    kept = json.loads(json.dumps(world_to_json(world), sort_keys=True))
+    assert texts(world_from_json(kept)) == texts(world)
 
 
 def compiled_document(document: dict) -> Compiled:
     """The ruleset of a small VPC with the policy of `document`."""
-    policy = spec.read_policies(document, "web.json")[0].policy
+    policy = read_policies(document, "web.json")[0].policy
     world = two_vpcs()
     subnet = dataclasses.replace(world.vpc("one").subnet("web"), policy=policy)
     return compile_vpc(world.with_vpc(world.vpc("one").with_subnet(subnet)), "one", OWNER)

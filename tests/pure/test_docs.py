@@ -12,14 +12,18 @@ from pathlib import Path
 import click
 import pytest
 
-from vpcctl import attachments, changes, plan, spec
+from tests.house import PACKAGES
 from vpcctl.cli import COMMANDS, commands
 from vpcctl.cli.session import EXIT_STATUSES
 from vpcctl.compiler import compile_vpc
 from vpcctl.compiler.hooks import BASE_CHAINS
-from vpcctl.compiler.host import host_table
-from vpcctl.model import Publication, World
+from vpcctl.compiler.host_table import host_table
+from vpcctl.documents import binding
+from vpcctl.documents.policies import read_policies
+from vpcctl.model import operations
+from vpcctl.model.network import Publication, World
 from vpcctl.names import TABLE
+from vpcctl.resources import plan
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -74,9 +78,9 @@ def anchors(text: str) -> set[str]:
 
 def world() -> World:
     """A VPC with all that makes chains of its own."""
-    made = changes.create_vpc(World(), "shop", ipaddress.ip_network("10.0.0.0/16"))
-    made = changes.create_subnet(made, "shop", "web", ipaddress.ip_network("10.0.1.0/24"), True, True, 1)
-    return changes.publish_port(made, "shop", Publication(6, 8080, "web", 80))
+    made = operations.create_vpc(World(), "shop", ipaddress.ip_network("10.0.0.0/16"))
+    made = operations.create_subnet(made, "shop", "web", ipaddress.ip_network("10.0.1.0/24"), True, True, 1)
+    return operations.publish_port(made, "shop", Publication(6, 8080, "web", 80))
 
 
 def test_the_table_of_base_chains_is_that_of_the_compiler() -> None:
@@ -106,11 +110,11 @@ def test_the_base_chains_outside_that_table_are_named_beside_it() -> None:
 
 def furnished() -> World:
     """The same with a peer, and with policies that have every kind of rule."""
-    made = changes.create_vpc(world(), "billing", ipaddress.ip_network("10.50.0.0/16"))
-    made = changes.create_peering(made, "shop", "billing")
+    made = operations.create_vpc(world(), "billing", ipaddress.ip_network("10.50.0.0/16"))
+    made = operations.create_peering(made, "shop", "billing")
     rules = [{"action": "allow", "log": True}, {"action": "reject"}, {"action": "allow", "limit": "1/second"}]
-    found = spec.read_policies({"subnet": "web", "ingress": rules, "egress": rules}, "web.json")
-    return attachments.attach(made, found, "shop", None)[0]
+    found = read_policies({"subnet": "web", "ingress": rules, "egress": rules}, "web.json")
+    return binding.attach(made, found, "shop", None)[0]
 
 
 def test_every_chain_of_the_compiler_is_told_of() -> None:
@@ -140,17 +144,13 @@ def test_the_order_of_creation_is_that_of_the_plan() -> None:
     assert re.findall(r"`(\w+)`", text) == [kind.__name__ for kind in plan.ORDER]
 
 
-def test_the_table_of_modules_has_every_module() -> None:
+def test_the_table_of_packages_has_every_package_in_its_order() -> None:
     text = page("docs/architecture.md")
-    modules = [path for path in (ROOT / "vpcctl").rglob("*.py") if not path.name.startswith("__")]
-    packages = re.findall(r"`((?:\w+/)+)`", text)
-    missing = [
-        name
-        for path in modules
-        if f"`{(name := path.relative_to(ROOT / 'vpcctl').as_posix())}`" not in text
-        and not any(name.startswith(package) for package in packages)
-    ]
-    assert missing == []
+    rows = table(text, "package")
+    assert tuple(name.strip("/") for name, _ in rows) == PACKAGES
+    for package in ("model", "documents", "compiler", "analysis", "resources", "engine"):
+        modules = {path.stem for path in (ROOT / "vpcctl" / package).glob("*.py")} - {"__init__"}
+        assert modules <= set(re.findall(r"`(\w+)`", text)), package
 
 
 def test_the_exit_statuses_are_those_of_the_program() -> None:

@@ -18,16 +18,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vpcctl.doctor import foreign_firewalls, legacy_tables, link_managers, prefix_overlaps, state_directory, system
+from vpcctl.doctor.apart import apart
+from vpcctl.doctor.finding import Finding, worst_first
+from vpcctl.doctor.foreign_firewalls import Passage
+from vpcctl.doctor.hook_verdicts import BaseChain, Listing
+from vpcctl.doctor.rule_matches import ABSENT, UNKNOWN, SamplePacket, match, value
+from vpcctl.doctor.rule_texts import rule_texts
+from vpcctl.engine.state import State, Store
 from vpcctl.errors import KernelError
-from vpcctl.kernel.examination import legacy, machine, managers, passage, prefixes, record
-from vpcctl.kernel.examination.apart import apart
-from vpcctl.kernel.examination.finding import Finding, worst_first
-from vpcctl.kernel.examination.hooks import BaseChain, Listing
-from vpcctl.kernel.examination.matches import ABSENT, UNKNOWN, Packet, match, value
-from vpcctl.kernel.examination.passage import Passage
-from vpcctl.kernel.examination.rules import rule_texts
-from vpcctl.model import Instance, Subnet, Vpc, World
-from vpcctl.state import State, Store
+from vpcctl.model.network import Instance, Subnet, Vpc, World
 
 FIREWALLS = Path(__file__).parents[1] / "firewalls"
 SHOP = Passage("vpc-shop", IPv4Address("100.64.0.1"), "eth0")
@@ -35,8 +35,8 @@ BLUE = Passage("vpc-blue", IPv4Address("100.64.0.5"), "eth0")
 TRANSIT = "100.64.0.0/16"
 
 UPLINK = IPv4Address("100.64.0.1")
-OUT = Packet("vpc-shop", "eth0", UPLINK, None, "tcp", 443, UPLINK)
-BACK = Packet("eth0", "vpc-shop", None, UPLINK, "tcp", 443, UPLINK, True, passage.ANSWERED)
+OUT = SamplePacket("vpc-shop", "eth0", UPLINK, None, "tcp", 443, UPLINK)
+BACK = SamplePacket("eth0", "vpc-shop", None, UPLINK, "tcp", 443, UPLINK, True, foreign_firewalls.ANSWERED)
 
 Rule = list[dict[str, Any]]
 
@@ -50,7 +50,7 @@ def firewall(name: str) -> Listing:
 def examined(listing: Listing, *passages: Passage, **tools: str) -> list[Finding]:
     """`tools` as those of `host.tools`, with underscores."""
     named = {kind.replace("_", "-"): name for kind, name in tools.items()}
-    return passage.findings(listing, {("inet", "vpcctl")}, passages or (SHOP,), TRANSIT, named)
+    return foreign_firewalls.findings(listing, {("inet", "vpcctl")}, passages or (SHOP,), TRANSIT, named)
 
 
 def severities(findings: list[Finding]) -> list[str]:
@@ -90,14 +90,16 @@ ACCEPT, DROP, RETURN = ({word: None} for word in ("accept", "drop", "return"))
 RIDDLE = {"match": {"op": "==", "left": {"osf": {"key": "name"}}, "right": "Linux"}}
 
 
-def decided(*objects: dict[str, Any], packet: Packet = OUT) -> str:
+def decided(*objects: dict[str, Any], packet: SamplePacket = OUT) -> str:
     """What the one base chain of these objects does."""
     listing = Listing(objects)
     [hooked] = listing.on("forward")
     return listing.decide(hooked, packet).verdict
 
 
-def matched(statement: dict[str, Any], packet: Packet = OUT, sets: Mapping[str, list] | None = None) -> bool | None:
+def matched(
+    statement: dict[str, Any], packet: SamplePacket = OUT, sets: Mapping[str, list] | None = None
+) -> bool | None:
     return match(statement["match"], packet, sets or {})
 
 
@@ -213,7 +215,7 @@ def test_a_drop_before_or_after_the_forward_hook_counts_too(hook: str, command: 
     [found] = examined(Listing(objects))
     assert (found.severity, found.commands) == ("fatal", (command,))
     [hooked] = Listing(objects).on(hook)
-    opening = passage._openings(hooked, {passage.OUT}, TRANSIT)[0].json
+    opening = foreign_firewalls._openings(hooked, {foreign_firewalls.OUT}, TRANSIT)[0].json
     assert severities(examined(Listing(objects).with_rule(hooked, "bogons", [opening, ACCEPT]))) == ["ok"]
 
 
@@ -256,7 +258,7 @@ def test_an_answer_has_to_leave_for_the_uplink_too() -> None:
 def test_our_own_tables_are_not_judged() -> None:
     objects = [base(table="vpcctl", policy="drop")]
     assert severities(examined(Listing(objects))) == ["ok"]
-    assert severities(passage.findings(Listing(objects), (), (SHOP,), TRANSIT)) == ["fatal"]
+    assert severities(foreign_firewalls.findings(Listing(objects), (), (SHOP,), TRANSIT)) == ["fatal"]
 
 
 def test_a_published_port_has_to_get_in() -> None:
@@ -570,7 +572,7 @@ def test_a_named_set_is_looked_up_and_one_of_several_fields_needs_all_of_them() 
 
 
 def test_a_field_that_the_packet_has_not_makes_every_match_false() -> None:
-    ping = Packet("vpc-shop", "eth0", IPv4Address("100.64.0.1"), None, "icmp")
+    ping = SamplePacket("vpc-shop", "eth0", IPv4Address("100.64.0.1"), None, "icmp")
     for op in ("==", "!=", "<"):
         assert matched(header("tcp", "dport", 443, op), ping) is False
         assert matched(header("tcp", "dport", {"set": [443]}, op), ping) is (None if op == "<" else False)
@@ -584,33 +586,33 @@ def test_a_field_that_the_packet_has_not_makes_every_match_false() -> None:
 def entry(target: bytes, come: bytes = b"", go: bytes = b"", matches: bytes = b"", inverted: int = 0) -> bytes:
     """One struct ipt_entry; names end with a zero unless they stand for all that begin so."""
     masks = [b"\xff" * len(one) for one in (come, go)]
-    head = legacy.ENTRY.pack(
+    head = legacy_tables.ENTRY.pack(
         *[bytes(4)] * 4, come, go, *masks, 0, 0, inverted, 0,
-        legacy.ENTRY.size + len(matches), legacy.ENTRY.size + len(matches) + len(target), 0, 0, 0,
+        legacy_tables.ENTRY.size + len(matches), legacy_tables.ENTRY.size + len(matches) + len(target), 0, 0, 0,
     )  # fmt: skip
     return head + matches + target
 
 
 def standard(verdict: int) -> bytes:
-    return legacy.EXTENSION.pack(40, b"", 0) + struct.pack("=i4x", verdict)
+    return legacy_tables.EXTENSION.pack(40, b"", 0) + struct.pack("=i4x", verdict)
 
 
 def error(name: bytes) -> bytes:
-    return legacy.EXTENSION.pack(64, b"ERROR", 0) + name.ljust(32, b"\0")
+    return legacy_tables.EXTENSION.pack(64, b"ERROR", 0) + name.ljust(32, b"\0")
 
 
 def states(mask: int, revision: int = 3, asked: int = 1) -> bytes:
     data = bytearray(160)
-    legacy.CONNTRACK.pack_into(data, legacy.CONNTRACK_AT, asked, 0, mask)
-    return legacy.EXTENSION.pack(192, b"conntrack", revision) + bytes(data)
+    legacy_tables.CONNTRACK.pack_into(data, legacy_tables.CONNTRACK_AT, asked, 0, mask)
+    return legacy_tables.EXTENSION.pack(192, b"conntrack", revision) + bytes(data)
 
 
 def legacy_table(*rules: bytes, policy: int = -1, chains: bytes = b"") -> Listing:
     """A table `filter` with one chain FORWARD."""
     body = b"".join(rules)
     block = body + entry(standard(policy)) + chains + entry(error(b"ERROR"))
-    table = legacy.Table("filter", {"forward": 0}, {"forward": len(body)}, block)
-    return Listing(list(legacy.listing(table)))
+    table = legacy_tables.LegacyTable("filter", {"forward": 0}, {"forward": len(body)}, block)
+    return Listing(list(legacy_tables.listing(table)))
 
 
 def test_a_legacy_tables_policy_counts() -> None:
@@ -656,17 +658,17 @@ def test_a_legacy_jump_goes_to_the_chain_of_its_offset() -> None:
 
 
 def test_where_there_are_no_legacy_tables_none_is_asked_for(tmp_path: Path) -> None:
-    assert legacy.table_names(tmp_path) == []
+    assert legacy_tables.table_names(tmp_path) == []
     (tmp_path / "net").mkdir()
     (tmp_path / "net/ip_tables_names").write_text("filter\nnat\n")
-    assert legacy.table_names(tmp_path) == ["filter", "nat"]
+    assert legacy_tables.table_names(tmp_path) == ["filter", "nat"]
 
 
 # --- Prefixes ---------------------------------------------------------------------------------------------------------
 
 
-def reached(prefix: str) -> list[prefixes.Reached]:
-    return [prefixes.Reached(IPv4Network(prefix), "tun0", f"route to {prefix}")]
+def reached(prefix: str) -> list[prefix_overlaps.Reached]:
+    return [prefix_overlaps.Reached(IPv4Network(prefix), "tun0", f"route to {prefix}")]
 
 
 def shop() -> World:
@@ -688,7 +690,7 @@ def shop() -> World:
     ],
 )
 def test_a_prefix_that_the_host_has_too_is_found(world: World, prefix: str, severity: str) -> None:
-    [found] = prefixes.findings(world, reached(prefix))
+    [found] = prefix_overlaps.findings(world, reached(prefix))
     assert found.severity == severity
     assert (prefix in found.what) == (severity != "ok")
 
@@ -700,7 +702,7 @@ def files(root: Path, contents: Mapping[str, str]) -> list[Finding]:
     for name, text in contents.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
-    return list(managers.findings(root))
+    return list(link_managers.findings(root))
 
 
 NM, NETWORKD, UDEV = "run/NetworkManager/x", "run/systemd/netif/x", "run/udev/control"
@@ -787,28 +789,28 @@ def test_connection_tracking_that_is_nearly_full_or_slow_is_found(
 ) -> None:
     root = sysctls(tmp_path, nf_conntrack_max=most, nf_conntrack_buckets=buckets, nf_conntrack_count=count,
                    nf_conntrack_tcp_loose=1)  # fmt: skip
-    assert severities(list(machine.connection_tracking(World(), root))) == expected
+    assert severities(list(system.connection_tracking(World(), root))) == expected
 
 
 def test_a_hidden_setting_of_connection_tracking_is_noted(tmp_path: Path) -> None:
     root = sysctls(tmp_path, nf_conntrack_max=1000, nf_conntrack_count=1)
-    found = list(machine.connection_tracking(World(), root))
+    found = list(system.connection_tracking(World(), root))
     assert severities(found) == ["ok", "note"]
     assert "tcp_loose" in found[1].what
-    assert severities(list(machine.connection_tracking(World(), tmp_path / "nothing"))) == ["note"]
+    assert severities(list(system.connection_tracking(World(), tmp_path / "nothing"))) == ["note"]
 
 
 @pytest.mark.parametrize(("most", "expected"), [(1, ["warning"]), (1024, ["ok"])])
 def test_a_neighbour_table_that_is_too_small_for_the_instances_is_found(
     tmp_path: Path, most: int, expected: list[str]
 ) -> None:
-    found = list(machine.neighbours(shop(), sysctls(tmp_path, gc_thresh3=most)))
+    found = list(system.neighbours(shop(), sysctls(tmp_path, gc_thresh3=most)))
     assert severities(found) == expected
     assert bool(found[0].commands) == (expected == ["warning"])
 
 
 def test_an_old_python_is_fatal() -> None:
-    assert severities([*machine.python((3, 10, 14)), *machine.python((3, 11, 0)), *machine.python()]) == [
+    assert severities([*system.python((3, 10, 14)), *system.python((3, 11, 0)), *system.python()]) == [
         "fatal",
         "ok",
         "ok",
@@ -817,15 +819,15 @@ def test_an_old_python_is_fatal() -> None:
 
 def test_a_run_netns_that_is_no_directory_or_open_to_all_is_found(tmp_path: Path) -> None:
     place = tmp_path / "netns"
-    assert severities(list(machine.named_namespaces(place))) == ["ok"]
+    assert severities(list(system.named_namespaces(place))) == ["ok"]
     place.mkdir(mode=0o755)
-    assert severities(list(machine.named_namespaces(place))) == ["ok"]
+    assert severities(list(system.named_namespaces(place))) == ["ok"]
     place.chmod(0o777)
-    [found] = machine.named_namespaces(place)
+    [found] = system.named_namespaces(place)
     assert (found.severity, found.commands) == ("warning", (f"chmod go-w {place}",))
     place.rmdir()
     place.write_text("")
-    assert severities(list(machine.named_namespaces(place))) == ["fatal"]
+    assert severities(list(system.named_namespaces(place))) == ["fatal"]
 
 
 # --- The record -------------------------------------------------------------------------------------------------------
@@ -840,26 +842,26 @@ def stored(directory: Path, **changes: Any) -> Store:
 
 def test_a_record_that_is_shut_and_whole_is_fine(tmp_path: Path) -> None:
     store = stored(tmp_path / "state")
-    state, found = record.read(store)
+    state, found = state_directory.read(store)
     assert (found, state is not None) == ([], True)
-    assert severities(list(record.standing(state, "this boot", store))) == ["ok"]
+    assert severities(list(state_directory.standing(state, "this boot", store))) == ["ok"]
 
 
 def test_a_record_that_others_can_read_is_found_and_shut_by_the_remedy(tmp_path: Path) -> None:
     store = stored(tmp_path / "it's state")
     store.directory.chmod(0o755)
     (store.directory / "state.json").chmod(0o644)
-    _, found = record.read(store)
+    _, found = state_directory.read(store)
     assert severities(found) == ["warning", "warning"]
     for one in found:
         assert os.system(one.commands[0]) == 0
-    assert record.read(store)[1] == []
+    assert state_directory.read(store)[1] == []
 
 
 def test_a_directory_that_is_a_link_is_found(tmp_path: Path) -> None:
     stored(tmp_path / "state")
     (tmp_path / "link").symlink_to(tmp_path / "state")
-    state, found = record.read(Store(tmp_path / "link"))
+    state, found = state_directory.read(Store(tmp_path / "link"))
     assert (state, set(severities(found))) == (None, {"fatal"})
 
 
@@ -867,23 +869,23 @@ def test_a_damaged_record_is_fatal(tmp_path: Path) -> None:
     store = stored(tmp_path / "state")
     file = store.directory / "state.json"
     file.write_text(file.read_text().replace("abcd1234", "abcd1235"))
-    state, found = record.read(store)
+    state, found = state_directory.read(store)
     assert (state, severities(found)) == (None, ["fatal"])
     assert "checksum" in found[0].what
 
 
 def test_an_unfinished_command_and_another_boot_ask_for_repair(tmp_path: Path) -> None:
-    from vpcctl.items import Namespace
+    from vpcctl.resources.kinds import Namespace
 
     store = Store(tmp_path)
     made = State(
         "abcd1234", "this boot", 3, shop(), {"shop": (Namespace("shop-router", "vpcctl/abcd1234/shop/router"),)}
     )
-    assert severities(list(record.standing(made, "this boot", store))) == ["ok"]
-    [found] = record.standing(made, "another boot", store)
+    assert severities(list(state_directory.standing(made, "this boot", store))) == ["ok"]
+    [found] = state_directory.standing(made, "another boot", store)
     assert (found.severity, found.commands) == ("fatal", (f"vpcctl --state-dir {tmp_path} repair",))
     pending = State("abcd1234", "this boot", 3, shop(), made.record, World())
-    assert severities(list(record.standing(pending, "this boot", store))) == ["warning"]
+    assert severities(list(state_directory.standing(pending, "this boot", store))) == ["warning"]
 
 
 def test_objects_of_another_state_are_strays() -> None:
@@ -891,10 +893,10 @@ def test_objects_of_another_state_are_strays() -> None:
         ("link vpc-a", "vpcctl/abcd1234/a/uplink", "x"),
         ("link vpc-b", "vpcctl/ffff0000/b/uplink", "remove b"),
     )
-    assert list(record.strays("abcd1234", True, [mine], Path("/s"))) == []
-    [found] = record.strays("abcd1234", True, [mine, other], Path("/s"))
+    assert list(state_directory.strays("abcd1234", True, [mine], Path("/s"))) == []
+    [found] = state_directory.strays("abcd1234", True, [mine, other], Path("/s"))
     assert (found.commands, "link vpc-b is of state ffff0000" in found.what) == (("remove b",), True)
-    [found] = record.strays("0000aaaa", False, [mine, other], Path("/s"))
+    [found] = state_directory.strays("0000aaaa", False, [mine, other], Path("/s"))
     assert "link vpc-a, link vpc-b are of state abcd1234, ffff0000, and there is no record in /s" in found.what
 
 

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 
 from tests.story import told
 from tests.tracer import Tracer
-from vpcctl import attachments, documents, spec
 from vpcctl.compiler import compile_vpc
+from vpcctl.documents import binding, reading
+from vpcctl.documents.environment import read_environment
+from vpcctl.documents.fastpath import plainly_valid, without_plain_parts
+from vpcctl.documents.policies import read_policies
 from vpcctl.errors import DocumentError, Problem
-from vpcctl.model import World
-from vpcctl.plain import plainly_valid, without_plain_parts
+from vpcctl.model.network import World
 
 WHOLE = {
     "vpc": "one",
@@ -136,24 +138,24 @@ def compiles(world: World) -> None:
 @given(st.randoms(use_true_random=True))
 def test_a_distorted_policy_is_compiled_or_refused_and_nothing_else(chance: random.Random) -> None:
     document = distorted(WHOLE, chance)
-    found, problems = refusal(lambda: spec.read_policies(document, "web.json"))
+    found, problems = refusal(lambda: read_policies(document, "web.json"))
     for problem in problems:
         assert problem.file == "web.json"
         assert points_into(problem.pointer, document), (problem, document)
     if not problems:
-        attached, _ = refusal(lambda: attachments.attach(told("create its private subnet db"), found))
+        attached, _ = refusal(lambda: binding.attach(told("create its private subnet db"), found))
         if attached:
             compiles(attached[0])
 
 
 def test_a_set_without_a_name_is_refused_by_its_place() -> None:
-    _, problems = refusal(lambda: spec.read_policies({"sets": {"": []}, "policies": []}, "web.json"))
+    _, problems = refusal(lambda: read_policies({"sets": {"": []}, "policies": []}, "web.json"))
     assert [problem.pointer for problem in problems] == ["/sets/"]
 
 
 def test_a_set_that_is_named_like_a_field_is_a_set_like_others() -> None:
     document = {"sets": {"action": "x", "protocol": 5, "port": ["10.0.0.1/28"]}, "policies": []}
-    _, problems = refusal(lambda: spec.read_policies(document, "web.json"))
+    _, problems = refusal(lambda: read_policies(document, "web.json"))
     assert [problem.pointer for problem in problems] == ["/sets/action", "/sets/protocol", "/sets/port/0"]
 
 
@@ -166,7 +168,7 @@ def test_a_distorted_environment_is_compiled_or_refused_and_nothing_else(chance:
         return {"ingress": []}, path
 
     document = distorted(ENVIRONMENT, chance)
-    world, problems = refusal(lambda: spec.read_environment(document, "shop.json", load))
+    world, problems = refusal(lambda: read_environment(document, "shop.json", load))
     if not problems:
         compiles(world)
 
@@ -174,7 +176,7 @@ def test_a_distorted_environment_is_compiled_or_refused_and_nothing_else(chance:
 def test_ports_that_are_whole_numbers_are_numbers_wherever_they_stand() -> None:
     document = copy.deepcopy(ENVIRONMENT)
     document["vpcs"][0]["publish"] = [{"protocol": "tcp", "port": 8080.0, "instance": "web", "target_port": 80.0}]
-    world = spec.read_environment(document, "shop.json", lambda path: ({"ingress": []}, path))
+    world = read_environment(document, "shop.json", lambda path: ({"ingress": []}, path))
     compiles(world)
     assert str(world.vpcs[0].publications[0].port) == "8080"
 
@@ -201,7 +203,7 @@ def points_into(pointer: str, document: Any) -> bool:
 def test_what_is_plainly_valid_is_valid_by_the_schema(chance: random.Random) -> None:
     document = distorted(chance.choice([WHOLE, *WHOLE["policies"]]), chance)
     if plainly_valid(document):
-        assert documents.structure_problems(document, "policy", "web.json") == []
+        assert reading.structure_problems(document, "policy", "web.json") == []
 
 
 @settings(max_examples=100, deadline=None)
@@ -209,8 +211,7 @@ def test_what_is_plainly_valid_is_valid_by_the_schema(chance: random.Random) -> 
 def test_an_environment_without_its_plain_parts_has_the_same_problems(chance: random.Random) -> None:
     document = distorted(ENVIRONMENT, chance)
     whole, rest = (
-        documents.structure_problems(one, "environment", "shop.json")
-        for one in (document, without_plain_parts(document))
+        reading.structure_problems(one, "environment", "shop.json") for one in (document, without_plain_parts(document))
     )
     assert rest == whole
 
@@ -230,7 +231,7 @@ def test_what_belongs_to_a_policy_is_refused_beside_policies(field: str) -> None
     """It would mean nothing there."""
     value = {"subnet": "web", "default": {}}.get(field, [])
     with pytest.raises(DocumentError, match=f"web.json#/{field}: unknown field '{field}'"):
-        spec.read_policies({"policies": [{"subnet": "web", "ingress": []}], field: value}, "web.json")
+        read_policies({"policies": [{"subnet": "web", "ingress": []}], field: value}, "web.json")
 
 
 def test_a_plain_policy_is_plainly_valid() -> None:
@@ -242,7 +243,7 @@ def test_a_plain_policy_is_plainly_valid() -> None:
 def test_a_newline_at_the_end_of_a_word_is_no_part_of_it(text: str) -> None:
     for field in ("limit", "protocol", "source", "destination"):
         with pytest.raises(DocumentError, match=f"/ingress/0/{field}: .* is not "):
-            spec.read_policies({"ingress": [{"action": "allow", field: text}]}, "web.json")
+            read_policies({"ingress": [{"action": "allow", field: text}]}, "web.json")
 
 
 # -- JSON itself ---------------------------------------------------------------------------------------------------
@@ -251,7 +252,7 @@ def test_a_newline_at_the_end_of_a_word_is_no_part_of_it(text: str) -> None:
 @settings(max_examples=150, deadline=None)
 @given(st.text(max_size=40) | st.binary(max_size=40).map(lambda data: data.decode("latin-1")))
 def test_any_text_is_a_document_or_a_document_error(text: str) -> None:
-    _, problems = refusal(lambda: documents.parse(text, "web.json"))
+    _, problems = refusal(lambda: reading.parse(text, "web.json"))
     assert all(problem.file == "web.json" for problem in problems)
     if not problems:
         json.loads(text)
@@ -275,12 +276,12 @@ def test_any_text_is_a_document_or_a_document_error(text: str) -> None:
 )
 def test_what_is_no_json_of_ours_is_refused_with_its_place(text: str, words: str) -> None:
     with pytest.raises(DocumentError, match=words):
-        documents.parse(text, "web.json")
+        reading.parse(text, "web.json")
 
 
 def test_all_keys_that_stand_twice_are_told_at_once() -> None:
     with pytest.raises(DocumentError) as caught:
-        documents.parse('{"a": {"b": 1, "b": 2}, "c": 1, "c": 2}', "web.json")
+        reading.parse('{"a": {"b": 1, "b": 2}, "c": 1, "c": 2}', "web.json")
     assert [problem.pointer for problem in caught.value.problems] == ["/c", "/a/b"]
 
 
@@ -294,14 +295,14 @@ json_values = st.recursive(
 @settings(max_examples=100, deadline=None)
 @given(json_values)
 def test_json_without_ambiguity_is_read_as_it_is(value: Any) -> None:
-    assert documents.parse(json.dumps(value), "web.json") == value
+    assert reading.parse(json.dumps(value), "web.json") == value
 
 
 @settings(max_examples=100, deadline=None)
 @given(json_values)
 def test_no_json_value_at_all_breaks_a_schema(value: Any) -> None:
-    for schema in documents.SCHEMAS:
-        for problem in documents.structure_problems(value, schema, "web.json"):
+    for schema in reading.SCHEMAS:
+        for problem in reading.structure_problems(value, schema, "web.json"):
             assert points_into(problem.pointer, value)
 
 
@@ -310,26 +311,26 @@ def test_no_json_value_at_all_breaks_a_schema(value: Any) -> None:
 
 @pytest.mark.parametrize(("key", "escaped"), [("a", "a"), ("a/b", "a~1b"), ("a~b", "a~0b"), ("~1", "~01"), ("", "")])
 def test_keys_are_escaped_in_pointers(key: str, escaped: str) -> None:
-    assert documents.escape(key) == escaped
+    assert reading.escape(key) == escaped
 
 
 def test_a_hint_names_the_nearest_word_or_all_of_them() -> None:
-    assert documents.nearest("alow", ["allow", "deny"]) == "did you mean 'allow'?"
-    assert documents.nearest("xyz", ["allow", "deny"]) == "expected: allow, deny"
+    assert reading.nearest("alow", ["allow", "deny"]) == "did you mean 'allow'?"
+    assert reading.nearest("xyz", ["allow", "deny"]) == "expected: allow, deny"
 
 
 def test_long_values_are_quoted_short() -> None:
-    assert documents.quote("ü") == '"ü"'
-    quoted = documents.quote("x" * 1000)
-    assert len(quoted) == documents.LONGEST_QUOTE
+    assert reading.quote("ü") == '"ü"'
+    quoted = reading.quote("x" * 1000)
+    assert len(quoted) == reading.LONGEST_QUOTE
     assert quoted.endswith("…")
 
 
-@pytest.mark.parametrize("name", documents.SCHEMAS)
+@pytest.mark.parametrize("name", reading.SCHEMAS)
 def test_the_schemas_are_schemas_whose_objects_are_closed(name: str) -> None:
     from jsonschema import Draft202012Validator
 
-    schema = documents.load_schema(name)
+    schema = reading.load_schema(name)
     Draft202012Validator.check_schema(schema)
     for part in _holders(schema):
         if isinstance(part, dict) and isinstance(part.get("properties"), dict) and part.get("type") == "object":

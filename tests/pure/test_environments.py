@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from tests import worlds
 from vpcctl import names
-from vpcctl.environments import Step, exported, merged, object_changes, same_words, steps, toward
+from vpcctl.documents.diff import Step, exported, merged, object_changes, same_words, steps, toward
+from vpcctl.documents.environment import read_environment
 from vpcctl.errors import ConflictError, DocumentError
-from vpcctl.model import Instance, Peering, Publication, Subnet, Vpc, World
-from vpcctl.policy import TCP
-from vpcctl.spec import read_environment
+from vpcctl.model.network import Instance, Peering, Publication, Subnet, Vpc, World
+from vpcctl.model.policy import TCP
 
 FILE = "environment.json"
 SERIAL = 7

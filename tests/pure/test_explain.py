@@ -11,18 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import words, worlds
-from vpcctl import meaning, space, spec
+from vpcctl.analysis import packetset
+from vpcctl.analysis.explain import ALLOW, DENY, PARTLY, answer_to_json, ask, matrix
+from vpcctl.analysis.packetset import NOTHING, Space
+from vpcctl.analysis.query import parse_service
+from vpcctl.analysis.reachability import FLOWS, Reach
+from vpcctl.analysis.witnesses import witnesses
 from vpcctl.compiler.gates import REPLY_TYPE
+from vpcctl.documents.environment import read_environment
+from vpcctl.documents.policies import read_policy
 from vpcctl.errors import ConflictError, DocumentError
-from vpcctl.explain import ALLOW, DENY, PARTLY, answer_to_json, ask, matrix
-from vpcctl.host import NO_HOST, Host
-from vpcctl.meaning import Flow, Place
-from vpcctl.model import World
-from vpcctl.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS, Action
-from vpcctl.questions import parse_service
-from vpcctl.reach import FLOWS, Reach
-from vpcctl.space import NOTHING, Space
-from vpcctl.witnesses import witnesses
+from vpcctl.model import oracle
+from vpcctl.model.host import NO_HOST, Host
+from vpcctl.model.network import World
+from vpcctl.model.oracle import Flow, Place
+from vpcctl.model.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS, Action
 
 FLOWS_ASKED = 25
 
@@ -64,7 +67,7 @@ def test_a_flow_is_judged_stage_by_stage_as_the_oracle_judges_it(world: World, h
     for flow in worlds.flows(world, random.Random(seed), FLOWS_ASKED):
         if not can_be_asked(world, flow):
             continue
-        decision = meaning.decide(world, flow, host)
+        decision = oracle.decide(world, flow, host)
         answer = ask(reach, *question(flow))
         assert answer.verdict == (ALLOW if decision.allowed else DENY), flow
         assert line_of(answer.deciding.origin) == line_of(decision.stages[-1].origin), flow
@@ -149,13 +152,13 @@ def test_what_passes_is_what_the_space_says_of_what_was_asked(case: tuple[Reach,
 def test_witnesses_of_an_answer_are_flows_that_the_oracle_judges_so(case: tuple[Reach, str, str, str]) -> None:
     reach, source, destination, service = case
     for flow, passes in witnesses(reach, ask(reach, source, destination, service), ipaddress.ip_address("203.0.113.7")):
-        assert meaning.decide(reach.world, flow, reach.host).allowed is passes, flow
+        assert oracle.decide(reach.world, flow, reach.host).allowed is passes, flow
         assert (flow.protocol != 0, flow.port != 0, flow.source != flow.destination) == (True, True, True)
 
 
 def test_port_0_alone_is_no_witness() -> None:
     rules = [{"action": "allow", "protocol": "tcp", "port": "1-65535"}, {"action": "deny", "protocol": "tcp"}]
-    policy = spec.read_policy({"ingress": rules}, "web.json", "")
+    policy = read_policy({"ingress": rules}, "web.json", "")
     members = tuple(worlds.instance("alpha", name, text) for name, text in (("one", "10.0.0.2"), ("two", "10.0.0.3")))
     subnet = worlds.Subnet("web", (ipaddress.ip_network("10.0.0.0/28"),), True, False, members, policy)
     reach = Reach(World((worlds.Vpc("alpha", (ipaddress.ip_network("10.0.0.0/26"),), 0, (subnet,)),)))
@@ -207,7 +210,7 @@ def shop(host: Host = NO_HOST) -> Reach:
         ],
         "peerings": [["shop", "billing"]],
     }  # fmt: skip
-    return Reach(spec.read_environment(document, "env.json", json.loads), host)
+    return Reach(read_environment(document, "env.json", json.loads), host)
 
 
 POLICY = "env.json#/vpcs/0/subnets/1/policy"
@@ -418,7 +421,7 @@ def test_the_name_of_an_instance_wins_over_that_of_a_subnet() -> None:
     assert str(ask(reach, "shop/web", "shop/db", "any").source.single) == "10.0.1.2"
     whole = ask(reach, "shop/db", "shop/web", "any").source
     assert whole.single is None
-    assert whole.addresses == (space.interval(ipaddress.ip_network("10.0.3.0/24")),)
+    assert whole.addresses == (packetset.interval(ipaddress.ip_network("10.0.3.0/24")),)
 
 
 @pytest.mark.parametrize(
@@ -514,7 +517,7 @@ def test_both_ip_versions_of_an_instance_are_one_question() -> None:
     """A rule for each version allows all there is: a packet with one address of each does not exist."""
     here, there = ("10.0.0.2", "2001:db8:0:a::2"), ("10.0.0.3", "2001:db8:0:a::3")
     both = [{"action": "allow", "source": one, "destination": other} for one, other in zip(here, there, strict=True)]
-    policy = spec.read_policy({"ingress": both}, "web.json", "")
+    policy = read_policy({"ingress": both}, "web.json", "")
     members = tuple(worlds.instance("alpha", name, *found) for name, found in (("one", here), ("two", there)))
     prefixes = tuple(map(ipaddress.ip_network, ("10.0.0.0/28", "2001:db8:0:a::/120")))
     subnet = worlds.Subnet("web", prefixes, True, False, members, policy)

@@ -19,10 +19,11 @@ from typing import Any
 import pytest
 
 from tests.story import told
-from vpcctl import files, reconciler
+from vpcctl.documents import files
+from vpcctl.engine import reconciler
+from vpcctl.engine.state import LOCK_FILE, STATE_FILE, Store
 from vpcctl.errors import DocumentError, StateError
-from vpcctl.kernel.fake import FakeKernel
-from vpcctl.state import LOCK_FILE, STATE_FILE, Store
+from vpcctl.resources.fake import FakeKernel
 
 # Enough for every command of these tests, and far less than what a file without an end would take.
 MEMORY = 1 << 30
@@ -316,7 +317,7 @@ RECORD_KINDS = ["fifo", "directory", "socket", "device", "loop", "zero", "claims
 LOCKED = """
 import pathlib, sys
 from vpcctl.errors import VpcctlError
-from vpcctl.state import Store
+from vpcctl.engine.state import Store
 try:
     with Store(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])).locked() as writer:
         getattr(writer, sys.argv[3])()
@@ -444,7 +445,7 @@ def test_json_that_takes_a_parser_apart_is_refused_in_short_sentences(folder: Pa
 @pytest.mark.parametrize("field", ["protocol", "port", "icmp_type", "limit", "source"])
 @pytest.mark.parametrize("value", ["9" * 6000, "9" * 8_000_000, "\ud800", "\0", "1-" + "9" * 6000])
 def test_a_word_that_takes_a_parser_apart_is_refused(field: str, value: str) -> None:
-    from vpcctl.spec import read_policies
+    from vpcctl.documents.policies import read_policies
 
     with pytest.raises(DocumentError) as caught:
         read_policies({"ingress": [{"action": "allow", field: value}]}, "web.json")

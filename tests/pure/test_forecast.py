@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import words, worlds
-from vpcctl import spec
-from vpcctl.forecast import Forecast, forecast
-from vpcctl.model import World
-from vpcctl.reach import Reach, changes
-from vpcctl.space import NOTHING, Space
-from vpcctl.wording import Line
+from vpcctl.analysis.impact import Forecast, forecast
+from vpcctl.analysis.packetset import NOTHING, Space
+from vpcctl.analysis.reachability import Reach, changes
+from vpcctl.analysis.rendering import Line
+from vpcctl.documents.environment import read_environment
+from vpcctl.model.network import World
 
 SSH = {"protocol": "tcp", "port": 22}
 HTTP = {"protocol": "tcp", "port": 80}
@@ -38,7 +38,7 @@ def environment(web: dict | None = None, **more: object) -> World:
             "publish": more.get("publish", [])}  # fmt: skip
     billing = {"name": "billing", "cidr": "10.1.0.0/16", "subnets": [more.get("api", subnet("api", "10.1.0.0/24"))]}
     document = {"vpcs": [shop, billing], "peerings": more.get("peerings", [["shop", "billing"]])}
-    return spec.read_environment(document, "env.json", json.loads)
+    return read_environment(document, "env.json", json.loads)
 
 
 def told(before: World, after: World) -> tuple[list[str], list[str]]:

@@ -6,10 +6,11 @@ import dataclasses
 
 import pytest
 
-from vpcctl import generations, space
-from vpcctl.items import Ruleset
-from vpcctl.kernel.fake import FakeKernel
-from vpcctl.tracking import Ends, Tracked
+from vpcctl.analysis import packetset
+from vpcctl.analysis.tracking import Ends, Tracked
+from vpcctl.engine import generations
+from vpcctl.resources.fake import FakeKernel
+from vpcctl.resources.kinds import Ruleset
 
 TEXT = 'define generation = 5\n\ntable inet vpcctl {\n\tcomment "vpcctl/x/shop/ruleset abc 5"\n\tct mark 5 accept\n}\n'
 MINE = Ruleset("shop-router", ("inet",), "vpcctl/x/shop/ruleset", "abc", 5, TEXT)
@@ -21,7 +22,7 @@ def given(item: Ruleset, loaded: Ruleset | None, marks: tuple[int, ...], recorde
     kernel = FakeKernel()
     if loaded is not None:
         kernel.objects[loaded.key] = loaded
-    ends = Ends(space.IPV6_BASE - 1, 1, 1, 1)
+    ends = Ends(packetset.IPV6_BASE - 1, 1, 1, 1)
     kernel.tracked["shop-router"] = [Tracked(17, ends, ends, mark) for mark in marks]
     known = {recorded.key: recorded}
     found = generations.raised(kernel, {"shop": (item,)}, known, all_of=True)["shop"][0]

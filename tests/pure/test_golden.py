@@ -10,9 +10,9 @@ import os
 import pytest
 
 from tests.golden import RULESETS, Case, Line, cases, refusal, without
-from vpcctl import meaning
-from vpcctl.documents import load_schema
-from vpcctl.policy import Action, Rule
+from vpcctl.documents.reading import load_schema
+from vpcctl.model import oracle
+from vpcctl.model.policy import Action, Rule
 
 GOLDEN, JUDGED = cases("golden"), cases("golden", "library")
 REJECTED = sorted(folder.name for folder in (RULESETS / "rejected").iterdir() if folder.is_dir())
@@ -40,9 +40,9 @@ def test_the_oracle_agrees_with_every_packet(name: str) -> None:
     assert not wrong
 
 
-def disagreement(world: meaning.World, line: Line) -> str:
+def disagreement(world: oracle.World, line: Line) -> str:
     """What the oracle says otherwise, in words."""
-    decision = meaning.decide(without(world, line.exhausted), line.flow)
+    decision = oracle.decide(without(world, line.exhausted), line.flow)
     last = decision.stages[-1]
     if last.action.value != line.expect:
         return f"{last.action.value}, {last.origin}"

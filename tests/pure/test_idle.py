@@ -13,14 +13,16 @@ from hypothesis import strategies as st
 
 from tests import worlds
 from tests.worlds import address, network
-from vpcctl import meaning, space, spec
-from vpcctl.forecast import forecast
-from vpcctl.idle import Idle, idle_rules
-from vpcctl.meaning import Flow, Place
-from vpcctl.model import Peering, Subnet, Vpc, World
-from vpcctl.policy import ICMP, TCP, UDP, Action, Direction, Endpoint, Limit, Policy, Rule
-from vpcctl.reach import FLOWS, Reach
-from vpcctl.space import Space
+from vpcctl.analysis import packetset
+from vpcctl.analysis.anomalies import Idle, idle_rules
+from vpcctl.analysis.impact import forecast
+from vpcctl.analysis.packetset import Space
+from vpcctl.analysis.reachability import FLOWS, Reach
+from vpcctl.documents.policies import read_policy
+from vpcctl.model import oracle
+from vpcctl.model.network import Peering, Subnet, Vpc, World
+from vpcctl.model.oracle import Flow, Place
+from vpcctl.model.policy import ICMP, TCP, UDP, Action, Direction, Endpoint, Limit, Policy, Rule
 
 # -- a universe of few packets -------------------------------------------------------------------------------------
 
@@ -61,7 +63,7 @@ def world(rules: tuple[Rule, ...], default: Action) -> World:
 def matching(rule: Rule) -> frozenset[int]:
     """Which packets of the universe a rule matches, by the oracle's word."""
     asked = world((dataclasses.replace(rule, action=Action.DENY, log=False, limit=None),), Action.ALLOW)
-    return frozenset(n for n, flow in enumerate(UNIVERSE) if not meaning.decide(asked, flow).allowed)
+    return frozenset(n for n, flow in enumerate(UNIVERSE) if not oracle.decide(asked, flow).allowed)
 
 
 UNIVERSE = [
@@ -124,7 +126,7 @@ def truly_idle(found: tuple[Rule, ...], default: Action) -> dict[int, bool]:
 def told(found: tuple[Rule, ...], default: Action) -> list[Idle]:
     """What is said of the rules, of all packets to the receivers."""
     gate = Reach(world(found, default)).gate("alpha", "web", Direction.INGRESS)
-    receivers = [(space.number(address(text)),) * 2 for text in RECEIVERS]
+    receivers = [(packetset.number(address(text)),) * 2 for text in RECEIVERS]
     return list(idle_rules(gate, FLOWS & Space.of(None, receivers, None, None)))
 
 
@@ -170,7 +172,7 @@ def test_they_name_the_lines_that_decide_instead(found: tuple[Rule, ...], defaul
 
 def said(*documents: dict, default: str = "deny") -> list[str]:
     """The sentences about an ingress policy of these rules."""
-    policy = spec.read_policy({"ingress": list(documents), "default": {"ingress": default}}, "web.json", "")
+    policy = read_policy({"ingress": list(documents), "default": {"ingress": default}}, "web.json", "")
     after = World((Vpc("alpha", (network("10.0.0.0/26"),), 0,
                        (Subnet("web", (network("10.0.0.0/28"),), True, False, (), policy),)),))  # fmt: skip
     return list(map(str, forecast(after, after, [("alpha", "web")]).idle))
@@ -250,7 +252,7 @@ def test_both_directions_are_looked_at() -> None:
         "egress": [allow(destination="10.0.0.0/8"), deny(destination="10.1.0.0/16")],
         "ingress": [allow(), deny()],
     }
-    policy = spec.read_policy(document, "web.json", "")
+    policy = read_policy(document, "web.json", "")
     subnet = Subnet("web", (network("10.0.0.0/28"),), True, False, (), policy)
     after = World((Vpc("alpha", (network("10.0.0.0/26"),), 0, (subnet,)),))
     found = forecast(after, after, [("alpha", "web")]).idle
@@ -260,14 +262,14 @@ def test_both_directions_are_looked_at() -> None:
 
 def test_what_leaves_comes_from_the_subnet() -> None:
     document = {"egress": [allow(source="10.0.0.0/29"), allow(source="10.0.0.32")]}
-    subnet = Subnet("web", (network("10.0.0.0/28"),), True, False, (), spec.read_policy(document, "web.json", ""))
+    subnet = Subnet("web", (network("10.0.0.0/28"),), True, False, (), read_policy(document, "web.json", ""))
     after = World((Vpc("alpha", (network("10.0.0.0/26"),), 0, (subnet,)),))
     (one,) = forecast(after, after, [("alpha", "web")]).idle
     assert str(one) == f"web.json#/egress/1 {NOTHING_SUCH}"
 
 
 def test_other_subnets_are_not_spoken_of() -> None:
-    policy = spec.read_policy({"ingress": [allow(), deny()]}, "web.json", "")
+    policy = read_policy({"ingress": [allow(), deny()]}, "web.json", "")
     after = World((Vpc("alpha", (network("10.0.0.0/26"),), 0,
                        (Subnet("web", (network("10.0.0.0/28"),), True, False, (), policy),)),))  # fmt: skip
     assert forecast(after, after, []).idle == ()

@@ -18,26 +18,31 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.story import policy, subnet
-from vpcctl import attachments, changes, reconciler, spec, state
 from vpcctl.cli import commands
 from vpcctl.cli.session import Session
+from vpcctl.documents import binding, policies
+from vpcctl.documents.codec import world_from_json, world_to_json
+from vpcctl.documents.environment import read_environment
+from vpcctl.documents.lazy_lists import Kept
+from vpcctl.documents.policies import MOST_PREFIXES, read_policies
+from vpcctl.engine import reconciler, state
+from vpcctl.engine.state import STATE_FILE, Store
 from vpcctl.errors import DocumentError, StateError, VpcctlError
-from vpcctl.kernel.fake import FakeKernel
-from vpcctl.model import World
-from vpcctl.spec.lists import Kept
-from vpcctl.state import STATE_FILE, Store
+from vpcctl.model import operations
+from vpcctl.model.network import World
+from vpcctl.resources.fake import FakeKernel
 
 POLICY = {"ingress": [{"action": "allow", "protocol": "tcp", "port": 80}], "sets": {"own": ["203.0.113.0/24"]}}
 STEPS: tuple[Callable[[World], World], ...] = (
-    lambda world: changes.create_vpc(world, "big", ip_network("10.0.0.0/26")),
+    lambda world: operations.create_vpc(world, "big", ip_network("10.0.0.0/26")),
     subnet("big", "web", "10.0.0.0/28"),
     policy(POLICY | {"subnet": "web"}, "big"),
     lambda world: world.with_vpc(dataclasses.replace(world.vpc("big"), sets=(("office", (ip_network("::/0"),)),))),
-    lambda world: changes.create_vpc(world, "small", ip_network("10.0.0.64/26")),
+    lambda world: operations.create_vpc(world, "small", ip_network("10.0.0.64/26")),
     subnet("small", "api", "10.0.0.64/28"),
     subnet("small", "db", "10.0.0.80/28", public=False),
     policy(POLICY | {"subnet": "api"}, "small"),
-    lambda world: changes.create_vpc(world, "other", ip_network("10.0.0.128/26")),
+    lambda world: operations.create_vpc(world, "other", ip_network("10.0.0.128/26")),
 )
 
 
@@ -257,7 +262,7 @@ def test_lists_that_were_written_equally_are_equal_undecoded() -> None:
 def test_the_same_rules_of_two_places_are_not_equal() -> None:
     """Their origins differ."""
     document = {"ingress": [{"action": "allow"}]}
-    one, other = (spec.read_policies(document, file)[0].policy for file in ("a.json", "b.json"))
+    one, other = (read_policies(document, file)[0].policy for file in ("a.json", "b.json"))
     worlds = [policy_of(found) for found in (one, other)]
     assert worlds[0] != worlds[1]
     assert worlds[0] == one
@@ -268,7 +273,7 @@ def policy_of(found: Any) -> Any:
     world = subnet("big", "web", "10.0.0.0/28")(STEPS[0](World()))
     attached = dataclasses.replace(world.vpc("big").subnet("web"), policy=found)
     world = world.with_vpc(world.vpc("big").with_subnet(attached))
-    return spec.world_from_json(json.loads(json.dumps(spec.world_to_json(world)))).vpcs[0].subnets[0].policy
+    return world_from_json(json.loads(json.dumps(world_to_json(world)))).vpcs[0].subnets[0].policy
 
 
 # -- how much one may keep -----------------------------------------------------------------------------------------
@@ -281,7 +286,7 @@ def many(number: int) -> list[str]:
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> int:
     """A bound that is met sooner."""
-    for module in (spec.policies, attachments):
+    for module in (policies, binding):
         monkeypatch.setattr(module, "MOST_PREFIXES", 10)
     return 10
 
@@ -307,10 +312,10 @@ ENVIRONMENTS = {
 
 @pytest.mark.parametrize("kind", DOCUMENTS)
 def test_the_prefixes_in_the_sets_of_a_document_are_bounded(few: int, kind: str) -> None:
-    spec.read_policies(DOCUMENTS[kind]({"x": many(few // 2), "y": many(few // 2 - 1)}), "x.json")
+    read_policies(DOCUMENTS[kind]({"x": many(few // 2), "y": many(few // 2 - 1)}), "x.json")
     words = f"x.json#: the named sets have 1[12] prefixes; at most {few} are allowed"
     with pytest.raises(DocumentError, match=words):
-        spec.read_policies(DOCUMENTS[kind]({"x": many(few), "y": many(1)}), "x.json")
+        read_policies(DOCUMENTS[kind]({"x": many(few), "y": many(1)}), "x.json")
 
 
 @pytest.mark.parametrize("kind", ENVIRONMENTS)
@@ -318,12 +323,12 @@ def test_the_prefixes_in_the_sets_of_an_environment_are_bounded(few: int, kind: 
     def load(path: str) -> tuple[Any, str]:
         raise KeyError(path)
 
-    spec.read_environment(ENVIRONMENTS[kind]({"x": many(few)}), "x.json", load)
+    read_environment(ENVIRONMENTS[kind]({"x": many(few)}), "x.json", load)
     with pytest.raises(DocumentError, match=f"x.json#/vpcs/0: the named sets have 11 prefixes; at most {few} are"):
-        spec.read_environment(ENVIRONMENTS[kind]({"x": many(few + 1)}), "x.json", load)
+        read_environment(ENVIRONMENTS[kind]({"x": many(few + 1)}), "x.json", load)
     # Each VPC for itself: what `export` prints of two can be applied again.
     first, second = (ENVIRONMENTS[kind]({"x": many(few)})["vpcs"][0] for _ in range(2))
-    spec.read_environment({"vpcs": [first, second | {"name": "b"}]}, "x.json", load)
+    read_environment({"vpcs": [first, second | {"name": "b"}]}, "x.json", load)
 
 
 def test_the_prefixes_in_the_sets_of_a_vpc_are_bounded(session: Rehearsal, few: int, tmp_path: Path) -> None:
@@ -342,4 +347,4 @@ def test_the_prefixes_in_the_sets_of_a_vpc_are_bounded(session: Rehearsal, few: 
 
 
 def test_four_megabytes_of_sets_are_within_the_bounds() -> None:
-    assert len(json.dumps(["203.0.113.0/24"])) * spec.MOST_PREFIXES > 8_000_000
+    assert len(json.dumps(["203.0.113.0/24"])) * MOST_PREFIXES > 8_000_000

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vpcctl.compiler.effort import Effort
-from vpcctl.compiler.levels import ALL_TYPES, ALL_VALUES, WIDTH, Box, PortBits, Prefix, covers, spread, stack
-from vpcctl.policy import ICMP, TCP, UDP
+from vpcctl.compiler.first_match import ALL_TYPES, ALL_VALUES, WIDTH, Box, PortBits, Prefix, covers, spread, stack
+from vpcctl.model.policy import ICMP, TCP, UDP
 
 # Eight addresses of each version, the prefixes that hold them, and one address outside.
 PREFIXES: tuple[Prefix, ...] = (

@@ -8,12 +8,12 @@ import pytest
 
 from tests.story import Step, policy, told
 from tests.worlds import GRE, address, instance
-from vpcctl import changes, meaning
-from vpcctl.meaning import Flow, Place
-from vpcctl.model import Subnet, Vpc, World
-from vpcctl.policy import ICMP, ICMPV6, TCP, UDP, Action
+from vpcctl.model import operations, oracle
+from vpcctl.model.network import Subnet, Vpc, World
+from vpcctl.model.oracle import Flow, Place
+from vpcctl.model.policy import ICMP, ICMPV6, TCP, UDP, Action
 
-PEERED = changes.clear_policy(told("peer them"), "one", "web")
+PEERED = operations.clear_policy(told("peer them"), "one", "web")
 PLACES = {
     "web": Place("one", address("10.0.0.2")),
     "db": Place("one", address("10.0.0.18")),
@@ -28,8 +28,8 @@ PLACES = {
 
 def decision(
     world: World, source: str, destination: str, protocol: int = TCP, port: int | None = 80
-) -> meaning.Decision:
-    return meaning.decide(world, Flow(PLACES[source], PLACES[destination], protocol, port))
+) -> oracle.Decision:
+    return oracle.decide(world, Flow(PLACES[source], PLACES[destination], protocol, port))
 
 
 def allowed(world: World, source: str, destination: str, protocol: int = TCP, port: int | None = 80) -> bool:
@@ -69,11 +69,11 @@ def test_without_policies_the_topology_decides(source: str, destination: str, pa
 @pytest.mark.parametrize(
     ("step", "source", "destination"),
     [
-        (lambda world: changes.delete_peering(world, "one", "two"), "web", "api"),
-        (lambda world: changes.delete_peering(world, "one", "two"), "api", "web"),
-        (lambda world: changes.set_nat_gateway(world, "one", "db", False), "db", "internet"),
-        (lambda world: changes.unpublish_port(world, "one", TCP, 8080), "internet", "web"),
-        (lambda world: changes.delete_instance(world, "two", "api"), "web", "api"),
+        (lambda world: operations.delete_peering(world, "one", "two"), "web", "api"),
+        (lambda world: operations.delete_peering(world, "one", "two"), "api", "web"),
+        (lambda world: operations.set_nat_gateway(world, "one", "db", False), "db", "internet"),
+        (lambda world: operations.unpublish_port(world, "one", TCP, 8080), "internet", "web"),
+        (lambda world: operations.delete_instance(world, "two", "api"), "web", "api"),
     ],
 )
 def test_a_way_that_is_taken_back_carries_nothing(step: Step, source: str, destination: str) -> None:
@@ -105,12 +105,12 @@ def test_icmpv6_is_that_of_ipv6(protocol: int, kinds: set[int]) -> None:
     subnet = Subnet("web", (ipaddress.ip_network("2001:db8::/64"),), True, False, members)
     world = World((Vpc("six", (ipaddress.ip_network("2001:db8::/48"),), 0, (subnet,)),))
     ends = Place("six", here), Place("six", there)
-    assert {kind for kind in range(256) if meaning.decide(world, Flow(*ends, protocol, kind)).allowed} == kinds
+    assert {kind for kind in range(256) if oracle.decide(world, Flow(*ends, protocol, kind)).allowed} == kinds
 
 
 def test_no_flow_has_ends_of_two_ip_versions() -> None:
     ends = PLACES["web"], Place(None, ipaddress.ip_address("2001:db8::7"))
-    assert not meaning.decide(PEERED, Flow(*ends, TCP, 80)).allowed
+    assert not oracle.decide(PEERED, Flow(*ends, TCP, 80)).allowed
 
 
 # -- gates ---------------------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ def test_the_deciding_line_is_named() -> None:
 
 
 def test_traffic_within_a_subnet_passes_both_of_its_gates() -> None:
-    crowded = changes.create_instance(PEERED, "one", "web", "other", PLACES["nobody"].address, 0)
+    crowded = operations.create_instance(PEERED, "one", "web", "other", PLACES["nobody"].address, 0)
     line = {"action": "allow", "destination": "instance:other"}
     world = policy({"subnet": "web", "egress": [line]})(crowded)
     assert allowed(world, "web", "nobody"), "which is the other one now"
@@ -227,7 +227,7 @@ def test_the_internet_is_what_is_outside_this_vpc_and_its_peers() -> None:
 def test_a_peer_that_is_none_any_more_means_nothing() -> None:
     world = ingress({"action": "deny", "source": "vpc:two"}, {"action": "allow"})
     assert not allowed(world, "api", "web")
-    alone = changes.delete_peering(world, "one", "two")
+    alone = operations.delete_peering(world, "one", "two")
     assert not allowed(alone, "api", "web"), "for the topology carries nothing"
     assert allowed(alone, "db", "web")
 

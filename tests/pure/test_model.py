@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from tests import worlds
 from tests.story import told
 from vpcctl.errors import ConflictError, DocumentError
-from vpcctl.model import Instance, Peering, Publication, Subnet, Vpc, World, overlap, unique, uplink_pair
-from vpcctl.policy import TCP, UDP
+from vpcctl.model.network import Instance, Peering, Publication, Subnet, Vpc, World, overlap, unique, uplink_pair
+from vpcctl.model.policy import TCP, UDP
 
 network, address = worlds.network, worlds.address
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.story import told
-from vpcctl import reconciler
 from vpcctl.cli import commands, main
-from vpcctl.kernel.fake import FakeKernel
-from vpcctl.state import Store
+from vpcctl.engine import reconciler
+from vpcctl.engine.state import Store
+from vpcctl.resources.fake import FakeKernel
 
 WORD = "c4n4ry"
 # In numbers and prefixes, where no word can stand; no version, address or limit of ours has it.
@@ -224,7 +224,7 @@ def test_a_sound_file_that_is_named_is_read(folder: Path, capsys: pytest.Capture
 
 
 def test_the_words_that_every_reader_expects_are_known() -> None:
-    from vpcctl.spec import fields
+    from vpcctl.documents import fields
 
     readers = {value for name, value in vars(fields).items() if name.startswith("parse_")}
     assert readers == fields.EXPECTED.keys()

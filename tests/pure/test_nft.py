@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vpcctl.nft import (
+from vpcctl.compiler.nft import (
     COMMENT_LIMIT,
     Chain,
     Element,
     Hook,
+    NftRule,
     RateLimit,
-    Rule,
     Set,
     Table,
     comment_text,
@@ -42,9 +42,9 @@ def test_what_could_end_a_string_is_replaced(character: str) -> None:
 
 
 def test_rules_and_elements_carry_their_comments() -> None:
-    assert str(Rule("accept")) == "accept"
-    assert str(Rule("counter drop", "web.json#/ingress/0")) == 'counter drop comment "web.json#/ingress/0"'
-    assert str(Rule("drop", '"; flush ruleset')) == 'drop comment "__ flush ruleset"'
+    assert str(NftRule("accept")) == "accept"
+    assert str(NftRule("counter drop", "web.json#/ingress/0")) == 'counter drop comment "web.json#/ingress/0"'
+    assert str(NftRule("drop", '"; flush ruleset')) == 'drop comment "__ flush ruleset"'
     assert str(Element("10.0.0.2 . 80")) == "10.0.0.2 . 80"
     assert str(Element("80", "drop", "x")) == '80 comment "x" : drop'
     assert str(Element("80", "drop")) == "80 : drop"
@@ -71,7 +71,7 @@ def test_a_limit_is_written_with_its_burst() -> None:
 
 def test_a_base_chain_says_where_it_hooks_and_why() -> None:
     hook = Hook("filter", "forward", "filter", "drop")
-    assert list(Chain("c", (Rule("accept"),), hook, 'the "why"\n').lines()) == [
+    assert list(Chain("c", (NftRule("accept"),), hook, 'the "why"\n').lines()) == [
         "# the _why__",
         "chain c {",
         "\ttype filter hook forward priority filter; policy drop;",

@@ -8,7 +8,7 @@ from ipaddress import ip_address
 import pytest
 
 from vpcctl.kernel.packets import ACK, RST, SYN, TOKENS, Packet, craft, crc32c
-from vpcctl.policy import ICMP, SCTP, TCP, UDP
+from vpcctl.model.policy import ICMP, SCTP, TCP, UDP
 
 HERE, THERE = ip_address("10.0.1.2"), ip_address("203.0.113.10")
 KINDS = [(TCP, 443), (UDP, 53), (SCTP, 36412), (ICMP, 8), (ICMP, 13), (ICMP, 3), (47, None), (255, None)]

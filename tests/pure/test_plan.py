@@ -8,8 +8,10 @@ from itertools import combinations
 import pytest
 
 from tests.story import STORY, told
-from vpcctl import items, plan, topology
-from vpcctl.items import (
+from vpcctl.model.network import World
+from vpcctl.resources import kinds, plan, topology
+from vpcctl.resources.fake import FakeKernel
+from vpcctl.resources.kinds import (
     KINDS,
     Address,
     Bridge,
@@ -26,9 +28,7 @@ from vpcctl.items import (
     Setting,
     Veth,
 )
-from vpcctl.kernel.fake import FakeKernel
-from vpcctl.model import World
-from vpcctl.plan import ORDER, Ensure, Plan, Remove, diff
+from vpcctl.resources.plan import ORDER, Ensure, Plan, Remove, diff
 
 STATE_ID = "0a1b2c3d"
 
@@ -215,22 +215,22 @@ def test_the_story_holds_every_kind_of_item() -> None:
 
 def test_items_survive_the_record() -> None:
     for item in ALL:
-        assert items.from_json(json.loads(json.dumps(items.to_json(item)))) == item
+        assert kinds.from_json(json.loads(json.dumps(kinds.to_json(item)))) == item
 
 
 def test_the_text_of_a_ruleset_is_not_kept_and_makes_no_difference() -> None:
     found = next(item for item in ALL if isinstance(item, Ruleset))
     assert found.text
-    kept = items.to_json(found)
+    kept = kinds.to_json(found)
     assert "text" not in kept
-    assert items.from_json(kept) == found
-    assert items.from_json(kept).text == ""
+    assert kinds.from_json(kept) == found
+    assert kinds.from_json(kept).text == ""
 
 
 @pytest.mark.parametrize("document", [{"kind": "Nothing"}, {"kind": "Namespace"}, {}, {"kind": "Namespace", "x": 1}])
 def test_what_is_no_item_is_refused(document: dict) -> None:
     with pytest.raises((KeyError, TypeError)):
-        items.from_json(document)
+        kinds.from_json(document)
 
 
 @pytest.mark.parametrize("world", WORLDS, ids=["nothing", *(name for name, _ in STORY[:-1])])

@@ -9,16 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import worlds
-from vpcctl import spec
+from vpcctl.documents.codec import policy_to_json, world_from_json, world_to_json
+from vpcctl.documents.fields import parse_address, parse_prefix
+from vpcctl.documents.policies import PolicyDocument, read_policies, read_policy
 from vpcctl.errors import DocumentError
-from vpcctl.model import Subnet, World
-from vpcctl.policy import ICMP, ICMPV6, SCTP, TCP, UDP, Action, Direction, Endpoint, Limit, Policy, Rule
+from vpcctl.model.network import Subnet, World
+from vpcctl.model.operations import with_instance
+from vpcctl.model.policy import ICMP, ICMPV6, SCTP, TCP, UDP, Action, Direction, Endpoint, Limit, Policy, Rule
 
 FILE = "web.json"
 
 
-def read(document: object) -> list[spec.PolicyDocument]:
-    return spec.read_policies(document, FILE)
+def read(document: object) -> list[PolicyDocument]:
+    return read_policies(document, FILE)
 
 
 def rule(**fields: object) -> Rule:
@@ -263,44 +266,44 @@ def test_all_errors_of_a_document_are_told_at_once_in_the_order_of_their_places(
 @settings(max_examples=60, deadline=None)
 @given(worlds.policies())
 def test_a_policy_survives_the_way_through_its_document(policy: Policy) -> None:
-    document = json.loads(json.dumps(spec.policy_to_json(policy), sort_keys=True))
-    assert spec.read_policy(document, policy.file, policy.pointer) == policy
-    (found,) = spec.read_policies(document, policy.file)
+    document = json.loads(json.dumps(policy_to_json(policy), sort_keys=True))
+    assert read_policy(document, policy.file, policy.pointer) == policy
+    (found,) = read_policies(document, policy.file)
     assert found.policy == policy
 
 
 @settings(max_examples=25, deadline=None)
 @given(worlds.worlds())
 def test_a_world_survives_the_way_through_the_state_file(world: World) -> None:
-    kept = json.loads(json.dumps(spec.world_to_json(world)))
-    assert spec.world_from_json(kept) == world
-    assert spec.world_to_json(spec.world_from_json(kept)) == kept
+    kept = json.loads(json.dumps(world_to_json(world)))
+    assert world_from_json(kept) == world
+    assert world_to_json(world_from_json(kept)) == kept
 
 
 @settings(max_examples=15, deadline=None)
 @given(worlds.worlds(dual=True))
 def test_a_world_of_both_versions_survives_too(world: World) -> None:
-    assert spec.world_from_json(json.loads(json.dumps(spec.world_to_json(world)))) == world
+    assert world_from_json(json.loads(json.dumps(world_to_json(world)))) == world
 
 
 @given(st.sampled_from(worlds.NETWORKS))
 def test_prefixes_survive_their_text(found: object) -> None:
-    assert spec.parse_prefix(str(found)) == found
+    assert parse_prefix(str(found)) == found
 
 
 @pytest.mark.parametrize("text", ["10.0.0.0/24\n", " 10.0.0.0/24", "10.0.0/24", "10.0.0.0/-1", "", "/24", "ten"])
 def test_what_is_no_prefix_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a prefix such as"):
-        spec.parse_prefix(text)
+        parse_prefix(text)
 
 
 @pytest.mark.parametrize("text", ["10.0.0.1/32", "10.0.0", "", "x", "10.0.0.1\n"])
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not an address such as 10\.0\.1\.9"):
-        spec.parse_address(text)
+        parse_address(text)
 
 
 def test_a_new_instance_of_an_old_name_has_a_mac_of_its_own() -> None:
     empty = Subnet("web", (worlds.network("10.0.0.0/28"),), True)
-    macs = {spec.with_instance(empty, "one", "web", serial=serial).instances[0].mac for serial in range(5)}
+    macs = {with_instance(empty, "one", "web", serial=serial).instances[0].mac for serial in range(5)}
     assert len(macs) == 5

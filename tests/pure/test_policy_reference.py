@@ -6,8 +6,8 @@ import re
 import pytest
 
 from tests.reference import DOCS, PARTS, filled
-from vpcctl.documents import parse, structure_problems
-from vpcctl.spec import read_policies
+from vpcctl.documents.policies import read_policies
+from vpcctl.documents.reading import parse, structure_problems
 
 PAGES = sorted(page.name for page in DOCS.glob("*.md"))
 

@@ -1,4 +1,4 @@
-"""What the modules may touch: Linux is behind `vpcctl.kernel`, and the middle is pure."""
+"""What the packages may import, and what they may touch: Linux is behind `kernel`, and the middle is pure."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -14,16 +15,12 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.house import BESIDE, EDGES, PACKAGES, PROCESSES, PURE
+
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("vpcctl/**/*.py"))
 
 LINUX = {"pyroute2", "nftables", "subprocess", "ctypes"}
-MAY_START_PROCESSES = {"vpcctl/lab.py", "vpcctl/demo_stage.py"}
-
-PURE = {f"vpcctl/{name}.py" for name in "errors names model policy host meaning space nft topology plan".split()}
-PURE |= {path for path in SOURCES if path.startswith(("vpcctl/compiler/", "vpcctl/spec/"))}
-EDGES = {"vpcctl.kernel", "vpcctl.state", "vpcctl.cli", "os", "socket"}
-
 REGISTRIES = [".".join(parts) for parts in (
     ("pypi", "org"), ("python" + "hosted", "org"), ("deb", "debian", "org"), ("security", "debian", "org"),
     ("registry", "npmjs", "org"), ("crates", "io"), ("proxy", "golang", "org"), ("conda", "anaconda", "org"),
@@ -75,19 +72,70 @@ def unpinned(asked: list[str], constraints: str) -> list[str]:
     return [str(requirement) for requirement, pin in wanted if pin is None or pin not in requirement.specifier]
 
 
+def package_of(path: str) -> str:
+    """The package of a module of ours; empty for one that stands beside the packages."""
+    parts = Path(path).parts
+    return parts[1] if len(parts) > 2 else ""
+
+
 def touches_linux(path: str, source: str) -> list[str]:
-    forbidden = LINUX - {"subprocess"} if path in MAY_START_PROCESSES else LINUX
+    forbidden = LINUX - {"subprocess"} if package_of(path) in PROCESSES else LINUX
     return imports_of(forbidden, path, source) + kernel_paths(source)
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if not path.startswith("vpcctl/kernel/")])
-def test_only_the_kernel_package_touches_linux(path: str) -> None:
+def upward(path: str, source: str) -> list[str]:
+    """What a module imports of ours that is not below it."""
+    package = package_of(path)
+    if path == "vpcctl/__main__.py":
+        return []
+    allowed = PACKAGES[: PACKAGES.index(package) + 1] if package else ()
+    ours = [name for name in imports(path, source) if f"{name}.".startswith("vpcctl.")]
+    return [
+        name
+        for name in ours
+        if not any(f"{name}.".startswith(f"vpcctl.{other}.") for other in allowed)
+        and name not in BESIDE
+        and name.rpartition(".")[0] not in BESIDE - {"vpcctl"}
+        and name != "vpcctl.__version__"
+    ]
+
+
+def test_every_directory_is_a_package_in_its_place() -> None:
+    assert {package_of(path) for path in SOURCES} == {"", *PACKAGES}
+    assert {path for path in SOURCES if not package_of(path)} == {
+        f"vpcctl/{name}.py" for name in ("__init__", "__main__", "errors", "names")
+    }
+
+
+@pytest.mark.parametrize("path", SOURCES)
+def test_no_package_imports_upward(path: str) -> None:
+    assert not upward(path, (ROOT / path).read_text())
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if package_of(path) not in EDGES])
+def test_only_the_edges_touch_linux(path: str) -> None:
     assert not touches_linux(path, (ROOT / path).read_text())
 
 
-@pytest.mark.parametrize("path", sorted(PURE))
-def test_the_middle_knows_no_edge(path: str) -> None:
-    assert not imports_of(EDGES, path, (ROOT / path).read_text())
+@pytest.mark.parametrize("path", [path for path in SOURCES if package_of(path) in PURE])
+def test_the_middle_does_nothing(path: str) -> None:
+    """Only `files` opens any."""
+    if path != "vpcctl/documents/files.py":
+        assert not imports_of({"os", "socket", "time", "tempfile"}, path, (ROOT / path).read_text())
+
+
+def test_no_name_is_used_twice() -> None:
+    """Neither for modules of different packages, nor for public classes."""
+    modules = Counter(Path(path).stem for path in SOURCES if package_of(path) and not path.endswith("__init__.py"))
+    modules -= Counter(PACKAGES)
+    assert not {name for name, count in modules.items() if count > 1}
+    classes = Counter(
+        node.name
+        for path in SOURCES
+        for node in ast.parse((ROOT / path).read_text()).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert not {name for name, count in classes.items() if count > 1}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tests/pure").glob("*.py")), ids=lambda path: path.name)
@@ -128,32 +176,37 @@ def test_constraints_pin_everything_that_the_project_asks_for() -> None:
     ],
 )
 def test_touching_linux_is_noticed(source: str) -> None:
-    assert touches_linux("vpcctl/model.py", source)
+    assert touches_linux("vpcctl/model/network.py", source)
 
 
-def test_only_listed_modules_may_start_processes() -> None:
-    assert not touches_linux("vpcctl/lab.py", "import subprocess")
-    assert touches_linux("vpcctl/lab.py", "import ctypes") == ["ctypes"]
+def test_only_the_lab_may_start_processes() -> None:
+    assert not touches_linux("vpcctl/lab/lab.py", "import subprocess")
+    assert touches_linux("vpcctl/lab/lab.py", "import ctypes") == ["ctypes"]
     assert not touches_linux("vpcctl/cli/main.py", "from vpcctl import nft, processes\nname = '/system/proc'")
 
 
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("vpcctl/plan.py", "import os.path"),
-        ("vpcctl/plan.py", "from vpcctl import state"),
-        ("vpcctl/plan.py", "from .kernel.linux import observe"),
-        ("vpcctl/compiler/levels.py", "from ..cli import main"),
+        ("vpcctl/resources/plan.py", "from vpcctl.engine import state"),
+        ("vpcctl/resources/plan.py", "from vpcctl import engine"),
+        ("vpcctl/resources/plan.py", "from ..kernel.linux import observe"),
+        ("vpcctl/compiler/gates.py", "from ..cli import main"),
         ("vpcctl/compiler/__init__.py", "from .. import kernel"),
-        ("vpcctl/spec/fields.py", "if True:\n    from socket import AF_INET"),
+        ("vpcctl/model/network.py", "if True:\n    from vpcctl.documents.fields import parse_prefix"),
+        ("vpcctl/errors.py", "from vpcctl.model.network import World"),
+        ("vpcctl/engine/state.py", "def late():\n    import vpcctl.cli"),
     ],
 )
-def test_an_edge_in_the_middle_is_noticed(path: str, source: str) -> None:
-    assert imports_of(EDGES, path, source)
+def test_an_import_upward_is_noticed(path: str, source: str) -> None:
+    assert upward(path, source)
 
 
-def test_a_neighbour_is_no_edge() -> None:
-    assert not imports_of(EDGES, "vpcctl/compiler/levels.py", "from . import state\nfrom ..space import Box")
+def test_a_neighbour_and_what_is_below_are_no_imports_upward() -> None:
+    assert not upward("vpcctl/compiler/gates.py", "from . import nft\nfrom vpcctl.model import policy")
+    assert not upward(
+        "vpcctl/engine/state.py", "from vpcctl import __version__, names\nfrom vpcctl.errors import StateError"
+    )
 
 
 def test_a_package_registry_is_noticed() -> None:

@@ -14,11 +14,14 @@ from hypothesis import strategies as st
 
 from tests import worlds
 from tests.worlds import address, instance, network
-from vpcctl import meaning, space
-from vpcctl.host import Host
-from vpcctl.meaning import Flow, Place
-from vpcctl.model import ConflictError, Peering, Publication, Subnet, Vpc, World
-from vpcctl.policy import (
+from vpcctl.analysis import packetset
+from vpcctl.analysis.packetset import DESTINATION, NOTHING, SOURCE, Space
+from vpcctl.analysis.reachability import DEFAULT, FLOWS, Reach, Zone, changes
+from vpcctl.model import oracle
+from vpcctl.model.host import Host
+from vpcctl.model.network import ConflictError, Peering, Publication, Subnet, Vpc, World
+from vpcctl.model.oracle import Flow, Place
+from vpcctl.model.policy import (
     ICMP,
     ICMP_PROTOCOLS,
     ICMPV6,
@@ -31,8 +34,6 @@ from vpcctl.policy import (
     Policy,
     Rule,
 )
-from vpcctl.reach import DEFAULT, FLOWS, Reach, Zone, changes
-from vpcctl.space import DESTINATION, NOTHING, SOURCE, Space
 
 POINTS = 100
 Point = tuple[int, int, int, int]
@@ -49,7 +50,7 @@ EDGES = sorted(
         for number in (edge - 1, edge, edge + 1)
         if 0 <= number < 1 << prefix.max_prefixlen
     },
-    key=space.number,
+    key=packetset.number,
 )
 PROTOCOLS = (TCP, TCP, UDP, 132, ICMP, ICMPV6, 47, 0, 255, 5, 7)
 
@@ -88,7 +89,7 @@ def point_in(world: World, chance: random.Random, source: Zone, destination: Zon
     # Mostly of one IP version: others are no packets, which is a case of its own.
     alike = [one for one in somewhere(world, source) if one.version == there.version or chance.random() < 0.1]
     here = chance.choice(alike or somewhere(world, source))
-    return (space.number(here), space.number(there), protocol, port)
+    return (packetset.number(here), packetset.number(there), protocol, port)
 
 
 def somewhere(world: World, zone: Zone) -> list[worlds.Address]:
@@ -101,7 +102,7 @@ def somewhere(world: World, zone: Zone) -> list[worlds.Address]:
 
 def flow_of(source: Zone, destination: Zone, point: Point) -> Flow:
     sender, receiver, protocol, port = point
-    places = Place(source.vpc, space.address(sender)), Place(destination.vpc, space.address(receiver))
+    places = Place(source.vpc, packetset.address(sender)), Place(destination.vpc, packetset.address(receiver))
     return Flow(*places, protocol, port if protocol in PORT_PROTOCOLS | ICMP_PROTOCOLS else None)
 
 
@@ -119,7 +120,7 @@ def test_a_packet_passes_exactly_if_the_oracle_allows_it(world: World, host: Hos
         source, destination = chance.choice(zones), chance.choice(zones)
         point = point_in(full, chance, source, destination)
         flow = flow_of(source, destination, point)
-        expected = meaning.decide(full, flow, host).allowed
+        expected = oracle.decide(full, flow, host).allowed
         assert (point in passing(source, destination)) is expected, flow
 
 
@@ -131,7 +132,7 @@ def test_the_points_meet_both_answers_on_every_kind_of_path() -> None:
     for source, destination in Reach(full).pairs():
         for _ in range(POINTS):
             flow = flow_of(source, destination, point_in(full, chance, source, destination))
-            met.add((source.vpc, destination.vpc, meaning.decide(full, flow).allowed))
+            met.add((source.vpc, destination.vpc, oracle.decide(full, flow).allowed))
     ways = {("alpha", "alpha"), ("alpha", "beta"), ("beta", "alpha"), ("alpha", None), (None, "alpha")}
     assert {(*way, allowed) for way in ways for allowed in (True, False)} <= met
 
@@ -168,9 +169,9 @@ def test_what_decides_is_the_first_layer_that_matches(world: World) -> None:
                     continue
                 rules = subnet.policy.rules(direction) or ()
                 assert len(found.layers) == len(rules)
-                for (source, destination, protocol, port), decision in space.boxes(found.deciding):
+                for (source, destination, protocol, port), decision in packetset.boxes(found.deciding):
                     corner = (source[0], destination[1], protocol[0], port[1])
-                    matching = [n for n, layer in enumerate(found.layers) if space.at(layer, corner) is not None]
+                    matching = [n for n, layer in enumerate(found.layers) if packetset.at(layer, corner) is not None]
                     assert decision == (matching[0] if matching else DEFAULT)
                     action = rules[decision].action if matching else subnet.policy.default(direction)
                     assert found.action(decision) is action
@@ -196,7 +197,7 @@ def test_both_ip_versions_pass_and_never_mix() -> None:
                       (Subnet("web", (network("10.0.0.0/28"), network("2001:db8:0:a::/120")), True),)),))  # fmt: skip
     reach = Reach(dual)
     web = reach.zones["alpha", "web"]
-    four, six = (space.number(address(text)) for text in ("10.0.0.2", "2001:db8:0:a::2"))
+    four, six = (packetset.number(address(text)) for text in ("10.0.0.2", "2001:db8:0:a::2"))
     passing = reach.allowed(web, web)
     assert (four, four, TCP, 80) in passing
     assert (six, six, TCP, 80) in passing

@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 
 from tests.story import LEAPS, STORY, Step, nothing, subnet, told
-from vpcctl import changes, names, reconciler
+from vpcctl import names
+from vpcctl.engine import reconciler
+from vpcctl.engine.state import State, Store
 from vpcctl.errors import ConflictError, KernelError, StateError
-from vpcctl.items import Item, LinkUp, Namespace, Open, Route, Ruleset, Veth
-from vpcctl.kernel.fake import FakeKernel
-from vpcctl.kernel.interface import HostFacts
-from vpcctl.model import DEFAULT_TRANSIT, World
-from vpcctl.state import State, Store
+from vpcctl.model import operations
+from vpcctl.model.network import DEFAULT_TRANSIT, World
+from vpcctl.resources.fake import FakeKernel
+from vpcctl.resources.kinds import Item, LinkUp, Namespace, Open, Route, Ruleset, Veth
+from vpcctl.resources.protocol import HostFacts
 
 FACTS = HostFacts(ways_out=(("eth0", "0"), ("eth1", "1")))
 
@@ -344,7 +346,7 @@ def test_a_transform_that_refuses_changes_nothing(anew: Anew) -> None:
     machine = anew("create its subnet web")
     before = machine.state
     with pytest.raises(ConflictError):
-        machine.change(lambda world: changes.create_vpc(world, "one", DEFAULT_TRANSIT))
+        machine.change(lambda world: operations.create_vpc(world, "one", DEFAULT_TRANSIT))
     assert (machine.state, machine.kernel.calls) == (before, [])
 
 
@@ -718,7 +720,7 @@ def test_an_instance_that_cannot_be_repaired_stands_in_no_other_ones_way(life: L
         assert names.port(name) not in [item.link for item in opened(machine.kernel, "one")]
         assert machine.state.pending == machine.state.world
         with contextlib.suppress(KernelError):
-            machine.change(lambda world: changes.create_instance(world, "one", "web", "web-9", None, 0))
+            machine.change(lambda world: operations.create_instance(world, "one", "web", "web-9", None, 0))
         assert "in-web-9" in [item.link for item in opened(machine.kernel, "one")], key
         machine.check_destroyed()
 
@@ -741,7 +743,7 @@ def test_an_open_port_is_closed_when_its_instance_cannot_be_repaired(life: Life)
 
 def test_an_interrupted_change_is_kept_when_an_instance_that_it_does_not_touch_is_in_trouble(life: Life) -> None:
     machine, _ = troubled(life, ("Namespace", "one-web"))
-    wanted = changes.clear_policy(machine.state.world, "one", "db")
+    wanted = operations.clear_policy(machine.state.world, "one", "db")
     machine.store.state = dataclasses.replace(machine.state, pending=wanted)
     with pytest.raises(KernelError, match="instance web of VPC one"):
         machine.repair()
@@ -752,7 +754,7 @@ def test_an_interrupted_change_that_makes_the_instance_in_trouble_is_put_back(li
     machine = Machine(Stubborn(), life[FULL][1])
     machine.kernel.objects = dict(life[FULL][0].objects)
     machine.kernel.refused = ("Namespace", "one-web-9")
-    wanted = changes.create_instance(machine.state.world, "one", "web", "web-9", None, 0)
+    wanted = operations.create_instance(machine.state.world, "one", "web", "web-9", None, 0)
     machine.store.state = dataclasses.replace(machine.state, pending=wanted)
     machine.repair()
     machine.check(life[FULL][1].world)
@@ -773,7 +775,7 @@ def test_what_could_not_be_mended_is_mended_when_the_cause_is_gone(life: Life) -
 def test_a_change_of_the_vpc_that_cannot_be_mended_fails_and_is_put_back(life: Life) -> None:
     machine, _ = troubled(life, ("Namespace", "one-router"))
     with pytest.raises(KernelError, match="one-router"):
-        machine.change(lambda world: changes.create_instance(world, "one", "web", "web-9", None, 0))
+        machine.change(lambda world: operations.create_instance(world, "one", "web", "web-9", None, 0))
     assert bare(machine.state.world) == bare(life[FULL][1].world)
     machine.kernel.refused = ()
     machine.repair()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import ipaddress
 
-from vpcctl import space
-from vpcctl.kernel.fake import FakeKernel
-from vpcctl.model import Vpc, World
-from vpcctl.shares import Share, shares
-from vpcctl.tracking import Ends, Tracked
+from vpcctl.analysis import packetset
+from vpcctl.analysis.tracking import Ends, Tracked
+from vpcctl.engine.shares import Share, shares
+from vpcctl.model.network import Vpc, World
+from vpcctl.resources.fake import FakeKernel
 
 
 def flow(source: str, replies_from: str) -> Tracked:
-    one, other = (space.number(ipaddress.ip_address(text)) for text in (source, replies_from))
+    one, other = (packetset.number(ipaddress.ip_address(text)) for text in (source, replies_from))
     return Tracked(17, Ends(one, 1, other, 2), Ends(other, 2, one, 1))
 
 

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vpcctl import space
-from vpcctl.space import EVERYTHING, IPV6_BASE, NOTHING, SIZES, UNDECIDED, Partition, Space
+from vpcctl.analysis import packetset
+from vpcctl.analysis.packetset import EVERYTHING, IPV6_BASE, NOTHING, SIZES, UNDECIDED, Partition, Space
 
 # The first number of each cell.  The ends of every dimension and the seam of the IP versions are among them.
 STARTS = (
@@ -36,7 +36,7 @@ rows = [st.none() | st.lists(st.integers(0, len(cells) - 1), max_size=3) for cel
 products = st.tuples(*rows)
 
 
-def ranges(chosen: tuple) -> list[list[space.Interval] | None]:
+def ranges(chosen: tuple) -> list[list[packetset.Interval] | None]:
     """Chosen cells of each dimension as ranges."""
     return [
         None if row is None else [cells[number] for number in row] for row, cells in zip(chosen, CELLS, strict=True)
@@ -58,7 +58,7 @@ def values_at(partition: Partition) -> dict[Cell, object]:
     """The value in each cell, which must be one."""
     found = {}
     for cell in UNIVERSE:
-        one, other = (space.at(partition, corner) for corner in corners(cell))
+        one, other = (packetset.at(partition, corner) for corner in corners(cell))
         assert one == other, cell
         found[cell] = one
     return found
@@ -82,7 +82,9 @@ def spaces(draw: st.DrawFn) -> tuple[Space, set[Cell]]:
 def partitions(draw: st.DrawFn) -> Partition:
     """A function with small numbers for values, and UNDECIDED."""
     chosen = draw(products)
-    return space.product(ranges(chosen), draw(st.integers(0, 3)), draw(st.sampled_from([UNDECIDED, UNDECIDED, 0, 1])))
+    return packetset.product(
+        ranges(chosen), draw(st.integers(0, 3)), draw(st.sampled_from([UNDECIDED, UNDECIDED, 0, 1]))
+    )
 
 
 def test_the_cells_fill_the_space() -> None:
@@ -132,7 +134,7 @@ def test_the_laws_of_sets_hold(one: tuple, other: tuple, third: tuple) -> None:
     assert (a & NOTHING, a - a, a - EVERYTHING, a | EVERYTHING) == (NOTHING, NOTHING, NOTHING, EVERYTHING)
 
 
-def volume(box: space.Box) -> int:
+def volume(box: packetset.Box) -> int:
     return math.prod(high - low + 1 for low, high in box)
 
 
@@ -156,33 +158,33 @@ def test_boxes_are_disjoint_and_make_up_the_set(one: tuple) -> None:
 @some
 @given(st.lists(partitions(), min_size=1, max_size=4))
 def test_the_boxes_of_a_function_fill_the_space(several: list[Partition]) -> None:
-    function = space.first_match(several)
-    found = list(space.boxes(function))
+    function = packetset.first_match(several)
+    found = list(packetset.boxes(function))
     assert sum(volume(box) for box, _ in found) == math.prod(SIZES)
     for box, value in found:
-        assert {space.at(function, corner) for corner in product(*box)} == {value}
+        assert {packetset.at(function, corner) for corner in product(*box)} == {value}
 
 
 @some
 @given(st.lists(partitions(), max_size=9))
 def test_the_first_that_is_decided_decides(several: list[Partition]) -> None:
     each = [values_at(one) for one in several]
-    decided = values_at(space.first_match(several))
+    decided = values_at(packetset.first_match(several))
     for cell in UNIVERSE:
         assert decided[cell] == next((one[cell] for one in each if one[cell] is not UNDECIDED), UNDECIDED)
 
 
 def appended(one: Partition, other: Partition) -> Partition:
-    if isinstance(one, space.Node) or isinstance(other, space.Node):
-        return space.DEEPER
+    if isinstance(one, packetset.Node) or isinstance(other, packetset.Node):
+        return packetset.DEEPER
     return one + other
 
 
 @some
 @given(st.lists(products, min_size=1, max_size=7))
 def test_a_fold_keeps_the_order(several: list[tuple]) -> None:
-    layers = [space.product(ranges(chosen), (number,), ()) for number, chosen in enumerate(several)]
-    found = values_at(space.fold(appended, layers))
+    layers = [packetset.product(ranges(chosen), (number,), ()) for number, chosen in enumerate(several)]
+    found = values_at(packetset.fold(appended, layers))
     holding = list(map(members, several))
     for cell in UNIVERSE:
         assert found[cell] == tuple(number for number, held in enumerate(holding) if cell in held)
@@ -192,26 +194,26 @@ def test_a_fold_keeps_the_order(several: list[tuple]) -> None:
 @given(partitions(), partitions())
 def test_functions_are_combined_packet_by_packet(one: Partition, other: Partition) -> None:
     left, right = values_at(one), values_at(other)
-    found = values_at(space.combine(lambda here, there: (here, there), one, other))
+    found = values_at(packetset.combine(lambda here, there: (here, there), one, other))
     assert found == {cell: (left[cell], right[cell]) for cell in UNIVERSE}
-    doubled = values_at(space.transform(lambda value: (value, value), one))
+    doubled = values_at(packetset.transform(lambda value: (value, value), one))
     assert doubled == {cell: (left[cell], left[cell]) for cell in UNIVERSE}
 
 
 @some
 @given(st.lists(partitions(), min_size=1, max_size=4), spaces())
 def test_values_are_those_that_some_packet_has(several: list[Partition], within: tuple) -> None:
-    function = space.first_match(several)
+    function = packetset.first_match(several)
     each = values_at(function)
-    assert space.values(function) == set(each.values())
-    assert space.values(function, within[0]) == {each[cell] for cell in within[1]}
+    assert packetset.values(function) == set(each.values())
+    assert packetset.values(function, within[0]) == {each[cell] for cell in within[1]}
 
 
 @some
 @given(spaces())
 def test_cuts_tile_a_dimension(one: tuple) -> None:
     packets, _ = one
-    found = list(space.cuts(packets.partition, space.SOURCE))
+    found = list(packetset.cuts(packets.partition, packetset.SOURCE))
     assert [interval[0] for interval, _ in found] == [0, *(interval[1] + 1 for interval, _ in found[:-1])]
     assert found[-1][0][1] == SIZES[0] - 1
     assert all(left is not right for (_, left), (_, right) in pairwise(found))
@@ -225,18 +227,18 @@ def test_numbers_of_rules_are_not_taken_for_truth_values(numbers: tuple[int, int
     """To Python 1 == True and hash(1) == hash(True), so a cache may mix them up."""
     inside, outside = numbers
     place = [[(1000, 1999)], None, [(6, 6)], [(inside + 40, inside + 40)]]
-    deciding = space.product(place, inside, outside)
-    truth = space.product(place, bool(inside), bool(outside))
-    again = space.product(place, inside, outside)
-    assert {type(value) for value in space.values(truth)} == {bool}
-    assert {type(value) for value in space.values(deciding) | space.values(again)} == {int}
+    deciding = packetset.product(place, inside, outside)
+    truth = packetset.product(place, bool(inside), bool(outside))
+    again = packetset.product(place, inside, outside)
+    assert {type(value) for value in packetset.values(truth)} == {bool}
+    assert {type(value) for value in packetset.values(deciding) | packetset.values(again)} == {int}
     assert Space(truth) & EVERYTHING == Space.of(*place) or not inside
 
 
 @some
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 5)).map(lambda pair: (pair[0], sum(pair)))))
 def test_joined_ranges_are_the_same_numbers_apart(several: list[tuple[int, int]]) -> None:
-    found = space.joined(several)
+    found = packetset.joined(several)
     assert {n for low, high in found for n in range(low, high + 1)} == {
         n for low, high in several for n in range(low, high + 1)
     }
@@ -253,15 +255,15 @@ def test_joined_ranges_are_the_same_numbers_apart(several: list[tuple[int, int]]
     ],
 )
 def test_both_ip_versions_lie_on_one_line(text: str, number: int) -> None:
-    assert space.number(ipaddress.ip_address(text)) == number
-    assert str(space.address(number)) == text
+    assert packetset.number(ipaddress.ip_address(text)) == number
+    assert str(packetset.address(number)) == text
 
 
 def test_a_prefix_is_an_interval_and_an_interval_is_prefixes() -> None:
     prefix = ipaddress.ip_network("2001:db8::/32")
-    assert space.prefixes(space.interval(prefix)) == [prefix]
-    low, high = space.interval(ipaddress.ip_network("10.0.0.0/24"))
-    found = space.prefixes((low + 1, high))
+    assert packetset.prefixes(packetset.interval(prefix)) == [prefix]
+    low, high = packetset.interval(ipaddress.ip_network("10.0.0.0/24"))
+    found = packetset.prefixes((low + 1, high))
     assert [str(one) for one in found] == [
         "10.0.0.1/32", "10.0.0.2/31", "10.0.0.4/30", "10.0.0.8/29", "10.0.0.16/28", "10.0.0.32/27", "10.0.0.64/26",
         "10.0.0.128/25",

@@ -20,11 +20,12 @@ from hypothesis import given, settings
 
 from tests import worlds
 from tests.story import STORY, told
-from vpcctl import reconciler, state, topology
+from vpcctl.engine import reconciler, state
+from vpcctl.engine.state import FORMAT, LOCK_FILE, STATE_FILE, State, Store
 from vpcctl.errors import StateError
-from vpcctl.kernel.fake import FakeKernel
-from vpcctl.model import World
-from vpcctl.state import FORMAT, LOCK_FILE, STATE_FILE, State, Store
+from vpcctl.model.network import World
+from vpcctl.resources import topology
+from vpcctl.resources.fake import FakeKernel
 
 EMPTY = State("0a1b2c3d", "boot-1")
 

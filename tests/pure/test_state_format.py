@@ -13,10 +13,12 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from tests.golden import cases
-from vpcctl import items, reconciler, spec
-from vpcctl.kernel.fake import FakeKernel
-from vpcctl.kernel.interface import HostFacts
-from vpcctl.state import FORMAT, Store
+from vpcctl.documents.codec import world_from_json, world_to_json
+from vpcctl.engine import reconciler
+from vpcctl.engine.state import FORMAT, Store
+from vpcctl.resources import kinds
+from vpcctl.resources.fake import FakeKernel
+from vpcctl.resources.protocol import HostFacts
 
 ROOT = Path(__file__).parents[2] / "state"
 V1 = ROOT / "v1"
@@ -83,7 +85,7 @@ def test_the_committed_example_says_what_it_said(tmp_path: Path) -> None:
     state = placed(tmp_path, (V1 / "example.json").read_text(encoding="utf-8")).load()
     assert state.pending is None
     # These came later, with hardened VPCs.
-    assert {type(item).__name__ for item in state.items} == set(items.KINDS) - {"ChecksumLink", "Detour"}
+    assert {type(item).__name__ for item in state.items} == set(kinds.KINDS) - {"ChecksumLink", "Detour"}
     assert {vpc.name for vpc in state.world.vpcs} == {"shop", "billing"}
     policy = state.world.vpc("shop").subnet("web").policy
     assert policy is not None
@@ -109,7 +111,7 @@ def test_the_items_have_the_fields_of_the_format() -> None:
     definitions = read("schema.json")["$defs"]
     found = {
         kind: {"kind", *(one.name for one in dataclasses.fields(item) if one.compare)}
-        for kind, item in items.KINDS.items()
+        for kind, item in kinds.KINDS.items()
     }
     assert found == {
         name.removeprefix("item-"): set(definition["properties"])
@@ -129,9 +131,9 @@ def test_a_state_that_was_never_written_is_of_the_format(tmp_path: Path) -> None
 def test_every_world_is_kept_in_the_words_of_the_format(name: str) -> None:
     schema = read("schema.json")
     validator = Draft202012Validator({"$ref": "#/$defs/world", "$defs": schema["$defs"]})
-    kept = spec.world_to_json(CASES[name].world)
+    kept = world_to_json(CASES[name].world)
     assert [error.json_path for error in validator.iter_errors(kept)] == []
-    assert spec.world_from_json(kept) == CASES[name].world
+    assert world_from_json(kept) == CASES[name].world
 
 
 @pytest.mark.parametrize("name", ["golden/peering", "golden/published", "golden/long-names"])

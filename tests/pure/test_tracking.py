@@ -7,12 +7,9 @@ import ipaddress
 
 import pytest
 
-from vpcctl import names, space
-from vpcctl.kernel.fake import FakeKernel
-from vpcctl.model import Instance, Peering, Publication, Subnet, Vpc, World
-from vpcctl.policy import ICMP, TCP, UDP, Action, Policy, Rule
-from vpcctl.sweep import sweep
-from vpcctl.tracking import (
+from vpcctl import names
+from vpcctl.analysis import packetset
+from vpcctl.analysis.tracking import (
     IPS_DST_NAT,
     IPS_SRC_NAT,
     Court,
@@ -24,6 +21,10 @@ from vpcctl.tracking import (
     beyond_uplink,
     key,
 )
+from vpcctl.engine.sweep import sweep
+from vpcctl.model.network import Instance, Peering, Publication, Subnet, Vpc, World
+from vpcctl.model.policy import ICMP, TCP, UDP, Action, Policy, Rule
+from vpcctl.resources.fake import FakeKernel
 
 GENERATION = 7
 UPLINK, OTHER_UPLINK, HOST, REMOTE = "100.64.0.1", "100.64.0.3", "198.51.100.2", "203.0.113.10"
@@ -31,7 +32,7 @@ WEB, DB, APP = "10.0.1.2", "10.0.2.2", "10.9.1.2"
 
 
 def number(text: str) -> int:
-    return space.number(ipaddress.ip_address(text))
+    return packetset.number(ipaddress.ip_address(text))
 
 
 def ends(source: str, source_port: int, destination: str, destination_port: int) -> Ends:

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests import nobody
-from vpcctl import spec
 from vpcctl.cli import main, session
+from vpcctl.documents.environment import read_environment
+from vpcctl.engine.state import State, Store
 from vpcctl.errors import KernelError
-from vpcctl.host import Host
-from vpcctl.model import World
-from vpcctl.state import State, Store
+from vpcctl.model.host import Host
+from vpcctl.model.network import World
 
 ENVIRONMENT = {
     "vpcs": [
@@ -90,7 +90,7 @@ def vpcctl(folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.Monk
 @pytest.fixture
 def recorded(folder: Path) -> Path:
     """The state directory of a machine that has the environment."""
-    world = spec.read_environment(ENVIRONMENT, "env.json", lambda path: (DB, path))
+    world = read_environment(ENVIRONMENT, "env.json", lambda path: (DB, path))
     return record(folder, world)
 
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tracer import Tracer
+from vpcctl.compiler.nft import Chain, NftRule
 from vpcctl.compiler.translation import MOST_RANGES, free_ranges, ranges_beside, share, translating
-from vpcctl.model import NAT_PORTS
-from vpcctl.nft import Chain, Rule
+from vpcctl.model.network import NAT_PORTS
 
 LOW, HIGH = NAT_PORTS
 ports = st.integers(1, 65535)
@@ -57,6 +57,6 @@ def test_each_range_is_drawn_as_often_as_it_has_ports() -> None:
     assert "numgen random mod 40 vmap { 0-9 : goto masquerade.1, 10-39 : goto masquerade.2 }" in rules[0].text
     assert [re.search(r":(\d+-\d+)", str(chain.rules[0]))[1] for chain in chains] == ["40000-40009", "50000-50029"]
     assert rules[1].text == 'oifname "x" meta l4proto { 1, 47 } masquerade'
-    table = Tracer(chains=[Chain("nat", tuple(map(Rule, (rule.text for rule in rules)))), *chains])
+    table = Tracer(chains=[Chain("nat", tuple(map(NftRule, (rule.text for rule in rules)))), *chains])
     for protocol, verdict in ((6, "masquerade"), (1, "masquerade"), (47, "masquerade"), (50, "return")):
         assert table.walk("nat", {"oifname": "x", "meta l4proto": protocol}).verdict == verdict

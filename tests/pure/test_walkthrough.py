@@ -6,8 +6,8 @@ import pytest
 
 from tests.reference import DOCS
 from vpcctl.compiler import compile_vpc
-from vpcctl.documents import parse
-from vpcctl.spec import read_environment
+from vpcctl.documents.environment import read_environment
+from vpcctl.documents.reading import parse
 
 PAGE = (DOCS / "walkthrough.md").read_text()
 

@@ -10,12 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import words, worlds
-from vpcctl import space, spec
-from vpcctl.host import Host
-from vpcctl.model import Subnet, Vpc, World
-from vpcctl.reach import FLOWS, Reach, Zone
-from vpcctl.space import Interval, Space
-from vpcctl.wording import LONGEST_LIST, Line, lines, service_in_words, services_in_words
+from vpcctl.analysis import packetset
+from vpcctl.analysis.packetset import Interval, Space
+from vpcctl.analysis.reachability import FLOWS, Reach, Zone
+from vpcctl.analysis.rendering import LONGEST_LIST, Line, lines, service_in_words, services_in_words
+from vpcctl.documents.environment import read_environment
+from vpcctl.documents.policies import read_policy
+from vpcctl.model.host import Host
+from vpcctl.model.network import Subnet, Vpc, World
 
 # -- exact ---------------------------------------------------------------------------------------------------------
 
@@ -41,7 +43,7 @@ def intervals(draw: st.DrawFn, whole: tuple[Interval, ...]) -> list[Interval] | 
 def products(sides: list[list[Interval] | None], chosen: list | None) -> Space:
     if chosen is None:
         return Space.of(*sides, None, None)
-    found = space.NOTHING
+    found = packetset.NOTHING
     for protocol, ports in chosen:
         found |= Space.of(*sides, [(protocol, protocol)], None if ports is None else [ports])
     return found
@@ -53,9 +55,9 @@ def told(draw: st.DrawFn) -> tuple[Reach, Zone, Zone, Space]:
     world = draw(worlds.worlds(draw(st.booleans())).filter(lambda world: any(vpc.subnets for vpc in world.vpcs)))
     reach = Reach(world, draw(worlds.hosts))
     source, destination = draw(st.sampled_from(list(reach.pairs())))
-    zones = ((source, space.SOURCE), (destination, space.DESTINATION))
+    zones = ((source, packetset.SOURCE), (destination, packetset.DESTINATION))
     wholes = [reach.addresses(zone, str(source.vpc or destination.vpc), end) for zone, end in zones]
-    packets = space.NOTHING
+    packets = packetset.NOTHING
     for _ in range(draw(st.integers(1, 4))):
         piece = products([draw(intervals(whole)) for whole in wholes], draw(some_services))
         packets = packets | piece if draw(st.booleans()) or not packets else packets - piece
@@ -75,14 +77,14 @@ def test_the_words_mean_exactly_the_packets(case: tuple[Reach, Zone, Zone, Space
 def test_services_in_words_mean_exactly_the_services(chosen: list | None, versions: set[int]) -> None:
     possible = words.services(["any"]) & FLOWS
     ends = [
-        space.VERSION_4 if 4 in versions else space.VERSION_6,
-        space.VERSION_6 if 6 in versions else space.VERSION_4,
+        packetset.VERSION_4 if 4 in versions else packetset.VERSION_6,
+        packetset.VERSION_6 if 6 in versions else packetset.VERSION_4,
     ]
     here = Space.of(ends, ends, None, None)
     # Services alone, out of what there is between such ends: the parts of all ends, put together.
-    wanted = space.NOTHING
-    for _, to in space.cuts((products([None, None], chosen) & possible & here).partition, space.SOURCE):
-        for _, part in space.cuts(to, space.DESTINATION):
+    wanted = packetset.NOTHING
+    for _, to in packetset.cuts((products([None, None], chosen) & possible & here).partition, packetset.SOURCE):
+        for _, part in packetset.cuts(to, packetset.DESTINATION):
             wanted |= Space(part)
     found = services_in_words(wanted.partition, frozenset(versions))
     assert (words.services(found) & possible & here) == (wanted & possible & here), found
@@ -113,7 +115,9 @@ HOST = Host(
 def test_the_hosts_addresses_do_not_cut_the_internet_into_pieces(prefixes: str, said: str) -> None:
     reach = Reach(world(), HOST)
     web, outside = reach.zones["shop", "web"], reach.zones[None, None]
-    asked = Space.of(None, [space.interval(ipaddress.ip_network(prefix)) for prefix in prefixes.split()], None, None)
+    asked = Space.of(
+        None, [packetset.interval(ipaddress.ip_network(prefix)) for prefix in prefixes.split()], None, None
+    )
     packets = reach.carried(web, outside) & asked
     (line,) = lines(packets, web, outside, reach)
     assert line.destinations == (said,)
@@ -160,7 +164,7 @@ def world(**policies: object) -> World:
                "subnets": [{"name": "api", "cidr": "10.1.0.0/24", "type": "private"}]}  # fmt: skip
     publish = [{"protocol": "tcp", "port": 8080, "target_port": 80, "instance": "web"}]
     shop = {"name": "shop", "cidr": "10.0.0.0/16", "subnets": subnets, "publish": publish}
-    return spec.read_environment({"vpcs": [shop, billing], "peerings": [["shop", "billing"]]}, "env.json", json.loads)
+    return read_environment({"vpcs": [shop, billing], "peerings": [["shop", "billing"]]}, "env.json", json.loads)
 
 
 def said(rules: list[dict], source: str = "web", destination: str = "db", home: str | None = None) -> list[str]:
@@ -237,9 +241,7 @@ def test_both_ip_versions_are_one_line_where_they_agree() -> None:
     prefixes = [tuple(map(worlds.network, pair)) for pair in (
         ("10.0.0.0/26", "2001:db8:0:a::/64"), ("10.0.0.0/28", "2001:db8:0:a::100/120"),
     )]  # fmt: skip
-    policy = spec.read_policy(
-        {"ingress": [allow(protocol="icmpv6"), allow(**SSH), allow(source="::/0", **HTTP)]}, "", ""
-    )
+    policy = read_policy({"ingress": [allow(protocol="icmpv6"), allow(**SSH), allow(source="::/0", **HTTP)]}, "", "")
     reach = Reach(World((Vpc("alpha", prefixes[0], 0, (Subnet("web", prefixes[1], True, policy=policy),)),)))
     web = reach.zones["alpha", "web"]
     assert list(map(str, lines(reach.allowed(web, web), web, web, reach))) == [

@@ -14,11 +14,11 @@ from vpcctl.cli.output import styled, visible, visible_lines
 from vpcctl.errors import DocumentError, KernelError, VpcctlError
 
 if TYPE_CHECKING:
-    from vpcctl.host import Host
-    from vpcctl.kernel.interface import Kernel
-    from vpcctl.model import World
-    from vpcctl.reconciler import Outcome
-    from vpcctl.state import State, Store
+    from vpcctl.engine.reconciler import Outcome
+    from vpcctl.engine.state import State, Store
+    from vpcctl.model.host import Host
+    from vpcctl.model.network import World
+    from vpcctl.resources.protocol import Kernel
 
 DEFAULT_STATE_DIR = "/var/lib/vpcctl"
 
@@ -70,7 +70,7 @@ class Session:
     @property
     def store(self) -> Store:
         """The record."""
-        from vpcctl.state import COPIES, Store
+        from vpcctl.engine.state import COPIES, Store
 
         return Store(self.state_dir, COPIES)
 
@@ -80,7 +80,7 @@ class Session:
 
     def host(self) -> Host:
         """The host's own addresses; empty, with a warning, if they cannot be read."""
-        from vpcctl.host import NO_HOST
+        from vpcctl.model.host import NO_HOST
 
         try:
             return self._read_host()
@@ -110,7 +110,7 @@ class Session:
 
     def change(self, transform: Callable[[State], World]) -> Outcome:
         """Change the world to what `transform` returns; too costly a change is refused before the lock is taken."""
-        from vpcctl import reconciler
+        from vpcctl.engine import reconciler
 
         with self.mutating() as kernel:
             store = self.store
@@ -122,7 +122,7 @@ class Session:
 
     def mend(self, vpcs: Iterable[str]) -> None:
         """Make the kernel as the record says of these VPCs, which a change that had nothing to do did not look at."""
-        from vpcctl import reconciler
+        from vpcctl.engine import reconciler
 
         with self.mutating() as kernel:
             for vpc in vpcs:
@@ -148,7 +148,7 @@ def _within_bounds(store: Store, transform: Callable[[State], World]) -> Callabl
 
     It runs again if another command changed the state meanwhile, or if an unfinished change is completed first.
     """
-    from vpcctl import bounds
+    from vpcctl.compiler import bounds
 
     def measured(state: State) -> World:
         world = transform(state)
@@ -174,7 +174,7 @@ class PrefixType(click.ParamType):
     name = "prefix"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        from vpcctl.spec import parse_prefix
+        from vpcctl.documents.fields import parse_prefix
 
         try:
             prefix = parse_prefix(value) if isinstance(value, str) else value
@@ -191,7 +191,7 @@ class AddressType(click.ParamType):
     name = "address"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        from vpcctl.spec import parse_address
+        from vpcctl.documents.fields import parse_address
 
         try:
             return parse_address(value) if isinstance(value, str) else value
@@ -204,7 +204,7 @@ PREFIX, ADDRESS = PrefixType(), AddressType()
 
 def read_document(place: str) -> tuple[Any, str]:
     """The parsed JSON of a file or, for ``-``, of standard input, and the name to call it by."""
-    from vpcctl import files
+    from vpcctl.documents import files
 
     name = "(standard input)" if place == "-" else place
     return _parsed(lambda: files.read_given(place, files.LARGEST_DOCUMENT), name), name
@@ -212,14 +212,14 @@ def read_document(place: str) -> tuple[Any, str]:
 
 def read_named(place: str) -> tuple[Any, str]:
     """Likewise for a file that another document names: only regular files, whatever our own descriptors are."""
-    from vpcctl import files
+    from vpcctl.documents import files
 
     return _parsed(lambda: files.read(place, files.LARGEST_DOCUMENT), place), place
 
 
 def _parsed(read: Callable[[], bytes], name: str) -> Any:
     """The JSON that `read` gives; the error messages never quote the content."""
-    from vpcctl.documents import parse
+    from vpcctl.documents.reading import parse
 
     try:
         text = read().decode()

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 from vpcctl import names
 from vpcctl.compiler.chains import CLOSED, SECTIONS, frames, neighbours
-from vpcctl.compiler.host import host_table
+from vpcctl.compiler.host_table import host_table
+from vpcctl.compiler.nft import Chain, Set, Table, transaction
 from vpcctl.compiler.view import View
-from vpcctl.model import World
-from vpcctl.nft import Chain, Set, Table, transaction
+from vpcctl.model.network import World
 
 FINGERPRINT_LENGTH = 16
 

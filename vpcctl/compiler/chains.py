@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vpcctl import names
+from vpcctl.compiler.forward import forward
 from vpcctl.compiler.hooks import ARP_CHAIN, FRAME_CHAIN, PASSING_CHAIN, Parts, base_chain
-from vpcctl.compiler.judgement import forward
+from vpcctl.compiler.nft import ADDRESS_TYPE, ADDRESS_WORD, Chain, Element, Hook, NftRule, Set, anonymous, quoted
 from vpcctl.compiler.translation import free_ranges, share, translating
 from vpcctl.compiler.view import View
-from vpcctl.model import NEVER_USABLE, Network
-from vpcctl.nft import ADDRESS_TYPE, ADDRESS_WORD, Chain, Element, Hook, Rule, Set, anonymous, quoted
+from vpcctl.model.network import NEVER_USABLE, Network
 
 PINGS = "limit rate 50/second burst 50 packets"
 ICMP_ERRORS = "icmp type { destination-unreachable, time-exceeded, parameter-problem }"
@@ -22,26 +22,26 @@ ICMP_ERRORS = "icmp type { destination-unreachable, time-exceeded, parameter-pro
 
 def sources(view: View) -> Parts:
     """Source must belong: interface, MAC and address are bound together; nothing from nowhere, nothing to nobody."""
-    rules = [Rule('iifname "lo" accept')]
+    rules = [NftRule('iifname "lo" accept')]
     if 6 not in view.vpc.versions:
-        rules.append(Rule("meta nfproto ipv6 drop"))
+        rules.append(NftRule("meta nfproto ipv6 drop"))
     # Connection tracking calls redirects "related", so they would inherit the mark of the flow they quote.
-    rules.append(Rule("icmp type { source-quench, redirect } drop"))
-    rules.append(Rule(f"ip daddr {anonymous(_never(4))} drop"))
+    rules.append(NftRule("icmp type { source-quench, redirect } drop"))
+    rules.append(NftRule(f"ip daddr {anonymous(_never(4))} drop"))
     dispatch = [f"{quoted(bridge)} : goto from-member" for bridge, _ in view.bridges]
     dispatch.append(f"{quoted(names.UPLINK)} : goto from-uplink")
     dispatch += [f"{quoted(link)} : goto from-peer-{peer.name}" for link, peer in view.peer_links]
-    rules.append(Rule(f"iifname vmap {anonymous(dispatch)}"))
+    rules.append(NftRule(f"iifname vmap {anonymous(dispatch)}"))
     chains = [base_chain("filter-prerouting", *rules)]
-    transit = Rule(f"ip daddr {view.world.transit} drop")
+    transit = NftRule(f"ip daddr {view.world.transit} drop")
     chains.append(
         Chain(
             "from-member",
             (
                 transit,
-                Rule(f"{_FRAGMENT} & 0x3fff == 0x2000 jump first-fragment"),
-                Rule("iifname . ether saddr . ip saddr @members accept"),
-                Rule("drop"),
+                NftRule(f"{_FRAGMENT} & 0x3fff == 0x2000 jump first-fragment"),
+                NftRule("iifname . ether saddr . ip saddr @members accept"),
+                NftRule("drop"),
             ),
         )
     )
@@ -49,8 +49,8 @@ def sources(view: View) -> Parts:
     chains.append(Chain("from-uplink", tuple(_from_uplink(view))))
     for _, peer in view.peer_links:
         theirs, ours = (anonymous([str(p) for p in vpc.prefixes if p.version == 4]) for vpc in (peer, view.vpc))
-        rule = Rule(f"ip saddr {theirs} ip daddr {ours} accept")
-        chains.append(Chain(f"from-peer-{peer.name}", (rule, Rule("drop"))))
+        rule = NftRule(f"ip saddr {theirs} ip daddr {ours} accept")
+        chains.append(Chain(f"from-peer-{peer.name}", (rule, NftRule("drop"))))
     members = Set("members", "ifname . ether_addr . ipv4_addr", tuple(_members(view)))
     return [members], chains
 
@@ -69,16 +69,16 @@ def _members(view: View) -> list[Element]:
     ]
 
 
-def _from_uplink(view: View) -> list[Rule]:
+def _from_uplink(view: View) -> list[NftRule]:
     """What comes in from outside is addressed to the uplink and comes from no inside address."""
     inside: list[Network] = [*view.vpc.prefixes, *(prefix for peer in view.peers for prefix in peer.prefixes)]
     bogons = _never(4) + [str(prefix) for prefix in (*inside, view.world.transit) if prefix.version == 4]
     return [
-        Rule(f"ip daddr != {view.uplink_address} drop"),
+        NftRule(f"ip daddr != {view.uplink_address} drop"),
         # The host is a hop of the path: without its errors, path MTU discovery ends in a black hole (RFC 1191).
-        Rule(f"ip saddr {view.host_address} {ICMP_ERRORS} accept"),
-        Rule(f"ip saddr {anonymous(bogons)} drop"),
-        Rule("accept"),
+        NftRule(f"ip saddr {view.host_address} {ICMP_ERRORS} accept"),
+        NftRule(f"ip saddr {anonymous(bogons)} drop"),
+        NftRule("accept"),
     ]
 
 
@@ -92,7 +92,7 @@ def nat_prerouting(view: View) -> Parts:
         for item in view.vpc.publications
     )
     published = Set("published", "inet_proto . inet_service", elements, "ipv4_addr . inet_service")
-    rule = Rule(f"iifname {quoted(names.UPLINK)} dnat ip to meta l4proto . th dport map @published")
+    rule = NftRule(f"iifname {quoted(names.UPLINK)} dnat ip to meta l4proto . th dport map @published")
     return [published], [base_chain("nat-prerouting", rule)]
 
 
@@ -100,18 +100,18 @@ def router(view: View) -> Parts:
     """The router answers pings to its gateway addresses and sends errors; nothing else of it can be reached."""
     local = base_chain(
         "filter-input",
-        Rule('iifname "lo" accept'),
-        Rule("icmp type echo-reply ct state established accept"),
+        NftRule('iifname "lo" accept'),
+        NftRule("icmp type echo-reply ct state established accept"),
         # A rate of its own for each instance: one that floods takes nothing from the others.
-        Rule(f"iifname @bridges icmp type echo-request update @pings {{ ip saddr {PINGS} }} accept"),
+        NftRule(f"iifname @bridges icmp type echo-request update @pings {{ ip saddr {PINGS} }} accept"),
     )
     own = base_chain(
         "filter-output",
-        Rule('oifname "lo" accept'),
-        Rule("icmp type redirect drop"),
-        Rule("meta l4proto icmp meta nfproto ipv4 accept"),
+        NftRule('oifname "lo" accept'),
+        NftRule("icmp type redirect drop"),
+        NftRule("meta l4proto icmp meta nfproto ipv4 accept"),
         # The resets of `reject`.
-        Rule("tcp flags & rst == rst ct state related,established accept"),
+        NftRule("tcp flags & rst == rst ct state related,established accept"),
     )
     pings = Set("pings", ADDRESS_TYPE[4], dynamic=max(len(view.vpc.instances), 1), timeout="1m")
     return [pings], [local, own]
@@ -129,8 +129,8 @@ def nat_postrouting(view: View) -> Parts:
         *chains,
         base_chain(
             "filter-postrouting",
-            Rule(f"oifname {uplink} meta nfproto ipv6 drop"),
-            Rule(f"oifname {uplink} ip saddr != {view.uplink_address} drop"),
+            NftRule(f"oifname {uplink} meta nfproto ipv6 drop"),
+            NftRule(f"oifname {uplink} ip saddr != {view.uplink_address} drop"),
         ),
     ]
 
@@ -141,8 +141,8 @@ def neighbours(view: View) -> Parts:
     trusted = [quoted(names.UPLINK), *(quoted(link) for link, _ in view.peer_links)]
     members = Set("members", f"ifname . ether_addr . {ADDRESS_TYPE[4]}", tuple(_members(view)))
     rules = (
-        Rule("iifname . arp saddr ether . arp saddr ip @members accept"),
-        Rule(f"iifname {anonymous(trusted)} accept"),
+        NftRule("iifname . arp saddr ether . arp saddr ip @members accept"),
+        NftRule(f"iifname {anonymous(trusted)} accept"),
     )
     return [members], [Chain("arp-input", rules, hook, reason)]
 
@@ -153,7 +153,7 @@ def frames(view: View) -> Parts:
     kinds = ["arp", *(ADDRESS_WORD[version] for version in view.vpc.versions)]
     passing, why = PASSING_CHAIN
     return [], [
-        Chain("bridge-prerouting", (Rule(f"ether type {anonymous(kinds)} accept"),), hook, reason),
+        Chain("bridge-prerouting", (NftRule(f"ether type {anonymous(kinds)} accept"),), hook, reason),
         Chain("bridge-forward", (), passing, why),
     ]
 
@@ -176,18 +176,18 @@ FIRST_FRAGMENT = (
     Chain(
         "first-fragment",
         (
-            Rule(f"{_LENGTH} set {_TTL_AND_PROTOCOL}"),
-            Rule(f"{_CHECKSUM} set {_UDP_CHECKSUM}"),
-            Rule(f"{_UDP_CHECKSUM} set 0"),
-            Rule(f"{_PROTOCOL} set 17"),
-            Rule("ip protocol udp udp sport set udp sport"),
-            Rule(f"{_UDP_CHECKSUM} 0xffff goto whole-fragment"),
-            Rule("drop"),
+            NftRule(f"{_LENGTH} set {_TTL_AND_PROTOCOL}"),
+            NftRule(f"{_CHECKSUM} set {_UDP_CHECKSUM}"),
+            NftRule(f"{_UDP_CHECKSUM} set 0"),
+            NftRule(f"{_PROTOCOL} set 17"),
+            NftRule("ip protocol udp udp sport set udp sport"),
+            NftRule(f"{_UDP_CHECKSUM} 0xffff goto whole-fragment"),
+            NftRule("drop"),
         ),
     ),
     Chain(
         "whole-fragment",
-        (Rule(f"{_UDP_CHECKSUM} set {_CHECKSUM}"), Rule(f"{_TTL_AND_PROTOCOL} set {_LENGTH}")),
+        (NftRule(f"{_UDP_CHECKSUM} set {_CHECKSUM}"), NftRule(f"{_TTL_AND_PROTOCOL} set {_LENGTH}")),
     ),
 )
 

@@ -21,13 +21,12 @@ from operator import attrgetter
 from typing import Any
 
 from vpcctl.compiler.effort import Effort
-from vpcctl.compiler.levels import WIDTH, Box, Prefix, Product, spread, stack
-from vpcctl.compiler.matches import matches
+from vpcctl.compiler.first_match import WIDTH, Box, Prefix, Product, spread, stack
+from vpcctl.compiler.match_boxes import matches
+from vpcctl.compiler.nft import ADDRESS_TYPE, ADDRESS_WORD, Chain, Element, NftRule, RateLimit, Set, comment_text
 from vpcctl.compiler.view import View
-from vpcctl.model import Subnet
-from vpcctl.nft import ADDRESS_TYPE, ADDRESS_WORD, Chain, Element, RateLimit, Rule, Set, comment_text
-from vpcctl.policy import ICMP, ICMP_PROTOCOLS, ICMPV6, Action, Direction, Policy, Range
-from vpcctl.policy import Rule as PolicyRule
+from vpcctl.model.network import Subnet
+from vpcctl.model.policy import ICMP, ICMP_PROTOCOLS, ICMPV6, Action, Direction, Policy, Range, Rule
 
 # The type of the reply to each ICMP request that connection tracking knows (net/netfilter/nf_conntrack_proto_icmp.c
 # and …_icmpv6.c: invmap).  Messages of other types are errors or invalid and never begin a flow.
@@ -117,7 +116,7 @@ class _Builder:
         subnet: Subnet,
         policy: Policy,
         direction: Direction,
-        rules: tuple[PolicyRule, ...],
+        rules: tuple[Rule, ...],
         effort: Effort,
     ):
         self._view, self._subnet, self._policy, self._direction, self._rules = view, subnet, policy, direction, rules
@@ -153,7 +152,7 @@ class _Builder:
                 straight += self._verdicts(self._product(name, one, mirror=False), one.rule, mirror=False)
                 mirrored += self._verdicts(self._product(name, one, mirror=True), one.rule, mirror=True)
         default = VERDICTS[self._policy.default(self._direction)]
-        last = Rule(f"counter {default}", self._origin("default"))
+        last = NftRule(f"counter {default}", self._origin("default"))
         for name, rules in ((self._name, straight), (f"{self._name}.reply", mirrored)):
             self._chains.append(Chain(name, (*rules, last)))
         return Gate(self._name, f"{self._name}.reply", (*self._limits, *self._sets), tuple(self._chains))
@@ -161,7 +160,7 @@ class _Builder:
     def _origin(self, what: str) -> str:
         return f"{self._policy.file}#{self._policy.pointer}/{what}"
 
-    def _verdict(self, number: int, rule: PolicyRule) -> str:
+    def _verdict(self, number: int, rule: Rule) -> str:
         """What a match does."""
         return f"goto {self._log_chain(number)}" if rule.log else VERDICTS[rule.action]
 
@@ -187,7 +186,7 @@ class _Builder:
         ports = box.ports is not None and not typed
         return Shape(version, box.peer is not None, box.own is not None, protocol, ports, box.exact, limited)
 
-    def _lookup(self, name: str, shape: Shape, members: list[Box], mirror: bool) -> list[Rule]:
+    def _lookup(self, name: str, shape: Shape, members: list[Box], mirror: bool) -> list[NftRule]:
         """Add the set of one lookup, once for both orientations where they can share it; return the rules."""
         typed = shape.protocol in ICMP_PROTOCOLS
         if typed and mirror:
@@ -206,7 +205,7 @@ class _Builder:
             self._sets.append(Set(name, key_type, elements, data_type, not shape.exact, counted=not limited))
         if limited:
             return self._verdicts(f"{expression} @{name} ", shape.rule, mirror)
-        return [Rule(f"{expression} vmap @{name}")]
+        return [NftRule(f"{expression} vmap @{name}")]
 
     def _product(self, name: str, found: Product, mirror: bool) -> str:
         """What asks for the lists of a product, one after the other."""
@@ -245,15 +244,15 @@ class _Builder:
             self._sets.append(Set(name, kind, elements, interval=not exact))
         return self._lists[kind, members]
 
-    def _verdicts(self, match: str, number: int, mirror: bool) -> list[Rule]:
+    def _verdicts(self, match: str, number: int, mirror: bool) -> list[NftRule]:
         """Plain rules for what no map can hold: a match of everything, a product, or a rate."""
         rule = self._rules[number]
         verdict = self._verdict(number, rule)
         if not rule.limit:
-            return [Rule(f"{match}counter {verdict}", rule.origin)]
+            return [NftRule(f"{match}counter {verdict}", rule.origin)]
         # The rate is one of new flows; a flow that passed before and is judged again is not held against it.
-        seen = Rule(f"{match}ct state established counter {verdict}", rule.origin)
-        new = Rule(f'{match}ct state new limit name "{self._limit(number)}" counter {verdict}', rule.origin)
+        seen = NftRule(f"{match}ct state established counter {verdict}", rule.origin)
+        new = NftRule(f'{match}ct state new limit name "{self._limit(number)}" counter {verdict}', rule.origin)
         return [seen] if mirror else [seen, new]
 
     def _limit(self, number: int) -> str:
@@ -310,14 +309,16 @@ def _answers(protocol: int, spans: tuple[Range, ...]) -> Iterator[Range]:
                 yield answer, answer
 
 
-def _logging(name: str, vpc: str, rule: PolicyRule) -> Chain:
+def _logging(name: str, vpc: str, rule: Rule) -> Chain:
     """A chain that logs the first packet of a flow and then decides.  `goto` leads here, so `return` ends the gate.
 
     The log goes to a netlink group: the kernel's own log is silent in namespaces (net.netfilter.nf_log_all_netns).
     """
     head = f"vpcctl {vpc} {rule.action.value} "
     prefix = head + comment_text(rule.origin)[-(LOG_PREFIX_LIMIT - len(head)) :]
-    return Chain(name, (Rule(f'ct state new log prefix "{prefix}" group {LOG_GROUP}'), Rule(VERDICTS[rule.action])))
+    return Chain(
+        name, (NftRule(f'ct state new log prefix "{prefix}" group {LOG_GROUP}'), NftRule(VERDICTS[rule.action]))
+    )
 
 
 def _span_text(span: Range) -> str:

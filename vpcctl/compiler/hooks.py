@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vpcctl.nft import Chain, Hook, RateLimit, Rule, Set
+from vpcctl.compiler.nft import Chain, Hook, NftRule, RateLimit, Set
 
 # Priorities are those of include/uapi/linux/netfilter_ipv4.h: defragmentation is -400, raw -300, connection tracking
 # -200, dstnat -100, filter 0, srcnat 100.
@@ -42,7 +42,7 @@ PASSING_CHAIN = (
 Parts = tuple[list[Set | RateLimit], list[Chain]]
 
 
-def base_chain(name: str, *rules: Rule) -> Chain:
+def base_chain(name: str, *rules: NftRule) -> Chain:
     """The base chain `name` of the table above."""
     hook, reason = BASE_CHAINS[name]
     return Chain(name, tuple(rules), hook, reason)

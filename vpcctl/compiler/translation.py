@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vpcctl.model import NAT_PORTS
-from vpcctl.nft import Chain, Rule, anonymous
-from vpcctl.policy import ICMP, SCTP, TCP, UDP
+from vpcctl.compiler.nft import Chain, NftRule, anonymous
+from vpcctl.model.network import NAT_PORTS
+from vpcctl.model.policy import ICMP, SCTP, TCP, UDP
 
 # What source NAT can tell apart: the protocols with ports, and ICMP by its identifier, which is kept where it can be.
 PORTED = (TCP, UDP, SCTP)
@@ -60,24 +60,24 @@ def share(ranges: Iterable[Range], ports: int) -> list[Range]:
 
 def translating(
     name: str, match: str, statement: str, ranges: list[Range], portless: Iterable[int]
-) -> tuple[list[Rule], list[Chain]]:
+) -> tuple[list[NftRule], list[Chain]]:
     """The rules that translate what `match` matches, with ports of `ranges`, and the chains that they go to.
 
     `statement` is what follows, as ``snat ip to 100.64.0.1``; `portless` are the protocols without ports that are
     translated, too.  Of several ranges one is drawn by lot, each as often as it has ports: a statement takes one range.
     """
-    plain = Rule(f"{match} {_among((ICMP, *portless))} {statement.removesuffix(' to ')}")
+    plain = NftRule(f"{match} {_among((ICMP, *portless))} {statement.removesuffix(' to ')}")
     match = f"{match} {_among(PORTED)}"
     if not ranges:
         return [plain], []
     if len(ranges) == 1:
-        return [Rule(f"{match} {_to(statement, ranges[0])}"), plain], []
+        return [NftRule(f"{match} {_to(statement, ranges[0])}"), plain], []
     chains, elements, drawn = [], [], 0
     for number, (low, high) in enumerate(ranges, 1):
         elements.append(f"{drawn}-{drawn + high - low} : goto {name}.{number}")
         drawn += high - low + 1
-        chains.append(Chain(f"{name}.{number}", (Rule(_to(f"{_among(PORTED)} {statement}", (low, high))),)))
-    return [Rule(f"{match} numgen random mod {drawn} vmap {anonymous(elements)}"), plain], chains
+        chains.append(Chain(f"{name}.{number}", (NftRule(_to(f"{_among(PORTED)} {statement}", (low, high))),)))
+    return [NftRule(f"{match} numgen random mod {drawn} vmap {anonymous(elements)}"), plain], chains
 
 
 def _to(statement: str, ports: Range) -> str:

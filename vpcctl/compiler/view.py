@@ -6,8 +6,8 @@ import ipaddress
 from dataclasses import dataclass
 
 from vpcctl import names
-from vpcctl.model import Address, Network, Subnet, Vpc, World, uplink_pair
-from vpcctl.policy import Endpoint, Policy
+from vpcctl.model.network import Address, Network, Subnet, Vpc, World, uplink_pair
+from vpcctl.model.policy import Endpoint, Policy
 
 
 @dataclass(frozen=True, slots=True)

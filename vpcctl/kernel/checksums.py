@@ -20,10 +20,10 @@ from typing import Any
 
 from pyroute2.netlink.exceptions import NetlinkError
 
-from vpcctl.items import ChecksumLink, Detour
-from vpcctl.kernel.interface import ABSENT, RIGHT, Condition, State
 from vpcctl.kernel.links import Rtnl
 from vpcctl.kernel.namespaces import entered
+from vpcctl.resources.kinds import ChecksumLink, Detour
+from vpcctl.resources.protocol import ABSENT, RIGHT, Condition, Status
 
 # ioctl and commands of include/uapi/linux/sockios.h and ethtool.h; the value is one for on.
 SIOCETHTOOL, ETHTOOL_GTXCSUM, ETHTOOL_STXCSUM = 0x8946, 0x16, 0x17
@@ -87,9 +87,9 @@ def observe_link(rtnl: Rtnl, item: ChecksumLink) -> Condition:
         return condition
     kind = link.get_attr("IFLA_LINKINFO").get_attr("IFLA_INFO_KIND") if link.get_attr("IFLA_LINKINFO") else ""
     if kind != "ifb":
-        return Condition(State.DIFFERENT, f"is a link of kind {kind or 'none'}, expected ifb")
+        return Condition(Status.DIFFERENT, f"is a link of kind {kind or 'none'}, expected ifb")
     if _offloads(rtnl, item.name):
-        return Condition(State.DIFFERENT, "does not complete checksums (tx-checksumming is on)")
+        return Condition(Status.DIFFERENT, "does not complete checksums (tx-checksumming is on)")
     return RIGHT
 
 
@@ -103,7 +103,7 @@ def observe_detour(rtnl: Rtnl, item: Detour) -> Condition:
     if not found:
         return ABSENT
     if found != [(ETH_P_IP, [OFFSET, MASK], TCA_EGRESS_REDIR, target["index"])]:
-        return Condition(State.DIFFERENT, f"has other filters, expected one that redirects to {item.through}")
+        return Condition(Status.DIFFERENT, f"has other filters, expected one that redirects to {item.through}")
     return RIGHT
 
 

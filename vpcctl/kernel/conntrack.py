@@ -16,14 +16,14 @@ import sys
 import time
 from collections.abc import Collection, Iterable, Iterator
 
+from vpcctl.analysis.packetset import IPV6_BASE
+from vpcctl.analysis.tracking import MOST_SELECTIONS, Ends, Key, Selection, Tracked
 from vpcctl.errors import KernelError
-from vpcctl.items import where
 from vpcctl.kernel import netlink
 from vpcctl.kernel.namespaces import entered, system_call
 from vpcctl.kernel.netlink import NLM_F_ACK, NLM_F_DUMP, NLMSG_ERROR, attribute, attributes, nested
-from vpcctl.policy import ICMP_PROTOCOLS
-from vpcctl.space import IPV6_BASE
-from vpcctl.tracking import MOST_SELECTIONS, Ends, Key, Selection, Tracked
+from vpcctl.model.policy import ICMP_PROTOCOLS
+from vpcctl.resources.kinds import where
 
 # Subsystem 1 is ctnetlink's.
 CT_GET, CT_DELETE, CT_GET_STATS_CPU, CT_GET_STATS = 1 << 8 | 1, 1 << 8 | 2, 1 << 8 | 4, 1 << 8 | 5

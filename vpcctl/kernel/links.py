@@ -19,7 +19,9 @@ from pyroute2.netlink.rtnl import RTM_SETNEIGHTBL, ndmsg
 from pyroute2.netlink.rtnl.ndtmsg import ndtmsg
 
 from vpcctl.errors import ConflictError, GoneError, KernelError
-from vpcctl.items import (
+from vpcctl.kernel import netlink
+from vpcctl.kernel.namespaces import entered, opened
+from vpcctl.resources.kinds import (
     Address,
     Bridge,
     ChecksumLink,
@@ -33,9 +35,7 @@ from vpcctl.items import (
     Veth,
     where,
 )
-from vpcctl.kernel import netlink
-from vpcctl.kernel.interface import ABSENT, RIGHT, Condition, State
-from vpcctl.kernel.namespaces import entered, opened
+from vpcctl.resources.protocol import ABSENT, RIGHT, Condition, Status
 
 PORT_FLAGS = {
     "isolated": 1, "locked": 1, "learning": 0, "unicast_flood": 0, "mcast_flood": 0, "bcast_flood": 0
@@ -202,9 +202,9 @@ class Rtnl:
         if link is None:
             return ABSENT
         if (link.get_attr("IFLA_IFALIAS") or "") != item.tag:
-            return Condition(State.DIFFERENT, "does not carry our tag")
+            return Condition(Status.DIFFERENT, "does not carry our tag")
         if link.get_attr("IFLA_ADDRESS") != mac:
-            return Condition(State.DIFFERENT, f"has MAC {link.get_attr('IFLA_ADDRESS')}, expected {mac}")
+            return Condition(Status.DIFFERENT, f"has MAC {link.get_attr('IFLA_ADDRESS')}, expected {mac}")
         return RIGHT
 
     # -- ports ---------------------------------------------------------------------------------------------------
@@ -222,13 +222,13 @@ class Rtnl:
         if link is None:
             return ABSENT
         if link.get_attr("IFLA_MASTER") != self._indices.get(item.bridge):
-            return Condition(State.DIFFERENT, f"is not a port of {item.bridge}")
+            return Condition(Status.DIFFERENT, f"is not a port of {item.bridge}")
         info = link.get_attr("IFLA_LINKINFO")
         data = info.get_attr("IFLA_INFO_SLAVE_DATA") if info is not None else None
         for flag, value in PORT_FLAGS.items():
             found = data.get_attr(f"IFLA_BRPORT_{flag.upper()}") if data is not None else None
             if found != value:
-                return Condition(State.DIFFERENT, f"{flag} is {found}, expected {value}")
+                return Condition(Status.DIFFERENT, f"{flag} is {found}, expected {value}")
         return RIGHT
 
     # -- up and down ---------------------------------------------------------------------------------------------

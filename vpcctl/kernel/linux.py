@@ -12,8 +12,16 @@ from pathlib import Path
 
 from pyroute2.netlink.exceptions import NetlinkError
 
+from vpcctl.analysis.tracking import Key, Selection, Tracked
 from vpcctl.errors import ConflictError, GoneError, KernelError, PrivilegeError
-from vpcctl.items import (
+from vpcctl.kernel import checksums, claims, conntrack, namespaces, settings, sockets, tables
+from vpcctl.kernel.links import ABSENCE, RT_TABLE_MAIN, Rtnl, contended
+from vpcctl.kernel.lookups import Lookups
+from vpcctl.kernel.routes import read_host
+from vpcctl.kernel.survey import Survey
+from vpcctl.model.network import NAT_PORTS
+from vpcctl.names import TAGGED
+from vpcctl.resources.kinds import (
     Address,
     Bridge,
     ChecksumLink,
@@ -33,16 +41,8 @@ from vpcctl.items import (
     Veth,
     where,
 )
-from vpcctl.kernel import checksums, claims, conntrack, namespaces, settings, sockets, tables
-from vpcctl.kernel.interface import ABSENT, RIGHT, Condition, HostFacts, State
-from vpcctl.kernel.links import ABSENCE, RT_TABLE_MAIN, Rtnl, contended
-from vpcctl.kernel.lookups import Lookups
-from vpcctl.kernel.routes import read_host
-from vpcctl.kernel.survey import Survey
-from vpcctl.model import NAT_PORTS
-from vpcctl.names import TAGGED
-from vpcctl.plan import Ensure, Plan, Remove
-from vpcctl.tracking import Key, Selection, Tracked
+from vpcctl.resources.plan import Ensure, Plan, Remove
+from vpcctl.resources.protocol import ABSENT, RIGHT, Condition, HostFacts, Status
 
 # Open sockets are kept for this many namespaces, so that thousands of instances cost no thousands of descriptors.
 OPEN_NAMESPACES = 32
@@ -126,7 +126,7 @@ class LinuxKernel:
         tag = next((item.tag for item in items if isinstance(item, Namespace)), "")
         why = namespaces.foreign(namespace, tag)
         if why:
-            return dict.fromkeys(items, Condition(State.FOREIGN, why))
+            return dict.fromkeys(items, Condition(Status.FOREIGN, why))
         if namespace is None or any(isinstance(item, (Ruleset, Bridge)) for item in items):
             return self._surveyed(namespace, items, Survey(self._rtnl(namespace)))
         try:
@@ -134,7 +134,7 @@ class LinuxKernel:
                 return self._surveyed(namespace, items, lookups)
         except (NetlinkError, OSError, KernelError) as error:
             # Trouble in one instance's namespace is its own.
-            return dict.fromkeys(items, Condition(State.DIFFERENT, f"cannot be read: {error}"))
+            return dict.fromkeys(items, Condition(Status.DIFFERENT, f"cannot be read: {error}"))
 
     def _surveyed(self, namespace: str | None, items: list[Item], survey: Survey) -> dict[Item, Condition]:
         found = {}
@@ -166,19 +166,19 @@ class LinuxKernel:
             return RIGHT
         far = self._rtnl(item.peer_namespace).link(item.peer_name)
         if far is None or far.get_attr("IFLA_LINK") != near or far.get_attr("IFLA_IFNAME") != item.peer_name:
-            return Condition(State.DIFFERENT, f"has no end {item.peer_name} in {where(item.peer_namespace)}")
+            return Condition(Status.DIFFERENT, f"has no end {item.peer_name} in {where(item.peer_namespace)}")
         if far.get_attr("IFLA_ADDRESS") != item.peer_mac:
             found = far.get_attr("IFLA_ADDRESS")
-            return Condition(State.DIFFERENT, f"has MAC {found} at its other end, expected {item.peer_mac}")
+            return Condition(Status.DIFFERENT, f"has MAC {found} at its other end, expected {item.peer_mac}")
         if item.peer_namespace is None and far.get_attr("IFLA_IFALIAS") != item.tag:
-            return Condition(State.DIFFERENT, f"has an end {item.peer_name} in the host that is not marked as ours")
+            return Condition(Status.DIFFERENT, f"has an end {item.peer_name} in the host that is not marked as ours")
         return RIGHT
 
     def _observe_tag(self, item: Namespace) -> Condition:
         if not namespaces.is_namespace(item.namespace):
             return ABSENT
         why = namespaces.foreign(item.namespace, item.tag)
-        return Condition(State.FOREIGN, why) if why else RIGHT
+        return Condition(Status.FOREIGN, why) if why else RIGHT
 
     @_translated("cannot read the kernel's network state")
     def check(self, plan: Plan) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from vpcctl.errors import KernelError
 from vpcctl.kernel import netlink
 from vpcctl.kernel.namespaces import entered
-from vpcctl.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS
+from vpcctl.model.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS
 
 NFNL_SUBSYS_ULOG = 4
 NFULNL_MSG_PACKET, NFULNL_MSG_CONFIG = 0, 1

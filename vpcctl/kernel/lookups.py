@@ -19,13 +19,13 @@ import socket
 import struct
 from collections.abc import Iterator
 
-from vpcctl.items import Address, LinkUp, Neighbour, Open, Route
 from vpcctl.kernel import netlink
-from vpcctl.kernel.interface import ABSENT, RIGHT, Condition, State
 from vpcctl.kernel.links import ABSENCE, LOOPBACK, LOOPBACK_IFINDEX, ONLINK, RT_TABLE_MAIN, Rtnl
 from vpcctl.kernel.namespaces import entered
 from vpcctl.kernel.netlink import attribute, attributes, error_number
 from vpcctl.kernel.survey import Survey
+from vpcctl.resources.kinds import Address, LinkUp, Neighbour, Open, Route
+from vpcctl.resources.protocol import ABSENT, RIGHT, Condition, Status
 
 # include/uapi/linux/rtnetlink.h
 RTM_NEWROUTE, RTM_GETLINK, RTM_GETADDR, RTM_GETROUTE, RTM_GETNEIGH = 24, 18, 22, 26, 30
@@ -60,7 +60,7 @@ class Lookups(Survey):
         link = self._link(item.link)
         if link is None:
             return ABSENT
-        return RIGHT if link[1] & IFF_UP else Condition(State.DIFFERENT, "is down")
+        return RIGHT if link[1] & IFF_UP else Condition(Status.DIFFERENT, "is down")
 
     def address(self, item: Address) -> Condition:
         link, wanted = self._link(item.link), ipaddress.ip_interface(item.address)
@@ -77,7 +77,7 @@ class Lookups(Survey):
             return ABSENT
         if wanted.version == 4:
             return RIGHT if self._has_address(item.link, wanted) else ABSENT
-        return Condition(State.DIFFERENT, f"is not among the first {LIMIT} addresses of {item.link}")
+        return Condition(Status.DIFFERENT, f"is not among the first {LIMIT} addresses of {item.link}")
 
     def neighbour(self, item: Neighbour) -> Condition:
         link, wanted = self._link(item.link), ipaddress.ip_address(item.address)
@@ -90,7 +90,7 @@ class Lookups(Survey):
         state = struct.unpack_from("=H", body, 8)[0]
         mac = dict(attributes(body[12:])).get(NDA_LLADDR, b"").hex(":")
         if (mac, state) != (item.mac, NUD_PERMANENT):
-            return Condition(State.DIFFERENT, f"is {mac or None} in state {state:#x}, expected {item.mac}, permanent")
+            return Condition(Status.DIFFERENT, f"is {mac or None} in state {state:#x}, expected {item.mac}, permanent")
         return RIGHT
 
     def route(self, item: Route) -> Condition:
@@ -114,7 +114,7 @@ class Lookups(Survey):
         if other is None:
             return ABSENT
         via = str(ipaddress.ip_address(other[0])) if other[0] else "no gateway"
-        return Condition(State.DIFFERENT, f"goes via {via}, expected {item.via} on {item.link}")
+        return Condition(Status.DIFFERENT, f"goes via {via}, expected {item.via} on {item.link}")
 
     # -- beyond the limit ----------------------------------------------------------------------------------------
 
@@ -132,7 +132,7 @@ class Lookups(Survey):
 
     def _asked_for_route(self, item: Route, index: int) -> Condition:
         """Is exactly this route there, or another one in its place?  See the head of this module."""
-        unseen = Condition(State.DIFFERENT, f"is not among the first {LIMIT} routes")
+        unseen = Condition(Status.DIFFERENT, f"is not among the first {LIMIT} routes")
         wanted = ipaddress.ip_network(item.destination)
         if wanted.version != 4:
             return unseen  # for IPv6 such a request does add the route
@@ -147,7 +147,7 @@ class Lookups(Survey):
             return RIGHT
         number = self._error(RTM_NEWROUTE, request, netlink.NLM_F_EXCL)
         if number == errno.EEXIST:
-            return Condition(State.DIFFERENT, f"is a different route, expected one via {item.via} on {item.link}")
+            return Condition(Status.DIFFERENT, f"is a different route, expected one via {item.via} on {item.link}")
         return ABSENT if number in ABSENCE else unseen
 
     # -- netlink(7) ----------------------------------------------------------------------------------------------

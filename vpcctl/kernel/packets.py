@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from vpcctl.policy import ICMP, SCTP, TCP, UDP, Address
+from vpcctl.model.policy import ICMP, SCTP, TCP, UDP, Address
 
 MAGIC = b"vpcp"
 TOKENS = 0xFFFFFFFF  # from 1 to this

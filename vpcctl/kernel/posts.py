@@ -12,7 +12,7 @@ from pathlib import Path
 from vpcctl.errors import KernelError
 from vpcctl.kernel import packets
 from vpcctl.kernel.namespaces import entered
-from vpcctl.policy import Address
+from vpcctl.model.policy import Address
 
 ETH_P_ALL, ETH_P_IP = 0x0003, 0x0800  # include/uapi/linux/if_ether.h
 SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h

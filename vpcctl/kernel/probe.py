@@ -30,12 +30,12 @@ from ipaddress import IPv4Address
 
 from vpcctl import names
 from vpcctl.errors import KernelError
-from vpcctl.host import NO_HOST, Host
 from vpcctl.kernel import packets
 from vpcctl.kernel.posts import Namespace, Post, Sound, Way
-from vpcctl.meaning import Flow, Place, subnet_at
-from vpcctl.model import NEVER_USABLE, Vpc, World
-from vpcctl.policy import ICMP, Address
+from vpcctl.model.host import NO_HOST, Host
+from vpcctl.model.network import NEVER_USABLE, Vpc, World
+from vpcctl.model.oracle import Flow, Place, subnet_at
+from vpcctl.model.policy import ICMP, Address
 
 # Fewer than the kernel holds back while it resolves a neighbour (unres_qlen in arp(7)).
 BATCH = 96

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vpcctl.errors import KernelError
-from vpcctl.host import Host
 from vpcctl.kernel import netlink
-from vpcctl.policy import Network
+from vpcctl.model.host import Host
+from vpcctl.model.policy import Network
 
 # include/uapi/linux/rtnetlink.h
 RTM_NEWROUTE, RTM_GETROUTE = 24, 26

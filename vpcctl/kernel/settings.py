@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from vpcctl.errors import KernelError
-from vpcctl.items import LinkSetting, Setting, where
-from vpcctl.kernel.interface import ABSENT, RIGHT, Condition, State
+from vpcctl.resources.kinds import LinkSetting, Setting, where
+from vpcctl.resources.protocol import ABSENT, RIGHT, Condition, Status
 
 ROOT = Path("/proc/sys")
 
@@ -39,7 +39,7 @@ def observe(item: Setting | LinkSetting) -> Condition:
     value = read(place(item))
     if value is None:
         return RIGHT if _dispensable(item) else ABSENT
-    return RIGHT if value == item.value else Condition(State.DIFFERENT, f"is {value}, expected {item.value}")
+    return RIGHT if value == item.value else Condition(Status.DIFFERENT, f"is {value}, expected {item.value}")
 
 
 def ensure(item: Setting | LinkSetting) -> None:

@@ -11,9 +11,21 @@ from functools import cached_property
 
 from pyroute2.netlink.rtnl import ndmsg
 
-from vpcctl.items import Address, Bridge, FdbEntry, Item, LinkUp, Neighbour, Open, Port, ProxyDelay, Route, Veth
-from vpcctl.kernel.interface import ABSENT, RIGHT, Condition, State
 from vpcctl.kernel.links import FDB_STATIC, LOOPBACK, LOOPBACK_IFINDEX, RT_TABLE_MAIN, Rtnl
+from vpcctl.resources.kinds import (
+    Address,
+    Bridge,
+    FdbEntry,
+    Item,
+    LinkUp,
+    Neighbour,
+    Open,
+    Port,
+    ProxyDelay,
+    Route,
+    Veth,
+)
+from vpcctl.resources.protocol import ABSENT, RIGHT, Condition, Status
 
 
 class Survey:
@@ -101,7 +113,7 @@ class Survey:
         link = self.links.get(item.link)
         if link is None:
             return ABSENT
-        return RIGHT if link["flags"] & 1 else Condition(State.DIFFERENT, "is down")
+        return RIGHT if link["flags"] & 1 else Condition(Status.DIFFERENT, "is down")
 
     def address(self, item: Address) -> Condition:
         return RIGHT if (item.link, item.address) in self.addresses else ABSENT
@@ -111,14 +123,14 @@ class Survey:
         if found is None:
             return ABSENT
         if found != (item.mac, ndmsg.states["permanent"]):
-            return Condition(State.DIFFERENT, f"is {found[0]} in state {found[1]:#x}, expected {item.mac}, permanent")
+            return Condition(Status.DIFFERENT, f"is {found[0]} in state {found[1]:#x}, expected {item.mac}, permanent")
         return RIGHT
 
     def fdb(self, item: FdbEntry) -> Condition:
         found = self.forwarding.get((item.link, item.mac))
         if found is None:
             return ABSENT
-        return RIGHT if found == FDB_STATIC else Condition(State.DIFFERENT, "is not static")
+        return RIGHT if found == FDB_STATIC else Condition(Status.DIFFERENT, "is not static")
 
     def route(self, item: Route) -> Condition:
         found = self.routes.get(str(ipaddress.ip_network(item.destination)))
@@ -127,14 +139,14 @@ class Survey:
         expected = (item.via, item.link, item.source)
         if found == expected:
             return RIGHT
-        return Condition(State.DIFFERENT, f"goes via {found[0]} on {found[1]}, expected {item.via} on {item.link}")
+        return Condition(Status.DIFFERENT, f"goes via {found[0]} on {found[1]}, expected {item.via} on {item.link}")
 
     def proxy_delay(self, item: ProxyDelay) -> Condition:
         found = self.proxy_delays.get(item.link)
         if found is None:
             return ABSENT
         if found != item.milliseconds:
-            return Condition(State.DIFFERENT, f"is {found} ms, expected {item.milliseconds}")
+            return Condition(Status.DIFFERENT, f"is {found} ms, expected {item.milliseconds}")
         return RIGHT
 
 

@@ -24,12 +24,12 @@ from collections import Counter
 from collections.abc import Iterable
 
 from vpcctl.compiler import table_comment
+from vpcctl.compiler.nft import removal
 from vpcctl.errors import ConflictError, KernelError
-from vpcctl.items import Ruleset, where
-from vpcctl.kernel.interface import ABSENT, RIGHT, Condition, State
 from vpcctl.kernel.namespaces import CLONE_NEWNET, entered, unshare
 from vpcctl.names import TABLE, TAGGED
-from vpcctl.nft import removal
+from vpcctl.resources.kinds import Ruleset, where
+from vpcctl.resources.protocol import ABSENT, RIGHT, Condition, Status
 
 LIBRARY = "libnftables.so.1"
 SPARE = f"{TABLE}-next"
@@ -191,12 +191,12 @@ def stands(item: Ruleset, present: dict[str, str]) -> Condition:
     if not present:
         return ABSENT
     if not all(comment.startswith(item.tag) for comment in present.values()):
-        return Condition(State.FOREIGN, f"table {TABLE} is not ours")
+        return Condition(Status.FOREIGN, f"table {TABLE} is not ours")
     missing = [family for family in expected if family not in present]
     if missing:
-        return Condition(State.DIFFERENT, f"table {missing[0]} {TABLE} is missing")
+        return Condition(Status.DIFFERENT, f"table {missing[0]} {TABLE} is missing")
     if any(present[family] != wanted for family in expected):
-        return Condition(State.DIFFERENT, "another ruleset is loaded")
+        return Condition(Status.DIFFERENT, "another ruleset is loaded")
     return RIGHT
 
 
@@ -211,13 +211,13 @@ def observe(item: Ruleset, nft, reference) -> Condition:
         return condition
     left = comments(nft, item.families, SPARE)
     if left:
-        return Condition(State.DIFFERENT, f"table {next(iter(left))} {SPARE} is left of a load that was interrupted")
+        return Condition(Status.DIFFERENT, f"table {next(iter(left))} {SPARE} is left of a load that was interrupted")
     if not item.text:
         return RIGHT
     blocks = _blocks(item.text)
     wanted = _listed(reference(), blocks, "".join(blocks.values()))
     found = _listed(nft, blocks)
-    return RIGHT if found == wanted else Condition(State.DIFFERENT, _difference(wanted, found))
+    return RIGHT if found == wanted else Condition(Status.DIFFERENT, _difference(wanted, found))
 
 
 def _expected(item: Ruleset) -> list[str]:

@@ -1,0 +1,104 @@
+"""What a change of the world means for traffic, in words: newly allowed, newly denied, and rules without effect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from vpcctl.analysis import packetset
+from vpcctl.analysis.anomalies import Idle, idle_rules
+from vpcctl.analysis.packetset import Space
+from vpcctl.analysis.reachability import FLOWS, MOST_PARTS, Change, Reach, changes
+from vpcctl.analysis.rendering import Line, lines
+from vpcctl.errors import TooFineError
+from vpcctl.model.host import NO_HOST, Host
+from vpcctl.model.network import World
+from vpcctl.model.policy import Direction
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """The difference between two worlds for those who send and receive; `untold` says what is not listed, and why."""
+
+    newly_allowed: tuple[Line, ...]
+    newly_denied: tuple[Line, ...]
+    idle: tuple[Idle, ...]
+    untold: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """What is told, line by line."""
+        parts = (
+            ("newly allowed", self.newly_allowed),
+            ("newly denied", self.newly_denied),
+            ("without effect", self.idle),
+        )
+        told = (
+            []
+            if self.newly_allowed or self.newly_denied or self.untold
+            else ["no traffic is newly allowed or newly denied"]
+        )
+        for title, found in parts:
+            told += [f"{title}:", *(f"  {line}" for line in found)] if found else []
+        return [*told, *self.untold]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
+def forecast(
+    before: World, after: World, subnets: Iterable[tuple[str, str]], host: Host = NO_HOST, most: float = MOST_PARTS
+) -> Forecast:
+    """The change from one world to the other on a host, and the idle rules of the given (VPC, subnet) of the later one.
+
+    `most` bounds the work for each part; a part that needs more is reported as not listed.
+    """
+    old, new = Reach(before, host, most), Reach(after, host, most)
+    untold: list[str] = []
+    allowed: list[Line] = []
+    denied: list[Line] = []
+    idle: list[Idle] = []
+    try:
+        with packetset.bounded(most):
+            found = list(changes(old, new))
+            home = _home(found)
+            allowed += _lines(found, new, home, newly_allowed=True)
+            denied += _lines(found, old, home, newly_allowed=False)
+    except TooFineError:
+        allowed, denied = [], []
+        untold.append(
+            "newly allowed and newly denied traffic has too many different cases to list;"
+            " check single flows with `vpcctl explain`"
+        )
+    for vpc, subnet in subnets:
+        try:
+            with packetset.bounded(most):
+                idle += _idle(new, vpc, subnet)
+        except TooFineError:
+            untold.append(f"{vpc}/{subnet}: too many rules overlap to determine which of them have no effect")
+    return Forecast(tuple(allowed), tuple(denied), tuple(idle), tuple(untold))
+
+
+def _home(found: list[Change]) -> str:
+    """The one VPC that every change touches, from which the names are seen; empty where there is no such VPC."""
+    touched = [{zone.vpc for zone in (change.source, change.destination)} - {None} for change in found]
+    common = set.intersection(*touched) if touched else set()
+    return str(common.pop()) if len(common) == 1 else ""
+
+
+def _lines(found: list[Change], reach: Reach, home: str | None, newly_allowed: bool) -> Iterator[Line]:
+    for change in found:
+        packets = change.newly_allowed if newly_allowed else change.newly_denied
+        if packets:
+            # A zone may have other addresses in the other world.
+            source, destination = (reach.zones[zone.key] for zone in (change.source, change.destination))
+            yield from lines(packets, source, destination, reach, home)
+
+
+def _idle(reach: Reach, vpc: str, subnet: str) -> Iterator[Idle]:
+    """The idle rules of one subnet's policy, for the traffic that can come to its gates at all."""
+    own = reach.zones[vpc, subnet].addresses
+    for direction in Direction:
+        gate = reach.gate(vpc, subnet, direction)
+        if gate is not None:
+            sides = (None, own) if direction is Direction.INGRESS else (own, None)
+            yield from idle_rules(gate, FLOWS & Space.of(*sides, None, None))

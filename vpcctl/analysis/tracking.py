@@ -1,0 +1,295 @@
+"""Flows that connection tracking remembers, and which of them stand in the way of the world in force.
+
+A generation mark renews the judgement of a live flow.  Connection tracking keeps three more things, for as long as
+anybody sends: whose addresses the ends were, the direction in which the flow began, and its translation.  Where a
+change makes one of these wrong the entry has to go.  So after each load the entries are read, and those that are wrong
+are forgotten.  The rule looks at the world alone, not at what changed, so it also holds after a crash and for `repair`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import dataclass
+
+from vpcctl.analysis import packetset
+from vpcctl.analysis.reachability import Reach
+from vpcctl.compiler.translation import PORTED, TRANSLATED
+from vpcctl.compiler.view import View
+from vpcctl.model.network import Network, Subnet, Vpc, World, uplink_pair
+from vpcctl.model.policy import ICMP_PROTOCOLS, UDP, Direction
+
+# enum ip_conntrack_status (include/uapi/linux/netfilter/nf_conntrack_common.h)
+IPS_SRC_NAT, IPS_DST_NAT = 1 << 4, 1 << 5
+# The kernel walks its whole table for each selection.  For more than these, read it once instead.
+MOST_SELECTIONS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """The two ends of one direction of a flow.
+
+    Addresses are numbers on the line of `space`.  Of ICMP `source_port` is the identifier and `destination_port` is
+    256 times the type plus the code; of protocols without ports both are 0.
+    """
+
+    source: int
+    source_port: int
+    destination: int
+    destination_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tracked:
+    """One entry of connection tracking: its packets in the direction in which the flow began, and the replies.
+
+    `mark` is the generation that admitted the flow; `status` are bits of IPS_….
+    """
+
+    protocol: int
+    original: Ends
+    reply: Ends
+    mark: int = 0
+    status: int = 0
+
+    @property
+    def service(self) -> int:
+        """The destination port behind all translation, or the ICMP type."""
+        if self.protocol in ICMP_PROTOCOLS:
+            return self.original.destination_port >> 8
+        return self.reply.source_port
+
+    @property
+    def translates_destination(self) -> bool:
+        return bool(self.status & IPS_DST_NAT)
+
+    @property
+    def translates_source(self) -> bool:
+        return bool(self.status & IPS_SRC_NAT)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What names one entry in a namespace: the ends of its original direction, or of its replies."""
+
+    protocol: int
+    ends: Ends
+    of_replies: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Entries by some fields of their original direction, or of their replies; None is any.
+
+    `source` is a number of `space`; a port goes with its protocol.
+    """
+
+    source: int | None = None
+    protocol: int | None = None
+    destination_port: int | None = None
+    of_replies: bool = False
+
+    def __contains__(self, flow: Tracked) -> bool:
+        ends = flow.reply if self.of_replies else flow.original
+        return (
+            self.source in (None, ends.source)
+            and self.protocol in (None, flow.protocol)
+            and self.destination_port in (None, ends.destination_port)
+        )
+
+
+def key(flow: Tracked) -> Key:
+    """The key of the entry in its own namespace."""
+    return Key(flow.protocol, flow.original)
+
+
+def beyond_uplink(flow: Tracked) -> Key:
+    """The key that a flow of a router, which passes the uplink, has in the host."""
+    if flow.translates_destination:
+        return Key(flow.protocol, _turned(flow.original), of_replies=True)
+    reply = flow.reply
+    if flow.protocol in ICMP_PROTOCOLS:
+        ends = Ends(reply.destination, reply.source_port, reply.source, flow.original.destination_port)
+        return Key(flow.protocol, ends)
+    return Key(flow.protocol, _turned(reply))
+
+
+def _turned(ends: Ends) -> Ends:
+    return Ends(ends.destination, ends.destination_port, ends.source, ends.source_port)
+
+
+class Court:
+    """Which flows of one VPC's router stand in the way of what the world wants.
+
+    A flow that the ruleset in force drops as it should may stay: it carries nothing, and a TCP connection goes on if
+    its policy comes back.
+    """
+
+    def __init__(self, world: World, name: str, generation: int, changed: Container[int] = ()):
+        """`changed` are addresses that another instance has than before."""
+        self._view = View.of(world, name)
+        self._changed = changed
+        self._generation = generation
+        self._reach = Reach(world)
+        self._subnets = dict(_instances(self._view.vpc))
+        self._gateways = {packetset.number(gateway) for subnet in self._view.vpc.subnets for gateway in subnet.gateways}
+        self._peers = {number for peer in self._view.peers for number, _ in _instances(peer)}
+        self._inside = [packetset.interval(prefix) for prefix in self._view.vpc.prefixes]
+        self._near = self._inside + [packetset.interval(p) for peer in self._view.peers for p in peer.prefixes]
+        self._published = _published(self._view)
+        self._known: dict[tuple[int, int, int, int], bool] = {}
+
+    def objection(self, flow: Tracked) -> str:
+        """Why the flow has to be forgotten; empty where it may stay."""
+        source, destination = flow.original.source, flow.reply.source
+        if self._is_nobody(source) or self._is_nobody(destination):
+            return "one of its ends is nobody's address"
+        if source in self._changed or destination in self._changed:
+            return "one of its ends is another instance's address now"
+        if _within(source, self._near) and _within(destination, self._near):
+            if flow.translates_source or flow.translates_destination:
+                return "nothing is translated between its ends"
+        elif _within(source, self._near):
+            if flow.protocol not in TRANSLATED and flow.protocol not in self._view.vpc.nat_protocols:
+                return "its protocol is not translated"
+        else:
+            target = self._published.get((flow.protocol, flow.original.destination_port))
+            if target not in (None, (destination, flow.reply.source_port)):
+                return "its port is published for another instance"
+        if flow.mark != self._generation and self._is_in_the_way(flow, source, destination):
+            return "it is denied, and a flow that is allowed the other way round looks alike"
+        return ""
+
+    def passes_uplink(self, flow: Tracked) -> bool:
+        """Has the flow one end outside of this VPC and its peers?"""
+        return not (_within(flow.original.source, self._near) and _within(flow.reply.source, self._near))
+
+    def _is_nobody(self, number: int) -> bool:
+        """Is it an address of this VPC, or of a peer, that no instance and no gateway has?"""
+        known = number in self._subnets or number in self._gateways or number in self._peers
+        return _within(number, self._near) and not known
+
+    def _is_in_the_way(self, flow: Tracked, source: int, destination: int) -> bool:
+        """Is a denied flow the mirror image of an allowed one?  IKE, NTP and VXLAN use one port at both ends.
+
+        To connection tracking the first packet of the other one is a reply.  A server that keeps sending to a client's
+        own port is no such case: it sends on a connection that is denied.
+        """
+        if flow.protocol in ICMP_PROTOCOLS or flow.original.source_port != flow.service:
+            return False
+        return not self._allows(source, destination, flow) and self._allows(destination, source, flow)
+
+    def _allows(self, source: int, destination: int, flow: Tracked) -> bool:
+        """May a flow between these ends, with the protocol and port of `flow`, begin, as far as this VPC is asked?"""
+        point = (source, destination, flow.protocol, flow.service)
+        if point not in self._known:
+            self._known[point] = (
+                self._leaves(source, destination)
+                and self._passes(Direction.EGRESS, source, point)
+                and self._passes(Direction.INGRESS, destination, point)
+            )
+        return self._known[point]
+
+    def _leaves(self, source: int, destination: int) -> bool:
+        """Is there a way from one end to the other?  Into the VPC it is a published port, which the flow has."""
+        subnet = self._subnets.get(source)
+        return subnet is None or _within(destination, self._near) or subnet.reaches_internet
+
+    def _passes(self, direction: Direction, end: int, point: tuple[int, int, int, int]) -> bool:
+        subnet = self._subnets.get(end)
+        if subnet is None:
+            return True
+        return bool(self._reach.judged(self._view.vpc.name, subnet.name, direction, _single(point))[1])
+
+
+def _single(point: tuple[int, int, int, int]) -> packetset.Space:
+    """The one packet at a point."""
+    return packetset.Space.of(*([(number, number)] for number in point))
+
+
+def _instances(vpc: Vpc) -> Iterator[tuple[int, Subnet]]:
+    """Each instance's address with the subnet that it is in."""
+    return (
+        (packetset.number(address), subnet)
+        for subnet in vpc.subnets
+        for instance in subnet.instances
+        for address in instance.addresses
+    )
+
+
+def changed_hands(before: World, after: World) -> frozenset[int]:
+    """The addresses that one instance had before and another one has after; the MAC address tells instances apart."""
+    owners = [
+        {
+            (vpc.name, packetset.number(address)): instance.mac
+            for vpc in world.vpcs
+            for instance in vpc.instances
+            for address in instance.addresses
+        }
+        for world in (before, after)
+    ]
+    return frozenset(place[1] for place, mac in owners[0].items() if owners[1].get(place, mac) != mac)
+
+
+def _published(view: View) -> dict[tuple[int, int], tuple[int, int]]:
+    """(protocol, port of the host) to (address, port) of the instance."""
+    found = {instance.name: packetset.number(instance.addresses[0]) for instance in view.vpc.instances}
+    return {(item.protocol, item.port): (found[item.instance], item.target_port) for item in view.vpc.publications}
+
+
+def _within(number: int, intervals: Iterable[tuple[int, int]]) -> bool:
+    return any(low <= number <= high for low, high in intervals)
+
+
+# --- The host ---------------------------------------------------------------------------------------------------------
+
+
+class HostCourt:
+    """The same for the host, which translates for all VPCs; `local` are the host's own addresses."""
+
+    def __init__(self, world: World, local: Iterable[Network] = ()):
+        self._transit = packetset.interval(world.transit)
+        pairs = {vpc.name: tuple(map(packetset.number, uplink_pair(world.transit, vpc.index))) for vpc in world.vpcs}
+        self._routers = {router for _, router in pairs.values()}
+        self._hosts = {host for host, _ in pairs.values()}
+        self._published = {
+            (item.protocol, item.port): pairs[vpc.name][1] for vpc in world.vpcs for item in vpc.publications
+        }
+        self._local = [packetset.interval(prefix) for prefix in local]
+        self._reserved = frozenset(world.reserved)
+        self._alone = {(pairs[vpc.name][1], protocol) for vpc in world.vpcs for protocol in vpc.nat_protocols}
+
+    def objection(self, flow: Tracked) -> str:
+        """Why the flow has to be forgotten; empty where it may stay, or where it is none of ours."""
+        source, destination = flow.original.source, flow.reply.source
+        if source in self._hosts or destination in self._hosts:
+            return ""
+        if _within(source, [self._transit]):
+            return self._outward(flow)
+        if _within(destination, [self._transit]):
+            return self._inward(flow, destination)
+        published = self._published.get((flow.protocol, flow.original.destination_port))
+        # TCP reconnects by itself; a UDP sender that never pauses would keep the old translation for ever.
+        from_outside = _within(destination, self._local) and not _within(source, self._local)
+        if flow.protocol == UDP and published and from_outside and not flow.translates_destination:
+            return "its port is published"
+        return ""
+
+    def _outward(self, flow: Tracked) -> str:
+        if flow.original.source not in self._routers:
+            return "its uplink is gone"
+        if flow.reply.destination == flow.original.source:
+            return "its source is not translated"
+        if flow.protocol not in TRANSLATED and (flow.original.source, flow.protocol) not in self._alone:
+            return "its protocol is not translated for this VPC"
+        if (flow.protocol, flow.reply.destination_port) in self._published:
+            return "it has taken a published port"
+        if flow.protocol in PORTED and flow.reply.destination_port in self._reserved:
+            return "it has taken a port on which the host serves"
+        return ""
+
+    def _inward(self, flow: Tracked, router: int) -> str:
+        if router not in self._routers:
+            return "its uplink is gone"
+        if self._published.get((flow.protocol, flow.original.destination_port)) not in (None, router):
+            return "its port is published for another VPC"
+        return ""

@@ -1,0 +1,197 @@
+"""Commands on instances, the ports published for them, and running programs inside."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vpcctl.cli.output import print_json, print_table
+from vpcctl.cli.session import ADDRESS, Session, json_option
+from vpcctl.errors import ConflictError
+
+if TYPE_CHECKING:
+    from vpcctl.kernel.processes import Elsewhere
+
+PORT = click.IntRange(1, 65535)
+PROTOCOL = click.Choice(["tcp", "udp", "sctp"])
+NAMED = 5  # a warning names at most this many namespaces
+
+
+class VariableType(click.ParamType):
+    """A variable of the environment with its value."""
+
+    name = "variable"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        variable, sign, content = value.partition("=")
+        if not variable or not sign:
+            self.fail(f"{value!r} is not NAME=VALUE", param, ctx)
+        return variable, content
+
+
+VARIABLE = VariableType()
+
+
+@click.command
+@click.option("--vpc", required=True, help="The VPC.")
+@click.option("--subnet", required=True, help="The subnet.")
+@click.option("--name", required=True, help="The instance's name.")
+@click.option("--ip", type=ADDRESS, help="Its address; the lowest free one otherwise.")
+@click.pass_obj
+def create_instance(session: Session, vpc: str, subnet: str, name: str, ip: Any) -> None:
+    """Create an instance: a namespace with one interface in the subnet.
+
+    Example: vpcctl create-instance --vpc shop --subnet web --name web-2
+    """
+    from vpcctl.model import operations
+    from vpcctl.names import instance_namespace
+
+    outcome = session.change(lambda state: operations.create_instance(state.world, vpc, subnet, name, ip, state.serial))
+    address = outcome.after.vpc(vpc).instance(name).addresses[0]
+    session.say(f"created instance {name} ({address}), namespace {instance_namespace(vpc, name)}")
+
+
+@click.command
+@click.option("--vpc", required=True, help="The VPC.")
+@click.option("--name", required=True, help="The instance's name.")
+@click.pass_obj
+def delete_instance(session: Session, vpc: str, name: str) -> None:
+    """Delete an instance.
+
+    Example: vpcctl delete-instance --vpc shop --name web-2
+    """
+    from vpcctl.model import operations
+
+    session.change(lambda state: operations.delete_instance(state.world, vpc, name))
+    session.say(f"deleted instance {name} of VPC {vpc}")
+
+
+@click.command
+@click.option("--vpc", required=True, help="The VPC.")
+@click.option("--subnet", help="Only those of this subnet.")
+@json_option
+@click.pass_obj
+def list_instances(session: Session, vpc: str, subnet: str | None, as_json: bool) -> None:
+    """List the instances of a VPC.
+
+    Example: vpcctl list-instances --vpc shop --subnet web
+    """
+    from vpcctl.cli.subnet_commands import instance_document
+
+    found = session.load().world.vpc(vpc)
+    subnets = found.subnets if subnet is None else (found.subnet(subnet),)
+    documents = [
+        {**instance_document(found, instance), "subnet": one.name} for one in subnets for instance in one.instances
+    ]
+    if as_json:
+        return print_json(documents)
+    rows = [(one["name"], one["subnet"], one["ip"], one["mac"], one["namespace"]) for one in documents]
+    return print_table(("INSTANCE", "SUBNET", "IP", "MAC", "NAMESPACE"), rows, f"VPC {vpc} has no instance")
+
+
+@click.command
+@click.option("--vpc", required=True, help="The VPC.")
+@click.option("--instance", required=True, help="The instance that serves.")
+@click.option("--port", required=True, type=PORT, help="The port of the host.")
+@click.option("--target-port", type=PORT, help="The port of the instance, if it is another one.")
+@click.option("--protocol", default="tcp", type=PROTOCOL, show_default=True)
+@click.pass_obj
+def publish_port(session: Session, vpc: str, instance: str, port: int, target_port: int | None, protocol: str) -> None:
+    """Let a port of the host lead to an instance; its subnet's ingress policy still decides.
+
+    Example: vpcctl publish-port --vpc shop --instance web --port 8080 --target-port 80
+    """
+    from vpcctl.model import operations
+    from vpcctl.model.network import Publication
+    from vpcctl.model.policy import PROTOCOLS
+
+    publication = Publication(PROTOCOLS[protocol], port, instance, target_port or port)
+    outcome = session.change(lambda state: operations.publish_port(state.world, vpc, publication))
+    session.say(f"published {protocol}/{port} of the host for {vpc}/{instance} port {target_port or port}")
+    subnet = outcome.after.vpc(vpc).subnet_of(instance)
+    if subnet.policy is None or subnet.policy.ingress is None:
+        session.warn(f"subnet {subnet.name} has no ingress policy, so everybody outside may use it")
+
+
+@click.command
+@click.option("--vpc", required=True, help="The VPC.")
+@click.option("--port", required=True, type=PORT, help="The port of the host.")
+@click.option("--protocol", default="tcp", type=PROTOCOL, show_default=True)
+@click.pass_obj
+def unpublish_port(session: Session, vpc: str, port: int, protocol: str) -> None:
+    """Take a published port back, live connections included.
+
+    Example: vpcctl unpublish-port --vpc shop --port 8080
+    """
+    from vpcctl.model import operations
+    from vpcctl.model.policy import PROTOCOLS
+
+    session.change(lambda state: operations.unpublish_port(state.world, vpc, PROTOCOLS[protocol], port))
+    session.say(f"{protocol}/{port} of the host is published no more")
+
+
+@click.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--vpc", required=True, help="The VPC.")
+@click.option("--subnet", help="The subnet: its own instance, else its first one.")
+@click.option("--instance", help="The instance.")
+@click.option("--user", help="Log in as this user, without any capability.")
+@click.option("--env", "additions", multiple=True, type=VARIABLE, metavar="NAME=VALUE", help="Set a variable.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.pass_obj
+def exec(
+    session: Session,
+    vpc: str,
+    subnet: str | None,
+    instance: str | None,
+    user: str | None,
+    additions: tuple[tuple[str, str], ...],
+    command: tuple[str, ...],
+) -> None:
+    """Run a command inside an instance; signals and exit status are the command's own.
+
+    \b
+    No shell stands in between: use `sh -c '…'` for pipes.  A command that runs as
+    root can leave the namespace and has root's terminal, keys and environment.
+    --user prevents this: the command gets its own terminal, keys and environment.
+
+    Example: vpcctl exec --vpc shop --subnet web -- curl http://10.0.2.2/
+    """
+    from vpcctl.kernel import inside
+    from vpcctl.names import instance_namespace, tag
+
+    if (subnet is None) == (instance is None):
+        raise click.UsageError("name either --subnet or --instance")
+    state = session.load()
+    found = state.world.vpc(vpc)
+    if instance is None:
+        instances = {one.name: one for one in found.subnet(subnet or "").instances}
+        if not instances:
+            raise ConflictError(f"subnet {subnet} has no instance; `vpcctl create-instance` makes one")
+        instance = subnet if subnet in instances else next(iter(instances))
+    chosen = found.instance(instance or "")
+    namespace = instance_namespace(vpc, chosen.name)
+    if user:
+        _warn_of_processes(session, user, inside.elsewhere(namespace, user))
+    owner = tag(state.state_id, vpc, f"instance/{chosen.name}")
+    inside.execute(namespace, list(command), user, dict(additions), owner)
+
+
+def _warn_of_processes(session: Session, user: str, elsewhere: Elsewhere) -> None:
+    places = [
+        f"on the host (PID {one.process})"
+        if one.host
+        else f"in {f'namespace {one.namespace}' if one.namespace else 'an unnamed namespace'} (PID {one.process})"
+        for one in elsewhere.presences
+    ]
+    if len(places) > NAMED:
+        places[NAMED:] = [f"in {len(places) - NAMED} more namespaces"]
+    if places:
+        session.warn(
+            f"user {user} also runs processes {', '.join(places)}: processes of one user can take each other's sockets,"
+            " whatever the policies say; use one user for each instance"
+        )
+    if not elsewhere.complete:
+        session.warn(f"too many processes to check them all; user {user} may run others outside the instance")

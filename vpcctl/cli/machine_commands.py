@@ -1,0 +1,181 @@
+"""Commands on the machine as a whole."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from vpcctl.cli.output import counted, print_json, show, show_marked
+from vpcctl.cli.session import Session, json_option
+
+DRIFT = 3
+
+
+@click.command
+@click.option("--vpc", help="Only this VPC.")
+@json_option
+@click.pass_obj
+def status(session: Session, vpc: str | None, as_json: bool) -> None:
+    """Compare what is desired with the kernel, object by object; exit 3 where they differ.
+
+    Example: vpcctl status
+    """
+    from dataclasses import asdict
+
+    from vpcctl.engine import reconciler
+    from vpcctl.engine.shares import shares
+
+    state = session.load()
+    if vpc is not None:
+        state.world.vpc(vpc)
+    kernel = session.kernel()
+    try:
+        differences = reconciler.examine(state, kernel, None if vpc is None else [vpc])
+        taken = list(shares(kernel, state.world, vpc))
+    finally:
+        kernel.close()
+    unfinished = state.pending is not None if vpc is None else state.changes(vpc)
+    if as_json:
+        print_json(
+            {
+                "in_sync": not differences and not unfinished,
+                "unfinished": unfinished,
+                "differences": [
+                    {
+                        "kind": type(one.item).__name__,
+                        "object": str(one.item),
+                        "state": one.condition.state.value,
+                        "detail": one.condition.detail,
+                    }
+                    for one in differences
+                ],
+                "shares": [asdict(share) for share in taken],
+            }
+        )
+    else:
+        for difference in differences:
+            show(difference)
+        for share in taken:
+            if share.remarkable or session.verbosity > 0:
+                show(share)
+        if unfinished:
+            show("a change is unfinished")
+        show("drifted; `vpcctl repair` mends it" if differences or unfinished else "in sync")
+    if differences or unfinished:
+        sys.exit(DRIFT)
+
+
+@click.command
+@click.option("--vpc", help="Only this VPC.")
+@click.option("--adopt", is_flag=True, help="First take back a state file that was lost or damaged.")
+@click.pass_obj
+def repair(session: Session, vpc: str | None, adopt: bool) -> None:
+    """Make the kernel as desired: after a crash, a reboot, or somebody's `nft flush ruleset`.
+
+    Example: vpcctl repair
+    """
+    from vpcctl.engine import reconciler
+
+    told: list[str] = []
+    try:
+        with session.mutating() as kernel:
+            differences, _ = reconciler.repair(session.store, kernel, adopt, told.append, vpc)
+    finally:
+        for words in told:
+            session.say(words)
+    for difference in differences:
+        session.say(f"mended: {difference.past}")
+    if differences or not told:
+        session.say(f"mended {counted(len(differences), 'object')}" if differences else "nothing to mend")
+
+
+@click.command
+@click.option("--remove", is_flag=True, help="Take the service away again.")
+@click.pass_obj
+def install_service(session: Session, remove: bool) -> None:
+    """Install the systemd service that restores everything at boot, before the network is declared up.
+
+    Example: vpcctl install-service
+    """
+    from vpcctl.kernel import service
+
+    for words in service.remove() if remove else service.install(session.state_dir):
+        session.say(words)
+
+
+@click.command
+@click.option("--all", "everything", is_flag=True, help="Everything; there is no other choice yet.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def destroy(session: Session, everything: bool, yes: bool) -> None:
+    """Remove everything that is ours, and nothing else; the host is as before.
+
+    Example: vpcctl destroy --all --yes
+    """
+    from vpcctl.model.network import World
+
+    if not everything:
+        raise click.UsageError("say --all to remove every VPC")
+    # Whoever may not do it is told so before the question.
+    session.kernel().close()
+    world = session.load().world
+    if not yes:
+        named = ", ".join(vpc.name for vpc in world.vpcs) or "none"
+        _confirm(f"Remove all VPCs ({named})?")
+    outcome = session.change(lambda state: World())
+    session.say(f"removed {counted(len(outcome.before.vpcs), 'VPC')}; the host is as before")
+
+
+def _confirm(question: str) -> None:
+    """Ask; without a yes say that nothing was done, and abort."""
+    try:
+        agreed = click.confirm(question, err=True)
+    except click.Abort:
+        # The question stands on the line still.
+        click.echo("\nvpcctl: nothing was removed; say --yes, or answer the question", err=True)
+        raise
+    if not agreed:
+        click.echo("vpcctl: nothing was removed", err=True)
+        raise click.Abort
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def lab(command: tuple[str, ...]) -> None:
+    """Open a throw-away machine of namespaces, with a pretend internet; needs no root, touches nothing.
+
+    Example: vpcctl lab -- vpcctl create-vpc --name shop --cidr 10.0.0.0/16
+    """
+    from vpcctl import lab as laboratory
+
+    sys.exit(laboratory.run(list(command)))
+
+
+@click.command
+@json_option
+@click.pass_obj
+def doctor(session: Session, as_json: bool) -> None:
+    """Say what this machine lacks or has that will get in the way, each with the remedy; exit 1 if it is fatal.
+
+    Example: vpcctl doctor
+    """
+    from vpcctl import doctor
+
+    findings = doctor.examine(session.store)
+    if as_json:
+        print_json([finding.to_json() for finding in findings])
+    else:
+        for finding in findings:
+            colour = {"fatal": "red", "warning": "yellow"}.get(finding.severity, "green")
+            show_marked(finding.severity, colour, f"{finding.subject}: {finding.what}")
+            if finding.why:
+                show(f"    why: {finding.why}")
+            if finding.remedy:
+                show(f"    remedy: {finding.remedy}")
+            for command in finding.commands:
+                show(f"        {command}")
+        if not any(finding.severity in ("fatal", "warning") for finding in findings):
+            show("nothing is in the way")
+    if any(finding.severity == "fatal" for finding in findings):
+        sys.exit(1)

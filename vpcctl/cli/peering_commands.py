@@ -1,0 +1,53 @@
+"""Commands on peerings."""
+
+from __future__ import annotations
+
+import click
+
+from vpcctl.cli.output import print_json, print_table
+from vpcctl.cli.session import Session, json_option
+
+
+@click.command
+@click.option("--vpc1", required=True, help="A VPC.")
+@click.option("--vpc2", required=True, help="Another VPC.")
+@click.pass_obj
+def create_peering(session: Session, vpc1: str, vpc2: str) -> None:
+    """Let two VPCs reach each other: routed, not transitive; their policies decide as before.
+
+    Example: vpcctl create-peering --vpc1 shop --vpc2 billing
+    """
+    from vpcctl.model import operations
+
+    session.change(lambda state: operations.create_peering(state.world, vpc1, vpc2))
+    session.say(f"peered VPCs {vpc1} and {vpc2}")
+
+
+@click.command
+@click.option("--vpc1", required=True, help="A VPC.")
+@click.option("--vpc2", required=True, help="Another VPC.")
+@click.pass_obj
+def delete_peering(session: Session, vpc1: str, vpc2: str) -> None:
+    """Separate two VPCs, live connections included.
+
+    Example: vpcctl delete-peering --vpc1 shop --vpc2 billing
+    """
+    from vpcctl.model import operations
+
+    session.change(lambda state: operations.delete_peering(state.world, vpc1, vpc2))
+    session.say(f"VPCs {vpc1} and {vpc2} are peered no more")
+
+
+@click.command
+@json_option
+@click.pass_obj
+def list_peerings(session: Session, as_json: bool) -> None:
+    """List the peerings.
+
+    Example: vpcctl list-peerings
+    """
+    peerings = session.load().world.peerings
+    if as_json:
+        return print_json([{"vpc1": peering.one, "vpc2": peering.other} for peering in peerings])
+    rows = [(peering.one, peering.other) for peering in peerings]
+    return print_table(("VPC", "VPC"), rows, "there is no peering")

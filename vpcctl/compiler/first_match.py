@@ -1,0 +1,464 @@
+"""First-match order as a short list of set lookups.
+
+Theory of operation.  A rule's match is a handful of *boxes*: (peer prefix, own prefix, protocol, port range).  The
+boxes are taken in the order of the document.
+
+1. *Trim*: what an earlier box with the same or a wider peer matches already, no later one decides; those ports are
+   taken off it.  A box of which nothing is left goes.  A box that would fall into many pieces stays whole.
+2. *Level*: a box is asked after the earlier boxes that still overlap it: at a level above those with another verdict,
+   and not below those with the same one, whose level it may share where the order of lookups within a level (the
+   *rank*: more fields first, exact keys first) is the order of the document.
+3. *Spread*: in one set elements must not overlap, so a box that overlaps an earlier one of its own set goes to a
+   further set behind it.
+
+So the first lookup that matches is the first rule that matches, and the number of lookups is the depth to which
+verdicts interleave, not the number of rules; no box is ever cut into more than pieces of its port range.
+
+A rule whose lists would multiply to many boxes is one *product*: a lookup that asks for its peers, its own side and
+its ports one after the other.  It is at a level above all that it overlaps, and all later boxes that overlap it are
+above it, so it needs no place within a level.
+
+Prefixes are nested or disjoint, so overlap is found by walking a prefix's ancestors (at most one per prefix length
+in use) and a summary of everything below it; ports are bits of an integer over the break points that the rules use.
+On the own side single addresses are told apart while levels are given, and what is wider counts as any: more overlap
+than there is can raise a level, never make it wrong.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from vpcctl.compiler.effort import Effort
+from vpcctl.model.policy import ICMP_PROTOCOLS
+
+# (IP version, network address as an integer, prefix length)
+Prefix = tuple[int, int, int]
+Rank = tuple[int, bool, bool, bool, bool, bool]
+WIDTH = {4: 32, 6: 128}
+EVERYWHERE: tuple[Prefix, ...] = ((4, 0, 0), (6, 0, 0))
+ALL_VALUES = (0, 65535)
+ALL_TYPES = (0, 255)
+# Into how many pieces a box is trimmed at most: beyond that it costs less to ask it whole, at a level of its own.
+MOST_PIECES = 16
+# With how many boxes the overlap of a product is found at most; beyond that they are wider than it is.
+MOST_ANCHORS = 64
+
+
+class Box(NamedTuple):
+    """Packets that one rule matches.  None is "any"; `ports` is a range of ports or of ICMP types.
+
+    `verdict` is compared for equality alone.  A box that is `unsure` may decline a packet that it matches (a limit):
+    it takes nothing from later boxes, and shares its level with none that it overlaps.
+    """
+
+    peer: Prefix | None
+    own: Prefix | None
+    protocol: int | None
+    ports: tuple[int, int] | None
+    verdict: str
+    rule: int
+    unsure: bool = False
+
+    @property
+    def exact(self) -> bool:
+        """Is every field that is given a single value?"""
+        return (
+            (self.peer is None or self.peer[2] == WIDTH[self.peer[0]])
+            and (self.own is None or self.own[2] == WIDTH[self.own[0]])
+            and (self.ports is None or self.ports[0] == self.ports[1])
+        )
+
+    @property
+    def rank(self) -> Rank:
+        """Where the lookup of such boxes stands within a level: a total order on the shapes of keys."""
+        absent = (self.peer is None, self.own is None, self.protocol is None, self.ports is None)
+        return (sum(absent), not self.exact, *absent)
+
+    @property
+    def spans(self) -> tuple[tuple[int, int] | None, ...]:
+        """The ranges of ports that it names."""
+        return (self.ports,)
+
+
+class Product(NamedTuple):
+    """Packets of one IP version that one rule matches: peer, own side and port are each one of a list; None is "any".
+
+    The lists are disjoint in themselves.  `unsure` is as for a box.
+    """
+
+    version: int
+    peers: tuple[Prefix, ...] | None
+    owns: tuple[Prefix, ...] | None
+    protocol: int | None
+    ports: tuple[tuple[int, int], ...] | None
+    verdict: str
+    rule: int
+    unsure: bool = False
+
+    @property
+    def spans(self) -> tuple[tuple[int, int] | None, ...]:
+        """The ranges of ports that it names."""
+        return self.ports or (None,)
+
+    def anchors(self) -> Iterator[Box]:
+        """Boxes that together hold all its packets, and perhaps more; they stand for it where overlap is found."""
+        peers, owns = self.peers or (None,), self.owns or (None,)
+        if len(peers) * len(owns) > MOST_ANCHORS:
+            peers, owns = (_around(self.peers), (None,)) if self.peers else ((None,), _around(owns))
+        for peer in peers:
+            for own in owns:
+                # Unsure, as it shares its level with nothing that it overlaps.
+                yield Box(peer, own, self.protocol, None, self.verdict, self.rule, True)
+
+
+@lru_cache(maxsize=64)
+def _around(prefixes: tuple[Prefix, ...]) -> tuple[Prefix, ...]:
+    """A few prefixes that hold all of `prefixes`, which are of one IP version."""
+    width = WIDTH[prefixes[0][0]]
+    for longest in range(width, -1, -4):
+        prefixes = tuple(
+            dict.fromkeys(
+                (version, value >> (width - longest) << (width - longest), longest)
+                if length > longest
+                else (version, value, length)
+                for version, value, length in prefixes
+            )
+        )
+        if len(prefixes) <= MOST_ANCHORS:
+            break
+    return prefixes
+
+
+class PortBits:
+    """Sets of ports as integers: one bit for each stretch between two neighbouring break points."""
+
+    def __init__(self, ranges: Iterable[tuple[int, int] | None]):
+        points = {ALL_VALUES[0], ALL_VALUES[1] + 1, ALL_TYPES[1] + 1}
+        for low, high in filter(None, ranges):
+            points.update((low, high + 1))
+        self._points = sorted(points)
+        self.everything = (1 << (len(self._points) - 1)) - 1
+        self._known: dict[tuple[int, int], int] = {}
+
+    @property
+    def weight(self) -> int:
+        """How many steps it takes to work on such an integer."""
+        return 1 + len(self._points) // 16_384
+
+    @property
+    def space(self) -> int:
+        """How many steps are as dear as the memory of some such integers."""
+        return 16 + len(self._points) // 256
+
+    def bits(self, ports: tuple[int, int] | None) -> int:
+        """The bits of an inclusive range whose ends were among the ranges given at construction."""
+        if ports is None:
+            return self.everything
+        found = self._known.get(ports)
+        if found is None:
+            low, high = bisect_left(self._points, ports[0]), bisect_left(self._points, ports[1] + 1)
+            # One integer for all who ask: it may be kilobytes long.
+            found = self._known[ports] = (1 << high) - (1 << low)
+        return found
+
+    def of(self, box: Box | Product) -> int:
+        """The bits of all ranges of a box or product; of ICMP's types where it is of an ICMP and names none."""
+        found = 0
+        for span in box.spans:
+            found |= self.bits(ALL_TYPES if span is None and box.protocol in ICMP_PROTOCOLS else span)
+        return found
+
+    def ranges(self, bits: int, most: int = ALL_VALUES[1] + 1) -> list[tuple[int, int]] | None:
+        """The inclusive ranges of `bits`, ascending, as few as possible; None where that is more than `most`."""
+        found: list[tuple[int, int]] = []
+        while bits:
+            if len(found) == most:
+                return None
+            low = (bits & -bits).bit_length() - 1
+            filled = bits + (1 << low)
+            high = (filled & -filled).bit_length() - 1
+            found.append((self._points[low], self._points[high] - 1))
+            bits &= ~((1 << high) - (1 << low))
+        return found
+
+
+class _Held:
+    """The ports at which boxes of one level stand in one place: of each verdict, and by rank."""
+
+    __slots__ = ("mixed", "of", "own", "ranks", "taken")
+
+    def __init__(self, kind: str | None, rank: Rank | None, bits: int):
+        self.taken = bits
+        self.of: dict[str | None, int] = {kind: bits}
+        self.ranks: dict[str | None, dict[Rank | None, int]] = {kind: {rank: bits}}
+        # The ports of several verdicts, or of boxes that share their level with none.
+        self.mixed = 0 if kind else bits
+        # Are the integers its own, and not those of the one box that stands there?
+        self.own = False
+
+    def add(self, kind: str | None, rank: Rank | None, bits: int) -> None:
+        mine = self.of.get(kind)
+        if mine is None:
+            self.mixed |= bits & self.taken if kind else bits
+            self.of[kind] = bits
+            self.ranks[kind] = {rank: bits}
+        else:
+            if kind is None:
+                self.mixed |= bits
+            elif len(self.of) > 1:
+                self.mixed |= bits & self.taken & ~mine
+            ranks = self.ranks[kind]
+            before = ranks.get(rank)
+            ranks[rank] = bits if before is None else before | bits
+            self.of[kind] = mine | bits
+        self.taken |= bits
+
+    def stands_before(self, kind: str | None, rank: Rank | None, bits: int) -> bool:
+        """Is one of the boxes, of which some stand at `bits`, to be asked at a lower level than such a box?"""
+        mine = self.of.get(kind) if kind else None
+        if mine is None or self.mixed & bits or self.taken & bits & ~mine:
+            return True
+        return any(placed > rank and held & bits for placed, held in self.ranks[kind].items())
+
+
+# level -> what stands there
+Occupied = dict[int, _Held]
+# Where boxes of a node stand, seen from its peer prefix.
+HERE, BELOW = range(2)
+# The own sides of a node's boxes, besides single addresses: wider ones, which count as any, and all together.
+WIDER, EVERY = "wider", "every"
+
+
+class _Index:
+    """The boxes placed so far, by protocol, peer prefix and own prefix."""
+
+    # Slots besides the protocol numbers: boxes of no particular protocol, and all boxes.
+    UNSPECIFIED, ALL = -1, -2
+
+    def __init__(self, boxes: Iterable[Box], ports: PortBits, effort: Effort):
+        peers: dict[int, set[int]] = {4: {0}, 6: {0}}
+        self._asks_for_all = self._tells_owns_apart = False
+        for box in boxes:
+            if box.peer:
+                peers[box.peer[0]].add(box.peer[2])
+            if box.protocol is None:
+                self._asks_for_all = True
+            if _own_place(box) != WIDER:
+                self._tells_owns_apart = True
+        self._lengths = {version: sorted(found) for version, found in peers.items()}
+        self._nodes: dict[tuple, Occupied] = {}
+        self._covered: dict[tuple, int] = {}
+        self._effort, self._weight, self._space = effort, ports.weight, ports.space
+        # The last answer of `_around`, which is asked several times for each box.
+        self._peer: Prefix | None = None
+        self._places: list[list[tuple[int, int, int]]] = []
+
+    def _around(self, box: Box) -> list[list[tuple[int, int, int]]]:
+        """For each IP version of the box's peer, its own place and those of the prefixes around it."""
+        if self._peer != box.peer or not self._places:
+            lengths = self._lengths
+            self._peer = box.peer
+            self._places = [
+                [(version, short, value >> (WIDTH[version] - short)) for short in lengths[version] if short <= length]
+                for version, value, length in ((box.peer,) if box.peer else EVERYWHERE)
+            ]
+        return self._places
+
+    def covered(self, box: Box) -> int:
+        """The ports at which earlier boxes match all that `box` does."""
+        slots = (self.UNSPECIFIED,) if box.protocol is None else (box.protocol, self.UNSPECIFIED)
+        owns = (None,) if box.own is None else (None, box.own)
+        found = ~0
+        for places in self._around(box):
+            taken = 0
+            for slot in slots:
+                for place in places:
+                    for own in owns:
+                        taken |= self._covered.get((slot, own, *place), 0)
+            found &= taken
+        return found
+
+    def level_of(self, box: Box, kind: str | None, rank: Rank | None, bits: int) -> int:
+        """The lowest level at which `box` is asked after every placed box that it overlaps."""
+        best, steps = 1, 0
+        slots = (self.ALL,) if box.protocol is None else (box.protocol, self.UNSPECIFIED)
+        for key in self._seen_from(box, slots):
+            node = self._nodes.get(key)
+            steps += 1
+            if node is None:
+                continue
+            steps += len(node)
+            # The highest levels came last, and most often decide.
+            for level in reversed(node):
+                if level >= best and node[level].taken & bits:
+                    best = level + node[level].stands_before(kind, rank, bits)
+        self._effort.spend(steps * self._weight)
+        return best
+
+    def _seen_from(self, box: Box, slots: tuple[int, ...]) -> Iterator[tuple]:
+        """The nodes of all boxes that may overlap `box`."""
+        owns = (WIDER, box.own) if self._tells_owns_apart and _own_place(box) != WIDER else (EVERY,)
+        for places in self._around(box):
+            for slot in slots:
+                for own in owns:
+                    for place in places:
+                        yield HERE, slot, place, own
+                    yield BELOW, slot, places[-1], own
+
+    def place(self, box: Box, kind: str | None, rank: Rank | None, bits: int, level: int) -> None:
+        """Remember `box` at `level`; it takes nothing from later ones where `kind` is None."""
+        slot = self.UNSPECIFIED if box.protocol is None else box.protocol
+        steps = 1
+        sides = (_own_place(box), EVERY) if self._tells_owns_apart else (EVERY,)
+        for *around, here in self._around(box):
+            if kind is not None and not box.unsure:
+                key = (slot, box.own, *here)
+                before = self._covered.get(key)
+                self._covered[key] = bits if before is None else before | bits
+            for kept in (slot, self.ALL) if self._asks_for_all else (slot,):
+                for side in sides:
+                    keys = [(HERE, kept, here, side), *((BELOW, kept, place, side) for place in around)]
+                    steps += len(keys) * self._weight
+                    for key in keys:
+                        steps += self._occupy(key, kind, rank, bits, level)
+        self._effort.spend(steps)
+
+    def _occupy(self, key: tuple, kind: str | None, rank: Rank | None, bits: int, level: int) -> int:
+        """Put a box into a node; how much more than a step that costs."""
+        node = self._nodes.get(key)
+        if node is None:
+            node = self._nodes[key] = {}
+        held = node.get(level)
+        if held is None:
+            node[level] = _Held(kind, rank, bits)
+            return 0
+        held.add(kind, rank, bits)
+        grown, held.own = not held.own, True
+        return self._space if grown else 0
+
+
+def _own_place(box: Box) -> Prefix | str:
+    """Single addresses, as those of instances, are told apart; there are few wider prefixes in a subnet."""
+    return WIDER if box.own is None or box.own[2] < WIDTH[box.own[0]] else box.own
+
+
+def stack(boxes: Sequence[Box | Product], effort: Effort) -> list[list[Box | Product]]:
+    """The levels of `boxes`, which stand in first-match order: trimmed, and still in that order within each."""
+    ports = PortBits(span for box in boxes for span in box.spans)
+    effort.spend(ports.space * len({span for box in boxes for span in box.spans}))
+    index = _Index((anchor for box in boxes for anchor in _anchors(box)), ports, effort)
+    levels: list[list[Box | Product]] = []
+    for box in boxes:
+        effort.rule = box.rule
+        pieces = [box] if isinstance(box, Product) else _trimmed(box, index, ports)
+        if len(pieces) > 1:
+            effort.take(len(pieces) - 1)
+            effort.spend(ports.space * len(pieces))
+        for piece in pieces:
+            bits = ports.of(piece)
+            sure = isinstance(piece, Box) and not piece.unsure
+            # What is unsure is of no verdict that another one could have.
+            kind, rank = (piece.verdict, piece.rank) if sure else (None, None)
+            level = max(index.level_of(anchor, kind, rank, bits) for anchor in _anchors(piece))
+            for anchor in _anchors(piece):
+                index.place(anchor, kind, rank, bits, level)
+            if level > len(levels):
+                levels.append([])
+                effort.level(level)
+            levels[level - 1].append(piece)
+    return levels
+
+
+def _anchors(box: Box | Product) -> Iterable[Box]:
+    return box.anchors() if isinstance(box, Product) else (box,)
+
+
+def _trimmed(box: Box, index: _Index, ports: PortBits) -> list[Box]:
+    """What earlier boxes leave of a box, in pieces."""
+    whole = ports.of(box)
+    bits = whole & ~index.covered(box)
+    if bits == whole:
+        return [box]
+    spans = ports.ranges(bits, MOST_PIECES)
+    return [box] if spans is None else [box._replace(ports=span) for span in spans]
+
+
+def spread(boxes: Sequence[Box], effort: Effort) -> list[list[Box]]:
+    """Boxes of one level and one shape as sets without overlap, in the order in which they are to be asked.
+
+    A box goes to the set behind the last one that holds an earlier box which it overlaps.
+    """
+    ports = PortBits(box.ports for box in boxes)
+    lengths: dict[int, set[int]] = {4: {0}, 6: {0}}
+    for box in boxes:
+        if box.peer:
+            lengths[box.peer[0]].add(box.peer[2])
+    at: dict[tuple, _Owns] = defaultdict(_Owns)
+    below: dict[tuple, _Owns] = defaultdict(_Owns)
+    sets: list[list[Box]] = []
+    for box in boxes:
+        bits = ports.bits(box.ports)
+        version, value, length = box.peer or (4, 0, 0)
+        width = WIDTH[version]
+        places = [
+            (box.protocol, version, short, value >> (width - short)) for short in lengths[version] if short <= length
+        ]
+        here = (box.protocol, version, length, value >> (width - length))
+        nodes = [*(at[place] for place in places if place in at), *((below[here],) if here in below else ())]
+        met = [entry for node in nodes for entry in node.near(box.own)]
+        effort.spend((len(places) + len(met)) * ports.weight)
+        number = max((held[2] for held in met if held[1] & bits and _meet(held[0], box.own)), default=0)
+        if number == len(sets):
+            sets.append([])
+        sets[number].append(box)
+        at[here].add(box.own, bits, number + 1)
+        for place in places:
+            if place != here:
+                below[place].add(box.own, bits, number + 1)
+    return sets
+
+
+class _Owns:
+    """Own sides with ports and the number of the set behind: those of single addresses by address, and the others."""
+
+    __slots__ = ("single", "wider")
+
+    def __init__(self) -> None:
+        self.single: dict[Prefix, list[tuple[Prefix | None, int, int]]] = {}
+        self.wider: list[tuple[Prefix | None, int, int]] = []
+
+    def near(self, own: Prefix | None) -> Iterator[tuple[Prefix | None, int, int]]:
+        """Those that may overlap `own`."""
+        yield from self.wider
+        if own is not None and own[2] == WIDTH[own[0]]:
+            yield from self.single.get(own, ())
+        else:
+            for entries in self.single.values():
+                yield from entries
+
+    def add(self, own: Prefix | None, bits: int, number: int) -> None:
+        """Add the ports of a box, to the last entry where that is of the same own side and set."""
+        single = own is not None and own[2] == WIDTH[own[0]]
+        entries = self.single.setdefault(own, []) if single else self.wider
+        if entries and (entries[-1][0], entries[-1][2]) == (own, number):
+            entries[-1] = (own, entries[-1][1] | bits, number)
+        else:
+            entries.append((own, bits, number))
+
+
+def _meet(one: Prefix | None, other: Prefix | None) -> bool:
+    return covers(one, other) or covers(other, one)
+
+
+def covers(outer: Prefix | None, inner: Prefix | None) -> bool:
+    """Does `outer` hold all addresses of `inner`?  None is any address."""
+    if outer is None:
+        return True
+    if inner is None or outer[0] != inner[0] or outer[2] > inner[2]:
+        return False
+    shift = WIDTH[outer[0]] - outer[2]
+    return outer[1] >> shift == inner[1] >> shift

@@ -1,0 +1,198 @@
+"""What `filter-forward` does: legal paths, what is published, the two gates, and the mark of who was admitted."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from vpcctl import names
+from vpcctl.compiler.gates import Gate, gate
+from vpcctl.compiler.hooks import Parts, base_chain
+from vpcctl.compiler.nft import ADDRESS_TYPE, ADDRESS_WORD, Chain, Element, NftRule, Set, anonymous, quoted
+from vpcctl.compiler.translation import untranslated
+from vpcctl.compiler.view import View
+from vpcctl.model.network import Subnet
+from vpcctl.model.policy import Direction
+
+SEND_REJECT = (NftRule("meta l4proto tcp reject with tcp reset"), NftRule("reject with icmpx admin-prohibited"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Port:
+    """A subnet as the judgement meets it: its bridge, and the gates that stand there."""
+
+    bridge: str
+    subnet: Subnet
+    egress: Gate | None
+    ingress: Gate | None
+
+
+def forward(view: View) -> Parts:
+    """The judgement: legal paths, then the two gates, then the mark of this generation."""
+    ports = [
+        _Port(bridge, subnet, gate(view, subnet, Direction.EGRESS), gate(view, subnet, Direction.INGRESS))
+        for bridge, subnet in view.bridges
+    ]
+    served_sets, served_chains = _served(view)
+    gates = [made for port in ports for made in (port.egress, port.ingress) if made]
+    sets = [
+        Set("bridges", "ifname", tuple(Element(quoted(bridge)) for bridge, _ in view.bridges)),
+        Set("paths", "ifname . ifname", tuple(_paths(view))),
+        # A field can be compared with values, not with another field: so each address stands beside itself.
+        Set("ends", "ipv4_addr . ipv4_addr", tuple(_ends(view))),
+        *served_sets,
+        *(one for made in gates for one in made.sets),
+    ]
+    chains = [
+        _entry(),
+        *served_chains,
+        _judge(ports, bool(served_chains)),
+        _judge_reply(ports, bool(served_chains)),
+        _judge_error(),
+        _path("path", "iifname", "oifname", _stray(view), _translated(view, "oifname")),
+        _path("path-reply", "oifname", "iifname", _translated(view, "iifname")),
+        Chain("admit", (NftRule("ct mark set $generation accept"),)),
+        Chain("send-reject", SEND_REJECT),
+    ]
+    for port in ports:
+        chains.append(_arrive(port.subnet, port.ingress))
+        chains += (chain for made in (port.egress, port.ingress) if made for chain in made.chains)
+    return sets, chains
+
+
+def _entry() -> Chain:
+    return base_chain(
+        "filter-forward",
+        NftRule("ct state related goto judge-error"),
+        NftRule("ct mark $generation accept"),
+        NftRule("ct state invalid drop"),
+        NftRule("ct direction vmap { original : goto judge, reply : goto judge-reply }"),
+    )
+
+
+def _judge(ports: list[_Port], published: bool) -> Chain:
+    """A packet that travels forwards: a new flow, or one that an earlier ruleset admitted."""
+    rules = (
+        NftRule("ct state new tcp flags & (fin | syn | rst | ack) != syn drop"),
+        NftRule("jump path"),
+        *([NftRule(f"iifname {quoted(names.UPLINK)} jump served")] if published else []),
+        *_dispatch("iifname", [(port.bridge, port.egress.chain) for port in ports if port.egress]),
+        *_dispatch("oifname", [(port.bridge, f"arrive-{port.subnet.name}") for port in ports]),
+        NftRule("goto admit"),
+    )
+    return Chain("judge", rules)
+
+
+def _judge_reply(ports: list[_Port], published: bool) -> Chain:
+    """The same of a packet that travels backwards, without what holds for new flows only."""
+    rules = (
+        NftRule("jump path-reply"),
+        *([NftRule(f"oifname {quoted(names.UPLINK)} jump served-reply")] if published else []),
+        *_dispatch("oifname", [(port.bridge, port.egress.mirror) for port in ports if port.egress]),
+        *_dispatch("iifname", [(port.bridge, port.ingress.mirror) for port in ports if port.ingress]),
+        NftRule("goto admit"),
+    )
+    return Chain("judge-reply", rules)
+
+
+def _path(name: str, one: str, other: str, *stray: NftRule) -> Chain:
+    """May the interface `one` send to `other` at all?"""
+    within, legal = f"{one} @bridges {other} @bridges return", f"{one} . {other} @paths return"
+    return Chain(name, (NftRule(within), *stray, NftRule(legal), NftRule("drop")))
+
+
+def _judge_error() -> Chain:
+    """An ICMP error passes with the flow that it quotes: it cannot be judged by its own header.
+
+    It never stamps that flow, so one of an older generation has to show itself first.  Of the instances only the
+    flow's own end may speak: connection tracking would believe anybody who guesses the ports (RFC 5927).
+    """
+    return Chain(
+        "judge-error",
+        (
+            NftRule("ct mark != $generation drop"),
+            NftRule("iifname @bridges ct direction original ip saddr . ct original ip saddr != @ends drop"),
+            NftRule("iifname @bridges ct direction reply ip saddr . ct reply ip saddr != @ends drop"),
+            NftRule("accept"),
+        ),
+    )
+
+
+def _ends(view: View) -> list[Element]:
+    addresses = [address for instance in view.vpc.instances for address in instance.addresses]
+    return [Element(f"{address} . {address}") for address in addresses if address.version == 4]
+
+
+def _served(view: View) -> Parts:
+    """What flows from the uplink may be for.
+
+    Connection tracking keeps the translation of a live flow when its port is published no more; the path stays legal
+    while the subnet has another published port, so the port itself is asked for, in either direction: that of the
+    instance, and that of the host, as several of the host's may lead to one of the instance.
+    """
+    if not view.vpc.publications:
+        return [], []
+    targets = {
+        f"{view.vpc.instance(item.instance).addresses[0]} . {item.protocol} . {item.target_port}": None
+        for item in view.vpc.publications
+    }
+    served = Set("served", f"{ADDRESS_TYPE[4]} . inet_proto . inet_service", tuple(map(Element, targets)))
+    # A field of the original direction cannot be part of a concatenation.
+    ports: dict[int, list[int]] = defaultdict(list)
+    for item in view.vpc.publications:
+        ports[item.protocol].append(item.port)
+    called = [
+        NftRule(f"meta l4proto {protocol} ct original proto-dst != {anonymous(list(map(str, sorted(found))))} drop")
+        for protocol, found in sorted(ports.items())
+    ]
+    straight = (
+        NftRule("ct status & dnat == 0 drop"),
+        *called,
+        NftRule("ip daddr . meta l4proto . th dport @served return"),
+        NftRule("drop"),
+    )
+    mirrored = (*called, NftRule("ip saddr . meta l4proto . th sport @served return"), NftRule("drop"))
+    return [served], [Chain("served", straight), Chain("served-reply", mirrored)]
+
+
+def _stray(view: View) -> NftRule:
+    """The default route is for the internet, and not for addresses of the VPC that no subnet has."""
+    inside = [prefix for vpc in (view.vpc, *view.peers) for prefix in vpc.prefixes if prefix.version == 4]
+    return NftRule(f"oifname {quoted(names.UPLINK)} ip daddr {anonymous(list(map(str, inside)))} drop")
+
+
+def _translated(view: View, outward: str) -> NftRule:
+    """What cannot be translated does not leave: without ports the host could not tell its flows from a tenant's."""
+    return NftRule(f"{outward} {quoted(names.UPLINK)} {untranslated(view.vpc.nat_protocols)} drop")
+
+
+def _paths(view: View) -> list[Element]:
+    """Who may send to whom besides one subnet to another, as (in, out) of a new flow."""
+    inside = [bridge for bridge, _ in view.bridges]
+    peers = [link for link, _ in view.peer_links]
+    pairs = [(bridge, names.UPLINK) for bridge, subnet in view.bridges if subnet.reaches_internet]
+    pairs += [pair for bridge in inside for link in peers for pair in ((bridge, link), (link, bridge))]
+    published = {view.vpc.subnet_of(item.instance).name for item in view.vpc.publications}
+    pairs += [(names.UPLINK, bridge) for bridge, subnet in view.bridges if subnet.name in published]
+    return [Element(f"{quoted(one)} . {quoted(other)}") for one, other in pairs]
+
+
+def _dispatch(field: str, targets: list[tuple[str, str]]) -> list[NftRule]:
+    """One jump by interface name; none where there is nothing to jump to."""
+    if not targets:
+        return []
+    return [NftRule(f"{field} vmap " + anonymous([f"{quoted(link)} : jump {chain}" for link, chain in targets]))]
+
+
+def _arrive(subnet: Subnet, ingress: Gate | None) -> Chain:
+    """Only addresses that are somebody's are resolved: a scan cannot fill the neighbour table (`arp(7)`)."""
+    rules = []
+    for version in {prefix.version for prefix in subnet.prefixes}:
+        taken = [str(a) for instance in subnet.instances for a in instance.addresses if a.version == version]
+        word = ADDRESS_WORD[version]
+        rules.append(
+            NftRule(f"{word} daddr != {anonymous(taken)} drop" if taken else f"meta nfproto ipv{version} drop")
+        )
+    if ingress:
+        rules.append(NftRule(f"goto {ingress.chain}"))
+    return Chain(f"arrive-{subnet.name}", tuple(rules))

@@ -1,0 +1,166 @@
+"""The rules of one gate as boxes: names resolved, the own side narrowed to the subnet, ranges and prefixes joined.
+
+A rule is the product of its lists.  It is multiplied out to boxes where they are few, for all boxes of one shape share
+one lookup; where they are many it stays a product, which costs a lookup of its own and the sum of its lists.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from vpcctl.compiler.effort import Effort
+from vpcctl.compiler.first_match import Box, Prefix, Product
+from vpcctl.compiler.view import View
+from vpcctl.model.network import Network, Subnet
+from vpcctl.model.policy import Direction, Endpoint, Range, joined
+
+ANYWHERE: tuple[Prefix | None, ...] = (None,)
+# A rule of so many boxes is always multiplied out.
+FEW = 64
+# A gate of so many boxes is; beyond that, rules that have a list in common leave it in one set.
+MANY = 32_768
+
+
+@dataclass(frozen=True, slots=True)
+class Lists:
+    """A rule's match as lists whose product it is; each is of one IP version, or (None,) for any."""
+
+    rule: int
+    version: int | None
+    peers: tuple[Prefix | None, ...]
+    owns: tuple[Prefix | None, ...]
+    spans: tuple[Range | None, ...]
+
+    @property
+    def boxes(self) -> int:
+        """How many boxes it comes to."""
+        return len(self.peers) * len(self.owns) * len(self.spans)
+
+    @property
+    def parts(self) -> int:
+        """How long its lists are together."""
+        return len(self.peers) + len(self.owns) + len(self.spans)
+
+
+def matches(
+    view: View, subnet: Subnet, direction: Direction, verdicts: Sequence[str], effort: Effort
+) -> Iterator[Box | Product]:
+    """Every rule as disjunct boxes or products, in the order of the document.
+
+    `verdicts` says what a match of each does.
+    """
+    rules = subnet.policy.rules(direction) or ()
+    found = list(_lists(view, subnet, direction, effort))
+    shared = _shared(found)
+    there: set[tuple] = set()
+    for lists in found:
+        effort.rule, rule, verdict = lists.rule, rules[lists.rule], verdicts[lists.rule]
+        unsure = rule.limit is not None
+        if lists.boxes > FEW and (lists.boxes > 2 * lists.parts or shared & {lists.peers, lists.owns}):
+            for part in (lists.peers, lists.owns, (rule.protocol, *lists.spans)):
+                effort.take(0 if part in there else len(part))
+                there.add(part)
+            fields = (None if part == ANYWHERE else part for part in (lists.peers, lists.owns, lists.spans))
+            peers, owns, spans = fields
+            yield Product(lists.version, peers, owns, rule.protocol, spans, verdict, lists.rule, unsure)
+        else:
+            effort.take(lists.boxes)
+            for peer, own, span in product(lists.peers, lists.owns, lists.spans):
+                yield Box(peer, own, rule.protocol, span, verdict, lists.rule, unsure)
+
+
+def _lists(view: View, subnet: Subnet, direction: Direction, effort: Effort) -> Iterator[Lists]:
+    known: dict[tuple, tuple[Prefix | None, ...]] = {}
+
+    def resolved(read, endpoints):
+        # Prefixes are as good as resolved; names may stand for long lists, and in many rules.
+        if endpoints is None or (len(endpoints) == 1 and endpoints[0].prefix is not None):
+            return read(view, subnet, endpoints)
+        key = read, endpoints
+        if key not in known:
+            known[key] = read(view, subnet, endpoints)
+            effort.spend(len(known[key]))
+        return known[key]
+
+    for number, rule in enumerate(subnet.policy.rules(direction) or ()):
+        effort.rule = number
+        here, there = rule.destinations, rule.sources
+        if direction is Direction.EGRESS:
+            here, there = there, here
+        ports = rule.icmp_types if rule.icmp_types is not None else rule.ports
+        spans = (None,) if ports is None else tuple(joined(ports))
+        peers, owns = resolved(_peers, there), resolved(_own, here)
+        if peers == ANYWHERE and owns == ANYWHERE:
+            yield Lists(number, None, peers, owns, spans)
+            continue
+        for version in view.vpc.versions:
+            pair = _of_version(peers, version), _of_version(owns, version)
+            if all((*pair, spans)):
+                yield Lists(number, version, *pair, spans)
+
+
+def _of_version(prefixes: tuple[Prefix | None, ...], version: int) -> tuple[Prefix | None, ...]:
+    if prefixes == ANYWHERE or all(prefix[0] == version for prefix in prefixes):
+        return prefixes
+    return tuple(prefix for prefix in prefixes if prefix[0] == version)
+
+
+def _shared(found: list[Lists]) -> set[tuple]:
+    """The long lists of prefixes that several rules have, where all rules together come to many boxes."""
+    if sum(lists.boxes for lists in found) <= MANY:
+        return set()
+    times = Counter(part for lists in found for part in (lists.peers, lists.owns) if len(part) > 1)
+    return {part for part, count in times.items() if count > 1}
+
+
+def _resolved(view: View, subnet: Subnet, endpoints: tuple[Endpoint, ...]) -> Iterator[Network]:
+    for endpoint in endpoints:
+        for prefix in view.resolve(endpoint, subnet.policy):
+            if prefix.version in view.vpc.versions:
+                yield prefix
+
+
+def _peers(view: View, subnet: Subnet, endpoints: tuple[Endpoint, ...] | None) -> tuple[Prefix | None, ...]:
+    if endpoints is None or any(endpoint.kind == "any" for endpoint in endpoints):
+        return ANYWHERE
+    prefixes = _joined(_resolved(view, subnet, endpoints))
+    if any(length == 0 for _, _, length in prefixes) and len(view.vpc.versions) == 1:
+        return ANYWHERE
+    # In an order of their own, so that the order of a user's list does not show in the text.
+    return tuple(sorted(set(prefixes)))
+
+
+def _own(view: View, subnet: Subnet, endpoints: tuple[Endpoint, ...] | None) -> tuple[Prefix | None, ...]:
+    """The own side narrowed to what lies in the subnet; all of the subnet is no narrowing."""
+    if endpoints is None or any(endpoint.kind == "any" for endpoint in endpoints):
+        return ANYWHERE
+    inside = []
+    for prefix in _resolved(view, subnet, endpoints):
+        for mine in subnet.prefixes:
+            if prefix.version == mine.version and mine.subnet_of(prefix):
+                if len(subnet.prefixes) == 1:
+                    return ANYWHERE
+                inside.append(mine)
+            elif prefix.version == mine.version and prefix.subnet_of(mine):
+                inside.append(prefix)
+    return tuple(sorted(_joined(inside)))
+
+
+def _joined(prefixes: Iterable[Network]) -> list[Prefix]:
+    """The fewest prefixes with the same addresses, so that the boxes of one rule never overlap."""
+    found = list(prefixes)
+    if len(found) == 1:
+        return [_prefix(found[0])]
+    return [
+        _prefix(prefix)
+        for version in (4, 6)
+        for prefix in ipaddress.collapse_addresses(one for one in found if one.version == version)
+    ]
+
+
+def _prefix(network: Network) -> Prefix:
+    return (network.version, int(network.network_address), network.prefixlen)

@@ -1,0 +1,269 @@
+"""Will the firewalls of others on this host let our packets pass?  Pure: from a listing of the ruleset to findings.
+
+A VPC's packets cross the host from its uplink to the way out, and their answers come back.  `accept` in our own table
+cannot overrule a drop in another one, so every foreign chain that they meet has to let them pass.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+from typing import Any
+
+from vpcctl.doctor import legacy_tables
+from vpcctl.doctor.finding import Finding
+from vpcctl.doctor.hook_verdicts import BaseChain, HookDecision, Listing, RulePlace
+from vpcctl.doctor.rule_matches import UNKNOWN, SamplePacket
+
+SUBJECT = "foreign firewall"
+UPLINKS = "vpc-"
+SERVICES = (("tcp", 443), ("udp", 53), ("icmp", 0))
+OUT, BACK, IN = "what VPCs send out", "the answers that come back", "what comes in for published ports"
+# Connection tracking's bits on a flow that we translate (include/uapi/linux/netfilter/nf_conntrack_common.h).
+ANSWERED = frozenset({"seen-reply", "confirmed", "snat"})
+FORWARDED = frozenset({"dnat"})
+SHOWN = 5
+NO_TOOLS: Mapping[str, str] = {}
+DOCKER_USER = "DOCKER-USER"
+# Priorities from which on translated addresses are seen, and of connection tracking itself
+# (include/uapi/linux/netfilter_ipv4.h).
+CONNTRACK, DSTNAT, SRCNAT = -200, -100, 100
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A VPC's way across the host.
+
+    `address` is its router's, `host` the one by which the host is known on the way out (None: not known), `published`
+    are its published ports as (protocol's name, port).
+    """
+
+    uplink: str
+    address: IPv4Address
+    way_out: str
+    host: IPv4Address | None = None
+    published: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ChainVerdict:
+    """What a foreign chain does to one of the packets."""
+
+    passage: Passage
+    direction: str
+    packet: SamplePacket
+    decision: HookDecision
+
+
+def packets(passage: Passage) -> Iterator[tuple[str, SamplePacket]]:
+    """(direction, packet) of each kind that has to pass, as the forward hook sees them."""
+    uplink, address, way_out = passage.uplink, passage.address, passage.way_out
+    for protocol, port in SERVICES:
+        yield OUT, SamplePacket(uplink, way_out, address, None, protocol, port, address)
+        yield BACK, SamplePacket(way_out, uplink, None, address, protocol, port, address, True, ANSWERED)
+    for protocol, port in passage.published:
+        yield IN, SamplePacket(way_out, uplink, None, address, protocol, port, None, False, FORWARDED)
+
+
+def seen(packet: SamplePacket, direction: str, chain: BaseChain, host: IPv4Address | None) -> SamplePacket:
+    """The packet as a chain sees it on its own hook: before a packet is routed, and where the host stands for it."""
+    known = UNKNOWN if host is None else host
+    if chain.hook == "prerouting":
+        translated = direction == OUT or chain.priority > DSTNAT
+        return replace(packet, oifname="", destination=packet.destination if translated else known)
+    if chain.hook == "postrouting":
+        translated = direction == OUT and chain.priority > SRCNAT
+        # Whether a packet that is about to leave still knows where it came in depends on the kernel's version.
+        return replace(packet, iifname=UNKNOWN, source=known if translated else packet.source)
+    return packet
+
+
+def verdicts(listing: Listing, ours: Collection[tuple[str, str]], passages: Sequence[Passage]) -> list[ChainVerdict]:
+    """What each foreign chain does to each packet; `ours` are our own tables as (family, name)."""
+    chains = [chain for hook in ("prerouting", "forward", "postrouting") for chain in listing.on(hook, ours)]
+    marked = listing.marks_packets()
+    found = []
+    for passage in passages:
+        for direction, packet in packets(passage):
+            for chain in chains:
+                met = replace(seen(packet, direction, chain, passage.host), marked=marked)
+                found.append(ChainVerdict(passage, direction, met, listing.decide(chain, met)))
+    return found
+
+
+def findings(
+    listing: Listing,
+    ours: Collection[tuple[str, str]],
+    passages: Sequence[Passage],
+    transit: str,
+    tools: Mapping[str, str] = NO_TOOLS,
+) -> list[Finding]:
+    """One finding for each foreign chain that drops, or may drop, what has to pass; one `ok` if there is none.
+
+    `tools` are the programs that the machine has, of `host.TOOLS`, each with the name to call it by; without them
+    remedies are told in nft's words.
+    """
+    judged = verdicts(listing, ours, passages)
+    found: dict[BaseChain, list[ChainVerdict]] = defaultdict(list)
+    for one in judged:
+        if one.decision.verdict != "accept":
+            found[one.decision.chain].append(one)
+    if not found:
+        chains = {one.decision.chain for one in judged}
+        return [Finding("ok", SUBJECT, f"chains of others on our packets' way, which let them pass: {len(chains)}")]
+    return [_finding(listing, chain, members, transit, tools) for chain, members in found.items()]
+
+
+def _finding(
+    listing: Listing, chain: BaseChain, members: list[ChainVerdict], transit: str, tools: Mapping[str, str]
+) -> Finding:
+    """What to say of a chain that does not let `members` pass for sure."""
+    words, commands = remedy(listing, chain, members, transit, tools)
+    owner = manager(listing, chain)
+    dropped = [one for one in members if one.decision.verdict == "drop"]
+    if dropped:
+        told = "; ".join(f"{place} drops {' and '.join(directions)}" for place, directions in _reasons(dropped).items())
+        severity = "warning" if all(one.packet.protocol == "icmp" for one in dropped) else "fatal"
+        why = "A drop is final: what vpcctl's own table accepts is lost all the same, without a word."
+        return Finding(severity, SUBJECT, f"{owner}: {told} ({_affected(dropped)})", why, words, commands)
+    directions = _listed(dict.fromkeys(one.direction for one in members))
+    doubts = _listed(list(map(str, _reasons(members))))
+    return Finding(
+        "warning",
+        SUBJECT,
+        f"{owner}: whether {directions} may pass ({_affected(members)}) depends on {doubts}",
+        "Doctor does not understand all of these rules, or they depend on more than one packet; they may drop it.",
+        f"Try it with real traffic, or let it pass whatever those rules do. {words}",
+        commands,
+    )
+
+
+def _affected(members: Sequence[ChainVerdict]) -> str:
+    services = dict.fromkeys(map(_service, members))
+    return f"{_listed(services)} of {_listed(dict.fromkeys(one.passage.uplink for one in members))}"
+
+
+def _reasons(members: Sequence[ChainVerdict]) -> dict[RulePlace, dict[str, None]]:
+    """The directions that each place decides."""
+    found: dict[RulePlace, dict[str, None]] = defaultdict(dict)
+    for one in members:
+        for place in one.decision.by:
+            found[place][one.direction] = None
+    return found
+
+
+def _service(one: ChainVerdict) -> str:
+    return one.packet.protocol if one.packet.protocol == "icmp" else f"{one.packet.protocol}/{one.packet.port}"
+
+
+def _listed(words: Collection[str]) -> str:
+    known = list(words)
+    more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
+    return ", ".join(known[:SHOWN]) + more
+
+
+# --- Remedies ---------------------------------------------------------------------------------------------------------
+
+
+def manager(listing: Listing, chain: BaseChain) -> str:
+    """Whose a table is, as far as the names of its chains tell."""
+    names = listing.companions(chain)
+    if chain.table.startswith("firewalld"):
+        return "firewalld"
+    for owner, beginning in (("Docker", "DOCKER"), ("ufw", "ufw-"), ("libvirt", "LIBVIRT_"), ("Kubernetes", "KUBE-")):
+        if any(name.startswith(beginning) for name in names):
+            return owner
+    return "iptables" if chain.family == "ip" and chain.name.isupper() else "somebody's nftables ruleset"
+
+
+def remedy(
+    listing: Listing, chain: BaseChain, members: Sequence[ChainVerdict], transit: str, tools: Mapping[str, str]
+) -> tuple[str, tuple[str, ...]]:
+    """Words and commands that make `chain` let the packets of `members` pass."""
+    owner = manager(listing, chain)
+    published = any(one.direction == IN for one in members)
+    if owner == "firewalld" and "firewall-cmd" in tools:
+        trusted = f"firewall-cmd --permanent --zone=trusted --add-source={transit}"
+        return "Put the uplinks' range into the trusted zone:", (trusted, "firewall-cmd --reload")
+    if owner == "ufw" and "ufw" in tools and chain.hook == "forward":
+        incoming = (f"ufw route allow to {transit}",) if published else ()
+        return "Allow the uplinks' range to be routed:", (f"ufw route allow from {transit}", *incoming)
+    for place in (DOCKER_USER, chain.name):
+        openings = _openings(chain, {one.direction for one in members}, transit)
+        if place in listing.companions(chain) and _helps(listing, chain, place, openings, members):
+            break
+    else:
+        return "No rule in front of it helps: change what is named here, so that it lets VPCs' packets pass.", ()
+    reload = (
+        "Docker leaves that chain to you" if place == DOCKER_USER else f"{owner} may drop the rules when it reloads"
+    )
+    keep = f"{reload}, and they do not outlive a reboot: keep them where your other rules are kept."
+    return f"Accept it first. {keep}", tuple(_commands(chain, place, openings, _iptables(chain, tools)))
+
+
+def _commands(chain: BaseChain, place: str, openings: Sequence[Opening], iptables: str) -> Iterator[str]:
+    """What accepts the openings at the head of the chain `place`: by iptables if it is given, else by nft."""
+    name = chain.table.removesuffix(legacy_tables.SUFFIX)
+    table = "" if name == "filter" else f" -t {name}"
+    for opening in openings:
+        if iptables:
+            yield f"{iptables}{table} -I {place} {opening.iptables} -j ACCEPT"
+        else:
+            yield f"nft insert rule {chain.family} {chain.table} {place} {opening.nft} accept"
+
+
+def _helps(
+    listing: Listing, chain: BaseChain, place: str, openings: Sequence[Opening], members: Sequence[ChainVerdict]
+) -> bool:
+    """Do all packets of `members` pass once the openings are accepted at the head of the chain `place`?"""
+    opened = listing
+    for opening in openings:
+        opened = opened.with_rule(chain, place, [opening.json, {"accept": None}])
+    return all(opened.decide(chain, one.packet).verdict == "accept" for one in members)
+
+
+def _iptables(chain: BaseChain, tools: Mapping[str, str]) -> str:
+    """The iptables that keeps this chain, if it is one of iptables' and the machine has the program."""
+    if chain.table.endswith(legacy_tables.SUFFIX):
+        return tools.get("iptables-legacy", "iptables-legacy")
+    return tools.get("iptables-nft", "") if chain.family == "ip" and chain.name.isupper() else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A match that our packets satisfy: in nft's words (as a shell takes them), in iptables', and as JSON."""
+
+    nft: str
+    iptables: str
+    json: dict[str, Any]
+
+
+def _openings(chain: BaseChain, directions: Collection[str], transit: str) -> list[Opening]:
+    """What to accept in `chain`, so that it lets our packets pass."""
+    come, go = (
+        Opening(f'{key} "{UPLINKS}*"', f"-{key[0]} {UPLINKS}+", _equal({"meta": {"key": key}}, f"{UPLINKS}*"))
+        for key in ("iifname", "oifname")
+    )
+    # The flows that uplinks began, whatever their addresses are at this point.
+    begun = Opening(
+        f"ct original ip saddr {transit}",
+        f"-m conntrack --ctorigsrc {transit}",
+        _equal({"ct": {"key": "ip saddr", "dir": "original"}}, _prefix(transit)),
+    )
+    if chain.hook == "forward":
+        return [come, go]
+    if chain.hook == "postrouting":
+        return [begun, go] if IN in directions else [begun]
+    answers = BACK in directions and chain.priority > CONNTRACK
+    return [*([come] if OUT in directions else []), *([begun] if answers else [])]
+
+
+def _prefix(transit: str) -> dict[str, Any]:
+    network, length = transit.split("/")
+    return {"prefix": {"addr": network, "len": int(length)}}
+
+
+def _equal(left: Mapping[str, Any], right: Any) -> dict[str, Any]:
+    return {"match": {"op": "==", "left": left, "right": right}}

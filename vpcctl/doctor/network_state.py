@@ -1,0 +1,161 @@
+"""The host as an examination needs to know it: its ruleset, its routes and addresses, who we are."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from vpcctl.doctor import legacy_tables
+from vpcctl.doctor.apart import apart
+from vpcctl.doctor.prefix_overlaps import Reached
+from vpcctl.errors import KernelError, PrivilegeError
+from vpcctl.kernel import namespaces
+from vpcctl.names import TABLE
+
+TAG = "vpcctl/"
+# Programs by which the managers of firewalls are told something; the first two are kinds of iptables(8).
+TOOLS = ("iptables-nft", "iptables-legacy", "ufw", "firewall-cmd")
+# RTN_UNICAST, include/uapi/linux/rtnetlink.h.
+UNICAST = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """The host's links and what it reaches by them.
+
+    `ways_out` are the links with a default route, each with the address that the host has there; `ours` are the links
+    with our tag, as (name, tag).
+    """
+
+    ways_out: dict[str, ipaddress.IPv4Address | None]
+    reached: tuple[Reached, ...]
+    ours: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RulesetListing:
+    """The host's ruleset: `objects` and `text` as nft lists it, the objects with those of legacy tables behind them.
+
+    `ours` are our own tables as (family, name), with their comments.
+    """
+
+    objects: list[dict[str, Any]]
+    text: str
+    ours: dict[tuple[str, str], str]
+
+
+def privileged() -> bool:
+    """May this process change the network?"""
+    from vpcctl.kernel.linux import require_privilege
+
+    try:
+        require_privilege()
+    except PrivilegeError:
+        return False
+    return True
+
+
+def namespace_tag(name: str) -> str:
+    """The tag on a named namespace, "" where there is none or it cannot be seen."""
+    try:
+        found = namespaces.owner(name) or ""
+    except OSError:
+        return ""
+    return found if found.startswith(TAG) else ""
+
+
+def tools() -> dict[str, str]:
+    """Of TOOLS those that this machine has, with the name to call each by."""
+    places = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+    found: dict[str, str] = {}
+    for name in ("iptables", *TOOLS):
+        program = shutil.which(name, path=places)
+        if program:
+            # Which of the two the plain name is shows where its link leads.
+            legacy_kind = "legacy" in os.path.basename(os.path.realpath(program))
+            kind = f"iptables-{'legacy' if legacy_kind else 'nft'}" if name == "iptables" else name
+            found.setdefault(kind, name)
+    return found
+
+
+def ruleset() -> RulesetListing:
+    """The ruleset of the namespace we are in.  KernelError where it cannot be listed.
+
+    libnftables runs in a child: a ruleset that it cannot put into JSON must not take us with it.
+    """
+    objects, text, comments = apart(_list_ruleset)
+    return RulesetListing(objects, text, {(family, TABLE): comment for family, comment in comments.items()})
+
+
+def _list_ruleset() -> tuple[list[dict[str, Any]], str, dict[str, str]]:
+    from vpcctl.kernel import tables
+
+    nft = tables.context(None)
+    comments = tables.comments(nft, ("inet",))
+    nft.set_json_output(True)
+    status, output, complaint = nft.cmd("list ruleset")
+    if status:
+        raise KernelError("the host's ruleset cannot be listed", complaint.strip())
+    objects = json.loads(output)["nftables"] if output else []
+    nft.set_json_output(False)
+    nft.set_handle_output(True)
+    nft.set_stateless_output(True)
+    ours = {family: comment for family, comment in comments.items() if comment.startswith(TAG)}
+    return objects + legacy_tables.objects(), nft.cmd("list ruleset")[1], ours
+
+
+def surroundings() -> Surroundings:
+    """The host's links, addresses and routes now, without our own.  Raises KernelError."""
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        with IPRoute() as netlink:
+            links = {link["index"]: link for link in netlink.get_links()}
+            addresses = list(netlink.get_addr(family=socket.AF_INET))
+            routes = list(netlink.get_routes(family=socket.AF_INET))
+    except (NetlinkError, OSError) as error:
+        raise KernelError("the host's links and routes cannot be listed", str(error)) from error
+    tags = {index: link.get_attr("IFLA_IFALIAS") or "" for index, link in links.items()}
+    names = {index: link.get_attr("IFLA_IFNAME") for index, link in links.items()}
+    foreign = {index: name for index, name in names.items() if not tags[index].startswith(TAG)}
+    by_address = [one for address in addresses for one in _by_address(address, foreign)]
+    routed = [(one, link) for one in routes for link in _route_links(one) if link in foreign]
+    by_route = [
+        Reached(network, foreign[link], f"route to {network}")
+        for one, link in routed
+        if one["dst_len"] and (network := ipaddress.ip_network(f"{one.get_attr('RTA_DST')}/{one['dst_len']}"))
+    ]
+    ways_out = [foreign[link] for one, link in routed if not one["dst_len"]]
+    return Surroundings(
+        {link: _first_address(addresses, link, names) for link in ways_out},
+        tuple(dict.fromkeys(by_address + by_route)),
+        tuple((names[index], tag) for index, tag in tags.items() if tag.startswith(TAG)),
+    )
+
+
+def _by_address(address: Any, foreign: dict[int, str]) -> Iterator[Reached]:
+    link = foreign.get(address["index"], "lo")
+    if link != "lo":
+        interface = ipaddress.ip_interface(f"{address.get_attr('IFA_LOCAL')}/{address['prefixlen']}")
+        yield Reached(interface.network, link, f"address {interface.ip}")
+
+
+def _route_links(route: Any) -> list[int]:
+    """The indices of the links by which a route of whatever table leads somewhere else."""
+    if route["type"] != UNICAST:  # the local table's are of other types
+        return []
+    hops = route.get_attr("RTA_MULTIPATH") or ()
+    return [link for link in (route.get_attr("RTA_OIF"), *(hop["oif"] for hop in hops)) if link is not None]
+
+
+def _first_address(addresses: list[Any], link: str, names: dict[int, str]) -> ipaddress.IPv4Address | None:
+    """The address that masquerading takes: a link's first one."""
+    found = (one.get_attr("IFA_LOCAL") for one in addresses if names.get(one["index"]) == link)
+    return next(map(ipaddress.IPv4Address, found), None)

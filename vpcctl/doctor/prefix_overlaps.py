@@ -1,0 +1,70 @@
+"""Prefixes that VPCs and the host both have.  Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from vpcctl.doctor.finding import Finding
+from vpcctl.model.network import Network, World, overlap
+
+SUBJECT = "prefixes"
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A prefix that the host itself reaches on a link that is not ours: by an address, or by a route of any table."""
+
+    network: Network
+    link: str
+    how: str
+
+    def __str__(self) -> str:
+        return f"{self.how} on {self.link}" if self.link else self.how
+
+
+def findings(world: World, reached: Sequence[Reached]) -> Iterator[Finding]:
+    """Compare the world's prefixes and its transit range with what the host itself reaches."""
+    clashes = [*_of_transit(world, reached), *_of_vpcs(world, reached)]
+    yield from clashes
+    if not clashes:
+        yield Finding("ok", SUBJECT, f"the host has no part of {world.transit}, nor of any VPC's prefix")
+
+
+def _of_transit(world: World, reached: Sequence[Reached]) -> Iterator[Finding]:
+    found = [one for one in reached if overlap(one.network, world.transit)]
+    if not found:
+        return
+    if world.vpcs:
+        words = (
+            "Renumber that, or move the VPCs: `vpcctl destroy --all`, and make the first one again with --transit"
+            " and a /16 that nobody here uses."
+        )
+    else:
+        words = "Make the first VPC with --transit and a /16 that nobody here uses, such as 100.127.0.0/16."
+    yield Finding(
+        "fatal" if world.vpcs else "warning",
+        SUBJECT,
+        f"the transit range {world.transit} overlaps {_told(found)}",
+        "The host's table drops every packet to or from that range that is not an uplink's: the host is cut off from"
+        " that network.",
+        words,
+    )
+
+
+def _of_vpcs(world: World, reached: Sequence[Reached]) -> Iterator[Finding]:
+    for vpc in world.vpcs:
+        for prefix in vpc.prefixes:
+            found = [one for one in reached if overlap(one.network, prefix)]
+            if found:
+                yield Finding(
+                    "warning",
+                    SUBJECT,
+                    f"{prefix} of VPC {vpc.name} overlaps {_told(found)}",
+                    "Nothing leaks, but the VPC's instances cannot reach those addresses: to them they are in the VPC.",
+                    "If they have to, give the VPC another prefix.",
+                )
+
+
+def _told(found: Sequence[Reached]) -> str:
+    return ", ".join(f"{one.network} ({one})" for one in found)

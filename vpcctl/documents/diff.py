@@ -1,0 +1,320 @@
+"""A whole environment as one document: put it to a world, tell the difference, and write a world as one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from vpcctl.documents.codec import policy_to_json
+from vpcctl.errors import VpcctlError
+from vpcctl.model.network import DEFAULT_MAX_FLOWS, DEFAULT_MAX_PORTS, Instance, Peering, Subnet, Vpc, World
+from vpcctl.model.policy import PROTOCOL_NAMES, Policy, Rule
+
+
+def merged(present: World, wanted: World, peerings: tuple[Peering, ...], prune: bool) -> World:
+    """`present` with the VPCs that `wanted` names exactly as it has them.
+
+    Peerings between two named VPCs are those of `peerings`; others stay.  With `prune` VPCs that are not named go.
+    The order in which a document names things means nothing: what was there keeps its place.
+    """
+    named = {vpc.name for vpc in wanted.vpcs}
+    others = () if prune else tuple(vpc for vpc in present.vpcs if vpc.name not in named)
+    kept = {vpc.name: vpc for vpc in present.vpcs}
+    vpcs = tuple(_settled(vpc, kept[vpc.name]) if vpc.name in kept else vpc for vpc in wanted.vpcs)
+    everything = _in_place((*others, *vpcs), present.vpcs, _name)
+    there = {vpc.name for vpc in everything}
+    staying = (
+        pair
+        for pair in present.peerings
+        if not (pair.one in named and pair.other in named) and {pair.one, pair.other} <= there
+    )
+    pairs = _in_place(dict.fromkeys((*staying, *peerings)), present.peerings, lambda pair: pair)
+    return dataclasses.replace(present, vpcs=everything, peerings=pairs)
+
+
+def _settled(vpc: Vpc, before: Vpc) -> Vpc:
+    """`vpc` with everything that it has in common with `before` in its place there."""
+    known = {subnet.name: subnet for subnet in before.subnets}
+    subnets = (_settled_subnet(subnet, known.get(subnet.name)) for subnet in vpc.subnets)
+    return dataclasses.replace(
+        vpc,
+        subnets=_in_place(subnets, before.subnets, _name),
+        publications=_in_place(vpc.publications, before.publications, lambda item: (item.protocol, item.port)),
+        sets=_in_place(vpc.sets, before.sets, lambda item: item[0]),
+    )
+
+
+def _settled_subnet(subnet: Subnet, before: Subnet | None) -> Subnet:
+    """Likewise; a policy that says the same as before is left as it was, so that its lines still lead there."""
+    if before is None:
+        return subnet
+    unchanged = subnet.policy is not None and same_words(subnet.policy, before.policy)
+    return dataclasses.replace(
+        subnet,
+        instances=_in_place(subnet.instances, before.instances, _name),
+        policy=before.policy if unchanged else subnet.policy,
+    )
+
+
+def _in_place(things: Iterable[Any], known: Iterable[Any], key: Callable[[Any], Any]) -> tuple[Any, ...]:
+    """`things` in the order of those in `known` that have the same key, and the others after them as they come."""
+    places = {key(thing): number for number, thing in enumerate(known)}
+    return tuple(sorted(things, key=lambda thing: places.get(key(thing), len(places))))
+
+
+def _name(thing: Vpc | Subnet | Instance) -> str:
+    return thing.name
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A part of the way from one world to another: the VPCs that become as wanted, and what becomes of peerings.
+
+    Peerings ``stay``, those that are not wanted ``go``, or all that are wanted ``come``.
+    """
+
+    label: str
+    vpcs: frozenset[str] = frozenset()
+    peerings: str = "stay"
+
+
+def steps(before: World, wanted: World) -> list[Step]:
+    """The way from one world to another by worlds that can be: peerings go, VPC after VPC changes, peerings come.
+
+    What cannot change one after the other, as VPCs that exchange a prefix or a published port, changes together.
+    """
+    old, new = ({vpc.name: vpc for vpc in world.vpcs} for world in (before, wanted))
+    left = [name for name in old if name not in new] + [name for name, vpc in new.items() if old.get(name) != vpc]
+    found: list[Step] = []
+    world = before
+
+    def take(step: Step) -> None:
+        nonlocal world
+        world = toward(world, wanted, step)
+        found.append(step)
+
+    if not set(before.peerings) <= set(wanted.peerings):
+        take(Step("peerings that go", peerings="go"))
+    while left:
+        possible = (name for name in left if _can_be(world, wanted, _vpc_step(name)))
+        name = next(possible, None)
+        if name is None:
+            take(Step(f"VPCs {', '.join(left)}", frozenset(left), "come"))
+            break
+        take(_vpc_step(name))
+        left.remove(name)
+    if world.peerings != wanted.peerings:
+        take(Step("peerings", peerings="come"))
+    return found
+
+
+def _vpc_step(name: str) -> Step:
+    return Step(f"VPC {name}", frozenset({name}))
+
+
+def _can_be(world: World, wanted: World, step: Step) -> bool:
+    try:
+        toward(world, wanted, step)
+    except VpcctlError:
+        return False
+    return True
+
+
+def toward(world: World, wanted: World, step: Step) -> World:
+    """`world` after one step toward `wanted`; ConflictError where that cannot be."""
+    target = {vpc.name: vpc for vpc in wanted.vpcs}
+    present = {vpc.name for vpc in world.vpcs}
+    vpcs = [target.get(vpc.name) if vpc.name in step.vpcs else vpc for vpc in world.vpcs]
+    vpcs += [vpc for vpc in wanted.vpcs if vpc.name in step.vpcs - present]
+    left = tuple(vpc for vpc in vpcs if vpc is not None)
+    there = {vpc.name for vpc in left}
+    pairs = wanted.peerings if step.peerings == "come" else world.peerings
+    kept = (pair for pair in pairs if {pair.one, pair.other} <= there)
+    if step.peerings == "go":
+        kept = (pair for pair in kept if pair in wanted.peerings)
+    return dataclasses.replace(world, vpcs=left, peerings=tuple(kept))
+
+
+def same_words(one: Policy, other: Policy | None) -> bool:
+    """Do two policies say the same, wherever they were read from?"""
+    return other is not None and _bare(one) == _bare(other)
+
+
+def _bare(policy: Policy) -> Policy:
+    def rules(found: tuple[Rule, ...] | None) -> tuple[Rule, ...] | None:
+        return found and tuple(dataclasses.replace(rule, origin="") for rule in found)
+
+    return dataclasses.replace(policy, ingress=rules(policy.ingress), egress=rules(policy.egress), file="", pointer="")
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectChange:
+    """One object that comes (``+``), goes (``-``) or changes (``~``); `detail` says what changes."""
+
+    sign: str
+    what: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.sign} {self.what}" + (f": {self.detail}" if self.detail else "")
+
+
+def object_changes(before: World, after: World) -> list[ObjectChange]:
+    """The difference between two worlds, object by object, as people name them."""
+    found: list[ObjectChange] = []
+    old, new = ({vpc.name: vpc for vpc in world.vpcs} for world in (before, after))
+    for name in [*(name for name in old if name not in new)]:
+        found += [ObjectChange("-", f"VPC {name}"), *_parts("-", old[name])]
+    for name, vpc in new.items():
+        if name not in old:
+            found += [
+                ObjectChange("+", f"VPC {name}", _prefixes(vpc) + (", hardened" if vpc.hardened else "")),
+                *_parts("+", vpc),
+            ]
+        else:
+            found += _vpc_changes(old[name], vpc)
+    for sign, pairs, others in (("-", before.peerings, after.peerings), ("+", after.peerings, before.peerings)):
+        found += [ObjectChange(sign, f"peering {p.one} and {p.other}") for p in pairs if p not in others]
+    return found
+
+
+def _prefixes(thing: Vpc | Subnet) -> str:
+    return " ".join(map(str, thing.prefixes))
+
+
+def _parts(sign: str, vpc: Vpc) -> Iterator[ObjectChange]:
+    for subnet in vpc.subnets:
+        yield from _subnet_parts(sign, vpc, subnet)
+    for item in vpc.publications:
+        yield ObjectChange(sign, _published(vpc, item))
+
+
+def _subnet_parts(sign: str, vpc: Vpc, subnet: Subnet) -> Iterator[ObjectChange]:
+    kind = ("public" if subnet.public else "private") + (", NAT gateway" if subnet.nat_gateway else "")
+    yield ObjectChange(sign, f"subnet {vpc.name}/{subnet.name}", f"{_prefixes(subnet)}, {kind}" if sign == "+" else "")
+    for instance in subnet.instances:
+        detail = str(instance.addresses[0]) if sign == "+" else ""
+        yield ObjectChange(sign, f"instance {vpc.name}/{instance.name}", detail)
+    if subnet.policy and sign == "+":
+        yield ObjectChange(sign, f"policy of {vpc.name}/{subnet.name}", subnet.policy.file)
+
+
+def _published(vpc: Vpc, item: Any) -> str:
+    target = f"{vpc.name}/{item.instance} port {item.target_port}"
+    return f"published {PROTOCOL_NAMES[item.protocol]}/{item.port} for {target}"
+
+
+def _vpc_changes(old: Vpc, new: Vpc) -> Iterator[ObjectChange]:
+    if old.prefixes != new.prefixes:
+        yield ObjectChange("~", f"VPC {new.name}", f"{_prefixes(old)} becomes {_prefixes(new)}")
+    if old.sets != new.sets:
+        yield ObjectChange("~", f"VPC {new.name}", "its named sets")
+    for words in _limit_changes(old, new):
+        yield ObjectChange("~", f"VPC {new.name}", words)
+    if old.hardened != new.hardened:
+        yield ObjectChange("~", f"VPC {new.name}", "hardened" if new.hardened else "not hardened")
+    before, after = ({subnet.name: subnet for subnet in vpc.subnets} for vpc in (old, new))
+    for name, subnet in before.items():
+        if name not in after:
+            yield from _subnet_parts("-", old, subnet)
+    for name, subnet in after.items():
+        if name not in before:
+            yield from _subnet_parts("+", new, subnet)
+        else:
+            yield from _subnet_changes(new.name, before[name], subnet)
+    for item in old.publications:
+        if item not in new.publications:
+            yield ObjectChange("-", _published(old, item))
+    for item in new.publications:
+        if item not in old.publications:
+            yield ObjectChange("+", _published(new, item))
+
+
+def _limit_changes(old: Vpc, new: Vpc) -> Iterator[str]:
+    for what, before, after in (
+        ("flows", old.max_flows, new.max_flows),
+        ("NAT ports", old.max_ports, new.max_ports),
+    ):
+        if before != after:
+            yield f"at most {after} {what} instead of {before}"
+    for protocol in old.nat_protocols:
+        if protocol not in new.nat_protocols:
+            yield f"protocol {protocol} is no longer translated"
+    for protocol in new.nat_protocols:
+        if protocol not in old.nat_protocols:
+            yield f"protocol {protocol} is translated"
+
+
+def _subnet_changes(vpc: str, old: Subnet, new: Subnet) -> Iterator[ObjectChange]:
+    what = f"subnet {vpc}/{new.name}"
+    if old.prefixes != new.prefixes:
+        yield ObjectChange("~", what, f"{_prefixes(old)} becomes {_prefixes(new)}")
+    if old.public != new.public:
+        yield ObjectChange("~", what, "public" if new.public else "private")
+    if old.nat_gateway != new.nat_gateway:
+        yield ObjectChange("+" if new.nat_gateway else "-", f"NAT gateway of {vpc}/{new.name}")
+    before, after = ({one.name: one for one in subnet.instances} for subnet in (old, new))
+    for name in before:
+        if name not in after:
+            yield ObjectChange("-", f"instance {vpc}/{name}")
+    for name, instance in after.items():
+        if name not in before:
+            yield ObjectChange("+", f"instance {vpc}/{name}", str(instance.addresses[0]))
+        elif before[name] != instance:
+            yield ObjectChange("~", f"instance {vpc}/{name}", f"moves to {instance.addresses[0]}")
+    if old.policy != new.policy:
+        sign = "+" if old.policy is None else "-" if new.policy is None else "~"
+        yield ObjectChange(sign, f"policy of {vpc}/{new.name}", new.policy.file if new.policy else "")
+
+
+def exported(world: World, vpc: str | None = None) -> dict[str, Any]:
+    """The world, or one VPC of it, as an environment document."""
+    chosen = world.vpcs if vpc is None else (world.vpc(vpc),)
+    named = {one.name for one in chosen}
+    pairs = [[p.one, p.other] for p in world.peerings if vpc is None or named & {p.one, p.other}]
+    return {"vpcs": [_exported_vpc(one) for one in chosen], "peerings": pairs}
+
+
+def _exported_vpc(vpc: Vpc) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "name": vpc.name,
+        "cidr": str(vpc.prefixes[0]),
+        "subnets": [_exported_subnet(subnet) for subnet in vpc.subnets],
+    }
+    if vpc.hardened:
+        document["hardened"] = True
+    if vpc.sets:
+        document["sets"] = {name: list(map(str, prefixes)) for name, prefixes in vpc.sets}
+    if vpc.max_flows != DEFAULT_MAX_FLOWS:
+        document["max_flows"] = vpc.max_flows
+    if vpc.max_ports != DEFAULT_MAX_PORTS:
+        document["max_ports"] = vpc.max_ports
+    if vpc.nat_protocols:
+        document["nat_protocols"] = list(vpc.nat_protocols)
+    if vpc.publications:
+        document["publish"] = [
+            {
+                "protocol": PROTOCOL_NAMES[item.protocol],
+                "port": item.port,
+                "instance": item.instance,
+                "target_port": item.target_port,
+            }
+            for item in vpc.publications
+        ]
+    return document
+
+
+def _exported_subnet(subnet: Subnet) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "name": subnet.name,
+        "cidr": str(subnet.prefixes[0]),
+        "type": "public" if subnet.public else "private",
+        "instances": [{"name": one.name, "ip": str(one.addresses[0])} for one in subnet.instances],
+    }
+    if subnet.nat_gateway:
+        document["nat_gateway"] = True
+    if subnet.policy:
+        document["policy"] = policy_to_json(subnet.policy)
+    return document

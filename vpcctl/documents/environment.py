@@ -1,0 +1,367 @@
+"""What people write as environments, read: VPCs and all that is in them, and the peerings between them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import shlex
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from vpcctl import names
+from vpcctl.documents import fields, reading
+from vpcctl.documents.fastpath import without_plain_parts
+from vpcctl.documents.policies import Reader, check_sets, read_policies, read_policy, sound
+from vpcctl.documents.recovery import GAP, remains
+from vpcctl.errors import DocumentError, Problem, VpcctlError
+from vpcctl.model.network import (
+    DEFAULT_MAX_FLOWS,
+    DEFAULT_MAX_PORTS,
+    Instance,
+    Peering,
+    Publication,
+    Subnet,
+    Vpc,
+    World,
+    check_apart,
+    check_beside_transit,
+)
+from vpcctl.model.operations import with_instance
+from vpcctl.model.policy import PROTOCOLS, Network, Policy
+
+ANY_PREFIX = "0.0.0.0/0"
+
+
+def read_environment(
+    document: Any, file: str, load: Callable[[str], tuple[Any, str]], present: World | None = None, serial: int = 0
+) -> World:
+    """The world that an environment document describes, and nothing beside it.
+
+    What we allocate (uplinks, addresses, MACs) is kept from the world `present` where it has the object already, and
+    else allocated in the document's order.  `load` returns the parsed document and the name of a policy's path.
+    DocumentError with every problem found.
+    """
+    if reading.kind_of(document) == "policy":
+        raise DocumentError(Problem(file, "", "this is a policy; `vpcctl apply-policy` takes it"))
+    vpcs = document.get("vpcs") if isinstance(document, dict) else None
+    for number, vpc in enumerate(vpcs if isinstance(vpcs, list) else ()):
+        check_sets(vpc, file, f"/vpcs/{number}")
+    reader = _Environment(file, load, present or World(), serial)
+    reader.problems += reading.structure_problems(without_plain_parts(document), "environment", file)
+    if reader.problems:
+        reader.words(remains(document, reader.problems))
+    reader.finish(document)
+    world = reader.world(document)
+    reader.finish(document)
+    return world
+
+
+class _Environment(Reader):
+    def __init__(self, file: str, load: Callable[[str], tuple[Any, str]], present: World, serial: int):
+        super().__init__(file)
+        self._load, self._present, self._serial = load, present, serial
+        # The host's ports that are published, with the first place of each.
+        self._ports: dict[str, str] = {}
+
+    def world(self, document: dict) -> World:
+        """The world, without the parts in which problems were found."""
+        inners = document.get("vpcs", [])
+        named = [inner["name"] for inner in inners]
+        taken = {vpc.name: vpc.index for vpc in self._present.vpcs}
+        free = (index for index in itertools.count() if index not in taken.values())
+        again = self.twice((f"VPC {name}", f"/vpcs/{number}/name") for number, name in enumerate(named))
+        vpcs = {}
+        for number, inner in enumerate(inners):
+            place, name = f"/vpcs/{number}", inner["name"]
+            found = self.vpc(inner, place, taken[name] if name in taken else next(free))
+            if found is not None and f"{place}/name" not in again:
+                vpcs[place] = found
+        return self.joined(vpcs, self.pairs(document.get("peerings", []), {*named, *taken}))
+
+    def pairs(self, document: list, known: set[str]) -> dict[str, Peering]:
+        """The peerings by their places; `known` are the VPCs that there are."""
+        found = {}
+        for number, names_of in enumerate(document):
+            place = f"/peerings/{number}"
+            strange = [name for name in names_of if name not in known]
+            for inner, name in enumerate(names_of):
+                if name in strange:
+                    words = f"there is no VPC {name!r}; {reading.nearest(name, sorted(known))}"
+                    self.problems.append(Problem(self.file, f"{place}/{inner}", words))
+            pair = self.guarded(place, Peering.between, *names_of)
+            if pair is not None and not strange:
+                found[place] = pair
+        again = self.twice((f"the peering of {pair.one} and {pair.other}", place) for place, pair in found.items())
+        return {place: pair for place, pair in found.items() if place not in again}
+
+    def joined(self, vpcs: dict[str, Vpc], pairs: dict[str, Peering]) -> World:
+        """The world of what was read, by its places; what cannot be beside that before it is a problem there."""
+        names_of = {vpc.name for vpc in vpcs.values()}
+        # A peering may name a VPC that stands beside the document; it is put to the world when that is known.
+        own = {place: pair for place, pair in pairs.items() if {pair.one, pair.other} <= names_of}
+        with contextlib.suppress(VpcctlError):
+            return World(tuple(vpcs.values()), tuple(own.values()), self._present.transit)
+        # Only now, as it takes the square of the time.
+        world = World(transit=self._present.transit)
+        for place, vpc in vpcs.items():
+            world = self.guarded(place, world.with_vpc, vpc) or world
+        there = {vpc.name for vpc in world.vpcs}
+        for place, pair in own.items():
+            if {pair.one, pair.other} <= there:
+                world = self.guarded(place, _peered, world, pair) or world
+        return world
+
+    def twice(self, things: Iterable[tuple[str, str]]) -> set[str]:
+        """The places of those of `things` (in words, with their places) that were named before: each a problem."""
+        first: dict[str, str] = {}
+        again = set()
+        for words, place in things:
+            before = first.setdefault(words, place)
+            if before != place:
+                told = f"{words} stands in this document already, at #{before.removesuffix('/name')}; keep one"
+                self.problems.append(Problem(self.file, place, told))
+                again.add(place)
+        return again
+
+    def words(self, document: Any) -> None:
+        """Find what is wrong in the words of a document whose structure is wrong somewhere else."""
+        for number, vpc in sound([] if document is GAP else document.get("vpcs", [])):
+            place = f"/vpcs/{number}"
+            self.attempt(f"{place}/cidr", fields.parse_own_prefix, vpc.get("cidr", ANY_PREFIX))
+            self.sets(vpc.get("sets", {}), f"{place}/sets")
+            for inner, subnet in sound(vpc.get("subnets", [])):
+                self.words_of(subnet, f"{place}/subnets/{inner}")
+
+    def words_of(self, subnet: dict, pointer: str) -> None:
+        self.attempt(f"{pointer}/cidr", fields.parse_own_prefix, subnet.get("cidr", ANY_PREFIX))
+        self.policy_of(subnet, pointer)
+        for number, instance in sound(subnet.get("instances", [])):
+            if "ip" in instance:
+                self.attempt(f"{pointer}/instances/{number}/ip", fields.parse_address, instance["ip"])
+
+    def policy_of(self, subnet: dict, pointer: str) -> Policy | None:
+        """The subnet's policy, if it has one."""
+        if "policy" not in subnet:
+            return None
+        return self.guarded(f"{pointer}/policy", self.attached, subnet["policy"], pointer)
+
+    def guarded(self, pointer: str, make: Callable[..., Any], *arguments: Any) -> Any:
+        """`make(*arguments)`; what our own checks refuse becomes a problem at `pointer`."""
+        try:
+            return make(*arguments)
+        except DocumentError as error:
+            self.problems += [
+                problem if isinstance(problem, Problem) else Problem(self.file, pointer, problem)
+                for problem in error.problems
+            ]
+        except VpcctlError as error:
+            self.problems.append(Problem(self.file, pointer, str(error)))
+        return None
+
+    def vpc(self, document: dict, pointer: str, index: int) -> Vpc | None:
+        """A VPC; without what is in it where something of that is wrong, and None where it is wrong itself."""
+        told = len(self.problems)
+        name = document["name"]
+        prefix = self.attempt(f"{pointer}/cidr", fields.parse_own_prefix, document["cidr"])
+        alone = None
+        if self.guarded(f"{pointer}/name", _is_so, names.check_name, name, "VPC") and prefix is not None:
+            alone = self.guarded(f"{pointer}/cidr", self.beside_transit, name, prefix, index)
+        inners = document.get("subnets", [])
+        subnets = {
+            f"{pointer}/subnets/{number}": self.subnet(inner, f"{pointer}/subnets/{number}", name)
+            for number, inner in enumerate(inners)
+        }
+        sets = self.sets(document.get("sets", {}), f"{pointer}/sets")
+        self.names_within(document, pointer)
+        published = self.published(document, pointer)
+        if alone is None:
+            return None
+        limits = self.limits(document, pointer)
+        parts = (name, (prefix,), index, tuple(subnets.values()), published, tuple(sets.items()), *limits)
+        parts += (document.get("hardened", False),)
+        if len(self.problems) == told:
+            with contextlib.suppress(VpcctlError):
+                return Vpc(*parts)
+        self.places_of({place: subnet for place, subnet in subnets.items() if subnet is not None}, alone)
+        if len(self.problems) == told:
+            self.guarded(pointer, Vpc, *parts)
+        return alone
+
+    def limits(self, document: dict, pointer: str) -> tuple[int, int, tuple[int, ...]]:
+        """What a VPC may take of what all share, and the protocols without ports that are translated for it."""
+        protocols = []
+        for number, word in enumerate(document.get("nat_protocols", ())):
+            place = f"{pointer}/nat_protocols/{number}"
+            found = self.attempt(place, fields.parse_portless, word)
+            if found in protocols:
+                self.problems.append(Problem(self.file, place, f"protocol {found} is listed twice; keep one"))
+            elif found is not None:
+                protocols.append(found)
+        # 8080.0 is an integer to JSON Schema.
+        flows, ports = document.get("max_flows", DEFAULT_MAX_FLOWS), document.get("max_ports", DEFAULT_MAX_PORTS)
+        return int(flows), int(ports), tuple(sorted(protocols))
+
+    def beside_transit(self, name: str, prefix: Network, index: int) -> Vpc:
+        made = Vpc(name, (prefix,), index)
+        check_beside_transit(made, self._present.transit)
+        return made
+
+    def names_within(self, document: dict, pointer: str) -> None:
+        """Tell the names in a VPC that stand twice."""
+        owner, inners = document["name"], document.get("subnets", [])
+        self.twice(
+            (f"subnet {inner['name']} of VPC {owner}", f"{pointer}/subnets/{number}/name")
+            for number, inner in enumerate(inners)
+        )
+        wrong = {problem.pointer for problem in self.problems}
+        self.twice(
+            (f"instance {instance['name']} of VPC {owner}", f"{place}/name")
+            for number, inner in enumerate(inners)
+            for instance, place in _instances(inner, f"{pointer}/subnets/{number}")
+            # The instance that comes of the subnet's name by itself is no second problem.
+            if f"{place}/name" not in wrong
+        )
+
+    def places_of(self, subnets: dict[str, Subnet], vpc: Vpc) -> None:
+        """Tell the subnets that are not inside their VPC, or not apart from those before them."""
+        inside = [
+            (place, subnet)
+            for place, subnet in subnets.items()
+            if self.guarded(f"{place}/cidr", _is_so, vpc.check_inside, subnet)
+        ]
+        for number, (place, subnet) in enumerate(inside):
+            for _, before in inside[:number]:
+                if not self.guarded(f"{place}/cidr", _is_so, check_apart, before, subnet):
+                    break
+
+    def published(self, document: dict, pointer: str) -> tuple[Publication, ...]:
+        """The ports that a VPC publishes, without those that are wrong."""
+        inners = document.get("subnets", [])
+        there = sorted({one["name"] for inner in inners for one, _ in _instances(inner, "")})
+        found = []
+        for number, inner in enumerate(document.get("publish", ())):
+            place = f"{pointer}/publish/{number}"
+            # 8080.0 is an integer to JSON Schema, and no port to nftables.
+            port, target = int(inner["port"]), int(inner.get("target_port", inner["port"]))
+            item = Publication(PROTOCOLS[inner["protocol"]], port, inner["instance"], target)
+            if item.instance not in there:
+                hint = reading.nearest(item.instance, there) if there else "there is none"
+                words = f"port {item.port} is published for instance {item.instance}, which does not exist; {hint}"
+                self.problems.append(Problem(self.file, f"{place}/instance", words))
+            before = self._ports.setdefault(item.service, place)
+            if before != place:
+                words = f"the host's port {item.service} is published at #{before} already; choose another"
+                self.problems.append(Problem(self.file, f"{place}/port", words))
+            found.append(item)
+        return tuple(found)
+
+    def subnet(self, document: dict, pointer: str, vpc: str) -> Subnet | None:
+        prefix = self.attempt(f"{pointer}/cidr", fields.parse_own_prefix, document["cidr"])
+        named = self.guarded(f"{pointer}/name", _is_so, names.check_name, document["name"], "subnet")
+        policy = self.policy_of(document, pointer)
+        wanted, addresses = self.instances(document, pointer)
+        if prefix is None or not named:
+            return None
+        public, gateway = document["type"] == "public", document.get("nat_gateway", False)
+        made = self.guarded(f"{pointer}/cidr", Subnet, document["name"], (prefix,), public, gateway, (), policy)
+        return made and self.populated(made, vpc, wanted, addresses)
+
+    def instances(self, document: dict, pointer: str) -> tuple[dict[str, str], dict[str, Any]]:
+        """A subnet's instances by place, without those that are wrong by themselves: names, and given addresses."""
+        wanted, addresses = {}, {}
+        for inner, place in _instances(document, pointer):
+            told = len(self.problems)
+            if place != pointer:
+                self.guarded(f"{place}/name", names.check_name, inner["name"], "instance")
+            address = self.attempt(f"{place}/ip", fields.parse_address, inner["ip"]) if "ip" in inner else None
+            if len(self.problems) == told:
+                wanted[place] = inner["name"]
+                if address is not None:
+                    addresses[place] = address
+        return wanted, addresses
+
+    def populated(self, subnet: Subnet, vpc: str, wanted: dict[str, str], given: dict[str, Any]) -> Subnet:
+        """`subnet` with its instances: those with a given or a known address first, so that none is taken from them."""
+        known = self.known(subnet, vpc)
+        # What is released by this very document is not handed out by it either.
+        before = next(iter(self.beside(subnet, vpc)), subnet)
+        left = tuple(one for name, one in known.items() if name in wanted.values())
+        subnet = dataclasses.replace(subnet, released=before.with_instances(left).released)
+        addresses = {place: known[name].addresses[0] for place, name in wanted.items() if name in known} | given
+        made = subnet
+        for place in sorted(wanted, key=lambda place: place not in addresses):
+            name, address = wanted[place], addresses.get(place)
+            kept = known.get(name)
+            if kept is not None and kept.addresses == (address,):
+                made = self.guarded(place, _joined_by, made, kept) or made
+            else:
+                exact = f"{place}/ip" if place in given else place
+                made = self.guarded(exact, with_instance, made, vpc, name, address, self._serial) or made
+        order = {name: number for number, name in enumerate(wanted.values())}
+        instances = tuple(sorted(made.instances, key=lambda one: order[one.name]))
+        return dataclasses.replace(made, instances=instances, released=before.with_instances(instances).released)
+
+    def known(self, subnet: Subnet, vpc: str) -> dict[str, Instance]:
+        """The instances that the same subnet has in the present world, by name."""
+        return {one.name: one for beside in self.beside(subnet, vpc) for one in beside.instances}
+
+    def beside(self, subnet: Subnet, vpc: str) -> list[Subnet]:
+        """The same subnet as it is in the present world, if it is there."""
+        return [
+            beside
+            for found in self._present.vpcs
+            if found.name == vpc
+            for beside in found.subnets
+            if (beside.name, beside.prefixes) == (subnet.name, subnet.prefixes)
+        ]
+
+    def attached(self, policy: Any, pointer: str) -> Policy:
+        if not isinstance(policy, str):
+            return read_policy(policy, self.file, f"{pointer}/policy")
+        try:
+            document, file = self._load(policy)
+            found = read_policies(document, file)
+            if len(found) != 1:
+                raise DocumentError(Problem(file, "", "", "one policy is expected here"))
+        except DocumentError as error:
+            raise self.discreet(error) from error
+        return found[0].policy
+
+    def discreet(self, error: DocumentError) -> DocumentError:
+        """What is wrong with a file that this document names, and nothing of what is in the file.
+
+        Its author may be somebody who may not read that file.
+        """
+        files = dict.fromkeys(problem.file for problem in error.problems if isinstance(problem, Problem))
+        told = [problem.discreet() if isinstance(problem, Problem) else problem for problem in error.problems]
+        hints = (_not_shown(file, self.file) for file in files)
+        return DocumentError(*told, *(hint for hint in hints if hint not in self.problems))
+
+
+def _not_shown(file: str, document: str) -> Problem:
+    command = f"vpcctl apply-policy --dry-run {shlex.quote(file)}"
+    words = f"its content is not shown, because {document} names it; to see what was found, use `{command}`"
+    return Problem(file, "", words)
+
+
+def _instances(subnet: dict, pointer: str) -> Iterator[tuple[dict, str]]:
+    """The instances of a subnet's document with their places; where it is silent, the one of the subnet's name."""
+    if "instances" not in subnet:
+        yield {"name": subnet["name"]}, pointer
+    for number, instance in enumerate(subnet.get("instances", ())):
+        yield instance, f"{pointer}/instances/{number}"
+
+
+def _is_so(check: Callable[..., None], *arguments: Any) -> bool:
+    """True where `check` raises nothing."""
+    check(*arguments)
+    return True
+
+
+def _peered(world: World, pair: Peering) -> World:
+    return dataclasses.replace(world, peerings=(*world.peerings, pair))
+
+
+def _joined_by(subnet: Subnet, instance: Instance) -> Subnet:
+    return subnet.with_instances((*subnet.instances, instance))

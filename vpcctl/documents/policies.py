@@ -1,0 +1,202 @@
+"""What people write as policies, read: `read_policies` tells all problems of a document at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from vpcctl.documents import fields, reading
+from vpcctl.documents.fastpath import plainly_valid
+from vpcctl.documents.recovery import GAP, pointers, remains
+from vpcctl.errors import DocumentError, Problem
+from vpcctl.model.policy import Action, Direction, Network, Policy, Rule
+
+# A name that a document gives, in the pointers that a Reader makes.
+SET_NAME = re.compile("/sets/[^/]*")
+# Prefixes of named sets in one document, and in one VPC: the record keeps them, and every command reads the record.
+MOST_PREFIXES = 500_000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PolicyDocument:
+    """One policy as read: `vpc` and `subnet` are the words of the document, None where it is silent."""
+
+    vpc: str | None
+    subnet: str | None
+    policy: Policy
+
+
+def read_policies(document: Any, file: str) -> list[PolicyDocument]:
+    """The policies of one parsed file; DocumentError with every problem in it."""
+    if reading.kind_of(document) == "environment":
+        words = "this is an environment; `vpcctl apply` takes it"
+        raise DocumentError(Problem(file, "", words, "a policy is expected"))
+    check_sets(document, file)
+    reader = Reader(file)
+    sound = document
+    if not plainly_valid(document):
+        reader.problems += reading.structure_problems(document, "policy", file)
+        # Whatever else is wrong is told at the same time.
+        sound = remains(document, reader.problems)
+    found = list(reader.documents(sound))
+    reader.finish(document)
+    return found
+
+
+def check_sets(document: Any, file: str, pointer: str = "") -> None:
+    """Raise DocumentError for more prefixes in the named sets of a document than one may have.
+
+    `document` is a file of policies, or a VPC at the place `pointer` of its file.
+    """
+    found = sum(map(_prefixes_in, _objects(document)))
+    if found > MOST_PREFIXES:
+        words = f"the named sets have {found} prefixes; at most {MOST_PREFIXES} are allowed"
+        raise DocumentError(Problem(file, pointer, words, f"at most {MOST_PREFIXES} prefixes are allowed in sets"))
+
+
+def _objects(document: Any) -> Iterator[dict]:
+    """The objects in which sets may stand: policies, VPCs, and what holds them, whatever else is wrong with them."""
+    if isinstance(document, list):
+        for inner in document:
+            yield from _objects(inner)
+    elif isinstance(document, dict):
+        yield document
+        for field in ("policies", "subnets", "policy"):
+            if field in document:
+                yield from _objects(document[field])
+
+
+def _prefixes_in(document: dict) -> int:
+    sets = document.get("sets")
+    return sum(len(one) for one in sets.values() if isinstance(one, list)) if isinstance(sets, dict) else 0
+
+
+def read_policy(document: Any, file: str, pointer: str) -> Policy:
+    """One policy within another document, whose structure was checked before."""
+    reader = Reader(file)
+    found = reader.policy(document, pointer, {})
+    reader.finish()
+    return found.policy
+
+
+def read_rules(document: list, file: str, pointer: str) -> tuple[Rule, ...]:
+    """The rules of one direction within another document, whose structure was checked before."""
+    reader = Reader(file)
+    found = reader.rules(document, pointer)
+    reader.finish()
+    return found
+
+
+class Reader:
+    """Collects problems while it reads on."""
+
+    def __init__(self, file: str):
+        self.file = file
+        self.problems: list[Problem] = []
+
+    def finish(self, document: Any = None) -> None:
+        """Raise DocumentError if there are problems, those of `document` in the order of their places in it."""
+        if self.problems:
+            place = {pointer: number for number, pointer in enumerate(pointers(document))}
+            after = len(place)
+            places = [place.get(one.pointer, after) if one.file == self.file else after for one in self.problems]
+            order = sorted(range(len(places)), key=places.__getitem__)
+            raise DocumentError(*(self.problems[number] for number in order))
+
+    def attempt(self, pointer: str, read: Callable[..., Any], *arguments: Any) -> Any:
+        """`read(*arguments)`; where that raises ValueError, a problem at `pointer` and None."""
+        try:
+            return read(*arguments)
+        except ValueError as wrong:
+            place = SET_NAME.sub(f"/sets/{reading.HIDDEN}", pointer, count=1)
+            self.problems.append(Problem(self.file, pointer, str(wrong), fields.EXPECTED.get(read, ""), place))
+            return None
+
+    def documents(self, document: Any) -> Iterator[PolicyDocument]:
+        """The policies of a file: one, an array, or an object that holds an array."""
+        if document is GAP:
+            return
+        if isinstance(document, list):
+            for number, inner in sound(document):
+                yield self.policy(inner, f"/{number}", {})
+        elif "policies" in document:
+            sets = self.sets(document.get("sets", {}), "/sets")
+            for number, inner in sound(document["policies"]):
+                found = self.policy(inner, f"/policies/{number}", sets)
+                yield dataclasses.replace(found, vpc=found.vpc or document.get("vpc"))
+        else:
+            yield self.policy(document, "", {})
+
+    def policy(self, document: dict, pointer: str, shared: dict[str, tuple[Network, ...]]) -> PolicyDocument:
+        sets = {**shared, **self.sets(document.get("sets", {}), f"{pointer}/sets")}
+        rules = {
+            direction: self.rules(document[direction.value], f"{pointer}/{direction.value}")
+            if direction.value in document
+            else None
+            for direction in Direction
+        }
+        defaults = document.get("default", {})
+        policy = Policy(
+            rules[Direction.INGRESS],
+            rules[Direction.EGRESS],
+            tuple((side, Action(defaults[side.value])) for side in Direction if side.value in defaults),
+            tuple(sets.items()),
+            document.get("description", ""),
+            self.file,
+            pointer,
+        )
+        return PolicyDocument(document.get("vpc"), document.get("subnet"), policy)
+
+    def sets(self, document: dict, pointer: str) -> dict[str, tuple[Network, ...]]:
+        return {
+            name: tuple(
+                prefix
+                for number, text in sound(prefixes)
+                if (prefix := self.attempt(f"{pointer}/{reading.escape(name)}/{number}", fields.parse_prefix, text))
+            )
+            for name, prefixes in document.items()
+        }
+
+    def rules(self, document: list, pointer: str) -> tuple[Rule, ...]:
+        return tuple(self.rule(rule, f"{pointer}/{number}") for number, rule in sound(document))
+
+    def rule(self, document: dict, pointer: str) -> Rule:
+        told = len(self.problems)
+        protocol = self.attempt(f"{pointer}/protocol", fields.parse_protocol, document.get("protocol", "any"))
+        if len(self.problems) > told:
+            document = {field: value for field, value in document.items() if field not in ("port", "icmp_type")}
+        action = Action(document["action"])
+        limit = None
+        if "limit" in document:
+            limit = self.attempt(f"{pointer}/limit", fields.parse_limit, document["limit"], action)
+        return Rule(
+            action,
+            protocol,
+            self.many(document, "port", pointer, fields.parse_ports, protocol, whole=fields.every_port),
+            self.many(document, "icmp_type", pointer, fields.parse_icmp_type, protocol),
+            self.many(document, "source", pointer, fields.parse_endpoint),
+            self.many(document, "destination", pointer, fields.parse_endpoint),
+            document.get("log", False),
+            limit,
+            document.get("description", ""),
+            f"{self.file}#{pointer}",
+        )
+
+    def many(self, document: dict, field: str, pointer: str, read: Callable, *more: Any, whole: Callable | None = None):
+        """A field that holds one value or an array of them, as a tuple; None if it is absent or means everything."""
+        if field not in document:
+            return None
+        value = document[field]
+        if isinstance(value, list):
+            places = [(inner, f"{pointer}/{field}/{number}") for number, inner in sound(value)]
+        else:
+            places = [(value, f"{pointer}/{field}")]
+        found = tuple(one for inner, place in places if (one := self.attempt(place, read, inner, *more)) is not None)
+        return None if whole and whole(found) else found
+
+
+def sound(values: list) -> Iterator[tuple[int, Any]]:
+    """Each of `values` with its place, without those that were wrong by themselves."""
+    return ((number, value) for number, value in enumerate(values) if value is not GAP)

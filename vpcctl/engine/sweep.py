@@ -1,0 +1,124 @@
+"""Forget the tracked flows that are in the way of the world in force, in the routers and in the host (ADR 14).
+
+It follows each load of a ruleset.  What it forgets depends on the world alone, so it may be done again at any time.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+
+from vpcctl import names
+from vpcctl.analysis import packetset
+from vpcctl.analysis.tracking import (
+    MOST_SELECTIONS,
+    Court,
+    HostCourt,
+    Key,
+    Selection,
+    Tracked,
+    beyond_uplink,
+    changed_hands,
+    key,
+)
+from vpcctl.compiler.translation import PORTED
+from vpcctl.model.network import NAT_PORTS, Network, Publication, World, uplink_pair
+from vpcctl.model.policy import UDP
+from vpcctl.resources.kinds import Item, Ruleset
+from vpcctl.resources.protocol import Kernel
+
+Keys = dict[str | None, dict[Key, None]]
+
+
+def sweep(
+    kernel: Kernel,
+    world: World,
+    scopes: Iterable[str],
+    items: Iterable[Item],
+    before: World | None = None,
+    local: Iterable[Network] = (),
+    former: World | None = None,
+) -> int:
+    """Forget what is in the way of `world`; the number of entries.
+
+    `scopes` are the VPCs whose rulesets were loaded, `items` those of the world, and `before` is the world that was in
+    force: None where that is not known, then every entry of the host is looked at.  `local` are the host's addresses.
+    `former` is the world whose instances the flows may be of, where that is not `before`.
+    """
+    swept = _with_peers(world, scopes)
+    changed = changed_hands(former or before or world, world)
+    generations = {item.namespace: item.generation for item in items if isinstance(item, Ruleset)}
+    routers = {name: names.router_namespace(name) for name in swept}
+    tracking = kernel.settled([*routers.values(), None])
+    found: Keys = defaultdict(dict)
+    for name, router in routers.items():
+        if router in tracking:
+            court = Court(world, name, generations.get(router, 0), changed)
+            for flow in kernel.flows(router):
+                if court.objection(flow):
+                    _note(found, world, name, court, flow)
+    if None in tracking:
+        court = HostCourt(world, local)
+        for selection in _of_host(world, swept, before):
+            for flow in kernel.flows(None, selection):
+                if court.objection(flow):
+                    found[None][key(flow)] = None
+    for namespace, keys in found.items():
+        kernel.forget(namespace, list(keys))
+    return sum(map(len, found.values()))
+
+
+def _with_peers(world: World, scopes: Iterable[str]) -> list[str]:
+    """The VPCs of `scopes` that are there, and their peers: these track the same flows."""
+    there = [vpc.name for vpc in world.vpcs]
+    chosen = [name for name in scopes if name in there]
+    return list(dict.fromkeys([*chosen, *(peer.name for name in chosen for peer in world.peers(name))]))
+
+
+def _note(found: Keys, world: World, name: str, court: Court, flow: Tracked) -> None:
+    """Have the flow forgotten wherever it is tracked: here, and in the host or in the routers of the peers."""
+    found[names.router_namespace(name)][key(flow)] = None
+    if court.passes_uplink(flow):
+        found[None][beyond_uplink(flow)] = None
+    for peer in world.peers(name):
+        found[names.router_namespace(peer.name)][key(flow)] = None
+
+
+def _of_host(world: World, swept: list[str], before: World | None) -> Iterable[Selection | None]:
+    """What to ask the host's connection tracking for; None is everything."""
+    if before is None:
+        return [None]
+    found = dict.fromkeys((*_addresses(world, before, swept), *_newly_published(world, before)))
+    return found if len(found) <= MOST_SELECTIONS else [None]
+
+
+def _addresses(world: World, before: World, swept: list[str]) -> Iterator[Selection]:
+    """The flows of the uplinks of the VPCs that were loaded, and of those that are gone."""
+    present = _routers(world)
+    gone = {address for address in _routers(before).values() if address not in present.values()}
+    for address in (*(present[name] for name in swept), *gone):
+        yield Selection(source=address)
+        yield Selection(source=address, of_replies=True)
+
+
+def _routers(world: World) -> Mapping[str, int]:
+    return {vpc.name: packetset.number(uplink_pair(world.transit, vpc.index)[1]) for vpc in world.vpcs}
+
+
+def _newly_published(world: World, before: World) -> Iterator[Selection]:
+    """The flows that stand in the way of a port that is published, or served by the host, now; of whatever VPC."""
+    for port in world.reserved:
+        if port not in before.reserved:
+            for protocol in PORTED:
+                yield Selection(protocol=protocol, destination_port=port, of_replies=True)
+    known = set(_published(before))
+    for item in _published(world):
+        if item not in known:
+            if item.protocol == UDP:
+                yield Selection(protocol=UDP, destination_port=item.port)
+            if NAT_PORTS[0] <= item.port <= NAT_PORTS[1]:
+                yield Selection(protocol=item.protocol, destination_port=item.port, of_replies=True)
+
+
+def _published(world: World) -> Iterator[Publication]:
+    return (item for vpc in world.vpcs for item in vpc.publications)

@@ -1,0 +1,51 @@
+"""The host as questions about traffic know it: addresses that look like the internet's and end in the host.
+
+Packets of an instance to such an address never leave the host: its table drops them (docs/packet-path.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vpcctl.model.policy import Address, Network
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What the host takes in for itself: its own `addresses`, and the `broadcasts` of its networks.
+
+    A packet from outside whose source is one of the single addresses is dropped in any case.  With `strict` the host
+    checks sources against its routes, and a source in any of these prefixes is dropped.
+    """
+
+    addresses: tuple[Network, ...] = ()
+    broadcasts: tuple[Network, ...] = ()
+    strict: bool = False
+
+    @property
+    def receives(self) -> tuple[Network, ...]:
+        """What the host takes in: these are no destinations outside."""
+        return self.addresses + self.broadcasts
+
+    @property
+    def sends(self) -> tuple[Network, ...]:
+        """These are no sources outside.
+
+        The kernel compares a source with the single addresses alone where nothing asks for more
+        (net/ipv4/fib_frontend.c: fib_validate_source).
+        """
+        if self.strict:
+            return self.receives
+        return tuple(prefix for prefix in self.addresses if prefix.prefixlen == prefix.max_prefixlen)
+
+    def has(self, address: Address) -> bool:
+        """Is it one of the host's own addresses?"""
+        return any(address in prefix for prefix in self.addresses)
+
+    def hears(self, address: Address) -> bool:
+        """Does a packet to this address end in the host?"""
+        return any(address in prefix for prefix in self.receives)
+
+
+# Where nothing is known of the host.
+NO_HOST = Host()

@@ -1,0 +1,469 @@
+"""The network as values: a world of VPCs, their subnets and instances, and the peerings between them.
+
+A value that could be constructed is valid; what cannot hold raises ConflictError (it collides with something else in
+the world) or DocumentError (it is wrong by itself).  Prefixes and addresses come in tuples, one for each family that
+is on, so nothing here assumes 32 bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from vpcctl import names
+from vpcctl.errors import ConflictError, DocumentError
+from vpcctl.model.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS, PROTOCOL_NAMES, TCP, Address, Network, Policy
+
+HIGHEST_PROTOCOL = 255
+DEFAULT_TRANSIT = ipaddress.ip_network("100.64.0.0/16")
+# Addresses that no VPC may use: "this network", loopback, link-local, multicast and class E (RFC 6890).
+NEVER_USABLE = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "0.0.0.0/8",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "224.0.0.0/4",
+        "240.0.0.0/4",
+        "::/8",
+        "fe80::/10",
+        "ff00::/8",
+    )
+)
+# The ports that source NAT takes, in the host and in the routers: the upper half, from which Linux also gives programs
+# the ports of their own connections, so that no service is expected there.
+NAT_PORTS = (32768, 65535)
+# Default limits of one VPC on shared resources: flows that the host tracks for it, and ports toward one remote
+# service.  The host tracks 65,536 flows or more (net.netfilter.nf_conntrack_max).
+DEFAULT_MAX_FLOWS, DEFAULT_MAX_PORTS = 16384, 8192
+HIGHEST_MAX_FLOWS = 1 << 22
+# How many released addresses a subnet remembers, so as not to hand them out again at once.
+REMEMBERED = 256
+# A subnet needs its network address, a gateway, an instance and its broadcast address.
+LONGEST_PREFIX = {4: 30, 6: 126}
+SHORTEST_PREFIX = {4: 8, 6: 16}
+
+
+def overlap(one: Network, other: Network) -> bool:
+    """Do two prefixes of whatever family share an address?"""
+    return one.version == other.version and one.overlaps(other)
+
+
+def _check_prefixes(owner: str, prefixes: tuple[Network, ...]) -> None:
+    if not prefixes:
+        raise DocumentError(f"{owner} has no prefix")
+    for prefix in prefixes:
+        if prefix.prefixlen > LONGEST_PREFIX[prefix.version]:
+            raise DocumentError(
+                f"{owner}: {prefix} is too small; it must hold a gateway and an instance:"
+                f" /{LONGEST_PREFIX[prefix.version]} or shorter"
+            )
+        if prefix.prefixlen < SHORTEST_PREFIX[prefix.version]:
+            raise DocumentError(
+                f"{owner}: {prefix} is too large; /{SHORTEST_PREFIX[prefix.version]} or longer is expected"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A workload: a namespace with one interface.  `mac` was allocated by us and is never used twice."""
+
+    name: str
+    addresses: tuple[Address, ...]
+    mac: str
+
+    def __post_init__(self) -> None:
+        names.check_name(self.name, "instance")
+
+
+@dataclass(frozen=True, slots=True)
+class Subnet:
+    """A part of the VPC behind one bridge and one pair of gates.
+
+    `public` subnets reach the internet through source NAT; private ones only with `nat_gateway`.  `released` are
+    addresses that instances had, the latest last: they are handed out after all others.
+    """
+
+    name: str
+    prefixes: tuple[Network, ...]
+    public: bool
+    nat_gateway: bool = False
+    instances: tuple[Instance, ...] = ()
+    policy: Policy | None = None
+    released: tuple[Address, ...] = ()
+
+    def __post_init__(self) -> None:
+        names.check_name(self.name, "subnet")
+        owner = f"subnet {self.name}"
+        _check_prefixes(owner, self.prefixes)
+        taken: dict[Address, str] = dict.fromkeys(self.gateways, "the gateway")
+        for instance in self.instances:
+            for address in instance.addresses:
+                self._check_address(instance, address)
+                if address in taken:
+                    raise ConflictError(f"{owner}: {address} belongs to {taken[address]} already")
+                taken[address] = f"instance {instance.name}"
+
+    def _check_address(self, instance: Instance, address: Address) -> None:
+        for prefix in self.prefixes:
+            if address.version == prefix.version and address in prefix:
+                if address in (prefix.network_address, prefix.broadcast_address):
+                    raise DocumentError(
+                        f"instance {instance.name}: {address} is the network or broadcast address of {prefix}"
+                    )
+                return
+        wanted = " or ".join(map(str, self.prefixes))
+        raise DocumentError(f"instance {instance.name}: {address} is not in subnet {self.name} ({wanted})")
+
+    @property
+    def gateways(self) -> tuple[Address, ...]:
+        """The router's addresses: the first host address of each prefix."""
+        return tuple(prefix.network_address + 1 for prefix in self.prefixes)
+
+    @property
+    def reaches_internet(self) -> bool:
+        """Has the subnet a way out?"""
+        return self.public or self.nat_gateway
+
+    def free_addresses(self) -> tuple[Address, ...]:
+        """For each prefix, the lowest address from the second host address on that is neither in use nor released.
+
+        If only released addresses are left, the one that was released first.  ConflictError when full.
+        """
+        return tuple(self._free_address(prefix) for prefix in self.prefixes)
+
+    def _free_address(self, prefix: Network) -> Address:
+        taken = {address for instance in self.instances for address in instance.addresses}
+        avoided = taken.union(self.released)
+        # No more than len(avoided) candidates can be avoided, so this never walks a large prefix.
+        for offset in range(2, len(avoided) + 3):
+            candidate = prefix.network_address + offset
+            if candidate not in prefix or candidate == prefix.broadcast_address:
+                break
+            if candidate not in avoided:
+                return candidate
+        for address in self.released:
+            if address in prefix and address not in taken:
+                return address
+        raise ConflictError(f"subnet {self.name}: every address of {prefix} is in use")
+
+    def with_instances(self, instances: tuple[Instance, ...]) -> Subnet:
+        """This subnet with other instances; it remembers the addresses that no instance has any more."""
+        after = {address for instance in instances for address in instance.addresses}
+        gone = [a for instance in self.instances for a in instance.addresses if a not in after]
+        released = (*(a for a in self.released if a not in after and a not in gone), *gone)
+        return dataclasses.replace(self, instances=instances, released=released[-REMEMBERED:])
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """A port of the host that leads to a port of an instance (destination NAT)."""
+
+    protocol: int
+    port: int
+    instance: str
+    target_port: int
+
+    @property
+    def service(self) -> str:
+        """The port of the host, as `tcp/8080`."""
+        return f"{PROTOCOL_NAMES.get(self.protocol, self.protocol)}/{self.port}"
+
+    @property
+    def target(self) -> str:
+        """The port of the instance, likewise."""
+        return f"{PROTOCOL_NAMES.get(self.protocol, self.protocol)}/{self.target_port}"
+
+    def taken_back(self, vpc: str) -> str:
+        """The command that unpublishes it for the VPC `vpc`."""
+        name = PROTOCOL_NAMES.get(self.protocol, str(self.protocol))
+        protocol = "" if self.protocol == TCP else f" --protocol {name}"
+        return f"`vpcctl unpublish-port --vpc {vpc} --port {self.port}{protocol}`"
+
+
+@dataclass(frozen=True, slots=True)
+class Vpc:
+    """A virtual private network: `index` selects its /31 of the transit range; `sets` are named prefix lists.
+
+    `max_flows` is how many flows the host tracks for it at most, `max_ports` how many ports it may take toward one
+    remote service.  `nat_protocols` are the protocols without ports that are translated for it, and for no other VPC.
+    A `hardened` one also has defences that cost throughput (docs/operations.md).
+    """
+
+    name: str
+    prefixes: tuple[Network, ...]
+    index: int
+    subnets: tuple[Subnet, ...] = ()
+    publications: tuple[Publication, ...] = ()
+    sets: tuple[tuple[str, Sequence[Network]], ...] = ()
+    max_flows: int = DEFAULT_MAX_FLOWS
+    max_ports: int = DEFAULT_MAX_PORTS
+    nat_protocols: tuple[int, ...] = ()
+    hardened: bool = False
+
+    def __post_init__(self) -> None:
+        names.check_name(self.name, "VPC")
+        self._check_limits()
+        _check_prefixes(f"VPC {self.name}", self.prefixes)
+        for prefix in self.prefixes:
+            for never in NEVER_USABLE:
+                if overlap(prefix, never):
+                    raise DocumentError(f"VPC {self.name}: {prefix} overlaps {never}, which no network may use")
+        self._check_subnets()
+        self._check_instances()
+
+    def _check_limits(self) -> None:
+        ports = NAT_PORTS[1] - NAT_PORTS[0] + 1
+        for what, value, most in (("flows", self.max_flows, HIGHEST_MAX_FLOWS), ("ports", self.max_ports, ports)):
+            if not 1 <= value <= most:
+                raise DocumentError(f"VPC {self.name}: max_{what} is {value}; 1 to {most} is expected")
+        for protocol in self.nat_protocols:
+            if protocol in (*PORT_PROTOCOLS, *ICMP_PROTOCOLS) or not 0 <= protocol <= HIGHEST_PROTOCOL:
+                raise DocumentError(
+                    f"VPC {self.name}: {protocol} is not a protocol without ports; expected: a number from 0 to 255"
+                    " other than those of TCP, UDP, SCTP and ICMP, which source NAT always translates"
+                )
+        unique(self.nat_protocols, f"VPC {self.name}: translated protocol")
+
+    def _check_subnets(self) -> None:
+        unique((subnet.name for subnet in self.subnets), f"VPC {self.name}: subnet")
+        for subnet in self.subnets:
+            self.check_inside(subnet)
+        for one, other in combinations(self.subnets, 2):
+            check_apart(one, other)
+
+    def check_inside(self, subnet: Subnet) -> None:
+        """Raise DocumentError for a subnet whose prefix is not a part of the VPC's."""
+        for prefix in subnet.prefixes:
+            if not any(prefix.version == mine.version and prefix.subnet_of(mine) for mine in self.prefixes):
+                wanted = " or ".join(map(str, self.prefixes))
+                raise DocumentError(f"subnet {subnet.name}: {prefix} is not inside VPC {self.name} ({wanted})")
+
+    def _check_instances(self) -> None:
+        unique((instance.name for instance in self.instances), f"VPC {self.name}: instance")
+        unique((instance.mac for instance in self.instances), f"VPC {self.name}: MAC address")
+        check_published((self.name, item) for item in self.publications)
+        for publication in self.publications:
+            if publication.instance not in {instance.name for instance in self.instances}:
+                raise ConflictError(
+                    f"VPC {self.name}: port {publication.port} is published for instance"
+                    f" {publication.instance}, which does not exist; unpublish it first"
+                )
+        for kind, derive, words in (
+            ("bridge", names.bridge, [subnet.name for subnet in self.subnets]),
+            ("port", names.port, [instance.name for instance in self.instances]),
+        ):
+            unique(map(derive, words), f"VPC {self.name}: {kind} interface")
+
+    @property
+    def instances(self) -> tuple[Instance, ...]:
+        """All instances of all subnets."""
+        return tuple(instance for subnet in self.subnets for instance in subnet.instances)
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """The IP versions that are on."""
+        return tuple(sorted({prefix.version for prefix in self.prefixes}))
+
+    def subnet(self, name: str) -> Subnet:
+        """The subnet `name`; ConflictError names those that exist."""
+        return find(self.subnets, name, f"VPC {self.name} has no subnet")
+
+    def instance(self, name: str) -> Instance:
+        """The instance `name`; ConflictError names those that exist."""
+        return find(self.instances, name, f"VPC {self.name} has no instance")
+
+    def subnet_of(self, instance: str) -> Subnet:
+        """The subnet that holds the instance `instance`."""
+        self.instance(instance)
+        return next(subnet for subnet in self.subnets if instance in {item.name for item in subnet.instances})
+
+    def with_subnet(self, changed: Subnet) -> Vpc:
+        """This VPC with the subnet of that name replaced, or added at the end."""
+        return dataclasses.replace(self, subnets=tuple(_with(self.subnets, changed)))
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Peering:
+    """Two VPCs that route to each other; the names are kept in order, so a pair has one spelling."""
+
+    one: str
+    other: str
+
+    @classmethod
+    def between(cls, one: str, other: str) -> Peering:
+        """The peering of two VPCs, in whatever order they are given."""
+        if one == other:
+            raise DocumentError(f"VPC {one} cannot be peered with itself; name two different VPCs")
+        return cls(*sorted((one, other)))
+
+    def __contains__(self, name: str) -> bool:
+        return name in (self.one, self.other)
+
+    def peer_of(self, name: str) -> str:
+        """The other end, seen from the VPC `name`."""
+        return self.other if name == self.one else self.one
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Everything desired on one machine.
+
+    `opened` are the host's interfaces on which forwarding was off before us, with the value to put back; `reserved` are
+    the ports among NAT_PORTS on which the host itself serves, which source NAT leaves alone.
+    """
+
+    vpcs: tuple[Vpc, ...] = ()
+    peerings: tuple[Peering, ...] = ()
+    transit: Network = DEFAULT_TRANSIT
+    opened: tuple[tuple[str, str], ...] = ()
+    reserved: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        unique((vpc.name for vpc in self.vpcs), "VPC")
+        unique((names.host_uplink(vpc.name) for vpc in self.vpcs), "uplink interface")
+        unique((vpc.index for vpc in self.vpcs), "uplink index")
+        self._check_namespaces()
+        check_published((vpc.name, item) for vpc in self.vpcs for item in vpc.publications)
+        for vpc in self.vpcs:
+            check_beside_transit(vpc, self.transit)
+            uplink_pair(self.transit, vpc.index)
+        self._check_peerings()
+        self._check_protocols()
+
+    def _check_protocols(self) -> None:
+        owners: dict[int, str] = {}
+        for vpc in self.vpcs:
+            for protocol in vpc.nat_protocols:
+                owner = owners.setdefault(protocol, vpc.name)
+                if owner != vpc.name:
+                    raise ConflictError(
+                        f"protocol {protocol} is already translated for VPC {owner}, and only one VPC can have it;"
+                        f" run `vpcctl delete-nat-protocol --vpc {owner} --protocol {protocol}` first"
+                    )
+
+    def _check_namespaces(self) -> None:
+        owners: dict[str, str] = {}
+        for namespace, owner in self._namespaces():
+            if namespace in owners:
+                raise ConflictError(
+                    f"{owners[namespace]} and {owner} would both have the namespace {namespace}; rename one of them"
+                )
+            owners[namespace] = owner
+
+    def _check_peerings(self) -> None:
+        unique((f"{peering.one} and {peering.other}" for peering in self.peerings), "peering between")
+        for peering in self.peerings:
+            self.vpc(peering.one), self.vpc(peering.other)
+        for vpc in self.vpcs:
+            unique((names.peer_link(peer.name) for peer in self.peers(vpc.name)), f"VPC {vpc.name}: peering interface")
+            for one, other in combinations((vpc, *self.peers(vpc.name)), 2):
+                for prefix in one.prefixes:
+                    for against in other.prefixes:
+                        if overlap(prefix, against):
+                            raise ConflictError(
+                                f"VPC {vpc.name} cannot be peered so: {one.name} ({prefix}) and {other.name}"
+                                f" ({against}) overlap, and a router cannot tell them apart"
+                            )
+
+    def namespaces(self) -> Iterator[str]:
+        """The names of all namespaces."""
+        return (namespace for namespace, _ in self._namespaces())
+
+    def _namespaces(self) -> Iterator[tuple[str, str]]:
+        """Each namespace with whose it is."""
+        for vpc in self.vpcs:
+            yield names.router_namespace(vpc.name), f"the router of VPC {vpc.name}"
+            for instance in vpc.instances:
+                yield names.instance_namespace(vpc.name, instance.name), f"instance {instance.name} of VPC {vpc.name}"
+
+    def vpc(self, name: str) -> Vpc:
+        """The VPC `name`; ConflictError names those that exist."""
+        return find(self.vpcs, name, "there is no VPC")
+
+    def peers(self, name: str) -> tuple[Vpc, ...]:
+        """The VPCs that are peered with the VPC `name`."""
+        return tuple(self.vpc(peering.peer_of(name)) for peering in self.peerings if name in peering)
+
+    def with_vpc(self, changed: Vpc) -> World:
+        """This world with the VPC of that name replaced, or added at the end."""
+        return dataclasses.replace(self, vpcs=tuple(_with(self.vpcs, changed)))
+
+    def without_vpc(self, name: str) -> World:
+        """This world without the VPC `name` and its peerings."""
+        return dataclasses.replace(
+            self,
+            vpcs=tuple(vpc for vpc in self.vpcs if vpc.name != name),
+            peerings=tuple(peering for peering in self.peerings if name not in peering),
+        )
+
+    def free_index(self) -> int:
+        """The lowest uplink index that no VPC has."""
+        taken = {vpc.index for vpc in self.vpcs}
+        return next(index for index in range(len(taken) + 1) if index not in taken)
+
+
+def uplink_pair(transit: Network, index: int) -> tuple[Address, Address]:
+    """The host's and the router's address of the uplink `index`: a /31 (RFC 3021) out of `transit`."""
+    if 2 * index + 1 >= transit.num_addresses:
+        raise ConflictError(f"the transit range {transit} is full: it holds {transit.num_addresses // 2} VPCs")
+    return transit.network_address + 2 * index, transit.network_address + 2 * index + 1
+
+
+def check_apart(one: Subnet, other: Subnet) -> None:
+    """Raise ConflictError for two subnets of a VPC that share an address."""
+    for prefix in one.prefixes:
+        for against in other.prefixes:
+            if overlap(prefix, against):
+                raise ConflictError(f"subnet {other.name}: {against} overlaps subnet {one.name} ({prefix})")
+
+
+def check_published(items: Iterable[tuple[str, Publication]]) -> None:
+    """Raise ConflictError for the first port of the host that is published twice; `items` come with their VPCs."""
+    owners: dict[str, tuple[str, Publication]] = {}
+    for vpc, item in items:
+        if item.service in owners:
+            owner, first = owners[item.service]
+            raise ConflictError(
+                f"the host's port {item.service} is published for instance {first.instance} of VPC {owner} already;"
+                f" choose another, or take that back with {first.taken_back(owner)}"
+            )
+        owners[item.service] = vpc, item
+
+
+def check_beside_transit(vpc: Vpc, transit: Network) -> None:
+    """Raise ConflictError for a VPC that would use addresses of the uplinks."""
+    for prefix in vpc.prefixes:
+        if overlap(prefix, transit):
+            raise ConflictError(
+                f"VPC {vpc.name}: {prefix} overlaps the transit range {transit}; choose another prefix, or another"
+                " range with `vpcctl create-vpc --transit` while there is no VPC"
+            )
+
+
+def unique(values: Iterable[object], what: str) -> None:
+    """Raise ConflictError for the first of `values` that appears twice."""
+    seen: set[object] = set()
+    for value in values:
+        if value in seen:
+            raise ConflictError(f"{what} {value} exists already")
+        seen.add(value)
+
+
+def find(things: Iterable, name: str, missing: str):
+    """The one of `things` that is called `name`; ConflictError says what is there instead."""
+    known = {thing.name: thing for thing in things}
+    if name not in known:
+        raise ConflictError(f"{missing} {name!r}; there is " + (", ".join(sorted(known)) or "none yet"))
+    return known[name]
+
+
+def _with(things: tuple, changed) -> Iterator:
+    """`things` with `changed` in the place of its namesake, or at the end."""
+    for thing in things:
+        yield changed if thing.name == changed.name else thing
+    if changed.name not in {thing.name for thing in things}:
+        yield changed

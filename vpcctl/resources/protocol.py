@@ -1,0 +1,99 @@
+"""What a kernel is to the rest of the program: four verbs over items, and a look at the host."""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from vpcctl.analysis.tracking import Key, Selection, Tracked
+from vpcctl.resources.kinds import Item
+from vpcctl.resources.plan import Plan
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class Status(enum.Enum):
+    """How an object stands to the item that describes it."""
+
+    RIGHT = "right"
+    ABSENT = "absent"
+    DIFFERENT = "different"
+    FOREIGN = "foreign"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What was observed of one item; `detail` says in words what differs."""
+
+    state: Status
+    detail: str = ""
+
+
+RIGHT = Condition(Status.RIGHT)
+ABSENT = Condition(Status.ABSENT)
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """The host as it is outside our own objects.
+
+    `ways_out` are the links that carry a default route, each with its present ``forwarding`` value; `networks` are
+    the prefixes that the host itself has on links that are not ours; `forwarding` says whether the host forwards
+    between all its links (ip_forward); `local` are the host's own addresses, and
+    `services` the ports among NAT_PORTS on which it can be called from outside.
+    """
+
+    ways_out: tuple[tuple[str, str], ...] = ()
+    networks: tuple[Network, ...] = ()
+    forwarding: bool = False
+    local: tuple[Network, ...] = ()
+    services: tuple[int, ...] = ()
+
+
+class Kernel(Protocol):
+    """The edge.  Every verb raises errors of `vpcctl.errors` alone."""
+
+    def boot_id(self) -> str:
+        """An identifier that is new after each boot (random(4): /proc/sys/kernel/random/boot_id)."""
+
+    def facts(self) -> HostFacts:
+        """The host as it is now."""
+
+    def observe(self, items: Iterable[Item]) -> Mapping[Item, Condition]:
+        """Compare each item with the kernel; changes nothing."""
+
+    def check(self, plan: Plan) -> None:
+        """Raise, before anything is touched, for what would make `plan` fail half-way."""
+
+    def ensure(self, item: Item) -> None:
+        """Make `item` so; nothing happens where it is so already."""
+
+    def remove(self, item: Item) -> None:
+        """Make `item` not be there; absent is success, foreign is left alone."""
+
+    def loaded(self, namespace: str) -> set[tuple[str, int]]:
+        """Fingerprint and generation of each ruleset of ours that is loaded in a namespace; none if it is gone."""
+
+    def settled(self, namespaces: Iterable[str | None]) -> set[str | None]:
+        """Those of the namespaces that track flows, once every packet that is on its way now has passed.
+
+        A namespace that is gone, or not ours, holds none.
+        """
+
+    def flows(self, namespace: str | None, selection: Selection | None = None) -> Iterable[Tracked]:
+        """The tracked flows of a namespace, or those of a selection."""
+
+    def forget(self, namespace: str | None, keys: Iterable[Key]) -> None:
+        """Remove tracked flows; absent is success, and so is a namespace that is gone."""
+
+    def tally(self, addresses: Collection[int]) -> Mapping[int, int]:
+        """How many flows the host tracks that the router with each address (a number of `space`) begins or serves."""
+
+    def refused(self, namespace: str) -> int:
+        """How many packets found no free port for their translation since the namespace was made."""
+
+    def counters(self) -> Mapping[str, int]:
+        """The packets of each named counter of the host's table; none where it is not loaded."""

@@ -1,0 +1,252 @@
+"""A world becomes the kernel objects that carry it.  What order they are made in is `plan`'s business.
+
+Each VPC has a router namespace; each subnet a bridge in it with the gateway's address; each instance a namespace and
+a link to a port of its bridge.  Ports are isolated, so that two instances of a subnet talk through the router too,
+and the bridge answers for neighbours (``proxy_arp_pvlan``).  See docs/architecture.md for the picture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Container, Iterable, Iterator, Mapping
+
+from vpcctl import names
+from vpcctl.compiler import Compiled, compile_closed, compile_host, compile_vpc
+from vpcctl.compiler.view import looks_alike
+from vpcctl.model.network import Instance, Peering, Subnet, Vpc, World, uplink_pair
+from vpcctl.resources.kinds import (
+    Address,
+    Bridge,
+    ChecksumLink,
+    Detour,
+    FdbEntry,
+    Item,
+    LinkSetting,
+    LinkUp,
+    Namespace,
+    Neighbour,
+    Open,
+    Port,
+    ProxyDelay,
+    Route,
+    Ruleset,
+    Setting,
+    Veth,
+)
+
+# The scope of what belongs to no VPC.
+HOST = ""
+VPC_FAMILIES = ("arp", "bridge", "inet")
+HOST_FAMILIES = ("inet",)
+# The next hop on a peering link: an address of nobody, bound to the other end's MAC by a permanent neighbour.  The
+# routers need no address of their own on the link.
+NEXT_HOP = "169.254.0.1"
+
+# (path below /proc/sys, value, may be absent).  ip_forward comes first: writing it resets other settings (ip-sysctl).
+# nf_conntrack_tcp_loose may be hidden from an unprivileged user namespace; the ruleset's SYN rule does the same.
+ROUTER_SETTINGS: tuple[tuple[str, str, bool], ...] = (
+    ("net/ipv4/ip_forward", "1", False),
+    *(
+        (f"net/ipv4/conf/{scope}/{name}", value, False)
+        for scope in ("all", "default")
+        for name, value in (
+            ("send_redirects", "0"),
+            ("accept_redirects", "0"),
+            ("accept_source_route", "0"),
+            ("arp_ignore", "1"),
+            ("rp_filter", "0"),
+        )
+    ),
+    *((f"net/ipv6/conf/{scope}/disable_ipv6", "1", True) for scope in ("all", "default")),
+    ("net/netfilter/nf_conntrack_tcp_loose", "0", True),
+    ("net/netfilter/nf_conntrack_helper", "0", True),
+    *((f"net/bridge/bridge-nf-call-{table}", "0", True) for table in ("iptables", "ip6tables", "arptables")),
+)
+INSTANCE_SETTINGS: tuple[tuple[str, str, bool], ...] = tuple(
+    (f"net/ipv6/conf/{scope}/disable_ipv6", "1", True) for scope in ("all", "default")
+)
+
+Items = tuple[Item, ...]
+Loaded = Mapping[tuple[str, ...], Ruleset]
+
+
+def snapshot(
+    world: World, state_id: str, loaded: Loaded, before: World | None = None, scopes: Container[str] | None = None
+) -> dict[str, Items]:
+    """All items of `world` by scope: the name of a VPC, or HOST; those of `scopes` alone where these are given.
+
+    `loaded` are the rulesets of the record by key; a ruleset whose text differs from the recorded one gets the next
+    generation.  Where a VPC is as it was in the world `before`, its recorded ruleset stands, without its text.
+    Nothing is there for an empty world: the last VPC takes the host's table with it.
+    """
+    if not world.vpcs:
+        return {}
+    found = {}
+    if scopes is None or HOST in scopes:
+        found[HOST] = tuple(_host_items(world, state_id, loaded))
+    for vpc in world.vpcs:
+        if scopes is None or vpc.name in scopes:
+            found[vpc.name] = tuple(_vpc_items(world, vpc, state_id, loaded, before))
+    return found
+
+
+def host_ruleset(world: World, state_id: str, loaded: Loaded, leaving: Iterable[tuple[str, str]] = ()) -> Ruleset:
+    """The host's table for the VPCs of `world`, and for the uplinks `leaving` (see `uplinks`)."""
+    owner = names.tag(state_id, "", "host")
+    return _ruleset(None, HOST_FAMILIES, owner, compile_host(world, owner, leaving), loaded)
+
+
+def uplinks(items: Iterable[Item]) -> list[tuple[str, str]]:
+    """The host's end and the router's address of each uplink among `items`."""
+    items = list(items)
+    ends = {(item.namespace, item.name): item.peer_name for item in items if _is_uplink(item)}
+    found = [item for item in items if isinstance(item, Address) and (item.namespace, item.link) in ends]
+    return [(ends[item.namespace, item.link], item.address.partition("/")[0]) for item in found]
+
+
+def _is_uplink(item: Item) -> bool:
+    return isinstance(item, Veth) and item.peer_namespace is None
+
+
+def closed_ruleset(vpc: str, state_id: str, loaded: Loaded) -> Ruleset:
+    """What the router of a VPC has while the VPC is taken down."""
+    owner = names.tag(state_id, vpc, "ruleset")
+    made = _ruleset(names.router_namespace(vpc), VPC_FAMILIES, owner, compile_closed(owner), loaded)
+    return dataclasses.replace(made, closed=True)
+
+
+def _ruleset(
+    namespace: str | None, families: tuple[str, ...], owner: str, compiled: Compiled, loaded: Loaded
+) -> Ruleset:
+    made = Ruleset(namespace, families, owner, compiled.fingerprint, 1)
+    before = loaded.get(made.key)
+    generation = 1
+    if before is not None:
+        generation = before.generation + (before.fingerprint != compiled.fingerprint)
+    return Ruleset(namespace, families, owner, compiled.fingerprint, generation, compiled.text(generation))
+
+
+def _host_items(world: World, state_id: str, loaded: Loaded) -> Iterator[Item]:
+    yield host_ruleset(world, state_id, loaded)
+    for link, previous in world.opened:
+        yield LinkSetting(None, link, "net/ipv4/conf/{link}/forwarding", "1", previous)
+
+
+def _vpc_items(world: World, vpc: Vpc, state_id: str, loaded: Loaded, before: World | None) -> Iterator[Item]:
+    router = names.router_namespace(vpc.name)
+    yield Namespace(router, names.tag(state_id, vpc.name, "router"))
+    for path, value, optional in ROUTER_SETTINGS:
+        yield Setting(router, path, value, optional)
+    yield LinkUp(router, "lo")
+    yield _vpc_ruleset(world, vpc, state_id, loaded, before)
+    yield from _uplink(world, vpc, state_id)
+    if vpc.hardened:
+        mac = names.stable_mac(state_id, vpc.name, "checksums")
+        yield ChecksumLink(router, names.CHECKSUMS, mac, names.tag(state_id, vpc.name, "checksums"))
+        yield LinkUp(router, names.CHECKSUMS)
+    for subnet in vpc.subnets:
+        yield from _bridge(vpc, subnet, state_id)
+        for instance in subnet.instances:
+            yield from _instance(vpc, subnet, instance, state_id)
+    for peering in world.peerings:
+        if vpc.name in peering:
+            yield from _peering(world, vpc, peering, state_id)
+
+
+def _vpc_ruleset(world: World, vpc: Vpc, state_id: str, loaded: Loaded, before: World | None) -> Ruleset:
+    router, owner = names.router_namespace(vpc.name), names.tag(state_id, vpc.name, "ruleset")
+    recorded = loaded.get(("Ruleset", router))
+    if recorded is not None and before is not None and looks_alike(before, world, vpc):
+        return recorded
+    return _ruleset(router, VPC_FAMILIES, owner, compile_vpc(world, vpc.name, owner), loaded)
+
+
+def _uplink(world: World, vpc: Vpc, state_id: str) -> Iterator[Item]:
+    router, host = names.router_namespace(vpc.name), names.host_uplink(vpc.name)
+    host_address, router_address = uplink_pair(world.transit, vpc.index)
+    host_mac, router_mac = (names.stable_mac(state_id, vpc.name, "uplink", end) for end in ("host", "router"))
+    yield Veth(
+        router,
+        names.UPLINK,
+        router_mac,
+        None,
+        host,
+        host_mac,
+        names.tag(state_id, vpc.name, "uplink"),
+        peer_altname=f"vpcctl-uplink-{vpc.name}",
+    )
+    yield LinkSetting(None, host, "net/ipv4/conf/{link}/forwarding", "1")
+    yield LinkSetting(None, host, "net/ipv6/conf/{link}/disable_ipv6", "1")
+    # Permanent neighbours on both ends: no tenant can push them out of the table that all namespaces share.
+    yield Neighbour(None, host, str(router_address), router_mac)
+    yield Address(None, host, f"{host_address}/31")
+    yield Address(router, names.UPLINK, f"{router_address}/31")
+    yield Neighbour(router, names.UPLINK, str(host_address), host_mac)
+    yield LinkUp(router, names.UPLINK)
+    yield Route(router, "0.0.0.0/0", str(host_address), names.UPLINK)
+    yield Open(None, host)
+
+
+def _bridge(vpc: Vpc, subnet: Subnet, state_id: str) -> Iterator[Item]:
+    router, bridge = names.router_namespace(vpc.name), names.bridge(subnet.name)
+    mac = names.stable_mac(state_id, vpc.name, "bridge", subnet.name)
+    yield Bridge(
+        router, bridge, mac, f"vpcctl-subnet-{subnet.name}", names.tag(state_id, vpc.name, f"subnet/{subnet.name}")
+    )
+    yield LinkSetting(router, bridge, "net/ipv4/conf/{link}/proxy_arp_pvlan", "1")
+    yield LinkSetting(router, bridge, "net/ipv4/conf/{link}/send_redirects", "0")
+    yield ProxyDelay(router, bridge)
+    for prefix, gateway in zip(subnet.prefixes, subnet.gateways, strict=True):
+        yield Address(router, bridge, f"{gateway}/{prefix.prefixlen}")
+    yield LinkUp(router, bridge)
+
+
+def _instance(vpc: Vpc, subnet: Subnet, instance: Instance, state_id: str) -> Iterator[Item]:
+    router = names.router_namespace(vpc.name)
+    namespace = names.instance_namespace(vpc.name, instance.name)
+    bridge, port, inner = names.bridge(subnet.name), names.port(instance.name), names.INSTANCE_LINK
+    tag = names.tag(state_id, vpc.name, f"instance/{instance.name}")
+    bridge_mac = names.stable_mac(state_id, vpc.name, "bridge", subnet.name)
+    yield Namespace(namespace, tag)
+    for path, value, optional in INSTANCE_SETTINGS:
+        yield Setting(namespace, path, value, optional)
+    yield LinkUp(namespace, "lo")
+    port_mac = names.stable_mac(state_id, vpc.name, "port", instance.name)
+    yield Veth(router, port, port_mac, namespace, inner, instance.mac, tag, altname=f"vpcctl-instance-{instance.name}")
+    if vpc.hardened:
+        yield Detour(router, port, names.CHECKSUMS)
+    yield Port(router, port, bridge)
+    yield FdbEntry(router, port, instance.mac)
+    for address, prefix, gateway in zip(instance.addresses, subnet.prefixes, subnet.gateways, strict=True):
+        yield Neighbour(router, bridge, str(address), instance.mac)
+        yield Neighbour(namespace, inner, str(gateway), bridge_mac)
+        yield Address(namespace, inner, f"{address}/{prefix.prefixlen}")
+        yield Route(namespace, "0.0.0.0/0" if prefix.version == 4 else "::/0", str(gateway), inner)
+    yield LinkUp(namespace, inner)
+    yield Open(router, port)
+
+
+def _peering(world: World, vpc: Vpc, peering: Peering, state_id: str) -> Iterator[Item]:
+    """This VPC's side of a peering; the link itself belongs to the first of the two."""
+    peer = world.vpc(peering.peer_of(vpc.name))
+    router, link = names.router_namespace(vpc.name), names.peer_link(peer.name)
+    macs = {
+        end: names.stable_mac(state_id, "peering", peering.one, peering.other, end) for end in (vpc.name, peer.name)
+    }
+    if vpc.name == peering.one:
+        yield Veth(
+            router,
+            link,
+            macs[vpc.name],
+            names.router_namespace(peer.name),
+            names.peer_link(vpc.name),
+            macs[peer.name],
+            names.tag(state_id, vpc.name, f"peering/{peer.name}"),
+            altname=f"vpcctl-peering-{peer.name}",
+            peer_altname=f"vpcctl-peering-{vpc.name}",
+        )
+    yield Neighbour(router, link, NEXT_HOP, macs[peer.name])
+    yield LinkUp(router, link)
+    source = next((str(subnet.gateways[0]) for subnet in vpc.subnets), "")
+    for prefix in peer.prefixes:
+        yield Route(router, str(prefix), NEXT_HOP, link, source)
