@@ -437,11 +437,11 @@ def test_a_feature_that_the_kernel_lacks_is_named_with_what_brings_it(module_lab
 
 
 FORGETFUL = """
-import json
+import dataclasses, json
 from vpcctl.resources.kinds import ProxyDelay
 from vpcctl.kernel import linux
 from vpcctl.doctor import kernel_features
-linux._ENSURE[ProxyDelay] = lambda kernel, item: None
+linux.HANDLERS[ProxyDelay] = dataclasses.replace(linux.HANDLERS[ProxyDelay], ensure=lambda kernel, item: None)
 print(json.dumps([one.to_json() for one in kernel_features.findings()]))
 """
 

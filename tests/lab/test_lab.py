@@ -86,7 +86,7 @@ def processes(marker: str) -> list[int]:
     return found
 
 
-def eventually(condition: Callable[[], bool], patience: float = 5) -> bool:
+def eventually(condition: Callable[[], bool], patience: float = 60) -> bool:
     """Does it become true?"""
     end = time.monotonic() + patience
     while not condition():

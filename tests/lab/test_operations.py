@@ -216,3 +216,22 @@ def test_taken_off_it_leaves_nothing(lab: Lab, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert differences(before, photograph(lab)) == []
     assert lab.run(["ls", "-d", str(STATE_DIR)], check=False).stdout == ""
+
+
+def test_a_state_file_of_format_1_is_restored_and_removed_without_a_trace(lab: Lab) -> None:
+    """The file was written by the last program that wrote format 1, on another machine, before a reboot."""
+    written = Path(__file__).parents[2] / "state/v1/written.json"
+    lab.run(["sh", "-c", f"mkdir -m 700 {STATE_DIR} && cat >{STATE}"], input=written.read_text())
+    lab.vpcctl("status", status=3)
+    lab.vpcctl("repair")
+    assert status(lab) == (0, "in sync\n")
+    lab.run(["ping", "-n", "-c", "1", "-W", "5", "10.0.1.1"], netns="shop-web")
+    assert json.loads(lab.run(["cat", STATE]).stdout)["format"] == 2
+    # What was kept of the host and of each VPC has its effect.
+    table = lab.run(["nft", "list", "table", "inet", "vpcctl"]).stdout
+    assert "tcp . 8080 : 100.64.0.1 . 8080" in table
+    assert "over-share-dark" in table
+    lab.vpcctl("destroy", "--yes")
+    assert lab.run(["ip", "netns"]).stdout == ""
+    assert "vpcctl" not in lab.run(["nft", "list", "tables"]).stdout
+    assert "vpc-" not in lab.run(["ip", "link"]).stdout

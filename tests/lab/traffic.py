@@ -177,7 +177,7 @@ def _arrived(flow: Flow, after: float) -> bool:
     return (client.last > after or server.sent <= 1) and (server.last > after or client.sent <= 1)
 
 
-def eventually(condition: Callable[[], bool], patience: float = 10) -> bool:
+def eventually(condition: Callable[[], bool], patience: float = 60) -> bool:
     """Does it become true?"""
     end = time.monotonic() + patience
     while not condition():

@@ -142,7 +142,7 @@ class Machine:
     def check(self, world: World) -> None:
         """The record, the kernel and `world` agree, and nothing is unfinished."""
         state = self.state
-        assert bare(state.world) == bare(world)
+        assert state.world == world
         assert state.pending is None
         assert {item.key: item for item in state.items} == self.kernel.objects
         assert reconciler.examine(state, self.kernel) == []
@@ -159,11 +159,6 @@ class Machine:
         self.change(nothing)
         assert self.kernel.objects == {}
         assert self.state.record == {}
-
-
-def bare(world: World) -> World:
-    """The world without what the host adds to it."""
-    return dataclasses.replace(world, opened=())
 
 
 Life = dict[str, tuple[Watched, State]]
@@ -251,11 +246,11 @@ def test_a_policy_touches_nothing_but_its_ruleset(anew: Anew) -> None:
 
 def test_the_way_out_is_opened_with_the_first_vpc_and_closed_with_the_last(anew: Anew) -> None:
     machine = anew("create VPC one")
-    assert machine.state.world.opened == (("eth0", "0"),)
+    assert machine.state.host.opened == (("eth0", "0"),)
     setting = machine.kernel.objects[("LinkSetting", "None", "eth0", "net/ipv4/conf/{link}/forwarding")]
     assert (setting.value, setting.previous) == ("1", "0")
     machine.change(nothing)
-    assert machine.state.world.opened == ()
+    assert machine.state.host.opened == ()
 
 
 # -- reported failures ---------------------------------------------------------------------------------------------
@@ -478,13 +473,13 @@ def failing(machine: Machine, number: int, error: BaseException, late: bool) -> 
 def test_after_a_write_that_failed_repair_reaches_one_of_the_two_worlds(
     anew: Anew, life: Life, before: str, step: Step, late: bool
 ) -> None:
-    worlds = [bare(life[before][1].world), bare(step(life[before][1].world))]
+    worlds = [life[before][1].world, step(life[before][1].world)]
     for number in (1, 2):
         machine = failing(anew(before), number, full_disk(), late)
         with pytest.raises(StateError):
             machine.change(step)
         machine.repair()
-        assert bare(machine.state.world) in worlds
+        assert machine.state.world in worlds
         machine.check(machine.state.world)
         machine.check_rest()
         machine.check_destroyed()
@@ -515,13 +510,13 @@ def test_without_the_intent_on_disk_nothing_is_done_then_or_later(
 @late
 @transitions
 def test_a_crash_at_any_write_is_mended(anew: Anew, life: Life, before: str, step: Step, late: bool) -> None:
-    worlds = [bare(life[before][1].world), bare(step(life[before][1].world))]
+    worlds = [life[before][1].world, step(life[before][1].world)]
     for number in (1, 2):
         machine = failing(anew(before), number, Crash(), late)
         with pytest.raises(Crash):
             machine.change(step)
         machine.repair()
-        assert bare(machine.state.world) == worlds[number > 1 or late]
+        assert machine.state.world == worlds[number > 1 or late]
         machine.check(machine.state.world)
         machine.check_rest()
 
@@ -747,7 +742,7 @@ def test_an_interrupted_change_is_kept_when_an_instance_that_it_does_not_touch_i
     machine.store.state = dataclasses.replace(machine.state, pending=wanted)
     with pytest.raises(KernelError, match="instance web of VPC one"):
         machine.repair()
-    assert bare(machine.state.world) == bare(wanted)
+    assert machine.state.world == wanted
 
 
 def test_an_interrupted_change_that_makes_the_instance_in_trouble_is_put_back(life: Life) -> None:
@@ -776,7 +771,7 @@ def test_a_change_of_the_vpc_that_cannot_be_mended_fails_and_is_put_back(life: L
     machine, _ = troubled(life, ("Namespace", "one-router"))
     with pytest.raises(KernelError, match="one-router"):
         machine.change(lambda world: operations.create_instance(world, "one", "web", "web-9", None, 0))
-    assert bare(machine.state.world) == bare(life[FULL][1].world)
+    assert machine.state.world == life[FULL][1].world
     machine.kernel.refused = ()
     machine.repair()
     machine.check(life[FULL][1].world)

@@ -28,11 +28,12 @@ from vpcctl.engine.places import Key, Trouble
 from vpcctl.engine.state import Record, State, Store, Writer
 from vpcctl.engine.sweep import sweep
 from vpcctl.errors import ConflictError, KernelError, StateError, VpcctlError
-from vpcctl.model.network import World, uplink_pair
+from vpcctl.model.host import HostPart
+from vpcctl.model.network import Network, World, uplink_pair
 from vpcctl.resources import plan as plans
 from vpcctl.resources import topology
 from vpcctl.resources.kinds import Item, LinkUp, Namespace, Open, Ruleset, Veth
-from vpcctl.resources.plan import Plan, Remove, Step, links_made, links_used
+from vpcctl.resources.plan import Plan, Remove, Step
 from vpcctl.resources.protocol import Condition, HostFacts, Kernel, Status
 
 Transform = Callable[[State], World]
@@ -94,28 +95,35 @@ def change(store: Store, kernel: Kernel, transform: Transform, report: Report = 
             state, trouble = found.state, found.trouble
             for words in places.in_words(trouble):
                 report(words)
-        desired = _prepared(state, transform(state), kernel.facts())
+        facts = kernel.facts()
+        desired = transform(state)
+        host = _host_part(state, desired, facts)
         loaded = _loaded(state.items)
-        after = generations.raised(
-            kernel, topology.snapshot(desired, state.state_id, loaded, state.world), loaded, all_of=False
-        )
-        plan = _plan(kernel, state, desired, after)
-        if not plan and desired == state.world:
+        snapshot = topology.snapshot(desired, state.state_id, loaded, state.world, host=host)
+        after = generations.raised(kernel, snapshot, loaded, all_of=False)
+        plan = _plan(kernel, state, desired, host, after)
+        if not plan and (desired, host) == (state.world, state.host):
             return Outcome(state.world, desired, plan)
         kernel.check(plan)
         intent = dataclasses.replace(
-            state, boot_id=kernel.boot_id(), pending=desired, record=_merged(state.record, after)
+            state,
+            boot_id=kernel.boot_id(),
+            pending=desired,
+            pending_host=host,
+            record=_merged(state.record, after),
         )
         intent = _begun(writer, state, intent)
         try:
             run(kernel, plan, _shutters(state.record))
-            _forget(kernel, plan, desired, after, state.world)
+            _forget(kernel, plan, desired, host, after, facts.local, state)
         except VpcctlError as error:
             _roll_back(writer, kernel, intent, error, trouble)
             raise
-        pending = desired if trouble.keys() & set(places.homes(after).values()) else None
+        finished = dataclasses.replace(intent, world=desired, host=host, record=after)
+        if not trouble.keys() & set(places.homes(after).values()):
+            finished = finished.settled
         try:
-            writer.save(dataclasses.replace(intent, world=desired, record=after, pending=pending))
+            writer.save(finished)
         except StateError as error:
             raise StateError(
                 f"{error}\nthe change itself is made; `vpcctl repair` puts it on record when the cause is mended"
@@ -153,9 +161,9 @@ def repair(
 
 def examine(state: State, kernel: Kernel, scopes: Iterable[str] | None = None) -> list[Difference]:
     """Everything in which the kernel differs from the state, changing nothing; `scopes` limits it to some VPCs."""
-    world = _prepared(state, state.world, kernel.facts(), looking=True)
+    host = _host_part(state, state.world, kernel.facts(), looking=True)
     chosen = None if scopes is None else set(scopes)
-    wanted = topology.snapshot(world, state.state_id, _loaded(state.items), scopes=chosen)
+    wanted = topology.snapshot(state.world, state.state_id, _loaded(state.items), scopes=chosen, host=host)
     items = [item for members in wanted.values() for item in members]
     return [
         Difference(item, condition)
@@ -205,11 +213,13 @@ def _forget(
     kernel: Kernel,
     plan: Plan,
     world: World,
+    host: HostPart,
     after: Record,
-    before: World | None = None,
+    local: Iterable[Network],
+    before: State | None = None,
     former: World | None = None,
 ) -> None:
-    """Forget the tracked flows that are in the way of `world`; without a world `before` in every scope of `after`."""
+    """Forget the tracked flows that are in the way of `world`; without a state `before` in every scope of `after`."""
     loaded = {step.item.namespace for step in plan.steps if isinstance(step.item, Ruleset)}
     if not loaded and before is not None:
         return
@@ -217,14 +227,27 @@ def _forget(
     if before is not None:
         scopes = [name for name in scopes if names.router_namespace(name) in loaded]
     items = [item for items in after.values() for item in items]
-    sweep(kernel, world, scopes, items, before, kernel.facts().local, former)
+    newly = sorted({*host.reserved} - {*(before.host.reserved if before else ())})
+    sweep(kernel, world, scopes, items, before and before.world, local, former, host.reserved, newly)
 
 
-def _prepared(state: State, desired: World, facts: HostFacts, looking: bool = False) -> World:
-    """`desired` with the host's side of it: where forwarding must be switched on, and that the uplinks are free.
+def _host_part(state: State, desired: World, facts: HostFacts, looking: bool = False) -> HostPart:
+    """What the host adds to `desired`; ConflictError where its networks overlap new uplinks.
 
     With `looking` the host's services are taken as they are on record.
     """
+    _check_transit(state, desired, facts)
+    reserved = state.host.reserved if looking else _reserved(state, desired, facts)
+    if not desired.vpcs or facts.forwarding:
+        # Where the whole host forwards, whoever wanted that also decides between which links.
+        return HostPart((), reserved)
+    # What was opened before is on record, whatever world is wanted now.
+    opened = dict(state.host.opened)
+    opened |= {link: value for link, value in facts.ways_out if value != "1" and link not in opened}
+    return HostPart(tuple(sorted(opened.items())), reserved)
+
+
+def _check_transit(state: State, desired: World, facts: HostFacts) -> None:
     known = {vpc.name for vpc in state.world.vpcs}
     for vpc in desired.vpcs:
         pair = uplink_pair(desired.transit, vpc.index)
@@ -234,18 +257,9 @@ def _prepared(state: State, desired: World, facts: HostFacts, looking: bool = Fa
                     f"the host has a network {network}, which overlaps the transit range {desired.transit} of the"
                     f" VPCs' uplinks ({pair[0]} is that of {vpc.name}); choose another range with --transit"
                 )
-    if not looking:
-        desired = dataclasses.replace(desired, reserved=_reserved(state.world, desired, facts))
-    if not desired.vpcs or facts.forwarding:
-        # Where the whole host forwards, whoever wanted that also decides between which links.
-        return dataclasses.replace(desired, opened=())
-    # What was opened before is on record, whatever world is wanted now.
-    opened = dict(state.world.opened)
-    opened |= {link: value for link, value in facts.ways_out if value != "1" and link not in opened}
-    return dataclasses.replace(desired, opened=tuple(sorted(opened.items())))
 
 
-def _reserved(before: World, desired: World, facts: HostFacts) -> tuple[int, ...]:
+def _reserved(state: State, desired: World, facts: HostFacts) -> tuple[int, ...]:
     """The host's services that source NAT leaves alone.
 
     Programs come and go, and the host's table is not loaded again for each: those on record stand until the table
@@ -255,15 +269,15 @@ def _reserved(before: World, desired: World, facts: HostFacts) -> tuple[int, ...
         return ()
     told = [
         [(vpc.name, vpc.index, vpc.publications, vpc.max_flows, vpc.nat_protocols) for vpc in world.vpcs]
-        for world in (before, desired)
+        for world in (state.world, desired)
     ]
-    return before.reserved if told[0] == told[1] else facts.services
+    return state.host.reserved if told[0] == told[1] else facts.services
 
 
-def _plan(kernel: Kernel, state: State, desired: World, after: Record) -> Plan:
+def _plan(kernel: Kernel, state: State, desired: World, host: HostPart, after: Record) -> Plan:
     """The plan from the record to `after`."""
     wanted = [item for items in after.values() for item in items]
-    return plans.diff(state.items, wanted, _closing(kernel, state, after), _guard(state, desired, after))
+    return plans.diff(state.items, wanted, _closing(kernel, state, after), _guard(state, desired, host, after))
 
 
 def _closing(kernel: Kernel, state: State, after: Record) -> list[Ruleset]:
@@ -276,13 +290,13 @@ def _closing(kernel: Kernel, state: State, after: Record) -> list[Ruleset]:
     return [ruleset for ruleset in rulesets if ruleset.namespace in there]
 
 
-def _guard(state: State, desired: World, after: Record) -> Ruleset | None:
+def _guard(state: State, desired: World, host: HostPart, after: Record) -> Ruleset | None:
     """The host's table for the uplinks of `desired` and those that go; None where none goes, or all do."""
     going = [item for scope, items in state.record.items() if scope not in after for item in items]
     leaving = topology.uplinks(going)
     if not leaving or not desired.vpcs:
         return None
-    return topology.host_ruleset(desired, state.state_id, _loaded(state.items), leaving)
+    return topology.host_ruleset(desired, host, state.state_id, _loaded(state.items), leaving)
 
 
 def _unfinished(state: State, kernel: Kernel) -> bool:
@@ -310,7 +324,7 @@ def _finished(writer: Writer, kernel: Kernel, state: State, report: Report, scop
     if not words:
         return found
     report(f"what was begun cannot be finished, and is put back; {words}")
-    return _converge(writer, kernel, dataclasses.replace(writer.load(), pending=state.world))
+    return _converge(writer, kernel, dataclasses.replace(writer.load(), pending=state.world, pending_host=state.host))
 
 
 def _begun(writer: Writer, state: State, intent: State) -> State:
@@ -328,20 +342,23 @@ def _begun(writer: Writer, state: State, intent: State) -> State:
 
 def _converge(writer: Writer, kernel: Kernel, state: State, scopes: Scopes = None) -> Converged:
     """Roll an unfinished change forward, and mend whatever differs from the world then desired."""
-    desired = _prepared(state, state.world if state.pending is None else state.pending, kernel.facts())
+    facts = kernel.facts()
+    desired = state.world if state.pending is None else state.pending
+    host = _host_part(state, desired, facts)
     known = _loaded(state.items)
-    after = generations.raised(
-        kernel, topology.snapshot(desired, state.state_id, known, scopes=scopes), known, all_of=True
-    )
+    snapshot = topology.snapshot(desired, state.state_id, known, scopes=scopes, host=host)
+    after = generations.raised(kernel, snapshot, known, all_of=True)
     if scopes is not None:
         # What is not looked at stays on record as it is there.
         order = (topology.HOST, *(vpc.name for vpc in desired.vpcs)) if desired.vpcs else ()
         after = {scope: after[scope] if scope in scopes else state.record[scope] for scope in order}
-    intent = dataclasses.replace(state, boot_id=kernel.boot_id(), pending=desired, record=_merged(state.record, after))
-    plan, differences = _mending(kernel, intent, after, _guard(state, desired, after), scopes)
+    record = _merged(state.record, after)
+    intent = dataclasses.replace(state, boot_id=kernel.boot_id(), pending=desired, pending_host=host, record=record)
+    plan, differences = _mending(kernel, intent, after, _guard(state, desired, host, after), scopes)
+    finished = dataclasses.replace(intent, world=desired, host=host, record=after)
     # In a part of them nothing is told of the others, which may still be in trouble.
-    left = state.pending if scopes is not None else None
-    finished = dataclasses.replace(intent, world=desired, record=after, pending=left)
+    if scopes is None or state.pending is None:
+        finished = finished.settled
     if not plan and finished == state:
         return Converged(state)
     homes = places.homes(after)
@@ -350,9 +367,10 @@ def _converge(writer: Writer, kernel: Kernel, state: State, scopes: Scopes = Non
     made = _mend(kernel, plan, homes, trouble, _shutters(intent.record))
     if state.unfinished or any(isinstance(step.item, Ruleset) for step in plan.steps):
         swept = {scope: items for scope, items in after.items() if scope not in trouble}
-        _forget(kernel, plan, desired, swept, former=state.world)
-    pending = desired if trouble else left
-    state = writer.save(dataclasses.replace(finished, pending=pending, serial=intent.serial))
+        _forget(kernel, plan, desired, host, swept, facts.local, former=state.world)
+    if trouble:
+        finished = dataclasses.replace(finished, pending=desired, pending_host=host)
+    state = writer.save(dataclasses.replace(finished, serial=intent.serial))
     return Converged(state, [one for one in differences if one.item.key in made], trouble)
 
 
@@ -395,14 +413,9 @@ def _mend(kernel: Kernel, plan: Plan, homes: Mapping[Key, str], trouble: Trouble
             _close(kernel, item, shutters)
             continue
         # A peering's link needs the other VPC's router too.
-        concerned = {
-            place,
-            places.vpc_of(place),
-            owners.get(item.namespace),
-            owners.get(getattr(item, "peer_namespace", None)),
-        }
+        concerned = {place, places.vpc_of(place), *(owners.get(namespace) for namespace in item.namespaces)}
         blocked = place != topology.HOST and bool(concerned & trouble.keys())
-        if not blocked and (removing or not lost.intersection(links_used(item))):
+        if not blocked and (removing or not lost.intersection(item.needs)):
             try:
                 (kernel.remove if removing else kernel.ensure)(item)
                 made.update(() if removing else (item.key,))
@@ -412,7 +425,7 @@ def _mend(kernel: Kernel, plan: Plan, homes: Mapping[Key, str], trouble: Trouble
                     raise
                 trouble[place] = _closed(kernel, error, shutters.get(spaces.get(place, ()), ()))
         if not removing:
-            lost.update(links_made(item))
+            lost.update(item.links)
             for link in shutters.get(item.key, ()) if isinstance(item, Ruleset) else ():
                 kernel.remove(link)
     return made
@@ -444,13 +457,13 @@ def _mending(
         *(
             difference.item
             for difference in differences
-            if difference.condition.state is Status.DIFFERENT and isinstance(difference.item, plans.REPLACED)
+            if difference.condition.state is Status.DIFFERENT and difference.item.replaced
         ),
     ]
     keys = {item.key for items in after.values() for item in items}
     gone = [item for item in intent.items if item.key not in keys]
     # What stands on a link that is absent cannot be observed: a kernel without IPv6 lacks the same settings.
-    links = [item for item in made if isinstance(item, plans.REPLACED)]
+    links = [item for item in made if item.replaced]
     made += plans.dependents(links, wanted, made)
     # The guard is no lasting table, also where the lasting one was loaded already when a crash came.
     if guard is not None and guard.key not in {item.key for item in made}:
@@ -476,7 +489,7 @@ def _roll_back(writer: Writer, kernel: Kernel, intent: State, error: VpcctlError
     `known` is what could not be mended before either.
     """
     try:
-        found = _converge(writer, kernel, dataclasses.replace(intent, pending=intent.world))
+        found = _converge(writer, kernel, dataclasses.replace(intent, pending=intent.world, pending_host=intent.host))
         second = "; ".join(str(one) for scope, one in found.trouble.items() if scope not in known)
     except VpcctlError as failure:
         second = str(failure)

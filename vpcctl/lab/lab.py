@@ -217,7 +217,7 @@ class Lab:
         netns: str | None = None,
         input: str | None = None,
         check: bool = True,
-        timeout: float = 60,
+        timeout: float = 120,
         env: Mapping[str, str] | None = None,
         cwd: str | Path | None = None,
     ) -> subprocess.CompletedProcess[str]:

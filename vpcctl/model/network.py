@@ -310,17 +310,11 @@ class Peering:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """Everything desired on one machine.
-
-    `opened` are the host's interfaces on which forwarding was off before us, with the value to put back; `reserved` are
-    the ports among NAT_PORTS on which the host itself serves, which source NAT leaves alone.
-    """
+    """Everything desired on one machine: what people want, and nothing of what the machine is like (`HostPart`)."""
 
     vpcs: tuple[Vpc, ...] = ()
     peerings: tuple[Peering, ...] = ()
     transit: Network = DEFAULT_TRANSIT
-    opened: tuple[tuple[str, str], ...] = ()
-    reserved: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         unique((vpc.name for vpc in self.vpcs), "VPC")
