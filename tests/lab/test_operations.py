@@ -231,7 +231,7 @@ def test_a_state_file_of_format_1_is_restored_and_removed_without_a_trace(lab: L
     table = lab.run(["nft", "list", "table", "inet", "vpcctl"]).stdout
     assert "tcp . 8080 : 100.64.0.1 . 8080" in table
     assert "over-share-dark" in table
-    lab.vpcctl("destroy", "--yes")
+    lab.vpcctl("destroy", "--all")
     assert lab.run(["ip", "netns"]).stdout == ""
     assert "vpcctl" not in lab.run(["nft", "list", "tables"]).stdout
     assert "vpc-" not in lab.run(["ip", "link"]).stdout
