@@ -59,7 +59,7 @@ STORY: tuple[tuple[str, Step], ...] = (
     ("harden VPC one", harden("one")),
     ("clear the policy", lambda world: changes.clear_policy(world, "one", "web")),
     ("take the published port back", lambda world: changes.unpublish_port(world, "one", TCP, 8080)),
-    ("harden VPC one no more", harden("one", False)),
+    ("VPC one is no longer hardened", harden("one", False)),
     ("delete db", lambda world: changes.delete_subnet(world, "one", "db", False)),
     ("separate them", lambda world: changes.delete_peering(world, "one", "two")),
     ("delete VPC one", lambda world: changes.delete_vpc(world, "one", True)),

@@ -143,7 +143,7 @@ def apply(session: Session, environment: str, prune: bool) -> None:
         raise type(failures[0])(f"{undone}: {failures[0]}")
     # What is the same may have been flushed, and is to be as the document says when this returns.
     changed = frozenset[str]().union(*(step.vpcs for step in way))
-    session.mend(one["name"] for one in document.get("vpcs", ()) if one["name"] not in changed)
+    session.repair(one["name"] for one in document.get("vpcs", ()) if one["name"] not in changed)
     session.say("applied" if way else "nothing to change")
 
 
