@@ -103,7 +103,7 @@ def apply(session: Session, environment: str, prune: bool) -> None:
 
     \b
     Everything is checked before the first change.  Each VPC is one step: where one
-    fails, that VPC is put back as it was, the others are done, and it is said.
+    fails, that VPC is rolled back, the others are done, and the failure is reported.
 
     Example: vpcctl apply shop.json
     """
