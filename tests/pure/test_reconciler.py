@@ -885,7 +885,7 @@ def test_a_change_that_only_lacks_its_commit_is_kept_beside_the_trouble_of_anoth
     with pytest.raises(KernelError):
         machine.repair()
     machine.store.failing, machine.store.error = machine.store.writes + 4, StateError("no room")
-    with pytest.raises(StateError, match="the change itself is made"):
+    with pytest.raises(StateError, match="the change itself is in force"):
         machine.change(subnet("two", "more", OTHER_PREFIX["two"]))
     with pytest.raises(KernelError, match="instance web of VPC one"):
         machine.repair()
