@@ -21,8 +21,6 @@ def status(session: Session, vpc: str | None, as_json: bool) -> None:
 
     Example: vpcctl status
     """
-    from dataclasses import asdict
-
     from vpcctl import reconciler
     from vpcctl.shares import shares
 
@@ -50,7 +48,7 @@ def status(session: Session, vpc: str | None, as_json: bool) -> None:
                     }
                     for one in differences
                 ],
-                "shares": [asdict(share) for share in taken],
+                "shares": [share.to_json() for share in taken],
             }
         )
     else:
