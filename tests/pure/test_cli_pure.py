@@ -19,12 +19,13 @@ from click.testing import CliRunner, Result
 
 from tests.pure.conftest import KernelForbidden
 from tests.story import WEB_POLICY, nothing, policy, told
-from vpcctl import errors, reconciler
-from vpcctl.cli import COMMANDS, commands, main
+from vpcctl import errors, model, reconciler
+from vpcctl.cli import COMMANDS, commands, main, vpcs
 from vpcctl.cli.output import counted
 from vpcctl.cli.session import EXIT_STATUSES, Session
 from vpcctl.cli.traffic import reports
 from vpcctl.compiler import compile_vpc
+from vpcctl.items import Ruleset
 from vpcctl.kernel.fake import FakeKernel
 from vpcctl.model import World
 from vpcctl.plan import Plan
@@ -354,6 +355,27 @@ def test_an_interrupt_says_what_it_leaves_and_repair_finishes_it(
     vpcctl("repair")
     assert vpcctl("status")[0] == "in sync\n"
     assert "x" in [subnet.name for subnet in session.load().world.vpc("one").subnets]
+
+
+@pytest.mark.parametrize("declared", [False, True], ids=["command line", "document"])
+def test_limits_that_are_given_at_creation_are_in_the_rulesets(
+    run: Run, session: Rehearsal, tmp_path: Path, declared: bool
+) -> None:
+    if declared:
+        vpc = {"name": "small", "cidr": "10.9.0.0/16", "max_flows": 160, "max_ports": 48}
+        (tmp_path / "small.json").write_text(json.dumps({"vpcs": [vpc]}))
+        run("apply", str(tmp_path / "small.json"))
+    else:
+        run("create-vpc", "--name", "small", "--cidr", "10.9.0.0/16", "--max-flows", "160", "--max-ports", "48")
+    texts = {item.namespace: item.text for item in session.load().items if isinstance(item, Ruleset)}
+    assert "mod 10 ct count over 16 }" in texts[None]
+    assert ":32768-32815" in texts["small-router"]
+    exported = json.loads(run("export", "--vpc", "small").stdout)["vpcs"][0]
+    assert (exported["max_flows"], exported["max_ports"]) == (160, 48)
+
+
+def test_the_limits_in_the_help_are_those_of_the_model() -> None:
+    assert (vpcs.DEFAULT_MAX_FLOWS, vpcs.DEFAULT_MAX_PORTS) == (model.DEFAULT_MAX_FLOWS, model.DEFAULT_MAX_PORTS)
 
 
 def test_an_interrupt_before_the_first_step_leaves_nothing(
