@@ -190,7 +190,7 @@ BAD_POLICIES = {
 }
 # Status, command, what is said.
 BAD_COMMANDS = [
-    (2, ["no-such-command"], "no command"),
+    (2, ["no-such-command"], "not found"),
     (2, ["create-vpc", "--name", "x"], "--cidr"),
     (2, ["create-vpc", "--name", "", "--cidr", "10.20.0.0/16"], "not valid"),
     (2, ["create-vpc", "--name", "a" * 33, "--cidr", "10.20.0.0/16"], "1 to 32"),
