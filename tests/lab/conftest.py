@@ -43,7 +43,7 @@ def nobodys_python() -> Iterator[list[str]]:
     with nobody.packages() as source:
         words = nobody.words(source)
         if subprocess.run([*words, "-c", "import vpcctl"], capture_output=True, cwd="/").returncode:
-            pytest.skip(f"there is no user but this one, or nobody else may use {nobody.PYTHON}")
+            pytest.skip(f"no other user exists, or nobody else may use {nobody.PYTHON}")
         yield words
 
 

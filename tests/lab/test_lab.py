@@ -476,7 +476,7 @@ with Lab() as lab:
 
 
 def denied(setting: str) -> subprocess.CompletedProcess[str]:
-    """Try to open a lab where `setting` is 0 and there is no privilege, in a user namespace made for it."""
+    """Try to open a lab where `setting` is 0, without privilege, in a user namespace made for it."""
     program = """
 from vpcctl.errors import VpcctlError
 from vpcctl.lab import Lab, run

@@ -140,8 +140,8 @@ def received(flows: list[Flow]) -> dict[str, tuple[int, int]]:
 
 def assert_cut(denied: list[Flow], kept: list[Flow], change: Callable[[], float]) -> None:
     """After `change` not one packet of the denied flows arrives at either end, and the kept ones go on."""
-    begun = time.monotonic()
-    assert_moving([*denied, *kept], begun)
+    started = time.monotonic()
+    assert_moving([*denied, *kept], started)
     moment = change()
     time.sleep(0.1)
     before = received(denied)
@@ -286,8 +286,8 @@ def test_flows_that_stay_allowed_lose_nothing_over_a_hundred_changes(network: La
             if not way.published
         ]
         loaded = start_flow("load", there[APP], there[DB], "10.0.2.2", CUT[0], "udp", rate=1000)
-        begun = time.monotonic()
-        assert_moving([*flows, loaded], begun)
+        started = time.monotonic()
+        assert_moving([*flows, loaded], started)
         files = [write(network, f"{number}.json", alternating(number)) for number in range(2)]
         before = generations(network)
         network.python(REPEAT, "120", *files, timeout=600)

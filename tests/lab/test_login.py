@@ -41,7 +41,7 @@ EXEC = ["exec", "--vpc", "shop", "--subnet", "web"]
 LOGIN = [sys.executable, "-m", "vpcctl", *EXEC, "--user", "nobody", "--"]
 CONTROL = [*BECOME, "--"]
 PROMPT = "root# "
-# How root may have redirected the command; in the last two there is no stream that is a terminal.
+# How root may have redirected the command; in the last two no stream is a terminal.
 FORMS = ["", "</dev/null", ">/dev/null", "2>/dev/null", "| cat", "</etc/hostname >/run/out 2>&1", "<&- >&- 2>&-"]
 
 INJECT = """
@@ -68,7 +68,7 @@ with open("/run/open/seen", "w") as file:
 def machine(module_lab: Lab) -> Lab:
     """Two instances and a place where everybody may write; tests change nothing of them."""
     if module_lab.run([*CONTROL, "true"], check=False).returncode:
-        pytest.skip("there is no user but root here")
+        pytest.skip("no user except root exists here")
     run_all(module_lab, BUILD)
     module_lab.run(["install", "-d", "-m", "777", "/run/open"])
     for name, program in (("inject", INJECT), ("look", LOOK)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import struct
 from collections.abc import Iterator
 
@@ -12,6 +13,8 @@ import pytest
 from tests.lab import wire
 from tests.lab.tenants import DB, FAR, NEAR, PUB, PUBLISHED, TWIN, WEB, WEB_2, Station, Tenants
 from tests.lab.wire import ESP, GRE, SYN, TCP, UDP, Probe, Tap, arrived
+from vpcctl import names
+from vpcctl.analysis.tracking import MOST_SELECTIONS
 from vpcctl.lab import HOST, INTERNET, Lab
 from vpcctl.model.network import NAT_PORTS
 
@@ -258,6 +261,48 @@ def test_a_vpc_gets_its_share_of_the_hosts_flows_and_no_more(fresh: Tenants) -> 
         assert share["over_share"] >= 4000 - 512
         assert "512" in fresh.lab.vpcctl("status").stdout
     assert share_of(fresh, "twin")["over_share"] == 0
+
+
+def test_the_flows_of_many_vpcs_are_counted_as_those_of_one(fresh: Tenants) -> None:
+    """Beyond MOST_SELECTIONS the whole table is read once, instead of a selection for each VPC and direction."""
+    web, twin, far, near = fresh[WEB], fresh[TWIN], fresh[FAR], fresh[NEAR]
+    fresh.wire.vpcctl("create-vpc", "--name", "fifth", "--cidr", "10.9.0.0/16")
+    try:
+        for number in range(7):
+            web.tap.send(web.udp(far.address, 3000 + number)[1](b""))
+        for number in range(3):
+            near.tap.send(near.udp(str(HOST), PUBLISHED, source_port=4000 + number)[1](b""))
+        assert arrived(far.tap, {"twin": twin.udp(far.address, 80)}, twin.udp(far.address, 81)) == ["twin"]
+        assert 2 * 5 > MOST_SELECTIONS >= 2  # all five at once, and one alone
+        together = json.loads(fresh.lab.vpcctl("status", "--json").stdout)["shares"]
+        alone = [
+            share
+            for vpc in ("shop", "blue", "red", "twin", "fifth")
+            for share in json.loads(fresh.lab.vpcctl("status", "--json", "--vpc", vpc).stdout)["shares"]
+        ]
+        assert together == alone
+        counted = {share["vpc"]: (share["flows_out"], share["flows_in"]) for share in together}
+        assert counted == {"shop": (7, 0), "blue": (0, 0), "red": (0, 3), "twin": (2, 0), "fifth": (0, 0)}
+    finally:
+        fresh.wire.vpcctl("delete-vpc", "--name", "fifth")
+
+
+@pytest.mark.parametrize("declared", [False, True], ids=["command line", "document"])
+def test_limits_that_are_given_at_creation_are_in_the_kernels_rulesets(fresh: Tenants, declared: bool) -> None:
+    """From the option, or the document's field, to what nft(8) lists in the host and in the router."""
+    if declared:
+        vpc = {"name": "small", "cidr": "10.9.0.0/16", "max_flows": 160, "max_ports": 48}
+        fresh.lab.vpcctl("apply", "-", input=json.dumps({"vpcs": [vpc]}))
+    else:
+        words = "create-vpc --name small --cidr 10.9.0.0/16 --max-flows 160 --max-ports 48"
+        fresh.wire.vpcctl(*words.split())
+    try:
+        host = fresh.lab.run(["nft", "list", "table", "inet", names.TABLE]).stdout
+        assert re.search(r"flows-out-160 .* mod 10 .*ct count over 16\b", host)
+        router = fresh.lab.run(["ip", "netns", "exec", "small-router", "nft", "list", "ruleset"]).stdout
+        assert re.search(r"snat ip to 100\.64\.[\d.]+:32768-32815\b", router)
+    finally:
+        fresh.wire.vpcctl("delete-vpc", "--name", "small")
 
 
 def test_what_comes_to_published_ports_has_a_share_of_its_own(fresh: Tenants) -> None:

@@ -99,7 +99,7 @@ def test_what_is_read_does_not_grow_with_what_a_tenant_made(module_lab: Lab, run
     # Two lists of one datagram or two, and a link's 64 KiB of names.
     assert some[1] < before[1] + 200_000, (before, some)
     assert run("status").out == "in sync\n"
-    assert run("repair").err == "nothing to mend\n"
+    assert run("repair").err == "nothing to repair\n"
 
 
 @pytest.mark.parametrize("what", [None, *MANY])

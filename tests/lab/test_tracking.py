@@ -181,7 +181,7 @@ def test_a_peers_gate_is_asked_about_a_flow_that_begins_anew(tenants: Tenants) -
         assert arrived(app.tap, {"forth": forth}, web.udp(app.address, 2222)) == ["forth"]
         assert arrived(web.tap, {"a reply": back}, app.udp(web.address, 2222)) == ["a reply"]
         with tenants.policy("shop", "web", egress=[]):
-            assert arrived(web.tap, {"begun": back}, app.udp(web.address, 2222)) == []
+            assert arrived(web.tap, {"opening": back}, app.udp(web.address, 2222)) == []
 
 
 # --- Translation ------------------------------------------------------------------------------------------------------

@@ -668,7 +668,7 @@ def test_the_complement_holds_what_the_prefixes_do_not(prefixes: list, version: 
 
 
 def test_a_view_of_no_vpc_says_which_there_are() -> None:
-    with pytest.raises(ConflictError, match=r"there is no VPC 'three'; there is one, two"):
+    with pytest.raises(ConflictError, match=r"VPC 'three' not found; known VPCs: one, two"):
         View.of(two_vpcs(), "three")
 
 

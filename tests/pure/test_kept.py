@@ -124,6 +124,7 @@ BESIDE = [
     "explain small/api small/db tcp/80",
     "matrix --vpc small",
     "compile --vpc small",
+    "status --vpc small",
     "create-vpc --name new --cidr 10.0.0.192/26",
     "delete-vpc --name other",
     "create-subnet --vpc small --name new --cidr 10.0.0.96/28 --type private",

@@ -384,7 +384,7 @@ def test_after_a_crash_at_any_call_everything_can_be_destroyed(anew: Anew, befor
 
 
 @pytest.mark.parametrize("name", ["create VPC one", "peer them", "delete VPC one", "delete everything"])
-def test_a_crash_while_things_are_put_back_is_mended_too(anew: Anew, life: Life, name: str) -> None:
+def test_a_crash_during_a_rollback_is_repaired_too(anew: Anew, life: Life, name: str) -> None:
     before, step = STEPS[name]
     for number in range(2, number_of_calls(anew(before), step) + 1, 3):
         machine = anew(before)
@@ -439,7 +439,7 @@ def test_a_change_after_a_reboot_makes_everything_again_first(anew: Anew, life: 
 
 
 @pytest.mark.parametrize("name", ["create its subnet web", "peer them", "delete VPC one"])
-def test_a_reboot_in_the_middle_of_a_change_is_mended(anew: Anew, life: Life, name: str) -> None:
+def test_a_reboot_in_the_middle_of_a_change_is_repaired(anew: Anew, life: Life, name: str) -> None:
     before, step = STEPS[name]
     for machine, number in attempts(anew, before, step, stride=3):
         machine.kernel.failures = {number: Crash()}
@@ -509,7 +509,7 @@ def test_without_the_intent_on_disk_nothing_is_done_then_or_later(
 
 @late
 @transitions
-def test_a_crash_at_any_write_is_mended(anew: Anew, life: Life, before: str, step: Step, late: bool) -> None:
+def test_a_crash_at_any_write_is_repaired(anew: Anew, life: Life, before: str, step: Step, late: bool) -> None:
     worlds = [life[before][1].world, step(life[before][1].world)]
     for number in (1, 2):
         machine = failing(anew(before), number, Crash(), late)
@@ -530,7 +530,7 @@ def test_a_failure_that_meets_a_full_disk_too_says_that_repair_finishes_it(anew:
     with pytest.raises(KernelError, match="vpcctl repair"):
         machine.change(step)
     machine.repair()
-    assert machine.objects == there or number == 2, "what was to be put back, and not what was begun"
+    assert machine.objects == there or number == 2, "rolled back, not completed"
     machine.check(machine.state.world)
     machine.check_rest()
 
@@ -549,7 +549,7 @@ def test_the_whole_story_is_told_on_a_real_disk_too(tmp_path: Path) -> None:
     assert machine.kernel.objects == {}
 
 
-def test_a_crash_is_mended_from_a_real_disk_too(tmp_path: Path) -> None:
+def test_a_crash_is_repaired_from_a_real_disk_too(tmp_path: Path) -> None:
     machine = Machine(store=Store(tmp_path / "state"))
     machine.change(leap("peer them"))
     machine.kernel.failures = {len(machine.kernel.calls) + 3: Crash()}
@@ -596,7 +596,7 @@ def other(item: Item) -> Item | None:
     return None
 
 
-def test_what_somebody_changed_is_noticed_and_mended(anew: Anew) -> None:
+def test_a_foreign_change_is_noticed_and_repaired(anew: Anew) -> None:
     there = anew(FULL).objects
     altered = {item.key: one for item in anew(FULL).kernel.objects.values() if (one := other(item))}
     assert {"Bridge", "Veth", "Port", "Ruleset", "Neighbour", "Route", "Setting", "LinkSetting"} <= {
@@ -664,7 +664,7 @@ def everything_of(life: Life, vpc: str | None = None) -> list[tuple[str, ...]]:
     return [item.key for scope, items in record.items() if scope and vpc in (None, scope) for item in items]
 
 
-def test_a_vpc_that_cannot_be_mended_stands_in_no_other_ones_way(life: Life) -> None:
+def test_a_vpc_whose_repair_fails_holds_up_no_other_vpc(life: Life) -> None:
     """Whichever object of it is refused: the other VPC is restored, can be changed, and all can be destroyed."""
     for key in everything_of(life):
         machine, scope = troubled(life, key)
@@ -755,7 +755,7 @@ def test_an_interrupted_change_that_makes_the_instance_in_trouble_is_put_back(li
     machine.check(life[FULL][1].world)
 
 
-def test_what_could_not_be_mended_is_mended_when_the_cause_is_gone(life: Life) -> None:
+def test_a_failed_repair_succeeds_when_the_cause_is_gone(life: Life) -> None:
     for key in everything_of(life):
         machine, _ = troubled(life, key)
         for _ in range(2):
@@ -767,7 +767,7 @@ def test_what_could_not_be_mended_is_mended_when_the_cause_is_gone(life: Life) -
         machine.check_rest()
 
 
-def test_a_change_of_the_vpc_that_cannot_be_mended_fails_and_is_put_back(life: Life) -> None:
+def test_a_change_of_a_vpc_whose_repair_fails_is_rolled_back(life: Life) -> None:
     machine, _ = troubled(life, ("Namespace", "one-router"))
     with pytest.raises(KernelError, match="one-router"):
         machine.change(lambda world: operations.create_instance(world, "one", "web", "web-9", None, 0))
@@ -827,16 +827,16 @@ def test_an_instance_whose_packets_cannot_make_their_detour_is_closed(life: Life
     machine.check(state.world)
 
 
-def test_what_is_told_as_mended_was_mended(life: Life) -> None:
+def test_what_is_reported_as_repaired_was_repaired(life: Life) -> None:
     for key in everything_of(life):
         machine, _ = troubled(life, key)
         told: list[str] = []
         with pytest.raises(KernelError):
             reconciler.repair(machine.store, machine.kernel, report=told.append)
-        mended = {line.removeprefix("mended: ").split(" was ")[0] for line in told if line.startswith("mended: ")}
+        repaired = {line.removeprefix("repaired: ").split(" was ")[0] for line in told if line.startswith("repaired: ")}
         left = {str(one.item) for one in reconciler.examine(machine.state, machine.kernel)}
-        assert {"namespace two-router", "namespace one-router"} & mended, key
-        assert not mended & left, key
+        assert {"namespace two-router", "namespace one-router"} & repaired, key
+        assert not repaired & left, key
 
 
 def test_a_link_of_an_instance_that_is_known_not_to_be_repaired_is_not_taken_away(life: Life) -> None:
@@ -882,7 +882,7 @@ def test_a_change_that_only_lacks_its_commit_is_kept_beside_the_trouble_of_anoth
     with pytest.raises(KernelError):
         machine.repair()
     machine.store.failing, machine.store.error = machine.store.writes + 4, StateError("no room")
-    with pytest.raises(StateError, match="the change itself is made"):
+    with pytest.raises(StateError, match="the change itself is in force"):
         machine.change(subnet("two", "more", OTHER_PREFIX["two"]))
     with pytest.raises(KernelError, match="instance web of VPC one"):
         machine.repair()

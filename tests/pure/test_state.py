@@ -255,7 +255,7 @@ def test_a_newer_file_is_not_replaced_by_a_copy(copied: Store) -> None:
 def test_without_a_copy_there_is_nothing_to_adopt(store: Store) -> None:
     save(store, EMPTY)
     overwrite(store, b"damaged")
-    with pytest.raises(StateError, match="there is no copy"):
+    with pytest.raises(StateError, match="no copy of"):
         adopted(store)
 
 

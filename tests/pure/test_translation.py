@@ -1,4 +1,4 @@
-"""The ports of source NAT: none that somebody serves, and no more than a VPC's share."""
+"""The ports of source NAT: none that a service of the host uses, and at most a VPC's share."""
 
 from __future__ import annotations
 

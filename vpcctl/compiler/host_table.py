@@ -212,7 +212,7 @@ def _chains(world: World, host: HostPart, published: bool, portless: list[int]) 
 
 
 def _forward(published: bool, portless: list[int]) -> list[Chain]:
-    """What goes through the host: most packets are of flows that go on, and are asked no more than that."""
+    """What goes through the host: most packets are of known flows, and are checked for that alone."""
     alone = untranslated() + (" iifname . meta l4proto != @alone" if portless else "")
     known = NftRule("ct state established,related accept")
     outward = (

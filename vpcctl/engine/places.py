@@ -62,7 +62,7 @@ def interrupted(state: State, place: str) -> bool:
 
 
 def _member(world: World, vpc: str, instance: str) -> list[object]:
-    """The instance with what it has of its subnet; nothing if there is none."""
+    """The instance with what it has of its subnet; nothing if it does not exist."""
     subnets = [subnet for found in world.vpcs if found.name == vpc for subnet in found.subnets]
     return [
         (subnet.name, subnet.prefixes, member)

@@ -9,10 +9,10 @@ The intent holds the new world and every item of the old *and* the new one, so a
 and until it is gone.  A reported failure is rolled back: the kernel is observed and made as the old world says.  A
 crash leaves the intent, and the next command or `repair` rolls it forward, or back if it cannot.
 
-`change` trusts the record and touches only what differs between two worlds; `_converge` observes the kernel and mends
-what differs from the world.  A VPC that cannot be mended stands in no other one's way: it is left, closed as far as it
-got, and stays on record as pending.  The same holds for one instance of a VPC: its port is closed, and all else of the
-VPC is repaired.
+`change` trusts the record and touches only what differs between two worlds; `_converge` observes the kernel and repairs
+what differs from the world.  A VPC whose repair fails holds up no other VPC: it is skipped, stays closed as far as the
+repair got, and stays on record as pending.  The same holds for one instance of a VPC: its port is closed, and the rest
+of the VPC is repaired.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Difference:
 
     @property
     def past(self) -> str:
-        """How it was, for what is mended."""
+        """How the item was before it was repaired."""
         return self._told("was")
 
     def _told(self, verb: str) -> str:
@@ -66,7 +66,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Converged:
-    """What convergence came to: the state on record, what was mended, and which VPCs could not be."""
+    """The result of convergence: the state on record, what was repaired, and which VPCs could not be."""
 
     state: State
     differences: list[Difference] = dataclasses.field(default_factory=list)
@@ -112,7 +112,7 @@ def change(store: Store, kernel: Kernel, transform: Transform, report: Report = 
             pending_host=host,
             record=_merged(state.record, after),
         )
-        intent = _begun(writer, state, intent)
+        intent = _intent_saved(writer, state, intent)
         try:
             run(kernel, plan, _shutters(state.record))
             _forget(kernel, plan, desired, host, after, facts.local, state)
@@ -126,7 +126,7 @@ def change(store: Store, kernel: Kernel, transform: Transform, report: Report = 
             writer.save(finished)
         except StateError as error:
             raise StateError(
-                f"{error}\nthe change itself is made; `vpcctl repair` puts it on record when the cause is mended"
+                f"{error}\nthe change itself is in force; fix the cause, then `vpcctl repair` puts it on record"
             ) from error
         return Outcome(state.world, desired, plan)
 
@@ -138,11 +138,11 @@ def repair(
     report: Report = lambda words: None,
     vpc: str | None = None,
 ) -> tuple[list[Difference], World]:
-    """Make the kernel what the record says it should be; the differences that were mended.
+    """Bring the kernel to the state on record; return the differences that were repaired.
 
     With `adopt` the record is first taken back from its copy, for a file that was lost or damaged.  With `vpc` only
     that VPC is looked at, and what the host has for all of them; what an earlier command left is finished for all.
-    Raises for the VPCs that cannot be mended, once the others are.
+    Raises for the VPCs whose repair failed, once the others are repaired.
     """
     with store.locked() as writer:
         state = writer.adopt() if adopt else writer.load()
@@ -153,7 +153,7 @@ def repair(
         found = _finished(writer, kernel, state, report, scopes)
     if found.trouble:
         for difference in found.differences:
-            report(f"mended: {difference.past}")
+            report(f"repaired: {difference.past}")
         kind = KernelError if any(isinstance(one, KernelError) for one in found.trouble.values()) else ConflictError
         raise kind("\n".join(places.in_words(found.trouble)))
     return found.differences, found.state.world
@@ -300,7 +300,7 @@ def _guard(state: State, desired: World, host: HostPart, after: Record) -> Rules
 
 
 def _unfinished(state: State, kernel: Kernel) -> bool:
-    """Is there something to be made before anything else, for a crash, a reboot, or because it could not be mended?"""
+    """Does something have to be completed first, after a crash, a reboot or a failed repair?"""
     return state.pending is not None or _rebooted(state, kernel)
 
 
@@ -309,9 +309,9 @@ def _rebooted(state: State, kernel: Kernel) -> bool:
 
 
 def _finished(writer: Writer, kernel: Kernel, state: State, report: Report, scopes: Scopes = None) -> Converged:
-    """Converge; an unfinished change that cannot be finished is put back, so that it stands in nobody's way."""
+    """Converge; an unfinished change that cannot be completed is rolled back, so that it holds up nobody."""
     if state.unfinished or _rebooted(state, kernel):
-        report("finishing what an earlier command left, or a reboot took")
+        report("resuming an interrupted change, or restoring after a reboot")
     try:
         found = _converge(writer, kernel, state, scopes)
         words = "; ".join(
@@ -323,12 +323,12 @@ def _finished(writer: Writer, kernel: Kernel, state: State, report: Report, scop
         words = str(error)
     if not words:
         return found
-    report(f"what was begun cannot be finished, and is put back; {words}")
+    report(f"cannot complete the interrupted change; rolling back: {words}")
     return _converge(writer, kernel, dataclasses.replace(writer.load(), pending=state.world, pending_host=state.host))
 
 
-def _begun(writer: Writer, state: State, intent: State) -> State:
-    """The intent as it was written; where it could not be, the record is `state` again before StateError is raised."""
+def _intent_saved(writer: Writer, state: State, intent: State) -> State:
+    """The intent as it was written.  If writing fails, the record is set back to `state` and StateError is raised."""
     try:
         return writer.save(intent)
     except StateError as error:
@@ -336,12 +336,12 @@ def _begun(writer: Writer, state: State, intent: State) -> State:
             if writer.load().pending is not None:
                 writer.save(state)
         except StateError:
-            raise StateError(f"{error}\nif this was put on record, `vpcctl repair` carries it out") from error
+            raise StateError(f"{error}\nif the change was put on record, `vpcctl repair` completes it") from error
         raise
 
 
 def _converge(writer: Writer, kernel: Kernel, state: State, scopes: Scopes = None) -> Converged:
-    """Roll an unfinished change forward, and mend whatever differs from the world then desired."""
+    """Roll an unfinished change forward, and repair whatever differs from the desired world."""
     facts = kernel.facts()
     desired = state.world if state.pending is None else state.pending
     host = _host_part(state, desired, facts)
@@ -354,7 +354,7 @@ def _converge(writer: Writer, kernel: Kernel, state: State, scopes: Scopes = Non
         after = {scope: after[scope] if scope in scopes else state.record[scope] for scope in order}
     record = _merged(state.record, after)
     intent = dataclasses.replace(state, boot_id=kernel.boot_id(), pending=desired, pending_host=host, record=record)
-    plan, differences = _mending(kernel, intent, after, _guard(state, desired, host, after), scopes)
+    plan, differences = _repair_plan(kernel, intent, after, _guard(state, desired, host, after), scopes)
     finished = dataclasses.replace(intent, world=desired, host=host, record=after)
     # In a part of them nothing is told of the others, which may still be in trouble.
     if scopes is None or state.pending is None:
@@ -364,7 +364,7 @@ def _converge(writer: Writer, kernel: Kernel, state: State, scopes: Scopes = Non
     homes = places.homes(after)
     trouble = _check(kernel, plan, homes)
     intent = writer.save(intent)
-    made = _mend(kernel, plan, homes, trouble, _shutters(intent.record))
+    made = _run_repair(kernel, plan, homes, trouble, _shutters(intent.record))
     if state.unfinished or any(isinstance(step.item, Ruleset) for step in plan.steps):
         swept = {scope: items for scope, items in after.items() if scope not in trouble}
         _forget(kernel, plan, desired, host, swept, facts.local, former=state.world)
@@ -395,7 +395,7 @@ def _check(kernel: Kernel, plan: Plan, homes: Mapping[Key, str]) -> Trouble:
     return {place: error for place, error in trouble.items() if place in whole or places.vpc_of(place) not in whole}
 
 
-def _mend(kernel: Kernel, plan: Plan, homes: Mapping[Key, str], trouble: Trouble, shutters: Shutters) -> set[Key]:
+def _run_repair(kernel: Kernel, plan: Plan, homes: Mapping[Key, str], trouble: Trouble, shutters: Shutters) -> set[Key]:
     """Run the steps of `plan` and return the keys of what was made; a failed VPC or instance is added to `trouble`.
 
     The remaining steps of that place are skipped.  If a router's ruleset was not loaded, the router's links are taken
@@ -439,7 +439,7 @@ def _closed(kernel: Kernel, error: ConflictError | KernelError, ports: Iterable[
     return type(error)(f"{error}; its port is closed until `vpcctl repair` succeeds") if ports else error
 
 
-def _mending(
+def _repair_plan(
     kernel: Kernel, intent: State, after: Record, guard: Ruleset | None, scopes: Scopes
 ) -> tuple[Plan, list[Difference]]:
     """The plan from what is observed to `after`, as far as it is of `scopes`: only what differs is touched."""
@@ -484,9 +484,9 @@ def _cut(wanted: list[Item], made: list[Item]) -> list[Item]:
 
 
 def _roll_back(writer: Writer, kernel: Kernel, intent: State, error: VpcctlError, known: Trouble) -> None:
-    """Put the old world back after `error`; what cannot be put back now is left to `repair`, and said.
+    """Roll back to the old world after `error`; what cannot be rolled back now is left to `repair`, and reported.
 
-    `known` is what could not be mended before either.
+    `known` are the places whose repair had failed before.
     """
     try:
         found = _converge(writer, kernel, dataclasses.replace(intent, pending=intent.world, pending_host=intent.host))
@@ -495,8 +495,7 @@ def _roll_back(writer: Writer, kernel: Kernel, intent: State, error: VpcctlError
         second = str(failure)
     if second:
         raise KernelError(
-            f"{error}\nand what was there before could not be put back ({second});"
-            " `vpcctl repair` finishes it when the cause is mended"
+            f"{error}\nand rolling back failed ({second}); fix the cause, then `vpcctl repair` completes it"
         ) from error
 
 

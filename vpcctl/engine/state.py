@@ -110,7 +110,7 @@ class Store:
     # -- reading -------------------------------------------------------------------------------------------------
 
     def load(self) -> State:
-        """The present state; a fresh one where there is no file.  StateError for a damaged or newer file."""
+        """The present state; a fresh one if the file does not exist.  StateError for a damaged or newer file."""
         try:
             directory = self._open_directory()
         except FileNotFoundError:
@@ -129,7 +129,7 @@ class Store:
         return self._fresh() if found is None else found
 
     def _read_file(self, directory: int) -> State | None:
-        """The state in the file, None where there is no file."""
+        """The state in the file, None if it does not exist."""
         place = self.directory / STATE_FILE
         try:
             # Whoever owns the directory, whose members nobody else may add to.
@@ -158,7 +158,7 @@ class Store:
             return False
 
     def _copied(self) -> State:
-        """The state in the copy; FileNotFoundError where there is none, StateError where it is of no use."""
+        """The state in the copy; FileNotFoundError if it does not exist, StateError if it is unusable."""
         place = self._copy
         with _told(f"cannot read {place}"):
             content = files.read(place, files.LARGEST_STATE, follow=False, owners={os.geteuid()})
@@ -311,7 +311,7 @@ class Writer:
         return self._store._read(self._directory)
 
     def adopt(self) -> State:
-        """Take the copy back as the file, a damaged file kept beside it; StateError where there is no copy.
+        """Take the copy back as the file, a damaged file kept beside it; StateError if no copy exists.
 
         A file that can be read is the better one, and stays; one that a newer program wrote is not ours to replace.
         """
@@ -327,7 +327,7 @@ class Writer:
             copied = _decoded(self._store._copied())
         except FileNotFoundError as error:
             raise StateError(
-                f"there is no copy of {self._store.directory / STATE_FILE} to adopt: none was made since the last boot"
+                f"no copy of {self._store.directory / STATE_FILE} to adopt: none was made since the last boot"
             ) from error
         with contextlib.suppress(FileNotFoundError), _told(f"cannot move {self._store.directory / STATE_FILE}"):
             os.rename(STATE_FILE, f"{STATE_FILE}.damaged", src_dir_fd=self._directory, dst_dir_fd=self._directory)

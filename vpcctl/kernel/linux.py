@@ -353,7 +353,7 @@ class LinuxKernel:
             if tracking is not None:
                 tracking.forget(keys)
 
-    def tally(self, addresses: Collection[int]) -> Mapping[int, int]:
+    def tally(self, addresses: Collection[int]) -> Mapping[int, tuple[int, int]]:
         with self._tracking(None) as tracking:
             return tracking.tally(addresses) if tracking is not None else {}
 

@@ -116,7 +116,7 @@ def _answer(sockets: Sequence[socket.socket]) -> int:
 
 
 def _become(command: Sequence[str]) -> int:
-    """Turn this process into the command; returns only if there is none such."""
+    """Turn this process into the command; returns only if it is not found."""
     words = list(command) or _shell()
     try:
         os.execvpe(words[0], words, environment())

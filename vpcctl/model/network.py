@@ -270,11 +270,11 @@ class Vpc:
 
     def subnet(self, name: str) -> Subnet:
         """The subnet `name`; ConflictError names those that exist."""
-        return find(self.subnets, name, f"VPC {self.name} has no subnet")
+        return find(self.subnets, name, "subnet", f" in VPC {self.name}")
 
     def instance(self, name: str) -> Instance:
         """The instance `name`; ConflictError names those that exist."""
-        return find(self.instances, name, f"VPC {self.name} has no instance")
+        return find(self.instances, name, "instance", f" in VPC {self.name}")
 
     def subnet_of(self, instance: str) -> Subnet:
         """The subnet that holds the instance `instance`."""
@@ -376,7 +376,7 @@ class World:
 
     def vpc(self, name: str) -> Vpc:
         """The VPC `name`; ConflictError names those that exist."""
-        return find(self.vpcs, name, "there is no VPC")
+        return find(self.vpcs, name, "VPC")
 
     def peers(self, name: str) -> tuple[Vpc, ...]:
         """The VPCs that are peered with the VPC `name`."""
@@ -434,7 +434,7 @@ def check_beside_transit(vpc: Vpc, transit: Network) -> None:
         if overlap(prefix, transit):
             raise ConflictError(
                 f"VPC {vpc.name}: {prefix} overlaps the transit range {transit}; choose another prefix, or another"
-                " range with `vpcctl create-vpc --transit` while there is no VPC"
+                " range with `vpcctl create-vpc --transit` before the first VPC exists"
             )
 
 
@@ -447,11 +447,13 @@ def unique(values: Iterable[object], what: str) -> None:
         seen.add(value)
 
 
-def find(things: Iterable, name: str, missing: str):
-    """The one of `things` that is called `name`; ConflictError says what is there instead."""
+def find(things: Iterable, name: str, kind: str, within: str = ""):
+    """The one of `things` that is called `name`; ConflictError lists the known ones of that `kind`."""
     known = {thing.name: thing for thing in things}
     if name not in known:
-        raise ConflictError(f"{missing} {name!r}; there is " + (", ".join(sorted(known)) or "none yet"))
+        raise ConflictError(
+            f"{kind} {name!r} not found{within}; known {kind}s: " + (", ".join(sorted(known)) or "none")
+        )
     return known[name]
 
 

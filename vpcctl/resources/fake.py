@@ -83,9 +83,12 @@ class FakeKernel:
         gone = set(keys)
         self._change(f"forget flows of {where(namespace)}", lambda: self._forget(namespace, gone))
 
-    def tally(self, addresses: Collection[int]) -> Mapping[int, int]:
+    def tally(self, addresses: Collection[int]) -> Mapping[int, tuple[int, int]]:
         flows = self.tracked.get(None, ())
-        return {one: sum(one in (flow.original.source, flow.reply.source) for flow in flows) for one in addresses}
+        return {
+            one: (sum(one == flow.original.source for flow in flows), sum(one == flow.reply.source for flow in flows))
+            for one in addresses
+        }
 
     def refused(self, namespace: str) -> int:
         return 0
