@@ -329,7 +329,7 @@ BUFFER = 16 << 20
 
 
 # IPPROTO_* that `reception` has an ear for, with one of no standard among them (RFC 3692).
-HEARD = (ICMP, IGMP, IPIP, TCP, UDP, GRE, ESP, SCTP, UDPLITE, 253)
+HEARD = (ICMP, IGMP, IPIP, TCP, UDP, GRE, ESP, AH, SCTP, UDPLITE, 253)
 
 
 class _Program:
