@@ -283,32 +283,45 @@ def limited(tenants: Tenants, vpc: str, *words: str) -> Iterator[None]:
 
 
 def share_of(tenants: Tenants, vpc: str) -> dict[str, int]:
-    told = json.loads(tenants.lab.vpcctl("status", "--json").stdout)
+    told = json.loads(tenants.wire.vpcctl("status", "--json"))
     return next(one for one in told["shares"] if one["vpc"] == vpc)
+
+
+def overdraw(tenants: Tenants, vpc: str, counter: str, most: int, tap: Tap, frames: Sequence[bytes]) -> None:
+    """Send the frames until `most` more packets are counted as dropped; a busy machine may lose some on the way."""
+    before = share_of(tenants, vpc)[counter]
+    for _ in range(5):
+        tap.send(*frames)
+        dropped = share_of(tenants, vpc)[counter] - before
+        if dropped >= most:
+            return
+    raise AssertionError(f"VPC {vpc} is over its share, but {counter} counted only {dropped} packets")
 
 
 def test_a_vpc_gets_its_share_of_the_hosts_flows_and_no_more(fresh: Tenants) -> None:
     web, twin, far = fresh[WEB], fresh[TWIN], fresh[FAR]
-    with limited(fresh, "shop", "--max-flows", "512"):
+    # VPCs with equal limits are counted in one set.
+    with limited(fresh, "twin", "--max-flows", "512"), limited(fresh, "shop", "--max-flows", "512"):
         stays = web.udp(far.address, 80, source_port=999)
         assert arrived(far.tap, {"stays": stays}, web.udp(far.address, 81)) == ["stays"]
-        web.tap.send(*(web.udp(far.address, 1000 + n, source_port=1000 + n)[1](b"") for n in range(4000)))
+        flood = [web.udp(far.address, 1000 + n, source_port=1000 + n)[1](b"") for n in range(4000)]
+        overdraw(fresh, "shop", "over_share", 3000, web.tap, flood)
         assert arrived(far.tap, {"stays": stays, "twin": twin.udp(far.address, 80)}, stays) == ["stays", "twin"]
         share = share_of(fresh, "shop")
         assert share["max_flows"] == 512
         # The lists fill unevenly: none has more than its part, and nearly all have that.
         assert 450 <= share["flows"] <= 512
-        assert share["over_share"] >= 4000 - 512
         assert "512" in fresh.lab.vpcctl("status").stdout
-    assert share_of(fresh, "twin")["over_share"] == 0
+        # Here, because the counters start anew with the next limits.
+        assert share["over_share"] >= 3000
+        assert share_of(fresh, "twin")["over_share"] == 0
 
 
 def test_what_comes_to_published_ports_has_a_share_of_its_own(fresh: Tenants) -> None:
     web_2, near, pub = fresh[WEB_2], fresh[NEAR], fresh[PUB]
     with limited(fresh, "red", "--max-flows", "256"):
-        flood = (near.udp(str(HOST), PUBLISHED, source_port=1000 + n)[1](b"") for n in range(3000))
-        near.tap.send(*flood)
-        assert share_of(fresh, "red")["over_share"] >= 3000 - 256
+        flood = [near.udp(str(HOST), PUBLISHED, source_port=1000 + n)[1](b"") for n in range(3000)]
+        overdraw(fresh, "red", "over_share", 2000, near.tap, flood)
         # Outward, and for the other VPCs, all is as before.
         assert arrived(near.tap, {"out": pub.udp(near.address, 80)}, pub.udp(near.address, 81)) == ["out"]
         assert arrived(web_2.tap, {"in": near.udp(str(HOST), OWN)}, near.udp(str(HOST), OWN)) == ["in"]
@@ -316,33 +329,56 @@ def test_what_comes_to_published_ports_has_a_share_of_its_own(fresh: Tenants) ->
 
 def test_a_vpc_gets_its_share_of_ports_toward_one_server_and_no_more(fresh: Tenants) -> None:
     web, twin, far = fresh[WEB], fresh[TWIN], fresh[FAR]
+    before = share_of(fresh, "twin")["no_port"]
     with limited(fresh, "shop", "--max-ports", "64"):
         far.tap.heard()
         marks = [wire.word() for _ in range(1500)]
-        web.tap.send(*(web.udp(far.address, 80, source_port=1000 + n)[1](mark) for n, mark in enumerate(marks)))
-        last = twin.udp(far.address, 80)
-        mark = wire.word()
-        last[0].send(last[1](mark))
-        heard = far.tap.hear(mark)
-        assert wire.containing(heard, mark), "the other VPC does not reach the server"
-        ports = {struct.unpack_from("!H", frame, 34)[0] for frame in wire.containing(heard, *marks)}
+        flood = [web.udp(far.address, 80, source_port=1000 + n)[1](mark) for n, mark in enumerate(marks)]
+        overdraw(fresh, "shop", "no_port", 1000, web.tap, flood)
+        elsewhere = wire.word()
+        web.tap.send(web.udp(far.address, 81)[1](elsewhere))
+        heard = far.tap.hear(elsewhere)
+        assert wire.containing(heard, elsewhere), "the VPC does not reach another service"
         # A free port is searched at random, so the last ones may not be found.
-        assert 32 <= len(ports) <= 64
-        assert share_of(fresh, "shop")["no_port"] > 0
-        assert arrived(far.tap, {"elsewhere": web.udp(far.address, 81)}, web.udp(far.address, 82)) == ["elsewhere"]
+        assert 32 <= len({source_port(frame) for frame in wire.containing(heard, *marks)}) <= 64
+        assert arrived(far.tap, {"twin": twin.udp(far.address, 80)}, twin.udp(far.address, 81)) == ["twin"]
+        assert share_of(fresh, "twin")["no_port"] == before
 
 
 # --- The router's own limit, and the bridge ---------------------------------------------------------------------------
 
 
 def test_an_instance_that_floods_its_gateway_takes_no_pings_from_the_others(fresh: Tenants) -> None:
-    web, web_2, db = fresh[WEB], fresh[WEB_2], fresh[DB]
-    with web.tap.flooding(web.echo(web.router, 7)[1](b"flood")):
-        for station in (web_2, db, web_2, db):
-            mark = wire.word()
+    """Two others send 40 pings each at once: more than the 50 that one rate for all would allow."""
+    web, others = fresh[WEB], [fresh[WEB_2], fresh[DB]]
+    with web.tap.flooding(web.echo(web.router, 7)[1](b"flood"), rate=2000):
+        wait_until_pings_are_dropped(fresh, web)
+        marks = {station: [wire.word() for _ in range(40)] for station in others}
+        for station in others:
             station.tap.heard()
-            station.tap.send(station.echo(station.router, 8)[1](mark))
-            assert wire.containing(station.tap.hear(mark), mark)
+        for station in others:
+            station.tap.send(*(station.echo(station.router, 8)[1](mark) for mark in marks[station]))
+        for station in others:
+            # A busy machine may lose a few.
+            assert len(wire.containing(station.tap.hear(marks[station][-1]), *marks[station])) >= 30
+        wait_until_pings_are_dropped(fresh, web)
+
+
+def wait_until_pings_are_dropped(tenants: Tenants, flooder: Station) -> None:
+    """Return when the router has left 200 more pings of the flooder without an answer."""
+    flooder.tap.heard()
+    asked, end = received(tenants), time.monotonic() + 30
+    answered = 0
+    while received(tenants) - asked - answered < 200:
+        assert time.monotonic() < end, "the router answers the whole flood"
+        time.sleep(0.05)
+        answered += len(wire.containing(flooder.tap.heard(), b"flood"))
+
+
+def received(tenants: Tenants) -> int:
+    """How many packets the router has received from web."""
+    told = tenants.lab.run(["ip", "-json", "-statistics", "link", "show", "in-web"], netns="shop-router").stdout
+    return int(json.loads(told)[0]["stats64"]["rx"]["packets"])
 
 
 def test_no_frame_passes_the_bridge_where_ports_are_not_isolated_any_more(fresh: Tenants) -> None:
@@ -355,5 +391,9 @@ def test_no_frame_passes_the_bridge_where_ports_are_not_isolated_any_more(fresh:
             lambda one: web.frame(wire.ipv4(web.address, web_2.address, UDP, wire.udp(1, 2, one)), to=web_2.mac)
         )
         assert arrived(web_2.tap, {"straight": straight}, web.udp(web_2.address, 2222)) == []
+        # The control: without the rule it would be heard.
+        without = ["nft", "add chain bridge vpcctl bridge-forward { policy accept; }"]
+        fresh.lab.run(without, netns="shop-router")
+        assert arrived(web_2.tap, {"straight": straight}, web.udp(web_2.address, 2222)) == ["straight"]
     finally:
         fresh.wire.vpcctl("repair")

@@ -206,10 +206,14 @@ class Wire:
         """What the namespace's connection tracking knows."""
         return [Tracked(*values) for values in self.tell("flows", netns=netns)]
 
-    def vpcctl(self, *words: str, document: object = None) -> None:
-        """Run a command, with `document` as JSON on its standard input; AssertionError with its words if it fails."""
+    def vpcctl(self, *words: str, document: object = None) -> str:
+        """Run a command, with `document` as JSON on its standard input, and return what it prints.
+
+        AssertionError with its words if it fails.
+        """
         status, told = self.tell("vpcctl", words=words, text=json.dumps(document))
         assert status == 0, f"vpcctl {' '.join(words)}: {told}"
+        return told
 
     def status(self, *words: str, document: object = None) -> int:
         """The exit status of a command, run in the same way."""
