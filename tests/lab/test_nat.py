@@ -345,6 +345,89 @@ def test_a_vpc_gets_its_share_of_ports_toward_one_server_and_no_more(fresh: Tena
         assert share_of(fresh, "twin")["no_port"] == before
 
 
+CALL = """
+import socket, sys
+address, service, *ports = sys.argv[1:]
+for port in ports:
+    with socket.socket() as line:
+        line.settimeout(30)
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        line.bind(("", int(port)))
+        line.connect((address, int(service)))
+        line.sendall(b"hello\\n")
+        answer = line.recv(6)
+        assert answer == b"hello\\n", (port, answer)
+"""
+ANSWER = """
+import socket
+with socket.create_server(("", 22)) as server:
+    print("ready", flush=True)
+    while True:
+        line, _ = server.accept()
+        line.sendall(line.recv(6))
+        line.close()
+"""
+
+
+def calls(tenants: Tenants, netns: str | None, address: str, service: int, *ports: int) -> None:
+    """Connect from each of the ports (0: any) and have a line repeated; an error if one connection fails."""
+    tenants.lab.python(CALL, address, *map(str, (service, *ports)), netns=netns, timeout=300)
+
+
+@pytest.fixture
+def ssh(fresh: Tenants) -> Iterator[None]:
+    """Something on the host's port 22 that repeats what it is told."""
+    process = fresh.lab.popen(["python3", "-c", ANSWER])
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    yield
+    process.terminate()
+    process.wait(10)
+
+
+def test_a_vpc_at_its_limits_takes_nothing_from_the_host_or_from_other_vpcs(fresh: Tenants, ssh: None) -> None:
+    web, twin, far = fresh[WEB], fresh[TWIN], fresh[FAR]
+    same_service = [web.tcp(far.address, 80, source_port=1000 + n)[1](b"same") for n in range(400)]
+    all_services = [web.udp(far.address, 1000 + n, source_port=1000 + n)[1](b"") for n in range(1000)]
+
+    def at_both_limits() -> None:
+        """Return when both limits have dropped more packets."""
+        before, end = share_of(fresh, "shop"), time.monotonic() + 60
+        while True:
+            share = share_of(fresh, "shop")
+            if share["no_port"] > before["no_port"] and share["over_share"] > before["over_share"]:
+                return
+            assert time.monotonic() < end, f"the VPC is not over its share: {share}"
+
+    limits = ("--max-flows", "512", "--max-ports", "64")
+    with limited(fresh, "twin", *limits), limited(fresh, "shop", *limits):
+        far.tap.heard()
+        overdraw(fresh, "shop", "no_port", 300, web.tap, same_service)
+        taken = {source_port(frame) for frame in wire.containing(far.tap.heard(), b"same")}
+        assert 32 <= len(taken) <= 64
+        overdraw(fresh, "shop", "over_share", 400, web.tap, all_services)
+        with web.tap.flooding(*same_service, *all_services, rate=1):
+            at_both_limits()
+            # The host: to the service whose ports the VPC has used up, also from ports that its flows have outside.
+            calls(fresh, None, far.address, 80, 0, 0, *sorted(taken)[:10])
+            fresh.lab.run(["ping", "-n", "-c", "5", "-i", "0.2", "-W", "10", far.address])
+            for station in (FAR, NEAR):
+                calls(fresh, station, str(HOST), 22, 0, 0)
+            # Another VPC with the same limits: flows to that service, and answers.
+            probes = {f"udp {n}": twin.udp(far.address, 80, source_port=3000 + n) for n in range(30)}
+            probes |= {f"tcp {n}": twin.tcp(far.address, 80, source_port=3000 + n) for n in range(30)}
+            probes |= {"ping": twin.echo(far.address)}
+            reached = arrived(far.tap, probes, twin.udp(far.address, 81))
+            assert "ping" in reached
+            # A busy machine may lose a few.
+            assert len(reached) >= 55
+            mark = wire.word()
+            twin.tap.send(twin.udp(far.address, 80, source_port=2999)[1](mark))
+            assert wire.containing(twin.tap.hear(mark), mark), "the other VPC gets no answer"
+            at_both_limits()
+        assert share_of(fresh, "twin")["over_share"] == 0
+
+
 # --- The router's own limit, and the bridge ---------------------------------------------------------------------------
 
 
