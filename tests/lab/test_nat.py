@@ -325,6 +325,10 @@ def test_what_comes_to_published_ports_has_a_share_of_its_own(fresh: Tenants) ->
         # Outward, and for the other VPCs, all is as before.
         assert arrived(near.tap, {"out": pub.udp(near.address, 80)}, pub.udp(near.address, 81)) == ["out"]
         assert arrived(web_2.tap, {"in": near.udp(str(HOST), OWN)}, near.udp(str(HOST), OWN)) == ["in"]
+        # Each direction has the whole limit, so that the VPC has more flows than one of them would allow.
+        flood = [pub.udp(near.address, 1000 + n, source_port=1000 + n)[1](b"") for n in range(3000)]
+        overdraw(fresh, "red", "over_share", 2000, pub.tap, flood)
+        assert 256 + 64 <= share_of(fresh, "red")["flows"] <= 2 * 256
 
 
 def test_a_vpc_gets_its_share_of_ports_toward_one_server_and_no_more(fresh: Tenants) -> None:
