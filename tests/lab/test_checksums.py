@@ -13,6 +13,7 @@ import json
 import socket
 import struct
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -42,6 +43,8 @@ ALLOWED, DENIED = 2222, 53
 # Where the headers begin in a frame, and the addresses.
 NETWORK, TRANSPORT = 14, 34
 SOURCE, DESTINATION = NETWORK + 12, NETWORK + 16
+# An address outside of which the lower half is zero.
+ZEROS = "9.9.0.0"
 # A protocol of nobody (RFC 3692).
 NONE = 253
 INGRESS = [
@@ -62,9 +65,11 @@ class Network(Tenants):
         for vpc, prefix in VPCS.items():
             self._build(vpc, prefix, ("one", "two"))
             self.wire.vpcctl("create-peering", "--vpc1", vpc, "--vpc2", "side")
-            # The sender may send to anybody inside, and one service outside.
+            # The sender may send to anybody inside, to one service outside, and to an address that ends in zeros.
             outside = [{**rule, "destination": f"{INTERNET}/32"} for rule in INGRESS]
-            self.apply(vpc, "one", egress=[{**ALLOW, "destination": "10.0.0.0/8"}, *outside])
+            for destination in ("10.0.0.0/8", f"{ZEROS}/32"):
+                outside.append({**ALLOW, "destination": destination})
+            self.apply(vpc, "one", egress=outside)
         for vpc, subnet in (("side", "side"), *((vpc, "two") for vpc in VPCS)):
             self.apply(vpc, subnet, ingress=INGRESS)
         gateway = self.mac(None, "eth0")
@@ -133,22 +138,22 @@ def segment(ends: tuple[str, str], protocol: int, body: bytes) -> bytes:
     return wire.udp(1111, ALLOWED, body)
 
 
-def told(ends: tuple[str, str], lie: Lie, one: bytes) -> bytes:
+def told(ends: tuple[str, str], lie: Lie, one: bytes, size: int = 64) -> bytes:
     """A segment with which the sum over the packet, as the router passes it on, is the word of the lie."""
-    honest = segment(ends, lie.protocol, one.ljust(64, b"\0"))
+    honest = segment(ends, lie.protocol, one.ljust(size, b"\0"))
     passed = bytes(NETWORK) + ipv4(*ends, lie.protocol, honest, ttl=63)
     wanted, found = ~lie.value & 0xFFFF, ~checksum(passed[lie.start :]) & 0xFFFF
     # The last two bytes of the segment were zero.
     return honest[:-2] + struct.pack("!H", (wanted - found) % 0xFFFF)
 
 
-def lying(network: Network, sender: str, destination: str, lie: Lie, cut: int = 0) -> Probe:
+def lying(network: Network, sender: str, destination: str, lie: Lie, cut: int = 0, size: int = 64) -> Probe:
     """The lie as a probe; in two fragments, the first with `cut` bytes, where that is given."""
     station = network[sender]
     ends = (station.address, destination)
 
     def make(one: bytes) -> list[bytes]:
-        content = told(ends, lie, one)
+        content = told(ends, lie, one, size)
         packets = wire.fragments(*ends, lie.protocol, content, cut, 77) if cut else [ipv4(*ends, lie.protocol, content)]
         return [offloaded(station.frame(packet), lie.start, lie.offset) for packet in packets]
 
@@ -334,6 +339,45 @@ def test_out_of_a_hardened_vpc_goes_what_was_judged(network: Network, card: None
     # The attack works where it is not stopped.
     assert set(arrived(far.tap, outwards(network, "soft"), soft.udp(far.address, ALLOWED))) >= OUTWARDS
     assert set(arrived(far.tap, outwards(network, "hard"), hard.udp(far.address, ALLOWED))) == LEGAL["hard"]
+
+
+# A late change of the destination of which the checksum of the IP header says nothing: (what is judged, the lie, the
+# size of the packet, what leaves).
+UNNOTICED = {
+    "0x0000 and 0xffff are the same in the checksum": (ZEROS, Lie(ICMP, DESTINATION, 2, 0xFFFF), 64, "9.9.255.255"),
+    "the host cuts the packet and writes a new checksum": (
+        str(INTERNET),
+        Lie(ICMP, DESTINATION, 2, 0x0808),
+        1400,
+        "203.0.8.8",
+    ),
+}
+
+
+@pytest.fixture
+def narrow(network: Network) -> Iterator[None]:
+    """A link to the LAN that is narrower than those of the instances."""
+    network.lab.run(["ip", "link", "set", "eth0", "mtu", "1000"])
+    yield
+    network.lab.run(["ip", "link", "set", "eth0", "mtu", "1500"])
+
+
+@pytest.mark.parametrize("case", UNNOTICED)
+@pytest.mark.parametrize("vpc", VPCS)
+def test_a_destination_changes_late_only_out_of_a_vpc_that_is_not_hardened(
+    network: Network, card: None, narrow: None, vpc: str, case: str
+) -> None:
+    judged, lie, size, changed = UNNOTICED[case]
+    sender, far, one, last = network[f"{vpc}-one"], network[FAR], wire.word(), wire.word()
+    mouth, make = lying(network, f"{vpc}-one", judged, lie, size=size)
+    far.tap.heard()
+    mouth.send(*make(one))
+    sender.tap.send(sender.udp(far.address, ALLOWED)[1](last))
+    heard = far.tap.hear(last)
+    assert containing(heard, last)
+    packets = [frame[NETWORK:] for frame in containing(heard, one)]
+    valid = {socket.inet_ntoa(packet[16:20]) for packet in packets if checksum(packet[:20]) == 0}
+    assert valid == ({changed} if vpc == "soft" else set())
 
 
 def large(station: Station, mouth: Tap, destination: str, start: int, count: int) -> Probe:
