@@ -13,10 +13,10 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.rehearsal import Rehearsal
 from vpcctl import bounds, changes, meaning, reconciler, spec, state
 from vpcctl.attachments import attach
 from vpcctl.cli import commands
-from vpcctl.cli.session import Session
 from vpcctl.compiler import compile_vpc
 from vpcctl.compiler.effort import MOST_ELEMENTS, MOST_LEVELS, Effort, TooMuchError
 from vpcctl.compiler.gates import gate
@@ -24,7 +24,6 @@ from vpcctl.compiler.view import View
 from vpcctl.errors import DocumentError, StateError, TooFineError
 from vpcctl.explain import TOO_MUCH, ask, matrix
 from vpcctl.forecast import forecast
-from vpcctl.kernel.fake import FakeKernel
 from vpcctl.model import Vpc, World
 from vpcctl.policy import Direction
 from vpcctl.reach import Reach
@@ -243,26 +242,14 @@ class Impatient(Store):
         return super().locked(patience)
 
 
-class Rehearsal(Session):
-    """A session whose kernel is a dictionary."""
-
-    def __init__(self, directory: Path):
-        self.fake = FakeKernel()
-        super().__init__(str(directory), 0, lambda: self.fake)
-
-    @property
-    def store(self) -> Store:
-        return Impatient(self.state_dir)
-
-
 @pytest.fixture
 def session(tmp_path: Path) -> Rehearsal:
-    made = Rehearsal(tmp_path / "state")
+    made = Rehearsal(tmp_path / "state", make_store=Impatient)
     reconciler.change(made.store, made.fake, lambda state: empty())
     return made
 
 
-def run(session: Session, *words: str) -> Result:
+def run(session: Rehearsal, *words: str) -> Result:
     command = commands.get_command(click.Context(commands), words[0])
     return CliRunner().invoke(command, list(words[1:]), obj=session)
 

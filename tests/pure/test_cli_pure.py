@@ -18,17 +18,17 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.pure.conftest import KernelForbidden
+from tests.rehearsal import Rehearsal
 from tests.story import WEB_POLICY, nothing, policy, told
 from vpcctl import errors, reconciler
 from vpcctl.cli import COMMANDS, commands, main
 from vpcctl.cli.output import counted
-from vpcctl.cli.session import EXIT_STATUSES, Session
+from vpcctl.cli.session import EXIT_STATUSES
 from vpcctl.cli.traffic import reports
 from vpcctl.compiler import compile_vpc
 from vpcctl.kernel.fake import FakeKernel
 from vpcctl.model import World
 from vpcctl.plan import Plan
-from vpcctl.state import Store
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {
@@ -40,18 +40,6 @@ ENVIRONMENT = {
         }
     ]
 }
-
-
-class Rehearsal(Session):
-    """A session whose kernel is a dictionary."""
-
-    def __init__(self, directory: Path, verbosity: int = 0):
-        self.fake = FakeKernel()
-        super().__init__(str(directory), verbosity, lambda: self.fake)
-
-    @property
-    def store(self) -> Store:
-        return Store(self.state_dir)
 
 
 @pytest.fixture
