@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -74,18 +73,6 @@ true
 CLEAR = (
     "for name in /run/netns/shop-* /run/netns/container; do umount $name; umount $name; done; rm -f /run/netns/shop-*"
 )
-
-
-@pytest.fixture(scope="module")
-def empty(module_lab: Lab) -> dict[str, Any]:
-    settle(module_lab)
-    return photograph(module_lab)
-
-
-@pytest.fixture(scope="module")
-def warm(module_lab: Lab, empty: dict[str, Any]) -> Iterator[Warm]:
-    with Warm(module_lab) as run:
-        yield run
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 
 import pytest
 
@@ -58,12 +57,6 @@ LOSSES = {
     "ip neighbour delete 10.0.1.1 dev eth0": "neighbour 10.0.1.1 on eth0 in shop-web",
     "ip neighbour replace 10.0.1.1 lladdr 02:00:00:00:00:99 dev eth0": "neighbour 10.0.1.1 on eth0 in shop-web",
 }
-
-
-@pytest.fixture(scope="module")
-def warm(module_lab: Lab) -> Iterator[Warm]:
-    with Warm(module_lab) as run:
-        yield run
 
 
 @pytest.fixture
