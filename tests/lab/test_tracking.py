@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping
 
 import pytest
 
@@ -243,6 +244,106 @@ def test_flows_that_began_while_the_host_had_no_table_are_translated_when_it_has
     sender[0].send(sender[1](b""))
     tenants.wire.vpcctl("repair")
     assert arrived(far.tap, {"it": sender}, web.udp(str(INTERNET), 9301)) == ["it"]
+
+
+# --- Senders that never pause -----------------------------------------------------------------------------------------
+
+RATE = 2000
+# Source ports of floods, no two alike: an entry of an earlier test would be another test's flow.
+PORTS = itertools.count(6600)
+
+
+@contextlib.contextmanager
+def floods(probes: Mapping[str, Probe]) -> Iterator[dict[str, bytes]]:
+    """Each of the probes is sent over and over meanwhile, RATE times a second at most; their words."""
+    with contextlib.ExitStack() as stack:
+        words = {}
+        for name, (tap, make) in probes.items():
+            words[name] = wire.word()
+            stack.enter_context(tap.flooding(make(words[name]), rate=RATE))
+        yield words
+
+
+def arriving(words: Mapping[str, bytes], gate: Tap, ear: Tap, canary: Probe) -> list[str]:
+    """The floods of which something arrives at `ear` that comes to `gate` after this moment."""
+    _pass(words, gate, 50)
+    # What was on its way is there.
+    assert arrived(ear, {}, canary) == []
+    ear.heard()
+    _pass(words, gate, 200)
+    (tap, make), last = canary, wire.word()
+    tap.send(make(last))
+    frames = ear.hear(last)
+    assert wire.containing(frames, last), "the canary did not arrive, so that silence proves nothing"
+    return [name for name, word in words.items() if wire.containing(frames, word)]
+
+
+def _pass(words: Mapping[str, bytes], gate: Tap, count: int) -> None:
+    """Wait until so many more packets of each flood have come to the gate."""
+    gate.heard()
+    for name, word in words.items():
+        left = count
+        while left > 0:
+            came = wire.containing(gate.hear(word), word)
+            assert came, f"the sender of {name} has stopped"
+            left -= len(came)
+
+
+def test_a_port_is_published_and_unpublished_while_datagrams_come_without_pause(tenants: Tenants) -> None:
+    near, web, web_2, gate = tenants[NEAR], tenants[WEB], tenants[WEB_2], tenants["host"].tap
+    canary, canary_2 = near.udp(str(HOST), CANARY), near.udp(str(HOST), 9601)
+    with (
+        published(tenants, 9601, "udp", "web-2"),
+        floods({"it": near.udp(str(HOST), 9600, source_port=next(PORTS))}) as words,
+    ):
+        assert arriving(words, gate, web.tap, canary) == []
+        with published(tenants, 9600, "udp"):
+            assert arriving(words, gate, web.tap, canary) == ["it"]
+        assert arriving(words, gate, web.tap, canary) == []
+        with published(tenants, 9600, "udp", "web-2"):
+            assert arriving(words, gate, web_2.tap, canary_2) == ["it"]
+            assert arriving(words, gate, web.tap, canary) == []
+        assert arriving(words, gate, web_2.tap, canary_2) == []
+
+
+def test_a_port_is_unpublished_while_a_connection_sends_without_pause(tenants: Tenants) -> None:
+    near, web, web_2, gate = tenants[NEAR], tenants[WEB], tenants[WEB_2], tenants["host"].tap
+    canary, canary_2 = near.udp(str(HOST), CANARY), near.udp(str(HOST), 9611)
+    port, called = next(PORTS), (str(HOST), 9610)
+    data = near.tcp(*called, ACK | PSH, source_port=port, sequence=1001, acknowledged=2001)
+    with published(tenants, 9611, "udp", "web-2"), contextlib.ExitStack() as stack:
+        with published(tenants, 9610, "tcp"):
+            session(near, web, port, called)
+            words = stack.enter_context(floods({"it": data}))
+            assert arriving(words, gate, web.tap, canary) == ["it"]
+        assert arriving(words, gate, web.tap, canary) == []
+        with published(tenants, 9610, "tcp", "web-2"):
+            assert arriving(words, gate, web.tap, canary) == []
+            # Another instance gets no part of a connection, but one that begins.
+            assert arriving(words, gate, web_2.tap, canary_2) == []
+            session(near, web_2, next(PORTS), called)
+
+
+@pytest.mark.parametrize("denied", ["udp", "tcp"])
+@pytest.mark.parametrize("peer", [False, True])
+def test_a_policy_changes_while_all_its_flows_send_without_pause(tenants: Tenants, peer: bool, denied: str) -> None:
+    web, other, gate = tenants[WEB], tenants[APP if peer else DB], tenants.wire.tap("shop-router", "in-web")
+    canary, port = web.udp(other.address, 2222), next(PORTS)
+    rules = {name: {**ALLOW, "protocol": name, "port": to} for name, to in (("udp", 700), ("tcp", 80))}
+    always = {**ALLOW, "protocol": "udp", "port": 2222}
+    flows = {
+        "udp": web.udp(other.address, 700, source_port=port),
+        "tcp": web.tcp(other.address, 80, ACK | PSH, source_port=port, sequence=1001, acknowledged=2001),
+    }
+    with tenants.policy("shop", "web", egress=[*rules.values(), always]):
+        session(web, other, port)
+        with floods(flows) as words:
+            assert arriving(words, gate, other.tap, canary) == ["udp", "tcp"]
+            kept = [name for name in flows if name != denied]
+            tenants.apply("shop", "web", egress=[*map(rules.get, kept), always])
+            assert arriving(words, gate, other.tap, canary) == kept
+            tenants.apply("shop", "web", egress=[*rules.values(), always])
+            assert arriving(words, gate, other.tap, canary) == ["udp", "tcp"]
 
 
 # --- The transit address ----------------------------------------------------------------------------------------------
