@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pytest
 
 from tests.lab import wire
 from tests.lab.tenants import APP, DB, DEAF, FAR, NEAR, UPLINKS, WEB, WEB_2, Station, Tenants
+from tests.lab.traffic import assert_moving, assert_nothing_lost, start_flow, stations
 from tests.lab.wire import ACK, PSH, SYN, Probe, Tap, arrived
 from vpcctl.lab import HOST, INTERNET, Lab
 
@@ -136,6 +139,116 @@ def test_a_deleted_vpc_leaves_no_entry_in_the_host(tenants: Tenants) -> None:
     finally:
         tenants.wire.vpcctl("delete-vpc", "--name", "brief", "--cascade")
     assert [flow for flow in tenants.wire.flows(None) if flow.destination_port == 7200] == []
+
+
+# How an environment gives the address of one instance to another one: (before, after).
+ONE, TWO, SPARE = "10.6.1.2", "10.6.1.3", "10.6.1.9"
+MOVES = {
+    "two addresses are exchanged": {"one": TWO, "two": ONE},
+    "an address goes from one to another": {"one": SPARE, "two": ONE},
+    "an address goes to a new instance": {"one": SPARE, "two": TWO, "new": ONE},
+}
+OWNERS = {"one": ONE, "two": TWO}
+TARGETS = ("move-db", "side-app", FAR)
+CALLS = {"one": 9501, "two": 9502}
+
+
+def moving(owners: Mapping[str, str]) -> dict[str, Any]:
+    """A VPC whose instances have these addresses, and its peer; into it go port 80, a canary and replies."""
+    instances = [{"name": name, "ip": address} for name, address in owners.items()]
+    ingress = [{**ALLOW, "protocol": "udp", "port": [80, 2222]}]
+    calm = [{"name": name, "ip": f"10.6.2.{number}"} for number, name in enumerate(("db", "calm", "quiet"), 2)]
+    publish = [{"protocol": "udp", "port": port, "instance": name, "target_port": 80} for name, port in CALLS.items()]
+    move = {
+        "name": "move",
+        "cidr": "10.6.0.0/16",
+        "subnets": [
+            {"name": "pub", "cidr": "10.6.1.0/24", "type": "public", "instances": instances}
+            | {"policy": {"ingress": ingress}},
+            {"name": "in", "cidr": "10.6.2.0/24", "type": "private", "instances": calm},
+        ],
+        "publish": publish,
+    }
+    app = {"name": "app", "cidr": "10.5.1.0/24", "type": "private"}
+    return {"vpcs": [move, {"name": "side", "cidr": "10.5.0.0/16", "subnets": [app]}], "peerings": [["move", "side"]]}
+
+
+@pytest.mark.parametrize("how", MOVES)
+def test_an_address_that_changes_hands_takes_no_flow_along(tenants: Tenants, how: str) -> None:
+    tenants.wire.vpcctl("apply", "-", document=moving(OWNERS))
+    try:
+        with stations(tenants.lab, "move-calm", "move-quiet") as (calm, quiet):
+            kept = [
+                start_flow("udp", calm, quiet, "10.6.2.4", 5000, "udp", rate=500),
+                start_flow("tcp", calm, quiet, "10.6.2.4", 5000, "tcp", rate=100, push=100),
+            ]
+            assert_moving(kept, time.monotonic())
+            _change_hands(tenants, MOVES[how])
+            assert_moving(kept, time.monotonic())
+            assert_nothing_lost(kept)
+            # The sender did not stand still.
+            assert kept[0].counts()[0].sent > 100
+    finally:
+        tenants.wire.vpcctl("delete-vpc", "--name", "move", "--cascade")
+        tenants.wire.vpcctl("delete-vpc", "--name", "side", "--cascade")
+
+
+def _change_hands(tenants: Tenants, after: Mapping[str, str]) -> None:
+    near, address = tenants[NEAR], {"move-db": "10.6.2.2", "side-app": "10.5.1.2"}
+    servers = {name: _deaf(tenants, name, address[name]) for name in TARGETS[:2]} | {FAR: tenants[FAR]}
+    owners = {name: _deaf(tenants, f"move-{name}", OWNERS[name]) for name in OWNERS}
+    db, ports = servers["move-db"], {}
+    late: dict[str, tuple[str, Probe]] = {}
+    for (owner, station), (target, server) in itertools.product(owners.items(), servers.items()):
+        port = ports[owner, target] = next(PORTS)
+        seen = session(station, server, port)
+        again = server.tcp(*seen, ACK | PSH, source_port=80, sequence=2001, acknowledged=1001)
+        met = translated(*_carried(station.udp(server.address, port, source_port=port), server))
+        back = server.udp(*met, source_port=port)
+        late |= {f"segment of {target} for {owner}": (owner, again), f"answer of {target} for {owner}": (owner, back)}
+    called = {name: near.udp(str(HOST), port, source_port=next(PORTS)) for name, port in CALLS.items()}
+    # All of them work.
+    for owner, probe in (*late.values(), *called.items()):
+        _carried(probe, owners[owner])
+
+    gate = tenants.wire.tap("move-router", "in-db")
+    flood = {name: probe for name, (_, probe) in late.items() if name.endswith("of move-db for one")}
+    assert len(flood) == 2
+    gone = {ports[owner, target] for owner, target in ports if after[owner] != OWNERS[owner]}
+    with floods(flood) as words:
+        assert arriving(words, gate, owners["one"].tap, db.udp(ONE, 2222)) == list(flood)
+        tenants.wire.vpcctl("apply", "-", document=moving(after))
+        left = [flow for router in ("move-router", "side-router", None) for flow in tenants.wire.flows(router)]
+        assert [flow for flow in left if {flow.source_port, flow.destination_port} & gone] == []
+        holders = {name: _deaf(tenants, f"move-{name}", owned) for name, owned in after.items()}
+        for holder in holders.values():
+            canary = db.udp(holder.address, 2222)
+            assert arriving(words, gate, holder.tap, canary) == []
+    for name, holder in holders.items():
+        # An instance that keeps its address keeps its flows.
+        own = [what for what, (owner, _) in late.items() if owner == name and after[name] == OWNERS[name]]
+        probes = {what: probe for what, (_, probe) in late.items()}
+        assert arrived(holder.tap, probes, db.udp(holder.address, 2222)) == own
+    # Nor does the new owner of an address speak in a connection of the old one.
+    for (owner, target), port in ports.items():
+        for holder in holders.values():
+            if port in gone and holder.address == OWNERS[owner]:
+                server = servers[target]
+                inject = holder.tcp(server.address, 80, ACK | PSH, source_port=port, sequence=1001, acknowledged=2001)
+                assert arrived(server.tap, {"injected": inject}, holder.udp(server.address, 1)) == []
+    # A published port follows its instance; a caller that goes on calling comes to nobody else.
+    for name, probe in called.items():
+        for other, holder in holders.items():
+            last = near.udp(str(HOST), CALLS[other]) if other in CALLS else db.udp(holder.address, 2222)
+            assert arrived(holder.tap, {name: probe}, last) == [name] * (name == other)
+
+
+def _deaf(tenants: Tenants, namespace: str, address: str) -> Station:
+    """An instance of the VPCs above as a station; it may be one already."""
+    tenants.lab.run(["nft", "-f", "-"], netns=namespace, input=f"table netdev deaf\ndelete table netdev deaf\n{DEAF}")
+    vpc = namespace.partition("-")[0]
+    subnet = {"10.6.1": "pub", "10.6.2": "in", "10.5.1": "app"}[address.rpartition(".")[0]]
+    return tenants.instance(namespace, vpc, subnet, address)
 
 
 # --- The direction in which a flow began ------------------------------------------------------------------------------
