@@ -6,10 +6,13 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests import nobody
+from tests.lab.machine import photograph, settle
+from tests.lab.warm import Warm
 from vpcctl.errors import VpcctlError
 from vpcctl.lab import Lab
 
@@ -35,6 +38,20 @@ def module_lab() -> Iterator[Lab]:
     """A machine that the tests of a module share; what one leaves behind, the next one finds."""
     with _opened() as machine:
         yield machine
+
+
+@pytest.fixture(scope="module")
+def empty(module_lab: Lab) -> dict[str, Any]:
+    """A picture of the module's machine before the first command."""
+    settle(module_lab)
+    return photograph(module_lab)
+
+
+@pytest.fixture(scope="module")
+def warm(module_lab: Lab, empty: dict[str, Any]) -> Iterator[Warm]:
+    """A process that runs commands on the module's machine, after the picture `empty` was taken."""
+    with Warm(module_lab) as run:
+        yield run
 
 
 @pytest.fixture(scope="session")

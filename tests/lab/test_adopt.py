@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.lab.machine import TWO_VPCS, differences, photograph, settle
+from tests.lab.machine import TWO_VPCS, differences, photograph
 from tests.lab.warm import Ran, Warm
 from vpcctl.lab import STATE_DIR, Lab
 
@@ -36,19 +35,6 @@ MUTATING: dict[str, Any] = {
     "repair": None,
 }
 READING = ("list-vpcs", "show-vpc --name shop", "status", "export", "show-policy --vpc shop")
-
-
-@pytest.fixture(scope="module")
-def empty(module_lab: Lab) -> dict[str, Any]:
-    """The lab's host before the first command."""
-    settle(module_lab)
-    return photograph(module_lab)
-
-
-@pytest.fixture(scope="module")
-def warm(module_lab: Lab, empty: dict[str, Any]) -> Iterator[Warm]:
-    with Warm(module_lab) as run:
-        yield run
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ BASE = {
             publish=[{"protocol": "tcp", "port": 9090, "instance": "web", "target_port": 90}],
         ),
         BILLING,
-        vpc("gone", "10.6.0.0/16", subnet("pub", "10.6.1.0/24", "public"), nat_protocols=["esp"]),
+        vpc("gone", "10.6.0.0/16", subnet("pub", "10.6.1.0/24", "public"), nat_protocols=["esp"], hardened=True),
     ],
     "peerings": [["shop", "billing"]],
 }
@@ -86,6 +86,13 @@ OTHER = {
     ],
     "peerings": [["shop", "billing"], ["fresh", "shop"]],
 }
+
+
+def hardened(name: str, value: bool) -> dict[str, object]:
+    """`BASE` with one VPC hardened or not."""
+    return {**BASE, "vpcs": [{**one, "hardened": value} if one["name"] == name else one for one in BASE["vpcs"]]}
+
+
 # Every mutating command: its words, and its standard input.
 COMMANDS: dict[str, tuple[str, object]] = {
     "create-vpc": ("create-vpc --name fresh --cidr 10.5.0.0/16", None),
@@ -106,6 +113,8 @@ COMMANDS: dict[str, tuple[str, object]] = {
     "create-nat-protocol": ("create-nat-protocol --vpc shop --protocol gre", None),
     "delete-nat-protocol": ("delete-nat-protocol --vpc gone --protocol esp", None),
     "apply": ("apply --prune -", OTHER),
+    "apply, hardened": ("apply -", hardened("billing", True)),
+    "apply, not hardened": ("apply -", hardened("gone", False)),
 }
 
 

@@ -6,7 +6,7 @@ import copy
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -63,12 +63,6 @@ done
 """
 # The tables with their handles: another one after each load.
 TABLES = "nft -a -t list ruleset | grep ^table"
-
-
-@pytest.fixture(scope="module")
-def warm(module_lab: Lab) -> Iterator[Warm]:
-    with Warm(module_lab) as run:
-        yield run
 
 
 @pytest.fixture

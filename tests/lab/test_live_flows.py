@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.lab.machine import apply, run_all, write
-from tests.lab.traffic import Flow, Station, assert_moving, eventually, reaches, silent, start_flow, stations
+from tests.lab.traffic import Flow, Station, assert_moving, assert_nothing_lost, reaches, silent, start_flow, stations
 from vpcctl.lab import HOST, INTERNET, Lab
 
 APP, APP_2, DB, LEDGER = "shop-app", "shop-app-2", "shop-db", "billing-ledger"
@@ -161,22 +161,6 @@ def set_rates(flows: list[Flow], rate: int) -> None:
     """Have all clients send at this rate."""
     for flow in flows:
         flow.client.tell("rate", name=flow.name, rate=rate)
-
-
-def assert_nothing_lost(flows: list[Flow]) -> None:
-    """Every record that was sent has arrived; the senders stop first."""
-    for flow in flows:
-        for station in (flow.client, flow.server):
-            station.tell("rate", name=flow.name, rate=0)
-    for flow in flows:
-        eventually(lambda flow=flow: missing(flow) == (0, 0), 5)
-        assert missing(flow) == (0, 0), f"{flow.name} lost records: {flow.counts()}"
-
-
-def missing(flow: Flow) -> tuple[int, int]:
-    """How many records were sent and have not arrived at the server, at the client."""
-    client, server = flow.counts()
-    return client.sent - server.received, server.sent - client.received
 
 
 @pytest.mark.parametrize("pair", WAYS, indirect=True)

@@ -18,15 +18,15 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.pure.conftest import KernelForbidden
+from tests.rehearsal import Rehearsal
 from tests.story import WEB_POLICY, nothing, policy, told
 from vpcctl import errors
 from vpcctl.cli import COMMANDS, commands, main, vpc_commands
 from vpcctl.cli.output import counted
-from vpcctl.cli.session import EXIT_STATUSES, Session
+from vpcctl.cli.session import EXIT_STATUSES
 from vpcctl.cli.traffic_commands import reports
 from vpcctl.compiler import compile_vpc
 from vpcctl.engine import reconciler
-from vpcctl.engine.state import Store
 from vpcctl.model import network
 from vpcctl.model.network import World
 from vpcctl.resources.fake import FakeKernel
@@ -43,18 +43,6 @@ ENVIRONMENT = {
         }
     ]
 }
-
-
-class Rehearsal(Session):
-    """A session whose kernel is a dictionary."""
-
-    def __init__(self, directory: Path, verbosity: int = 0):
-        self.fake = FakeKernel()
-        super().__init__(str(directory), verbosity, lambda: self.fake)
-
-    @property
-    def store(self) -> Store:
-        return Store(self.state_dir)
 
 
 @pytest.fixture

@@ -66,6 +66,11 @@ def test_each_range_is_drawn_as_often_as_it_has_ports() -> None:
         assert table.walk("nat", {"oifname": "x", "meta l4proto": protocol}).verdict == verdict
 
 
+def serving(ports: set[int]) -> HostPart:
+    """A host that serves on these ports."""
+    return HostPart((), tuple(sorted(ports)))
+
+
 def world(published: set[int]) -> World:
     """Two VPCs that publish the ports, in turn and by TCP, UDP and SCTP in turn."""
     publications = [
@@ -111,30 +116,23 @@ few_ports = st.sets(st.one_of(st.integers(LOW, HIGH), st.sampled_from([LOW, LOW 
 def test_the_host_translates_to_every_port_but_those_that_are_published_or_served(
     published: set[int], reserved: set[int]
 ) -> None:
-    found = members(ranges_of(host_table(world(published), HostPart((), tuple(sorted(reserved))))))
+    found = members(ranges_of(host_table(world(published), serving(reserved))))
     assert found == set(range(LOW, HIGH + 1)) - published - reserved
 
 
 def test_published_ports_are_left_out_even_where_the_host_serves_too_many() -> None:
     """With one served port more, less than half of the range would be left."""
     published, half = {40000}, set(range(LOW, LOW + (HIGH - LOW + 1) // 2))
-    assert (
-        members(ranges_of(host_table(world(published), HostPart((), tuple(sorted(half - {40000}))))))
-        == set(range(LOW, HIGH + 1)) - half
-    )
-    assert (
-        members(ranges_of(host_table(world(published), HostPart((), tuple(sorted(half | {HIGH}))))))
-        == set(range(LOW, HIGH + 1)) - published
-    )
-    assert members(ranges_of(host_table(world(set()), HostPart((), tuple(sorted(half | {HIGH})))))) == set(
-        range(LOW, HIGH + 1)
-    )
+    whole = set(range(LOW, HIGH + 1))
+    assert members(ranges_of(host_table(world(published), serving(half - {40000})))) == whole - half
+    assert members(ranges_of(host_table(world(published), serving(half | {HIGH})))) == whole - published
+    assert members(ranges_of(host_table(world(set()), serving(half | {HIGH})))) == whole
 
 
 def test_of_more_pieces_than_are_worth_their_rules_the_largest_are_used() -> None:
     """100 served ports with a gap of 2 between them, and the rest of the range: 64 pieces, none with a served port."""
     served = set(range(LOW + 2, LOW + 302, 3))
-    found = ranges_of(host_table(world(set()), HostPart((), tuple(sorted(served)))))
+    found = ranges_of(host_table(world(set()), serving(served)))
     assert len(found) == MOST_RANGES
     assert found[-1] == (max(served) + 1, HIGH)
     assert all(high - low == 1 for low, high in found[:-1])
