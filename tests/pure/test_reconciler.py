@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import ipaddress
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from vpcctl.model import operations
 from vpcctl.model.network import DEFAULT_TRANSIT, World
 from vpcctl.resources.fake import FakeKernel
 from vpcctl.resources.kinds import Item, LinkUp, Namespace, Open, Route, Ruleset, Veth
+from vpcctl.resources.plan import Remove
 from vpcctl.resources.protocol import HostFacts
 
 FACTS = HostFacts(ways_out=(("eth0", "0"), ("eth1", "1")))
@@ -289,10 +291,19 @@ def attempts(
         yield made, last
 
 
+def removals(life: Life, before: str, step: Step) -> set[str]:
+    """The calls that remove what belongs to a VPC that goes, or to the host when the last one goes."""
+    record, after = life[before][1].record, step(life[before][1].world)
+    stay = {vpc.name for vpc in after.vpcs} | ({""} if after.vpcs else set())
+    return {f"remove {item}" for scope, items in record.items() if scope not in stay for item in items}
+
+
 @transitions
 def test_a_change_that_fails_at_any_call_leaves_everything_as_it_was(
     anew: Anew, life: Life, before: str, step: Step
 ) -> None:
+    """But a VPC that goes is removed as far as it can be, and the next repair removes the rest."""
+    tearing_down = removals(life, before, step)
     closings = {f"make ruleset of {names.router_namespace(name)}" for name in gone(life[before][1].world, step)}
     for machine, number in attempts(anew, before, step):
         there = machine.objects
@@ -300,6 +311,12 @@ def test_a_change_that_fails_at_any_call_leaves_everything_as_it_was(
         if anew_calls(anew(before), step)[number - 1] in closings:
             # A router that goes and cannot be closed loses its links instead.
             machine.check(machine.change(step).after)
+            continue
+        if anew_calls(anew(before), step)[number - 1] in tearing_down:
+            with pytest.raises(KernelError, match="removal failed: no room"):
+                machine.change(step)
+            machine.repair()
+            machine.check(step(life[before][1].world))
             continue
         with pytest.raises(KernelError, match=r"^no room$"):
             machine.change(step)
@@ -385,16 +402,23 @@ def test_after_a_crash_at_any_call_everything_can_be_destroyed(anew: Anew, befor
 
 @pytest.mark.parametrize("name", ["create VPC one", "peer them", "delete VPC one", "delete everything"])
 def test_a_crash_during_a_rollback_is_repaired_too(anew: Anew, life: Life, name: str) -> None:
+    """And so is one while a VPC is removed."""
     before, step = STEPS[name]
+    calls, tearing_down = anew_calls(anew(before), step), removals(life, before, step)
     for number in range(2, number_of_calls(anew(before), step) + 1, 3):
         machine = anew(before)
         there = machine.objects
         machine.kernel.failures = {number: KernelError("no room"), number + 1: Crash()}
         with contextlib.suppress(KernelError), pytest.raises(Crash):
             machine.change(step)
+        with contextlib.suppress(Crash):  # which is still to come where the last removal failed
+            machine.repair()
         machine.repair()
-        assert machine.objects == there
-        machine.check(life[before][1].world)
+        if calls[number - 1] in tearing_down:
+            machine.check(step(life[before][1].world))
+        else:
+            assert machine.objects == there
+            machine.check(life[before][1].world)
         machine.check_rest()
 
 
@@ -682,6 +706,98 @@ def test_a_vpc_whose_repair_fails_holds_up_no_other_vpc(life: Life) -> None:
         assert machine.state.pending == machine.state.world
         machine.check_destroyed()
         assert machine.state.pending is None
+
+
+# -- teardown ------------------------------------------------------------------------------------------------------
+
+
+class Clinging(Watched):
+    """A kernel that never removes the object with the key `kept`."""
+
+    kept: tuple[str, ...] = ()
+
+    def remove(self, item: Item) -> None:
+        if item.key == self.kept and item.key in self.objects:
+            raise KernelError(f"the kernel keeps {item}")
+        super().remove(item)
+
+
+def clinging(life: Life, key: tuple[str, ...], name: str = FULL) -> Machine:
+    """A machine as it was after the step of that name, whose kernel keeps the object with that key."""
+    kernel, state = life[name]
+    twin = Clinging(boot="boot-1")
+    twin.objects, twin.generations, twin.kept = dict(kernel.objects), dict(kernel.generations), key
+    return Machine(twin, state)
+
+
+def removed_by(life: Life, step: Step) -> list[Item]:
+    """What the plan of that change removes by name."""
+    kernel, state = life[FULL]
+    twin = Machine(kernel.copy(), state)
+    return [one.item for one in twin.change(step).plan.steps if isinstance(one, Remove)]
+
+
+TEARDOWNS = {"delete everything": nothing, "delete VPC one": lambda world: operations.delete_vpc(world, "one", True)}
+
+
+def fell(machine: Machine, item: Item) -> set[tuple[str, ...]]:
+    """What may be left where `item` could not be removed: itself, what is in or on it, and the host's table."""
+    whole = Watched(boot="boot-1")
+    whole.objects = dict(machine.kernel.objects)
+    FakeKernel.remove(whole, item)
+    return machine.kernel.objects.keys() - whole.objects.keys() | {("Ruleset", "None")}
+
+
+@pytest.mark.parametrize("name", TEARDOWNS)
+def test_what_can_be_removed_is_removed_and_a_second_run_finishes(life: Life, name: str) -> None:
+    """Whichever object refuses to go: the failure is told, no other object stays, and nothing new takes its place."""
+    step, tried, stayed = TEARDOWNS[name], 0, 0
+    for item in removed_by(life, step):
+        machine = clinging(life, item.key)
+        goes = step(machine.state.world)
+        with pytest.raises(KernelError, match=r"removal failed: the kernel keeps .*\n.*`vpcctl repair`"):
+            machine.change(step)
+        tried += 1
+        kept = {vpc.name for vpc in goes.vpcs}
+        wanted = {one.key for scope, items in life[FULL][1].record.items() if scope in kept for one in items}
+        assert machine.state.world == goes
+        assert machine.kernel.objects.keys() - wanted <= fell(machine, item) | set(hosts(machine)), item
+        # Nothing that is there is forgotten, nothing passes it, and nobody takes its names.
+        assert machine.kernel.objects.keys() <= {one.key for one in machine.state.items}
+        if item.key in machine.kernel.objects:  # and did not go with its namespace after all
+            stayed += 1
+            with pytest.raises(ConflictError, match="not removed completely"):
+                machine.change(
+                    lambda world: operations.create_vpc(world, "new", ipaddress.IPv4Network("10.200.0.0/16"))
+                )
+            with pytest.raises(KernelError, match="the kernel keeps"):
+                machine.repair()
+        machine.kernel.kept = ()
+        machine.repair()
+        machine.check(goes)
+        machine.check_rest()
+    assert tried > stayed >= 3
+
+
+def hosts(machine: Machine) -> list[tuple[str, ...]]:
+    return [item.key for item in machine.state.record.get("", ())]
+
+
+def test_every_failure_of_a_teardown_is_told(life: Life) -> None:
+    """Two VPCs whose router namespaces stay: both are named at once."""
+
+    class Sticky(Watched):
+        def remove(self, item: Item) -> None:
+            if isinstance(item, Namespace) and item.namespace.endswith("-router"):
+                raise KernelError(f"the kernel keeps {item}")
+            super().remove(item)
+
+    kernel, state = life[FULL]
+    sticky = Sticky(boot="boot-1")
+    sticky.objects = dict(kernel.objects)
+    with pytest.raises(KernelError) as caught:
+        Machine(sticky, state).change(nothing)
+    assert re.findall(r"VPC (\w+): removal failed", str(caught.value)) == ["one", "two"]
 
 
 INSTANCES = ("web", "web-two", "db")

@@ -80,4 +80,4 @@ def in_words(trouble: Mapping[str, VpcctlError]) -> list[str]:
 def _place_in_words(place: str) -> str:
     if instance_of(place):
         return f"instance {instance_of(place)} of VPC {vpc_of(place)}: repair failed, skipped"
-    return f"VPC {place}: repair failed, skipped"
+    return f"VPC {place}: repair failed, skipped" if place else "the host: repair failed, skipped"

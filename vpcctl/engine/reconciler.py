@@ -18,13 +18,13 @@ of the VPC is repaired.
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from vpcctl import names
 from vpcctl.engine import generations, places
-from vpcctl.engine.places import Key, Trouble
+from vpcctl.engine.execution import Difference, Left, Repair, carry_out, leaving, run, shutters_of
+from vpcctl.engine.places import Trouble
 from vpcctl.engine.state import Record, State, Store, Writer
 from vpcctl.engine.sweep import sweep
 from vpcctl.errors import ConflictError, KernelError, StateError, VpcctlError
@@ -32,36 +32,14 @@ from vpcctl.model.host import HostPart
 from vpcctl.model.network import Network, World, uplink_pair
 from vpcctl.resources import plan as plans
 from vpcctl.resources import topology
-from vpcctl.resources.kinds import Item, LinkUp, Namespace, Open, Ruleset, Veth
-from vpcctl.resources.plan import Plan, Remove, Step
-from vpcctl.resources.protocol import Condition, HostFacts, Kernel, Status
+from vpcctl.resources.kinds import Item, Namespace, Ruleset, Veth
+from vpcctl.resources.plan import Plan
+from vpcctl.resources.protocol import HostFacts, Kernel, Status
 
 Transform = Callable[[State], World]
 Report = Callable[[str], None]
 # The names of VPCs, or HOST; None stands for all.
 Scopes = frozenset[str] | None
-# What to take down, by key: for a router's ruleset its links that are up or open, for an instance's namespace its port.
-Shutters = dict[Key, list[Item]]
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """An item that is not as it should be; `condition` says how."""
-
-    item: Item
-    condition: Condition
-
-    def __str__(self) -> str:
-        return self._told("is")
-
-    @property
-    def past(self) -> str:
-        """How the item was before it was repaired."""
-        return self._told("was")
-
-    def _told(self, verb: str) -> str:
-        detail = f": {self.condition.detail}" if self.condition.detail else ""
-        return f"{self.item} {verb} {self.condition.state.value}{detail}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +49,8 @@ class Converged:
     state: State
     differences: list[Difference] = dataclasses.field(default_factory=list)
     trouble: Trouble = dataclasses.field(default_factory=dict)
+    # The scopes that could not be removed completely; they are in trouble, too.
+    left: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +77,7 @@ def change(store: Store, kernel: Kernel, transform: Transform, report: Report = 
                 report(words)
         facts = kernel.facts()
         desired = transform(state)
+        _check_leftovers(state, desired)
         host = _host_part(state, desired, facts)
         loaded = _loaded(state.items)
         snapshot = topology.snapshot(desired, state.state_id, loaded, state.world, host=host)
@@ -114,13 +95,15 @@ def change(store: Store, kernel: Kernel, transform: Transform, report: Report = 
         )
         intent = _intent_saved(writer, state, intent)
         try:
-            run(kernel, plan, _shutters(state.record))
+            left = run(kernel, plan, shutters_of(state.record), leaving(state.record, after))
             _forget(kernel, plan, desired, host, after, facts.local, state)
         except VpcctlError as error:
             _roll_back(writer, kernel, intent, error, trouble)
             raise
         finished = dataclasses.replace(intent, world=desired, host=host, record=after)
-        if not trouble.keys() & set(places.homes(after).values()):
+        if left:
+            finished = _with_leftovers(finished, intent.record, left)
+        elif not trouble.keys() & set(places.homes(after).values()):
             finished = finished.settled
         try:
             writer.save(finished)
@@ -128,6 +111,10 @@ def change(store: Store, kernel: Kernel, transform: Transform, report: Report = 
             raise StateError(
                 f"{error}\nthe change itself is in force; fix the cause, then `vpcctl repair` puts it on record"
             ) from error
+        if left:
+            raise KernelError(
+                f"{_told(left)}\neverything else was removed; fix the cause, then `vpcctl repair` removes the rest"
+            )
         return Outcome(state.world, desired, plan)
 
 
@@ -170,43 +157,6 @@ def examine(state: State, kernel: Kernel, scopes: Iterable[str] | None = None) -
         for item, condition in kernel.observe(items).items()
         if condition.state is not Status.RIGHT
     ]
-
-
-def run(kernel: Kernel, plan: Plan, shutters: Shutters) -> None:
-    """Take every step of `plan`; the first failure ends it.
-
-    Where a router that goes takes no closed ruleset, its links, the `shutters`, are taken down instead.
-    """
-    for step in plan.steps:
-        if isinstance(step, Remove):
-            kernel.remove(step.item)
-        elif isinstance(step.item, Ruleset) and step.item.closed:
-            _close(kernel, step.item, shutters)
-        else:
-            kernel.ensure(step.item)
-
-
-def _close(kernel: Kernel, ruleset: Ruleset, shutters: Shutters) -> None:
-    """Have a router carry nothing: by its closed ruleset, or without its links."""
-    try:
-        kernel.ensure(ruleset)
-    except (ConflictError, KernelError):
-        for item in shutters.get(ruleset.key, ()):
-            kernel.remove(item)
-
-
-def _shutters(record: Record) -> Shutters:
-    """What to take down for each router and each instance (see Shutters)."""
-    items = [item for scope in record.values() for item in scope]
-    found: Shutters = {item.key: [] for item in items if isinstance(item, Ruleset) and item.namespace is not None}
-    pairs = [item for item in items if isinstance(item, Veth) and item.peer_namespace is not None]
-    instances = {(item.namespace, item.name): (Namespace.__name__, str(item.peer_namespace)) for item in pairs}
-    for item in items:
-        if isinstance(item, (Open, LinkUp)):
-            found.get((Ruleset.__name__, str(item.namespace)), []).append(item)
-        if isinstance(item, Open) and (item.namespace, item.link) in instances:
-            found[instances[item.namespace, item.link]] = [item]
-    return found
 
 
 def _forget(
@@ -314,9 +264,12 @@ def _finished(writer: Writer, kernel: Kernel, state: State, report: Report, scop
         report("resuming an interrupted change, or restoring after a reboot")
     try:
         found = _converge(writer, kernel, state, scopes)
-        words = "; ".join(
-            places.in_words({place: one for place, one in found.trouble.items() if places.interrupted(state, place)})
-        )
+        stopped = {
+            place: error
+            for place, error in found.trouble.items()
+            if place not in found.left and places.interrupted(state, place)
+        }
+        words = "; ".join(places.in_words(stopped))
     except (ConflictError, KernelError) as error:
         if not state.unfinished:
             raise
@@ -325,6 +278,33 @@ def _finished(writer: Writer, kernel: Kernel, state: State, report: Report, scop
         return found
     report(f"cannot complete the interrupted change; rolling back: {words}")
     return _converge(writer, kernel, dataclasses.replace(writer.load(), pending=state.world, pending_host=state.host))
+
+
+def _with_leftovers(finished: State, record: Record, left: Left) -> State:
+    """`finished` with what could not be removed still on record, and pending, so that the next command tries again."""
+    kept = {scope: items for scope, items in record.items() if scope in left or scope == topology.HOST}
+    return dataclasses.replace(
+        finished, record={**finished.record, **kept}, pending=finished.world, pending_host=finished.host
+    )
+
+
+def _told(left: Left) -> str:
+    """What could not be removed, a line for each failure."""
+    return "\n".join(
+        f"{f'VPC {scope}' if scope else 'the host'}: removal failed: {error}"
+        for scope, errors in left.items()
+        for error in errors
+    )
+
+
+def _check_leftovers(state: State, desired: World) -> None:
+    """Nothing new is made where the rest of a VPC still has its names and addresses, or the host its settings."""
+    known = {vpc.name for vpc in state.world.vpcs}
+    # What the host has for all VPCs is no leftover as long as there are any.
+    rest = [scope for scope in state.record if scope not in known and not (scope == topology.HOST and known)]
+    if rest and {vpc.name for vpc in desired.vpcs} - known:
+        left = ", ".join(f"VPC {scope}" if scope else "the host's part" for scope in rest)
+        raise ConflictError(f"{left}: not removed completely; run `vpcctl repair` before you create another VPC")
 
 
 def _intent_saved(writer: Writer, state: State, intent: State) -> State:
@@ -355,88 +335,27 @@ def _converge(writer: Writer, kernel: Kernel, state: State, scopes: Scopes = Non
     record = _merged(state.record, after)
     intent = dataclasses.replace(state, boot_id=kernel.boot_id(), pending=desired, pending_host=host, record=record)
     plan, differences = _repair_plan(kernel, intent, after, _guard(state, desired, host, after), scopes)
+    homes, gone = places.homes(after), leaving(intent.record, after)
+    repair = Repair(plan, tuple(differences), homes, gone, shutters_of(intent.record))
     finished = dataclasses.replace(intent, world=desired, host=host, record=after)
     # In a part of them nothing is told of the others, which may still be in trouble.
     if scopes is None or state.pending is None:
         finished = finished.settled
     if not plan and finished == state:
         return Converged(state)
-    homes = places.homes(after)
-    trouble = _check(kernel, plan, homes)
+    trouble = repair.check(kernel)
     intent = writer.save(intent)
-    made = _run_repair(kernel, plan, homes, trouble, _shutters(intent.record))
+    done = carry_out(kernel, repair, trouble)
     if state.unfinished or any(isinstance(step.item, Ruleset) for step in plan.steps):
-        swept = {scope: items for scope, items in after.items() if scope not in trouble}
+        swept = {scope: items for scope, items in after.items() if scope not in done.trouble}
         _forget(kernel, plan, desired, host, swept, facts.local, former=state.world)
-    if trouble:
+    if done.trouble:
         finished = dataclasses.replace(finished, pending=desired, pending_host=host)
+    if done.left:
+        finished = _with_leftovers(finished, intent.record, done.left)
     state = writer.save(dataclasses.replace(finished, serial=intent.serial))
-    return Converged(state, [one for one in differences if one.item.key in made], trouble)
-
-
-def _check(kernel: Kernel, plan: Plan, homes: Mapping[Key, str]) -> Trouble:
-    """What prevents `plan`, by the place of the items concerned.
-
-    A problem that concerns no single VPC or instance is raised.
-    """
-    parts: dict[str, list[Step]] = defaultdict(list)
-    for step in plan.steps:
-        parts[homes.get(step.item.key, topology.HOST)].append(step)
-    trouble: Trouble = {}
-    for place, steps in parts.items():
-        try:
-            kernel.check(Plan(tuple(steps)))
-        except (ConflictError, KernelError) as error:
-            if place == topology.HOST:
-                raise
-            trouble[place] = error
-    # An instance whose whole VPC is in trouble has none of its own.
-    whole = {place for place in trouble if not places.instance_of(place)}
-    return {place: error for place, error in trouble.items() if place in whole or places.vpc_of(place) not in whole}
-
-
-def _run_repair(kernel: Kernel, plan: Plan, homes: Mapping[Key, str], trouble: Trouble, shutters: Shutters) -> set[Key]:
-    """Run the steps of `plan` and return the keys of what was made; a failed VPC or instance is added to `trouble`.
-
-    The remaining steps of that place are skipped.  If a router's ruleset was not loaded, the router's links are taken
-    down; if a step of an instance failed, its port is.  Other failed removals, and failures that concern no single VPC,
-    are raised: then nothing more may be opened.
-    """
-    spaces = {place: key for key, place in homes.items() if key[0] == Namespace.__name__}
-    owners = {key[1]: place for place, key in spaces.items()}
-    lost: set[tuple[str | None, str]] = set()
-    made: set[Key] = set()
-    for step in plan.steps:
-        item, place = step.item, homes.get(step.item.key, topology.HOST)
-        removing = isinstance(step, Remove)
-        if isinstance(item, Ruleset) and item.closed and not removing:
-            _close(kernel, item, shutters)
-            continue
-        # A peering's link needs the other VPC's router too.
-        concerned = {place, places.vpc_of(place), *(owners.get(namespace) for namespace in item.namespaces)}
-        blocked = place != topology.HOST and bool(concerned & trouble.keys())
-        if not blocked and (removing or not lost.intersection(item.needs)):
-            try:
-                (kernel.remove if removing else kernel.ensure)(item)
-                made.update(() if removing else (item.key,))
-                continue
-            except (ConflictError, KernelError) as error:
-                if place == topology.HOST or (removing and not places.instance_of(place)):
-                    raise
-                trouble[place] = _closed(kernel, error, shutters.get(spaces.get(place, ()), ()))
-        if not removing:
-            lost.update(item.links)
-            for link in shutters.get(item.key, ()) if isinstance(item, Ruleset) else ():
-                kernel.remove(link)
-    return made
-
-
-def _closed(kernel: Kernel, error: ConflictError | KernelError, ports: Iterable[Item]) -> VpcctlError:
-    """Take down the `ports` of an instance that failed, and return the error that says so."""
-    ports = list(ports)
-    for port in ports:
-        kernel.remove(port)
-    return type(error)(f"{error}; its port is closed until `vpcctl repair` succeeds") if ports else error
+    repaired = [one for one in repair.differences if one.item.key in done.made]
+    return Converged(state, repaired, done.trouble, frozenset(done.left))
 
 
 def _repair_plan(

@@ -1,0 +1,231 @@
+"""Carry a plan out in the kernel: what a failure stops, what goes on, and what is closed meanwhile.
+
+`run` is for a change: the first failure ends it, and the reconciler rolls back.  `carry_out` is for a repair, of which
+each VPC and each instance is its own part: trouble with one holds up no other.
+
+Both tear down as far as they can.  An object that is to go for good, with its VPC, may refuse; the rest of the VPC is
+removed all the same, and every failure is told.  Only the host's table then stays as it is, because it must know each
+uplink until that is gone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from vpcctl.engine import places
+from vpcctl.engine.places import Key, Trouble
+from vpcctl.engine.state import Record
+from vpcctl.errors import ConflictError, KernelError, VpcctlError
+from vpcctl.resources import topology
+from vpcctl.resources.kinds import Item, Link, LinkUp, Namespace, Open, Ruleset, Veth
+from vpcctl.resources.plan import Plan, Remove, Step
+from vpcctl.resources.protocol import Condition, Kernel
+
+# What to take down, by key: for a router's ruleset its links that are up or open, for an instance's namespace its port.
+Shutters = dict[Key, list[Item]]
+# The scope of each object that goes for good together with its scope.
+Leaving = Mapping[Key, str]
+# What could not be removed, by scope.
+Left = dict[str, list[VpcctlError]]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """An item that is not as it should be; `condition` says how."""
+
+    item: Item
+    condition: Condition
+
+    def __str__(self) -> str:
+        return self._told("is")
+
+    @property
+    def past(self) -> str:
+        """How the item was before it was repaired."""
+        return self._told("was")
+
+    def _told(self, verb: str) -> str:
+        detail = f": {self.condition.detail}" if self.condition.detail else ""
+        return f"{self.item} {verb} {self.condition.state.value}{detail}"
+
+
+# --- A change -----------------------------------------------------------------------------------------------------
+
+
+def leaving(before: Record, after: Record) -> Leaving:
+    """The objects of scopes that are in `before` and not in `after`."""
+    return {item.key: scope for scope, items in before.items() if scope not in after for item in items}
+
+
+def run(kernel: Kernel, plan: Plan, shutters: Shutters, gone: Leaving) -> Left:
+    """Take every step of `plan`.  The first failure is raised, unless the object is one of `gone`.
+
+    Where a router that goes takes no closed ruleset, its links, the `shutters`, are taken down instead.
+    """
+    left: Left = defaultdict(list)
+    for step in plan.steps:
+        item = step.item
+        if _failures(left) and _is_host_table(item):
+            continue
+        if isinstance(step, Remove):
+            if item.key in gone:
+                _remove(kernel, item, left[gone[item.key]])
+            else:
+                kernel.remove(item)
+        elif isinstance(item, Ruleset) and item.closed:
+            _close(kernel, item, shutters)
+        else:
+            kernel.ensure(item)
+    return _failures(left)
+
+
+def _failures(left: Left) -> Left:
+    return {scope: errors for scope, errors in left.items() if errors}
+
+
+def _is_host_table(item: Item) -> bool:
+    return isinstance(item, Ruleset) and item.namespace is None
+
+
+def _remove(kernel: Kernel, item: Item, errors: list[VpcctlError]) -> None:
+    try:
+        kernel.remove(item)
+    except (ConflictError, KernelError) as error:
+        errors.append(error)
+
+
+def _close(kernel: Kernel, ruleset: Ruleset, shutters: Shutters) -> None:
+    """Have a router carry nothing: by its closed ruleset, or without its links."""
+    try:
+        kernel.ensure(ruleset)
+    except (ConflictError, KernelError):
+        for item in shutters.get(ruleset.key, ()):
+            kernel.remove(item)
+
+
+def shutters_of(record: Record) -> Shutters:
+    """What to take down for each router and each instance (see Shutters)."""
+    items = [item for scope in record.values() for item in scope]
+    found: Shutters = {item.key: [] for item in items if isinstance(item, Ruleset) and item.namespace is not None}
+    pairs = [item for item in items if isinstance(item, Veth) and item.peer_namespace is not None]
+    instances = {(item.namespace, item.name): (Namespace.__name__, str(item.peer_namespace)) for item in pairs}
+    for item in items:
+        if isinstance(item, (Open, LinkUp)):
+            found.get((Ruleset.__name__, str(item.namespace)), []).append(item)
+        if isinstance(item, Open) and (item.namespace, item.link) in instances:
+            found[instances[item.namespace, item.link]] = [item]
+    return found
+
+
+# --- A repair -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """All that a repair is, before anything is touched.
+
+    `plan` leads from what was observed, the `differences`, to what is desired.  `homes` has the place of each object,
+    `gone` the scope of each that goes for good, `shutters` what to close where a place fails.
+    """
+
+    plan: Plan
+    differences: tuple[Difference, ...]
+    homes: Mapping[Key, str]
+    gone: Leaving
+    shutters: Shutters
+
+    def place(self, item: Item) -> str:
+        """The place that has trouble if `item` fails; HOST if no single VPC or instance has."""
+        return self.homes.get(item.key, topology.HOST)
+
+    def check(self, kernel: Kernel) -> Trouble:
+        """What prevents the plan, by place.  A problem that concerns no single VPC or instance is raised."""
+        parts: dict[str, list[Step]] = defaultdict(list)
+        for step in self.plan.steps:
+            parts[self.gone.get(step.item.key) or self.place(step.item)].append(step)
+        trouble: Trouble = {}
+        for place, steps in parts.items():
+            try:
+                kernel.check(Plan(tuple(steps)))
+            except (ConflictError, KernelError) as error:
+                if place == topology.HOST:
+                    raise
+                trouble[place] = error
+        # An instance whose whole VPC is in trouble has none of its own.
+        whole = {place for place in trouble if not places.instance_of(place)}
+        return {place: error for place, error in trouble.items() if place in whole or places.vpc_of(place) not in whole}
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a repair got: what was made, which places are in trouble, what could not be removed."""
+
+    trouble: Trouble
+    made: set[Key] = field(default_factory=set)
+    left: Left = field(default_factory=lambda: defaultdict(list))
+    # Links that are not there, because making them failed or was skipped.
+    missing: set[Link] = field(default_factory=set)
+
+
+def carry_out(kernel: Kernel, repair: Repair, trouble: Trouble) -> Progress:
+    """Take the steps of `repair`; places that are in `trouble`, or get into it, are skipped from there on.
+
+    If a router's ruleset was not loaded, the router's links are taken down; if a step of an instance failed, its port
+    is.  Other failed removals, and failures that concern no single VPC, are raised: then nothing more may be opened.
+    """
+    progress = Progress(dict(trouble))
+    spaces = {place: key for key, place in repair.homes.items() if key[0] == Namespace.__name__}
+    owners = {key[1]: place for place, key in spaces.items()}
+    for step in repair.plan.steps:
+        item = step.item
+        if isinstance(step, Remove) and item.key in repair.gone:
+            if not (_is_host_table(item) and _failures(progress.left)):
+                _remove(kernel, item, progress.left[repair.gone[item.key]])
+        elif _is_host_table(item) and _failures(progress.left):
+            continue
+        elif isinstance(item, Ruleset) and item.closed:
+            _close(kernel, item, repair.shutters)
+        else:
+            _take(kernel, repair, step, progress, spaces, owners)
+    progress.left = _failures(progress.left)
+    for scope, errors in progress.left.items():
+        progress.trouble[scope] = KernelError("\n".join(map(str, errors)))
+    return progress
+
+
+def _take(
+    kernel: Kernel,
+    repair: Repair,
+    step: Step,
+    progress: Progress,
+    spaces: Mapping[str, Key],
+    owners: Mapping[str, str],
+) -> None:
+    item, place, removing = step.item, repair.place(step.item), isinstance(step, Remove)
+    # A peering's link needs the other VPC's router too.
+    concerned = {place, places.vpc_of(place), *(owners.get(str(namespace)) for namespace in item.namespaces)}
+    blocked = place != topology.HOST and bool(concerned & progress.trouble.keys())
+    if not blocked and (removing or not progress.missing.intersection(item.needs)):
+        try:
+            (kernel.remove if removing else kernel.ensure)(item)
+            progress.made.update(() if removing else (item.key,))
+            return
+        except (ConflictError, KernelError) as error:
+            if place == topology.HOST or (removing and not places.instance_of(place)):
+                raise
+            ports = repair.shutters.get(spaces[place], ()) if place in spaces else ()
+            progress.trouble[place] = _closed(kernel, error, ports)
+    if not removing:
+        progress.missing.update(item.links)
+        for link in repair.shutters.get(item.key, ()) if isinstance(item, Ruleset) else ():
+            kernel.remove(link)
+
+
+def _closed(kernel: Kernel, error: ConflictError | KernelError, ports: Iterable[Item]) -> VpcctlError:
+    """Take down the `ports` of an instance that failed, and return the error that says so."""
+    ports = list(ports)
+    for port in ports:
+        kernel.remove(port)
+    return type(error)(f"{error}; its port is closed until `vpcctl repair` succeeds") if ports else error
