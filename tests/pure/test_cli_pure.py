@@ -357,9 +357,9 @@ def test_limits_that_are_given_at_creation_are_in_the_rulesets(
         run("apply", str(tmp_path / "small.json"))
     else:
         run("create-vpc", "--name", "small", "--cidr", "10.9.0.0/16", "--max-flows", "160", "--max-ports", "48")
-    texts = {item.namespace: item.text for item in session.fake.objects.values() if isinstance(item, Ruleset)}
-    assert "mod 10 ct count over 16 }" in texts[None]
-    assert ":32768-32815" in texts["small-router"]
+    loaded = {item.namespace: item.text for item in session.fake.objects.values() if isinstance(item, Ruleset)}
+    assert "mod 10 ct count over 16 }" in loaded[None]
+    assert ":32768-32815" in loaded["small-router"]
     exported = json.loads(run("export", "--vpc", "small").stdout)["vpcs"][0]
     assert (exported["max_flows"], exported["max_ports"]) == (160, 48)
 
