@@ -141,9 +141,15 @@ class Detour(Item):
         return f"detour of {self.link} through {self.through} in {where(self.namespace)}"
 
 
+# What a port of a bridge is set to (IFLA_BRPORT_…, include/uapi/linux/if_link.h).
+PORT_FLAGS = {
+    "isolated": 1, "locked": 1, "learning": 0, "unicast_flood": 0, "mcast_flood": 0, "bcast_flood": 0
+}  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Port(Item):
-    """A link as a port of a bridge: isolated and locked, nothing learned, nothing flooded."""
+    """A link as a port of a bridge with PORT_FLAGS: isolated and locked, nothing learned, nothing flooded."""
 
     identity: ClassVar = ("namespace", "name")
     namespace: str
