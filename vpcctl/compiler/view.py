@@ -36,10 +36,6 @@ class View:
         """Each peer with the name of the link to it."""
         return tuple((names.peer_link(peer.name), peer) for peer in self.peers)
 
-    def prefixes(self, version: int) -> list[Network]:
-        """The prefixes of this VPC, of one IP version."""
-        return [prefix for prefix in self.vpc.prefixes if prefix.version == version]
-
     def resolve(self, endpoint: Endpoint, policy: Policy) -> tuple[Network, ...]:
         """The prefixes that `endpoint` means at present; what it names and is not there means none.
 
