@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from vpcctl.analysis import packetset
 from vpcctl.analysis.packetset import Interval
 from vpcctl.analysis.reachability import INTERNET, Reach, Zone
-from vpcctl.compiler.gates import REPLY_TYPE
 from vpcctl.documents.fields import TYPE_NAMES
 from vpcctl.documents.reading import nearest, quote
 from vpcctl.errors import ConflictError, DocumentError
 from vpcctl.model.oracle import subnet_at
 from vpcctl.model.policy import HIGHEST_PORT, ICMP_PROTOCOLS, PORT_PROTOCOLS, PROTOCOLS, Address
+from vpcctl.model.protocols import REPLY_TYPE
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Who may reach whom on what, exactly: the gates and paths of a world as partitions of the packet space.
 
-This is computed from the policies, not from the rulesets, and so is a model beside the compiler; `meaning` judges
+This is computed from the policies, not from the rulesets, and so is a model beside the compiler; `oracle` judges
 both.  A *zone* is what a person would name: a subnet, or the internet.
 """
 
@@ -12,13 +12,12 @@ from dataclasses import dataclass
 
 from vpcctl.analysis import packetset
 from vpcctl.analysis.packetset import Interval, Partition, Space
-from vpcctl.compiler.gates import REPLY_TYPE
-from vpcctl.compiler.translation import TRANSLATED
-from vpcctl.compiler.view import View
 from vpcctl.errors import TooFineError
 from vpcctl.model.host import NO_HOST, Host
 from vpcctl.model.network import NEVER_USABLE, Subnet, Vpc, World
 from vpcctl.model.policy import ICMP, ICMPV6, Action, Direction, Endpoint, Network, Policy, Rule
+from vpcctl.model.protocols import REPLY_TYPE, TRANSLATED
+from vpcctl.model.resolve import Meanings, inside
 
 # What decides where no rule does.
 DEFAULT = "default"
@@ -116,8 +115,9 @@ def gate(
 
 def _gate(world: World, vpc: Vpc, subnet: Subnet, direction: Direction, region: Space) -> GateSpaces:
     rules = subnet.policy.rules(direction) or ()
-    view, policy = View.of(world, vpc.name), subnet.policy
-    meant = functools.cache(lambda endpoint: [packetset.interval(prefix) for prefix in view.resolve(endpoint, policy)])
+    policy = subnet.policy
+    meanings = Meanings(world, vpc, policy)
+    meant = functools.cache(lambda endpoint: [packetset.interval(prefix) for prefix in meanings.prefixes(endpoint)])
     layers = [packetset.product(_ranges(meant, rule), number, packetset.UNDECIDED) for number, rule in enumerate(rules)]
     if region != packetset.EVERYTHING:
         layers = packetset.within(layers, region)
@@ -273,9 +273,9 @@ class Reach:
     def _seen_from(self, home: str, end: int) -> _Outside:
         if (home, end) not in self._outside:
             vpc = self.world.vpc(home)
-            inside = [prefix for one in (vpc, *self.world.peers(home)) for prefix in one.prefixes]
+            near = inside(self.world, vpc)
             lines = [{4: packetset.VERSION_4, 6: packetset.VERSION_6}[version] for version in vpc.versions]
-            beyond = Space.of(lines, None, None, None) - _sources((*inside, *NEVER_USABLE, self.world.transit))
+            beyond = Space.of(lines, None, None, None) - _sources((*near, *NEVER_USABLE, self.world.transit))
             hosts = _sources(self.host.sends if end == packetset.SOURCE else self.host.receives)
             self._outside[home, end] = _Outside(_intervals(beyond - hosts), _intervals(beyond & hosts))
         return self._outside[home, end]

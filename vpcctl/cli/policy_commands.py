@@ -162,7 +162,7 @@ def _loaded(ruleset: Any, namespace: str) -> Any:
 
 def _policy_document(subnet: Subnet, objects: list[dict[str, Any]] | None) -> dict[str, Any]:
     """A subnet's policy for machines; `hits` by direction, the default's last."""
-    from vpcctl.analysis.hit_counts import hits
+    from vpcctl.compiler.hit_counts import hits
     from vpcctl.documents.codec import policy_to_json
     from vpcctl.model.policy import Direction
 
@@ -179,7 +179,7 @@ def _policy_document(subnet: Subnet, objects: list[dict[str, Any]] | None) -> di
 
 
 def _print_policy(subnet: Subnet, objects: list[dict[str, Any]] | None) -> None:
-    from vpcctl.analysis.hit_counts import hits
+    from vpcctl.compiler.hit_counts import hits
     from vpcctl.model.policy import Direction
 
     policy = subnet.policy

@@ -27,10 +27,8 @@ from vpcctl.compiler.nft import ADDRESS_TYPE, ADDRESS_WORD, Chain, Element, NftR
 from vpcctl.compiler.view import View
 from vpcctl.model.network import Subnet
 from vpcctl.model.policy import ICMP, ICMP_PROTOCOLS, ICMPV6, Action, Direction, Policy, Range, Rule
+from vpcctl.model.protocols import REPLY_TYPE
 
-# The type of the reply to each ICMP request that connection tracking knows (net/netfilter/nf_conntrack_proto_icmp.c
-# and …_icmpv6.c: invmap).  Messages of other types are errors or invalid and never begin a flow.
-REPLY_TYPE = {ICMP: {8: 0, 13: 14, 15: 16, 17: 18}, ICMPV6: {128: 129, 139: 140}}
 TYPE_FIELD = {ICMP: ("icmp type", "icmp_type"), ICMPV6: ("icmpv6 type", "icmpv6_type")}
 VERDICTS = {Action.ALLOW: "return", Action.DENY: "drop", Action.REJECT: "goto send-reject"}
 # NF_LOG_PREFIXLEN is 128 with the final zero (include/uapi/linux/netfilter/nf_log.h).

@@ -21,9 +21,9 @@ from vpcctl.analysis.tracking import (
     changed_hands,
     key,
 )
-from vpcctl.compiler.translation import PORTED
 from vpcctl.model.network import NAT_PORTS, Network, Publication, World, uplink_pair
 from vpcctl.model.policy import UDP
+from vpcctl.model.protocols import PORTED
 from vpcctl.resources.kinds import Item, Ruleset
 from vpcctl.resources.protocol import Kernel
 
@@ -107,10 +107,9 @@ def _routers(world: World) -> Mapping[str, int]:
 
 def _newly_published(world: World, before: World) -> Iterator[Selection]:
     """The flows that stand in the way of a port that is published, or served by the host, now; of whatever VPC."""
-    for port in world.reserved:
-        if port not in before.reserved:
-            for protocol in PORTED:
-                yield Selection(protocol=protocol, destination_port=port, of_replies=True)
+    for port in sorted(set(world.reserved).difference(before.reserved)):
+        for protocol in PORTED:
+            yield Selection(protocol=protocol, destination_port=port, of_replies=True)
     known = set(_published(before))
     for item in _published(world):
         if item not in known:
