@@ -235,6 +235,7 @@ def compile(
     from vpcctl.compiler import bounds, compile_vpc
     from vpcctl.documents.binding import attach
     from vpcctl.model.network import World
+    from vpcctl.resources.kinds import next_generation
 
     documents = read_policy_files(files)
     if environment is not None:
@@ -255,8 +256,7 @@ def compile(
     bounds.check(before, world)
     compiled = compile_vpc(world, name, names.tag(owner, name, "ruleset"))
     recorded: Any = loaded.get(("Ruleset", names.router_namespace(name)))
-    generation = 1 if recorded is None else recorded.generation + (recorded.fingerprint != compiled.fingerprint)
-    print_text(compiled.text(generation))
+    print_text(compiled.text(next_generation(recorded, compiled.fingerprint)))
 
 
 def load_environment(file: str) -> World:

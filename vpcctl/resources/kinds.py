@@ -80,6 +80,13 @@ class Ruleset(Item):
         return f"ruleset of {where(self.namespace)}"
 
 
+def next_generation(recorded: Ruleset | None, fingerprint: str) -> int:
+    """The generation of a text with that fingerprint; a text that differs from the one on record gets the next."""
+    if recorded is None:
+        return 1
+    return recorded.generation + (recorded.fingerprint != fingerprint)
+
+
 @dataclass(frozen=True, slots=True)
 class Bridge(Item):
     """A bridge; nobody's multicast is snooped and no spanning tree is spoken."""
