@@ -51,7 +51,6 @@ def _measured(world: World, vpc: Vpc, known: dict) -> tuple[Problem | None, Subn
             try:
                 keep(((view, subnet, direction, gate(view, subnet, direction, effort)),))
             except TooMuchError as error:
-                rule = subnet.policy.rules(direction)[error.rule]
-                file, _, pointer = rule.origin.partition("#")
-                return Problem(file, pointer, str(error)), subnet
+                origin = subnet.policy.rules(direction)[error.rule].origin
+                return Problem(origin.file, origin.pointer, str(error)), subnet
     return None, None

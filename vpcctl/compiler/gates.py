@@ -118,6 +118,8 @@ class _Builder:
         effort: Effort,
     ):
         self._view, self._subnet, self._policy, self._direction, self._rules = view, subnet, policy, direction, rules
+        # The users' lines, as comments.
+        self._lines = [str(rule.origin) for rule in rules]
         self._name, self._effort = f"{direction.value}-{subnet.name}", effort
         self._sets: list[Set] = []
         self._chains: list[Chain] = []
@@ -150,13 +152,10 @@ class _Builder:
                 straight += self._verdicts(self._product(name, one, mirror=False), one.rule, mirror=False)
                 mirrored += self._verdicts(self._product(name, one, mirror=True), one.rule, mirror=True)
         default = VERDICTS[self._policy.default(self._direction)]
-        last = NftRule(f"counter {default}", self._origin("default"))
+        last = NftRule(f"counter {default}", str(self._policy.origin("/default")))
         for name, rules in ((self._name, straight), (f"{self._name}.reply", mirrored)):
             self._chains.append(Chain(name, (*rules, last)))
         return Gate(self._name, f"{self._name}.reply", (*self._limits, *self._sets), tuple(self._chains))
-
-    def _origin(self, what: str) -> str:
-        return f"{self._policy.file}#{self._policy.pointer}/{what}"
 
     def _verdict(self, number: int, rule: Rule) -> str:
         """What a match does."""
@@ -196,7 +195,7 @@ class _Builder:
         limited = shape.rule is not None
         if typed or not mirror:
             elements = tuple(
-                Element(self._element_key(box), "" if limited else box.verdict, self._rules[box.rule].origin)
+                Element(self._element_key(box), "" if limited else box.verdict, self._lines[box.rule])
                 for box in members
             )
             data_type = "" if limited else "verdict"
@@ -244,13 +243,13 @@ class _Builder:
 
     def _verdicts(self, match: str, number: int, mirror: bool) -> list[NftRule]:
         """Plain rules for what no map can hold: a match of everything, a product, or a rate."""
-        rule = self._rules[number]
+        rule, line = self._rules[number], self._lines[number]
         verdict = self._verdict(number, rule)
         if not rule.limit:
-            return [NftRule(f"{match}counter {verdict}", rule.origin)]
+            return [NftRule(f"{match}counter {verdict}", line)]
         # The rate is one of new flows; a flow that passed before and is judged again is not held against it.
-        seen = NftRule(f"{match}ct state established counter {verdict}", rule.origin)
-        new = NftRule(f'{match}ct state new limit name "{self._limit(number)}" counter {verdict}', rule.origin)
+        seen = NftRule(f"{match}ct state established counter {verdict}", line)
+        new = NftRule(f'{match}ct state new limit name "{self._limit(number)}" counter {verdict}', line)
         return [seen] if mirror else [seen, new]
 
     def _limit(self, number: int) -> str:
@@ -313,7 +312,7 @@ def _logging(name: str, vpc: str, rule: Rule) -> Chain:
     The log goes to a netlink group: the kernel's own log is silent in namespaces (net.netfilter.nf_log_all_netns).
     """
     head = f"vpcctl {vpc} {rule.action.value} "
-    prefix = head + comment_text(rule.origin)[-(LOG_PREFIX_LIMIT - len(head)) :]
+    prefix = head + comment_text(str(rule.origin))[-(LOG_PREFIX_LIMIT - len(head)) :]
     return Chain(
         name, (NftRule(f'ct state new log prefix "{prefix}" group {LOG_GROUP}'), NftRule(VERDICTS[rule.action]))
     )

@@ -31,8 +31,8 @@ def hits(objects: Iterable[dict[str, Any]], policy: Policy, subnet: str, directi
     for gate, comment, packets in _counters(objects):
         if gate == wanted:
             found[comment] += packets
-    origins = [rule.origin for rule in rules] + [f"{policy.file}#{policy.pointer}/{DEFAULT}"]
-    return [found[comment_text(origin)] for origin in origins]
+    origins = [rule.origin for rule in rules] + [policy.origin(f"/{DEFAULT}")]
+    return [found[comment_text(str(origin))] for origin in origins]
 
 
 def _counters(objects: Iterable[dict[str, Any]]) -> Iterator[tuple[str, str, int]]:

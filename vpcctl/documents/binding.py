@@ -10,7 +10,7 @@ from vpcctl.documents.policies import MOST_PREFIXES, PolicyDocument
 from vpcctl.documents.reading import nearest
 from vpcctl.errors import DocumentError, Problem
 from vpcctl.model.network import Subnet, Vpc, World
-from vpcctl.model.policy import Direction, Endpoint, Policy
+from vpcctl.model.policy import Direction, Endpoint, Origin, Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ def attach(
                 other.policy.file,
                 other.policy.pointer,
                 f"subnet {other.subnet} of VPC {other.vpc} has a policy in this command already, at"
-                f" {one.policy.file}#{one.policy.pointer}; keep one",
+                f" {one.policy.origin()}; keep one",
             )
         )
     for attachment in attachments:
@@ -158,7 +158,7 @@ def _endpoints(policy: Policy) -> Iterator[tuple[str, Endpoint]]:
     """Every endpoint of the policy with its pointer."""
     for direction in Direction:
         for rule in policy.rules(direction) or ():
-            pointer = rule.origin.partition("#")[2]
+            pointer = rule.origin.pointer
             for field, endpoints in (("source", rule.sources), ("destination", rule.destinations)):
                 for number, endpoint in enumerate(endpoints or ()):
                     yield f"{pointer}/{field}" + (f"/{number}" if len(endpoints or ()) > 1 else ""), endpoint
@@ -170,13 +170,14 @@ def _warnings(world: World, attachment: Attachment) -> Iterator[str]:
     for direction in Direction:
         if policy.rules(direction) is not None and direction not in dict(policy.defaults):
             yield (
-                f"{policy.file}#{policy.pointer}: {direction.value} of {attachment.vpc}/{attachment.subnet}"
+                f"{policy.origin()}: {direction.value} of {attachment.vpc}/{attachment.subnet}"
                 ' denies what no rule matches (implied; say it with "default")'
             )
     peers = {peer.name for peer in world.peers(vpc.name)} | {vpc.name}
     for place, endpoint in _endpoints(policy):
         if endpoint.kind == "vpc" and endpoint.name not in peers:
-            yield f"{policy.file}#{place}: {endpoint} matches nothing until {vpc.name} and {endpoint.name} are peered"
+            line = Origin(policy.file, place)
+            yield f"{line}: {endpoint} matches nothing until {vpc.name} and {endpoint.name} are peered"
     yield from _outside(vpc, attachment)
 
 

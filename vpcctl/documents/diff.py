@@ -10,7 +10,7 @@ from typing import Any
 from vpcctl.documents.codec import policy_to_json
 from vpcctl.errors import VpcctlError
 from vpcctl.model.network import DEFAULT_MAX_FLOWS, DEFAULT_MAX_PORTS, Instance, Peering, Subnet, Vpc, World
-from vpcctl.model.policy import PROTOCOL_NAMES, Policy, Rule
+from vpcctl.model.policy import NOWHERE, PROTOCOL_NAMES, Policy, Rule
 
 
 def merged(present: World, wanted: World, peerings: tuple[Peering, ...], prune: bool) -> World:
@@ -144,7 +144,7 @@ def same_words(one: Policy, other: Policy | None) -> bool:
 
 def _bare(policy: Policy) -> Policy:
     def rules(found: tuple[Rule, ...] | None) -> tuple[Rule, ...] | None:
-        return found and tuple(dataclasses.replace(rule, origin="") for rule in found)
+        return found and tuple(dataclasses.replace(rule, origin=NOWHERE) for rule in found)
 
     return dataclasses.replace(policy, ingress=rules(policy.ingress), egress=rules(policy.egress), file="", pointer="")
 

@@ -141,8 +141,8 @@ def _gate(world: World, vpc: Vpc, subnet: Subnet, direction: Direction, flow: Fl
         return Stage(name, Action.ALLOW, "no policy")
     for rule in policy.rules(direction) or ():
         if _matches(world, vpc, policy, rule, flow):
-            return Stage(name, rule.action, rule.origin)
-    return Stage(name, policy.default(direction), policy.default_origin(direction))
+            return Stage(name, rule.action, str(rule.origin))
+    return Stage(name, policy.default(direction), str(policy.default_origin(direction)))
 
 
 def _matches(world: World, vpc: Vpc, policy: Policy, rule: Rule, flow: Flow) -> bool:
