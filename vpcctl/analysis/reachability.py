@@ -7,12 +7,14 @@ both.  A *zone* is what a person would name: a subnet, or the internet.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from vpcctl.analysis import packetset
 from vpcctl.analysis.packetset import Interval, Partition, Space
 from vpcctl.errors import TooFineError
+from vpcctl.model.difference import differing
 from vpcctl.model.host import NO_HOST, Host
 from vpcctl.model.network import NEVER_USABLE, Subnet, Vpc, World
 from vpcctl.model.policy import ICMP, ICMPV6, Action, Direction, Endpoint, Network, Policy, Rule
@@ -324,11 +326,14 @@ class Change:
 
 def changes(before: Reach, after: Reach) -> Iterator[Change]:
     """Every pair of zones between which the traffic that passes differs."""
+    if before.world is after.world and before.host == after.host:
+        return
+    likeness = _Likeness(before, after)
     keys = {
         (source.key, destination.key): (source, destination)
         for reach in (before, after)
         for source, destination in reach.pairs()
-        if not _same(before, after, source, destination)
+        if not likeness.between(source, destination)
     }
     for source, destination in keys.values():
         old, new = (_allowed_in(reach, source, destination) for reach in (before, after))
@@ -342,30 +347,57 @@ def _allowed_in(reach: Reach, source: Zone, destination: Zone) -> Space:
     return reach.allowed(reach.zones[source.key], reach.zones[destination.key])
 
 
-def _same(before: Reach, after: Reach, source: Zone, destination: Zone) -> bool:
-    """Is it plain, without computing any gate, that nothing differs between two zones?"""
-    if before.world is after.world and before.host == after.host:
-        return True
-    if (before.world.transit, before.host) != (after.world.transit, after.host):
-        return False
-    involved = {zone.vpc for zone in (source, destination) if zone.vpc is not None}
-    for name in involved:
-        found = [[vpc for vpc in reach.world.vpcs if vpc.name == name] for reach in (before, after)]
+# What does not change what passes: fields of the world besides its VPCs, of a VPC besides its subnets, of a subnet
+# besides its policy, and of a peer.
+_BESIDE = {"vpcs", "peerings", "opened", "reserved"}
+_OF_VPC = {"subnets", "index", "max_flows", "max_ports", "hardened"}
+_OF_SUBNET = {"policy", "released"}
+_OF_PEER = _OF_VPC | {"publications", "sets", "nat_protocols"}
+
+
+class _Likeness:
+    """Where it is plain, without computing any gate, that nothing differs between two worlds; each answer kept."""
+
+    def __init__(self, before: Reach, after: Reach):
+        self._worlds = before.world, after.world
+        self._whole = before.host == after.host and not differing(before.world, after.world) - _BESIDE
+        self._vpcs: dict[str, bool] = {}
+        self._policies: dict[tuple[str, str], bool] = {}
+
+    def between(self, source: Zone, destination: Zone) -> bool:
+        """Is the traffic between two zones plainly the same?"""
+        if not self._whole:
+            return False
+        zones = [(zone.vpc, str(zone.subnet)) for zone in (source, destination) if zone.vpc is not None]
+        return all(self._of_vpc(vpc) for vpc, _ in zones) and all(self._of_policy(*zone) for zone in zones)
+
+    def _of_vpc(self, name: str) -> bool:
+        if name not in self._vpcs:
+            self._vpcs[name] = self._compared(name)
+        return self._vpcs[name]
+
+    def _compared(self, name: str) -> bool:
+        found = [[vpc for vpc in world.vpcs if vpc.name == name] for world in self._worlds]
         if not all(found):
             return False
         one, other = found[0][0], found[1][0]
-        peers = [{peer.name: peer.prefixes for peer in reach.world.peers(name)} for reach in (before, after)]
-        if peers[0] != peers[1] or one.prefixes != other.prefixes:
-            return False
-        if (one.publications, one.sets) != (other.publications, other.sets):
+        if differing(one, other) - _OF_VPC:
             return False
         # Names in policies may mean other addresses where subnets or instances came or went.
-        if [(s.name, s.prefixes, s.reaches_internet, s.instances) for s in one.subnets] != [
-            (s.name, s.prefixes, s.reaches_internet, s.instances) for s in other.subnets
-        ]:
+        if not _alike(one.subnets, other.subnets, _OF_SUBNET):
             return False
-    return all(_policy(before, zone) == _policy(after, zone) for zone in (source, destination))
+        peers = [sorted(world.peers(name), key=lambda peer: peer.name) for world in self._worlds]
+        return _alike(*peers, _OF_PEER)
+
+    def _of_policy(self, vpc: str, subnet: str) -> bool:
+        if (vpc, subnet) not in self._policies:
+            one, other = (world.vpc(vpc).subnet(subnet).policy for world in self._worlds)
+            self._policies[vpc, subnet] = one == other
+        return self._policies[vpc, subnet]
 
 
-def _policy(reach: Reach, zone: Zone) -> Policy | None:
-    return None if zone.vpc is None else reach.world.vpc(zone.vpc).subnet(str(zone.subnet)).policy
+def _alike(ones: Sequence[Any], others: Sequence[Any], beside: set[str]) -> bool:
+    """Are two sequences of values the same, apart from the fields `beside`?"""
+    if len(ones) != len(others):
+        return False
+    return not any(differing(*pair) - beside for pair in zip(ones, others, strict=True))

@@ -6,6 +6,7 @@ import ipaddress
 from dataclasses import dataclass
 
 from vpcctl import names
+from vpcctl.model.difference import differing
 from vpcctl.model.network import Address, Network, Subnet, Vpc, World, uplink_pair
 from vpcctl.model.policy import Endpoint, Policy
 
@@ -67,14 +68,18 @@ class View:
         return tuple(prefix for version in (4, 6) for prefix in complement(inside, version))
 
 
+# What the ruleset of a VPC does not depend on: fields of the world (the VPC and its peers are looked at by themselves),
+# and fields of a peer.
+_BESIDE = {"vpcs", "peerings", "opened", "reserved"}
+_OF_PEER = {"index", "subnets", "publications", "sets", "max_flows", "max_ports", "nat_protocols", "hardened"}
+
+
 def looks_alike(before: World, world: World, vpc: Vpc) -> bool:
     """Is all that the compiler sees of `vpc` the same in both worlds?"""
-    return (
-        before.transit == world.transit
-        and vpc in before.vpcs
-        and [(peer.name, peer.prefixes) for peer in before.peers(vpc.name)]
-        == [(peer.name, peer.prefixes) for peer in world.peers(vpc.name)]
-    )
+    if differing(before, world) - _BESIDE or vpc not in before.vpcs:
+        return False
+    old, new = before.peers(vpc.name), world.peers(vpc.name)
+    return len(old) == len(new) and not any(differing(*pair) - _OF_PEER for pair in zip(old, new, strict=True))
 
 
 def complement(prefixes: list[Network], version: int) -> list[Network]:
