@@ -216,7 +216,11 @@ class Reach:
     def _may_meet(self, source: Zone, destination: Zone) -> bool:
         if source.vpc is None or destination.vpc is None:
             return source.vpc is not destination.vpc
-        return source.vpc == destination.vpc or destination.vpc in {p.name for p in self.world.peers(source.vpc)}
+        return source.vpc == destination.vpc or destination.vpc in self._peers[source.vpc]
+
+    @functools.cached_property
+    def _peers(self) -> dict[str, frozenset[str]]:
+        return {vpc.name: frozenset(peer.name for peer in self.world.peers(vpc.name)) for vpc in self.world.vpcs}
 
     def path(self, source: Zone, destination: Zone) -> tuple[Action, str]:
         """Does the topology carry anything from one zone to the other, and why (not)?"""
@@ -377,11 +381,8 @@ class _Likeness:
         return self._vpcs[name]
 
     def _compared(self, name: str) -> bool:
-        found = [[vpc for vpc in world.vpcs if vpc.name == name] for world in self._worlds]
-        if not all(found):
-            return False
-        one, other = found[0][0], found[1][0]
-        if differing(one, other) - _OF_VPC:
+        one, other = (world.vpcs_by_name.get(name) for world in self._worlds)
+        if one is None or other is None or differing(one, other) - _OF_VPC:
             return False
         # Names in policies may mean other addresses where subnets or instances came or went.
         if not _alike(one.subnets, other.subnets, _OF_SUBNET):

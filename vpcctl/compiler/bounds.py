@@ -28,14 +28,15 @@ def check(before: World, after: World) -> None:
 def _problem(before: World, after: World, vpc: Vpc) -> Problem | None:
     if looks_alike(before, after, vpc):
         return None
-    known = {subnet.name: subnet.policy for one in before.vpcs if one.name == vpc.name for subnet in one.subnets}
+    was = before.vpcs_by_name.get(vpc.name)
+    known = {subnet.name: subnet.policy for subnet in was.subnets} if was else {}
     problem, subnet = _measured(after, vpc, known)
     if problem is None or subnet is None:
         return None
     if subnet.policy != known.get(subnet.name):
         return problem
     # The VPC exceeded a bound before: do not block other changes.
-    if any(_measured(before, one, {})[0] is not None for one in before.vpcs if one.name == vpc.name):
+    if was is not None and _measured(before, was, {})[0] is not None:
         return None
     why = "this policy did not change, but names in it would match more, or other policies of the VPC would need more"
     words = f"{problem.message}; {why}"

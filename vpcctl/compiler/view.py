@@ -48,14 +48,11 @@ class View:
             case "set":
                 return {**dict(self.vpc.sets), **dict(policy.sets)}.get(endpoint.name, ())
             case "subnet":
-                return next((subnet.prefixes for subnet in self.vpc.subnets if subnet.name == endpoint.name), ())
+                subnet = self.vpc.subnets_by_name.get(str(endpoint.name))
+                return subnet.prefixes if subnet else ()
             case "instance":
-                return tuple(
-                    _single(address)
-                    for instance in self.vpc.instances
-                    if instance.name == endpoint.name
-                    for address in instance.addresses
-                )
+                instance = self.vpc.instances_by_name.get(str(endpoint.name))
+                return tuple(map(_single, instance.addresses)) if instance else ()
             case "vpc":
                 return next((vpc.prefixes for vpc in (self.vpc, *self.peers) if vpc.name == endpoint.name), ())
             case "internet":
@@ -76,7 +73,7 @@ _OF_PEER = {"index", "subnets", "publications", "sets", "max_flows", "max_ports"
 
 def looks_alike(before: World, world: World, vpc: Vpc) -> bool:
     """Is all that the compiler sees of `vpc` the same in both worlds?"""
-    if differing(before, world) - _BESIDE or vpc not in before.vpcs:
+    if differing(before, world) - _BESIDE or before.vpcs_by_name.get(vpc.name) != vpc:
         return False
     old, new = before.peers(vpc.name), world.peers(vpc.name)
     return len(old) == len(new) and not any(differing(*pair) - _OF_PEER for pair in zip(old, new, strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from vpcctl.documents.policies import MOST_PREFIXES, PolicyDocument
@@ -107,15 +107,15 @@ def _is(subnet: Subnet, wanted: str) -> bool:
 def _names(world: World, attachment: Attachment) -> Iterator[Problem]:
     """Endpoints that name nothing."""
     vpc = world.vpc(attachment.vpc)
-    known = {
-        "subnet": sorted(subnet.name for subnet in vpc.subnets),
-        "instance": sorted(instance.name for instance in vpc.instances),
-        "vpc": sorted(one.name for one in world.vpcs),
-        "set": sorted({name for name, _ in (*vpc.sets, *attachment.policy.sets)}),
+    known: dict[str, Collection[str]] = {
+        "subnet": vpc.subnets_by_name,
+        "instance": vpc.instances_by_name,
+        "vpc": world.vpcs_by_name,
+        "set": {name for name, _ in (*vpc.sets, *attachment.policy.sets)},
     }
     for place, endpoint in _endpoints(attachment.policy):
         if endpoint.name is not None and endpoint.name not in known[endpoint.kind]:
-            there = known[endpoint.kind]
+            there = sorted(known[endpoint.kind])
             hint = nearest(endpoint.name, there) if there else "there is none"
             words = f"{endpoint} names nothing: no {endpoint.kind} {endpoint.name!r} is known here; {hint}"
             expected = "the name of an existing subnet, instance, VPC or set is expected"
@@ -196,5 +196,6 @@ def _own_prefixes(vpc: Vpc, endpoint: Endpoint) -> list:
     if endpoint.kind == "prefix":
         return [endpoint.prefix]
     if endpoint.kind == "subnet":
-        return [prefix for subnet in vpc.subnets if subnet.name == endpoint.name for prefix in subnet.prefixes]
+        subnet = vpc.subnets_by_name.get(str(endpoint.name))
+        return list(subnet.prefixes) if subnet else []
     return []

@@ -23,7 +23,7 @@ class Meanings:
         self._named: dict[tuple[str, str | None], Sequence[Network]] = {("internet", None): outside(world, vpc)}
         self._named |= {("vpc", one.name): one.prefixes for one in seen}
         self._named |= {("subnet", subnet.name): subnet.prefixes for subnet in vpc.subnets}
-        self._instances = {instance.name: instance for instance in vpc.instances}
+        self._instances = vpc.instances_by_name
         # A policy's own set hides the VPC's of the same name.
         self._named |= {("set", name): prefixes for name, prefixes in (*vpc.sets, *policy.sets)}
 
