@@ -1,4 +1,4 @@
-"""The tables of docs/policy.md, generated from the schema, so that there is no second truth."""
+"""The tables of docs/policy.md, generated from the schema, so that they cannot differ from it."""
 
 from __future__ import annotations
 

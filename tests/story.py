@@ -61,7 +61,7 @@ STORY: tuple[tuple[str, Step], ...] = (
     ("harden VPC one", harden("one")),
     ("clear the policy", lambda world: operations.clear_policy(world, "one", "web")),
     ("take the published port back", lambda world: operations.unpublish_port(world, "one", TCP, 8080)),
-    ("harden VPC one no more", harden("one", False)),
+    ("VPC one is no longer hardened", harden("one", False)),
     ("delete db", lambda world: operations.delete_subnet(world, "one", "db", False)),
     ("separate them", lambda world: operations.delete_peering(world, "one", "two")),
     ("delete VPC one", lambda world: operations.delete_vpc(world, "one", True)),

@@ -46,9 +46,9 @@ def services(words: Iterable[str], carried: Space = EVERYTHING) -> Space:
 
 
 def _listed_service(word: str, everything: Space) -> Space:
-    base, but, rest = word.partition(" but ")
+    base, excepted, rest = word.partition(" except ")
     if base == "any":
-        return everything - _union(map(_service, rest.split(", "))) if but else everything
+        return everything - _union(map(_service, rest.split(", "))) if excepted else everything
     return _service(word)
 
 
@@ -73,8 +73,8 @@ def _places(word: str, zone: Zone, reach: Reach, inner: str, home: str | None, e
     """
     name, whole = zone.name(home), _sources(reach.addresses(zone, inner, end))
     kept = _sources(reach.kept(inner, end)) if zone.vpc is None else NOTHING
-    base, but, rest = word.partition(" but ")
-    if but:
+    base, excepted, rest = word.partition(" except ")
+    if excepted:
         assert base == name, word
         missing = _union(_place(text, zone, reach, home) for text in rest.split(", ")) - kept
         assert missing, f"{word} takes nothing away"

@@ -8,7 +8,7 @@
     │   └── GoneError    5   the same: what is needed is gone
     ├── StateError       6   the administrator of the state file: locked, damaged or newer
     ├── PrivilegeError  77   whoever started the command: it lacks a capability
-    └── CommandError   127   whoever named the program that `exec` runs: there is none such (126: it cannot be run)
+    └── CommandError   127   whoever named the program that `exec` runs: not found (126: it cannot be run)
 
 The number is the exit status of the command.  Libraries' exceptions are translated into these at the edge
 (``raise … from error``); an exception outside the tree that reaches a user is a defect.

@@ -52,9 +52,9 @@ ENVIRONMENT = {
 # The texts that a checkout compiles for the environment.
 COMPILE = """
 import json, sys
-from vpcctl import spec
+from vpcctl.documents.environment import read_environment
 from vpcctl.compiler import compile_host, compile_vpc
-world = spec.read_environment(json.load(sys.stdin), "bench.json", lambda path: ({}, path))
+world = read_environment(json.load(sys.stdin), "bench.json", lambda path: ({}, path))
 print(json.dumps([compile_vpc(world, "bench", "bench").text(1), compile_host(world, "bench").text(1)]))
 """
 

@@ -85,7 +85,7 @@ def measure(count: int) -> None:
     state = store.load()
     left = timed("examined", lambda: with_kernel(lambda one: reconciler.examine(state, one)), count)
     timed("removed", lambda: with_kernel(lambda one: reconciler.change(store, one, lambda _: World())), count)
-    print(f"{len(found)} objects were mended; {len(left)} differ afterwards")
+    print(f"{len(found)} objects were repaired; {len(left)} differ afterwards")
     if left or not found:
         raise SystemExit("the restoration is not whole")
 

@@ -6,10 +6,13 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests import nobody
+from tests.lab.machine import photograph, settle
+from tests.lab.warm import Warm
 from vpcctl.errors import VpcctlError
 from vpcctl.lab import Lab
 
@@ -37,13 +40,27 @@ def module_lab() -> Iterator[Lab]:
         yield machine
 
 
+@pytest.fixture(scope="module")
+def empty(module_lab: Lab) -> dict[str, Any]:
+    """A picture of the module's machine before the first command."""
+    settle(module_lab)
+    return photograph(module_lab)
+
+
+@pytest.fixture(scope="module")
+def warm(module_lab: Lab, empty: dict[str, Any]) -> Iterator[Warm]:
+    """A process that runs commands on the module's machine, after the picture `empty` was taken."""
+    with Warm(module_lab) as run:
+        yield run
+
+
 @pytest.fixture(scope="session")
 def nobodys_python() -> Iterator[list[str]]:
     """What to put before the arguments of a Python that nobody runs."""
     with nobody.packages() as source:
         words = nobody.words(source)
         if subprocess.run([*words, "-c", "import vpcctl"], capture_output=True, cwd="/").returncode:
-            pytest.skip(f"there is no user but this one, or nobody else may use {nobody.PYTHON}")
+            pytest.skip(f"no other user exists, or nobody else may use {nobody.PYTHON}")
         yield words
 
 

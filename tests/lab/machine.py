@@ -133,7 +133,7 @@ def try_all(
 
 
 def state_file(lab: Lab) -> str:
-    """The state file's content; empty if there is none."""
+    """The state file's content; empty if it does not exist."""
     return lab.run(["cat", f"{STATE_DIR}/state.json"], check=False).stdout
 
 

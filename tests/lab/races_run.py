@@ -23,8 +23,7 @@ from vpcctl.kernel import links
 from vpcctl.kernel.linux import LinuxKernel
 from vpcctl.kernel.namespaces import entered
 from vpcctl.resources import topology
-from vpcctl.resources.kinds import Item, Namespace, Ruleset, Setting
-from vpcctl.resources.plan import RANK
+from vpcctl.resources.kinds import RANK, Item, Namespace, Ruleset, Setting
 
 VPC, INSTANCE = "two", "api"
 ROUTER, INSIDE = names.router_namespace(VPC), names.instance_namespace(VPC, INSTANCE)

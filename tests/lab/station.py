@@ -32,7 +32,7 @@ class End:
         self.words = words
         self.rate = words["rate"]
         self.sent = self.received = self.highest = 0
-        self.last = self.begun = 0.0
+        self.last = self.started = 0.0
         self.due = 0
 
     def took(self, record: bytes) -> None:
@@ -42,11 +42,11 @@ class End:
         self.last = max(self.last, sent)
 
     def tick(self, now: float) -> None:
-        """Send what is due by now; after a pause no more than a tenth of a second's worth is made up for."""
+        """Send what is due by now; after a pause at most a tenth of a second's worth is made up for."""
         if not self.rate or not self.ready():
             return
-        self.begun = self.begun or now
-        due = int((now - self.begun) * self.rate) - self.due
+        self.started = self.started or now
+        due = int((now - self.started) * self.rate) - self.due
         for _ in range(min(due, max(self.rate // 10, 1))):
             if not self.send():
                 return
@@ -253,7 +253,7 @@ class Program:
 
     def rate(self, name: str, rate: int) -> None:
         end = self.ends[name]
-        end.rate, end.begun, end.due = rate, 0.0, 0
+        end.rate, end.started, end.due = rate, 0.0, 0
 
     def count(self) -> dict[str, tuple[int, int, int, float]]:
         return {name: (end.sent, end.received, end.highest - end.received, end.last) for name, end in self.ends.items()}

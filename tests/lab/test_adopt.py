@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.lab.machine import TWO_VPCS, differences, photograph, settle
+from tests.lab.machine import TWO_VPCS, differences, photograph
 from tests.lab.warm import Ran, Warm
 from vpcctl.lab import STATE_DIR, Lab
 
@@ -38,19 +37,6 @@ MUTATING: dict[str, Any] = {
 READING = ("list-vpcs", "show-vpc --name shop", "status", "export", "show-policy --vpc shop")
 
 
-@pytest.fixture(scope="module")
-def empty(module_lab: Lab) -> dict[str, Any]:
-    """The lab's host before the first command."""
-    settle(module_lab)
-    return photograph(module_lab)
-
-
-@pytest.fixture(scope="module")
-def warm(module_lab: Lab, empty: dict[str, Any]) -> Iterator[Warm]:
-    with Warm(module_lab) as run:
-        yield run
-
-
 @pytest.fixture
 def run(module_lab: Lab, warm: Warm) -> Warm:
     """Commands on a machine that is as `TWO_VPCS` says, with nothing beside the record."""
@@ -67,7 +53,7 @@ def kernel(lab: Lab) -> str:
 
 
 def content(lab: Lab, place: str = STATE) -> str | None:
-    """What a file holds; None where there is none."""
+    """What a file holds; None if it does not exist."""
     found = lab.run(["cat", place], check=False)
     return None if found.returncode else found.stdout
 
@@ -137,7 +123,7 @@ def test_while_the_record_is_lost_nothing_is_changed_and_adopting_brings_it_back
     assert run("status").out == "in sync\n"
     assert run("export").out == environment
     assert kernel(module_lab) == before
-    assert run("repair").err == "nothing to mend\n"
+    assert run("repair").err == "nothing to repair\n"
 
     # The record that came back knows of everything.
     run("destroy --all --yes")
@@ -151,7 +137,7 @@ def test_with_the_copy_lost_too_nothing_is_adopted_and_nothing_deleted(module_la
     before = kernel(module_lab)
     all_refused(module_lab, run, "is damaged")
     refused = run("repair --adopt", status=6)
-    assert "there is no copy" in refused.err
+    assert "no copy of" in refused.err
     assert (kernel(module_lab), content(module_lab)) == (before, "nonsense\n")
     # With the file removed there is nothing that tells; even so nobody's namespace is taken or removed.
     module_lab.run(["rm", STATE])
@@ -184,11 +170,11 @@ def test_a_newer_record_is_refused_and_untouched_even_when_adopting(module_lab: 
 
 
 def test_adopting_never_replaces_a_record_that_can_be_read(module_lab: Lab, run: Warm) -> None:
-    """The copy tells of another world then; what is on record wins, and what differs in the kernel is mended."""
+    """The copy is of another world then: the record wins, and what differs in the kernel is repaired."""
     older = content(module_lab) or ""
     run("create-subnet --vpc shop --name later --cidr 10.0.9.0/24 --type private")
     later = content(module_lab)
-    assert run("repair --adopt").err == "nothing to mend\n"
+    assert run("repair --adopt").err == "nothing to repair\n"
     assert content(module_lab) == later
     put(module_lab, older)
     run("repair --adopt")
@@ -212,9 +198,9 @@ def test_vpcs_of_another_state_directory_are_never_touched(module_lab: Lab, run:
         ("create-vpc --name mine --cidr 10.5.0.0/16", "is not ours"),
     ):
         assert told in run(f"{other} {words}", status=4).err
-    assert "there is no copy" in run(f"{other} repair --adopt", status=6).err
-    assert "there is no VPC 'shop'" in run(f"{other} delete-vpc --name shop --cascade", status=4).err
-    assert run(f"{other} repair").err == "nothing to mend\n"
+    assert "no copy of" in run(f"{other} repair --adopt", status=6).err
+    assert "VPC 'shop' not found" in run(f"{other} delete-vpc --name shop --cascade", status=4).err
+    assert run(f"{other} repair").err == "nothing to repair\n"
     assert run(f"{other} apply --prune -", input='{"vpcs": []}').err == "nothing to change\n"
     run(f"{other} destroy --all --yes")
     assert run(f"{other} list-vpcs").out == ""

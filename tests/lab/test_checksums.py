@@ -9,16 +9,21 @@ soft 10.7.0.0/16, and hard 10.8.0.0/16, which is hardened   one, two   each peer
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import socket
 import struct
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 
 from tests.lab import wire
 from tests.lab.tenants import FAR, Station, Tenants
+from tests.lab.traffic import assert_moving, assert_nothing_lost, start_flow, stations
 from tests.lab.wire import (
     ICMP,
     SCTP,
@@ -34,6 +39,7 @@ from tests.lab.wire import (
     ipv4,
     offloaded,
 )
+from vpcctl import names
 from vpcctl.lab import INTERNET, Lab
 
 ALLOW = {"action": "allow"}
@@ -42,6 +48,8 @@ ALLOWED, DENIED = 2222, 53
 # Where the headers begin in a frame, and the addresses.
 NETWORK, TRANSPORT = 14, 34
 SOURCE, DESTINATION = NETWORK + 12, NETWORK + 16
+# An address outside of which the lower half is zero.
+ZEROS = "9.9.0.0"
 # A protocol of nobody (RFC 3692).
 NONE = 253
 INGRESS = [
@@ -62,9 +70,11 @@ class Network(Tenants):
         for vpc, prefix in VPCS.items():
             self._build(vpc, prefix, ("one", "two"))
             self.wire.vpcctl("create-peering", "--vpc1", vpc, "--vpc2", "side")
-            # The sender may send to anybody inside, and one service outside.
+            # The sender may send to anybody inside, to one service outside, and to an address that ends in zeros.
             outside = [{**rule, "destination": f"{INTERNET}/32"} for rule in INGRESS]
-            self.apply(vpc, "one", egress=[{**ALLOW, "destination": "10.0.0.0/8"}, *outside])
+            for destination in ("10.0.0.0/8", f"{ZEROS}/32"):
+                outside.append({**ALLOW, "destination": destination})
+            self.apply(vpc, "one", egress=outside)
         for vpc, subnet in (("side", "side"), *((vpc, "two") for vpc in VPCS)):
             self.apply(vpc, subnet, ingress=INGRESS)
         gateway = self.mac(None, "eth0")
@@ -133,23 +143,29 @@ def segment(ends: tuple[str, str], protocol: int, body: bytes) -> bytes:
     return wire.udp(1111, ALLOWED, body)
 
 
-def told(ends: tuple[str, str], lie: Lie, one: bytes) -> bytes:
+# Identifiers of packets in fragments, no two alike: what is left of one that was dropped must join no other one.
+IDENTIFIERS = itertools.count(1000)
+
+
+def told(ends: tuple[str, str], lie: Lie, one: bytes, identifier: int, size: int = 64) -> bytes:
     """A segment with which the sum over the packet, as the router passes it on, is the word of the lie."""
-    honest = segment(ends, lie.protocol, one.ljust(64, b"\0"))
-    passed = bytes(NETWORK) + ipv4(*ends, lie.protocol, honest, ttl=63)
+    honest = segment(ends, lie.protocol, one.ljust(size, b"\0"))
+    passed = bytes(NETWORK) + ipv4(*ends, lie.protocol, honest, identifier=identifier, ttl=63)
     wanted, found = ~lie.value & 0xFFFF, ~checksum(passed[lie.start :]) & 0xFFFF
     # The last two bytes of the segment were zero.
     return honest[:-2] + struct.pack("!H", (wanted - found) % 0xFFFF)
 
 
-def lying(network: Network, sender: str, destination: str, lie: Lie, cut: int = 0) -> Probe:
+def lying(network: Network, sender: str, destination: str, lie: Lie, cut: int = 0, size: int = 64) -> Probe:
     """The lie as a probe; in two fragments, the first with `cut` bytes, where that is given."""
     station = network[sender]
     ends = (station.address, destination)
 
     def make(one: bytes) -> list[bytes]:
-        content = told(ends, lie, one)
-        packets = wire.fragments(*ends, lie.protocol, content, cut, 77) if cut else [ipv4(*ends, lie.protocol, content)]
+        identifier = next(IDENTIFIERS)
+        content = told(ends, lie, one, identifier, size)
+        whole = ipv4(*ends, lie.protocol, content, identifier=identifier)
+        packets = wire.fragments(*ends, lie.protocol, content, cut, identifier) if cut else [whole]
         return [offloaded(station.frame(packet), lie.start, lie.offset) for packet in packets]
 
     return network.mouths[sender], make
@@ -161,9 +177,27 @@ def honest(station: Station, destination: str, protocol: int, cut: int) -> Probe
 
     def make(one: bytes) -> list[bytes]:
         content = segment(ends, protocol, one.ljust(64, b"\0"))
-        return [station.frame(packet) for packet in wire.fragments(*ends, protocol, content, cut, 78)]
+        return [station.frame(packet) for packet in wire.fragments(*ends, protocol, content, cut, next(IDENTIFIERS))]
 
     return station.raw(make)
+
+
+# What arrives of lies in fragments where nothing asks whether a fragment's checksum is partial.  A peer judges the
+# whole packet again.  A hardened VPC has completed most of them before.
+UNASKED = {
+    ("soft", "two"): {"the port of a datagram", "the type of an ICMP message", "the lower half of the source"},
+    ("soft", "side"): {"the source port of a datagram", "the lower half of the source", "the source in no protocol"},
+}
+
+
+@contextlib.contextmanager
+def nothing_asked(network: Network, vpc: str) -> Iterator[None]:
+    """The router takes a first fragment as it is for a while."""
+    network.lab.run(["nft", "flush", "chain", "inet", names.TABLE, "first-fragment"], netns=f"{vpc}-router")
+    try:
+        yield
+    finally:
+        network.wire.vpcctl("repair")
 
 
 @pytest.mark.parametrize("cut", [8, 48])
@@ -177,6 +211,10 @@ def test_what_was_judged_in_fragments_is_what_arrives(network: Network, vpc: str
     # The words come in the first fragment, or in the second one.
     truths = {str(lie.protocol): honest(network[sender], ear.address, lie.protocol, cut) for lie in LIES.values()}
     assert arrived(ear.tap, truths, honest(network[sender], ear.address, UDP, cut)) == list(truths)
+    if (vpc, target) in UNASKED:
+        with nothing_asked(network, vpc):
+            found = arrived(ear.tap, lies, honest(network[sender], ear.address, UDP, cut))
+        assert set(found) >= UNASKED[vpc, target]
 
 
 @pytest.mark.parametrize("vpc", VPCS)
@@ -189,7 +227,7 @@ def test_a_fragment_that_leaves_its_checksum_to_others_goes_nowhere_in_whatever_
     def wrapped(first: tuple[int, int], second: tuple[int, int], **wrapping: object) -> Probe:
         def make(one: bytes) -> list[bytes]:
             content = wire.tcp(ends, 1111, ALLOWED, wire.SYN, one.ljust(600, b"\0"))
-            packets = wire.fragments(*ends, TCP, content, 80, 79)
+            packets = wire.fragments(*ends, TCP, content, 80, next(IDENTIFIERS))
             orders = zip(packets, (first, second), strict=True)
             return [offloaded(sender.frame(packet), *order, **wrapping) for packet, order in orders]
 
@@ -204,6 +242,10 @@ def test_a_fragment_that_leaves_its_checksum_to_others_goes_nowhere_in_whatever_
     }
     probes |= {f"from {start}": wrapped((start, 2), (start, 2)) for start in range(NETWORK, TRANSPORT + 20, 2)}
     assert arrived(ear.tap, probes, honest(sender, ear.address, TCP, 48)) == []
+    with nothing_asked(network, vpc):
+        found = arrived(ear.tap, probes, honest(sender, ear.address, TCP, 48))
+    if vpc == "soft":
+        assert set(found) >= {"where the checksum belongs", "the first fragment alone", "from 36"}
 
 
 # --- What is honest ---------------------------------------------------------------------------------------------------
@@ -336,6 +378,45 @@ def test_out_of_a_hardened_vpc_goes_what_was_judged(network: Network, card: None
     assert set(arrived(far.tap, outwards(network, "hard"), hard.udp(far.address, ALLOWED))) == LEGAL["hard"]
 
 
+# A late change of the destination of which the checksum of the IP header says nothing: (what is judged, the lie, the
+# size of the packet, what leaves).
+UNNOTICED = {
+    "0x0000 and 0xffff are the same in the checksum": (ZEROS, Lie(ICMP, DESTINATION, 2, 0xFFFF), 64, "9.9.255.255"),
+    "the host cuts the packet and writes a new checksum": (
+        str(INTERNET),
+        Lie(ICMP, DESTINATION, 2, 0x0808),
+        1400,
+        "203.0.8.8",
+    ),
+}
+
+
+@pytest.fixture
+def narrow(network: Network) -> Iterator[None]:
+    """A link to the LAN that is narrower than those of the instances."""
+    network.lab.run(["ip", "link", "set", "eth0", "mtu", "1000"])
+    yield
+    network.lab.run(["ip", "link", "set", "eth0", "mtu", "1500"])
+
+
+@pytest.mark.parametrize("case", UNNOTICED)
+@pytest.mark.parametrize("vpc", VPCS)
+def test_a_destination_changes_late_only_out_of_a_vpc_that_is_not_hardened(
+    network: Network, card: None, narrow: None, vpc: str, case: str
+) -> None:
+    judged, lie, size, changed = UNNOTICED[case]
+    sender, far, one, last = network[f"{vpc}-one"], network[FAR], wire.word(), wire.word()
+    mouth, make = lying(network, f"{vpc}-one", judged, lie, size=size)
+    far.tap.heard()
+    mouth.send(*make(one))
+    sender.tap.send(sender.udp(far.address, ALLOWED)[1](last))
+    heard = far.tap.hear(last)
+    assert containing(heard, last)
+    packets = [frame[NETWORK:] for frame in containing(heard, one)]
+    valid = {socket.inet_ntoa(packet[16:20]) for packet in packets if checksum(packet[:20]) == 0}
+    assert valid == ({changed} if vpc == "soft" else set())
+
+
 def large(station: Station, mouth: Tap, destination: str, start: int, count: int) -> Probe:
     """A TCP segment that is to be cut into `count` (GSO), its checksum being summed up from `start` on."""
     ends = (station.address, destination)
@@ -355,6 +436,11 @@ def test_a_large_packet_is_cut_with_the_checksum_that_was_judged_or_not_at_all(
     lies = {str(start): large(sender, mouth, far.address, start, count) for start in (16, 18, 20, 22, 28, 32, 36)}
     honest_one = {"honest": large(sender, mouth, far.address, TRANSPORT, count)}
     assert arrived(far.tap, lies | honest_one, sender.udp(far.address, ALLOWED)) == ["honest"]
+    if count == 1:
+        # This one arrives where it is not stopped; the others the kernel refuses by itself.
+        soft = network["soft-one"]
+        lie = {"36": large(soft, network.mouths["soft-one"], far.address, 36, count)}
+        assert arrived(far.tap, lie, soft.udp(far.address, ALLOWED)) == ["36"]
 
 
 # --- The detour -------------------------------------------------------------------------------------------------------
@@ -413,6 +499,25 @@ def test_a_vpc_is_hardened_and_softened_while_it_is_there(network: Network, card
         network.wire.vpcctl("status")
         found = set(arrived(far.tap, outwards(network, "hard"), hard.udp(far.address, ALLOWED)))
         assert found == LEGAL["hard"] if hardened else found >= OUTWARDS
+
+
+def test_live_flows_survive_that_a_vpc_is_hardened_and_softened(network: Network) -> None:
+    document = json.loads(network.wire.tell("vpcctl", words=["export"], text="")[1])
+    [vpc] = (one for one in document["vpcs"] if one["name"] == "hard")
+    with stations(network.lab, "hard-one", "hard-two") as (one, two):
+        address = network["hard-two"].address
+        udp = start_flow("udp", one, two, address, ALLOWED, "udp", rate=500, push=500)
+        tcp = start_flow("tcp", one, two, address, ALLOWED, "tcp", rate=200, push=200)
+        assert_moving([udp, tcp], time.monotonic())
+        for hardened in (False, True):
+            vpc["hardened"] = hardened
+            network.wire.vpcctl("apply", "-", document=document)
+            detour = network.lab.run(["tc", "filter", "show", "dev", "in-one", "ingress"], netns="hard-router").stdout
+            assert bool(detour) == hardened
+            assert_moving([udp, tcp], time.monotonic())
+        # While the link comes or goes datagrams are lost; TCP sends again.
+        assert_nothing_lost([tcp])
+        assert min(end.sent for end in (*udp.counts(), *tcp.counts())) > 100
 
 
 def test_the_detour_lets_nobody_pretend_to_be_somebody_else(network: Network) -> None:

@@ -190,7 +190,7 @@ BAD_POLICIES = {
 }
 # Status, command, what is said.
 BAD_COMMANDS = [
-    (2, ["no-such-command"], "no command"),
+    (2, ["no-such-command"], "not found"),
     (2, ["create-vpc", "--name", "x"], "--cidr"),
     (2, ["create-vpc", "--name", "", "--cidr", "10.20.0.0/16"], "not valid"),
     (2, ["create-vpc", "--name", "a" * 33, "--cidr", "10.20.0.0/16"], "1 to 32"),
@@ -411,7 +411,7 @@ def test_exec_as_a_user_has_no_power_left(machine: Lab) -> None:
 
 
 def test_exec_of_what_is_no_program_ends_as_env_does(machine: Lab) -> None:
-    for command, status, said in (("no-such-program", 127, "there is no command"), ("/etc/passwd", 126, "cannot run")):
+    for command, status, said in (("no-such-program", 127, "not found"), ("/etc/passwd", 126, "cannot run")):
         result = machine.run(
             [sys.executable, "-m", "vpcctl", "exec", "--vpc", "shop", "--subnet", "web", "--", command], check=False
         )
@@ -432,9 +432,9 @@ def test_what_was_flushed_holds_again_when_the_same_is_applied(lab: Lab) -> None
     for words in (["apply-policy", closed], ["apply", document]):
         lab.run(["nft", "flush", "ruleset"], netns="shop-router")
         said = lab.vpcctl(*words).stderr
-        assert "mended: ruleset of shop-router" in said
+        assert "repaired: ruleset of shop-router" in said
         assert lab.vpcctl("status").stdout == "in sync\n"
-        assert "mended" not in lab.vpcctl(*words).stderr
+        assert "repaired" not in lab.vpcctl(*words).stderr
         assert lab.run(ping, netns="shop-web", check=False).returncode == 1
 
 

@@ -26,7 +26,7 @@ EXHAUSTIVE = bool(os.environ.get("VPCCTL_TEST_EXHAUSTIVE"))
 KILLS, ERRORS = 5, 4  # how many of each a command gets ordinarily
 NEVER, ALWAYS = 23, 5000  # the port that each policy below denies, and the one that each allows
 
-pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="there is no strace(1)")
+pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace(1) is not installed")
 
 
 def guarded(*more: int) -> dict[str, object]:
@@ -67,7 +67,7 @@ BASE = {
             publish=[{"protocol": "tcp", "port": 9090, "instance": "web", "target_port": 90}],
         ),
         BILLING,
-        vpc("gone", "10.6.0.0/16", subnet("pub", "10.6.1.0/24", "public"), nat_protocols=["esp"]),
+        vpc("gone", "10.6.0.0/16", subnet("pub", "10.6.1.0/24", "public"), nat_protocols=["esp"], hardened=True),
     ],
     "peerings": [["shop", "billing"]],
 }
@@ -86,6 +86,13 @@ OTHER = {
     ],
     "peerings": [["shop", "billing"], ["fresh", "shop"]],
 }
+
+
+def hardened(name: str, value: bool) -> dict[str, object]:
+    """`BASE` with one VPC hardened or not."""
+    return {**BASE, "vpcs": [{**one, "hardened": value} if one["name"] == name else one for one in BASE["vpcs"]]}
+
+
 # Every mutating command: its words, and its standard input.
 COMMANDS: dict[str, tuple[str, object]] = {
     "create-vpc": ("create-vpc --name fresh --cidr 10.5.0.0/16", None),
@@ -106,6 +113,8 @@ COMMANDS: dict[str, tuple[str, object]] = {
     "create-nat-protocol": ("create-nat-protocol --vpc shop --protocol gre", None),
     "delete-nat-protocol": ("delete-nat-protocol --vpc gone --protocol esp", None),
     "apply": ("apply --prune -", OTHER),
+    "apply, hardened": ("apply -", hardened("billing", True)),
+    "apply, not hardened": ("apply -", hardened("gone", False)),
 }
 
 
@@ -212,17 +221,17 @@ class Scene:
         assert ran.status in (0, 5, 6, -9), told
         steps = words.startswith("apply ")
         if ran.status > 0 and "repair" not in ran.err and not steps:
-            # What says no more has changed nothing.
+            # A command that reports nothing has changed nothing.
             assert (self.run("status", status=None).status, self.exported()) == (0, self.world), told
-        assert_mended(self.run, told)
+        assert_repaired(self.run, told)
         found = self.exported()
         assert found == after if ran.status == 0 else between(found, self.world, after, steps), f"{told}\n{found}"
         return ran
 
     def assert_quiet(self) -> None:
         """What must go on has lost nothing, what must not pass has not, and nothing left with an inside address."""
-        begun = time.monotonic()
-        assert eventually(lambda: moving(self.kept, begun))
+        started = time.monotonic()
+        assert eventually(lambda: moving(self.kept, started))
         for flow in self.kept:
             client, server = flow.counts()
             assert server.missing == 0, f"{flow.name} lost {server.missing} of {client.sent}"
@@ -252,12 +261,12 @@ def between(found: str, before: str, after: str, steps: bool) -> bool:
     )
 
 
-def assert_mended(run: Warm, told: str) -> None:
-    """`repair` mends, a second one finds nothing to do, and `status` agrees."""
+def assert_repaired(run: Warm, told: str) -> None:
+    """`repair` succeeds, a second one finds nothing to do, and `status` agrees."""
     repair = run("repair", status=None)
     assert repair.status == 0, f"{told}\n{repair}"
     again = run("repair", status=None)
-    assert (again.status, again.err) == (0, "nothing to mend\n"), f"{told}\n{again}"
+    assert (again.status, again.err) == (0, "nothing to repair\n"), f"{told}\n{again}"
     status = run("status", status=None)
     assert (status.status, status.out) == (0, "in sync\n"), f"{told}\n{status}"
 
@@ -296,7 +305,7 @@ def scene(module_lab: Lab) -> Iterator[Scene]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_that_is_struck_anywhere_is_mended(scene: Scene, command: str) -> None:
+def test_a_command_that_is_struck_anywhere_is_repaired(scene: Scene, command: str) -> None:
     words, document = COMMANDS[command]
     input, offset = "" if document is None else json.dumps(document), list(COMMANDS).index(command)
     scene.reset()
@@ -319,7 +328,7 @@ def test_a_command_that_is_struck_anywhere_is_mended(scene: Scene, command: str)
     assert any(failed) or not EXHAUSTIVE, failed
 
 
-def test_a_repair_that_is_struck_anywhere_is_mended(scene: Scene) -> None:
+def test_a_repair_that_is_struck_anywhere_is_repaired(scene: Scene) -> None:
     """After somebody's `nft flush ruleset`, a link that is gone and a namespace that is gone."""
 
     def spoil() -> None:
@@ -333,12 +342,12 @@ def test_a_repair_that_is_struck_anywhere_is_mended(scene: Scene) -> None:
     for point in chosen(found, KILLS, 1):
         spoil()
         assert scene.run("repair", strace=injecting(point, "signal=KILL"), status=None).status in (-9, 0)
-        assert_mended(scene.run, f"KILL at {point}")
+        assert_repaired(scene.run, f"KILL at {point}")
         assert scene.exported() == scene.world
     scene.assert_quiet()
 
 
-def test_taking_back_a_lost_file_that_is_struck_anywhere_is_mended(scene: Scene) -> None:
+def test_taking_back_a_lost_file_that_is_struck_anywhere_is_repaired(scene: Scene) -> None:
     scene.reset()
 
     def lose() -> None:
@@ -350,7 +359,7 @@ def test_taking_back_a_lost_file_that_is_struck_anywhere_is_mended(scene: Scene)
         lose()
         scene.run("repair --adopt", strace=injecting(point, "signal=KILL"), status=None)
         scene.run("repair --adopt")
-        assert_mended(scene.run, f"KILL at {point}")
+        assert_repaired(scene.run, f"KILL at {point}")
         assert scene.exported() == scene.world
     scene.assert_quiet()
 
@@ -382,7 +391,7 @@ def test_a_teardown_that_is_struck_anywhere_leaves_nothing(lab: Lab) -> None:
                 assert_closed(run, told)
                 assert "Traceback" not in told
                 run("repair")
-                assert run("repair").err == "nothing to mend\n", told
+                assert run("repair").err == "nothing to repair\n", told
                 run("destroy --all --yes")
                 assert lab.run(["sh", "-c", REMAINS]).stdout == before, told
                 assert lab.run(["ls", "-A", str(STATE_DIR)]).stdout.split() == ["lock", "state.json"]

@@ -303,10 +303,10 @@ def test_create_vpc_warns_of_what_is_fatal_and_of_nothing_else(lab: Lab) -> None
     [line] = [line for line in warned.stderr.splitlines() if line.startswith("warning: ")]
     assert "chain FORWARD: `policy drop` drops what VPCs send out and the answers that come back" in line
     assert "of vpc-shop)" in line
-    for command in line.partition("; what mends it: ")[2].split("; "):
+    for command in line.partition("; to fix it: ")[2].split("; "):
         lab.run(["sh", "-ec", command])
-    mended = lab.vpcctl("create-vpc", "--name", "red", "--cidr", "10.0.0.0/16")
-    assert "warning" not in mended.stderr
+    fixed = lab.vpcctl("create-vpc", "--name", "red", "--cidr", "10.0.0.0/16")
+    assert "warning" not in fixed.stderr
 
 
 def test_create_vpc_warns_of_a_prefix_that_the_host_itself_uses(lab: Lab) -> None:
@@ -437,11 +437,11 @@ def test_a_feature_that_the_kernel_lacks_is_named_with_what_brings_it(module_lab
 
 
 FORGETFUL = """
-import json
+import dataclasses, json
 from vpcctl.resources.kinds import ProxyDelay
 from vpcctl.kernel import linux
 from vpcctl.doctor import kernel_features
-linux._ENSURE[ProxyDelay] = lambda kernel, item: None
+linux.HANDLERS[ProxyDelay] = dataclasses.replace(linux.HANDLERS[ProxyDelay], ensure=lambda kernel, item: None)
 print(json.dumps([one.to_json() for one in kernel_features.findings()]))
 """
 
@@ -526,7 +526,7 @@ def test_objects_without_any_record_are_listed_with_the_commands_that_remove_the
     lab.run(["ip", "link", "add", "vpc-foreign", "type", "bridge"])
     lab.run(["sh", "-ec", f"rm -r {STATE_DIR} /run/vpcctl"])
     [found] = bad(doctor(lab))
-    assert "and there is no record" in found["what"]
+    assert "with no record" in found["what"]
     for thing in ("link vpc-shop", "table inet vpcctl", "namespace shop-router", "namespace shop-web"):
         assert thing in found["what"]
     follow(lab, found)

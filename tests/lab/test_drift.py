@@ -1,4 +1,4 @@
-"""Whatever of ours somebody alters or deletes, `status` names it, `repair` mends just that, and nobody else notices."""
+"""`status` names each object that somebody altered or deleted; `repair` restores just that, and nobody else notices."""
 
 from __future__ import annotations
 
@@ -246,19 +246,19 @@ def pristine(machine: Lab) -> dict[str, Any]:
     return picture(machine)
 
 
-def examine_and_mend(lab: Lab) -> list[Answer]:
+def examine_and_repair(lab: Lab) -> list[Answer]:
     """status, status in JSON, repair, repair again, status; one process after the other, in one."""
     commands = (["status"], ["status", "--json"], ["repair"], ["repair"], ["status"])
     return try_all(lab, [(words, "") for words in commands])
 
 
 @pytest.mark.parametrize("name", DRIFTS)
-def test_what_was_changed_by_hand_is_named_and_mended_and_nothing_else(
+def test_what_was_changed_by_hand_is_named_and_repaired_and_nothing_else(
     machine: Lab, pristine: dict[str, Any], calm: Flow, name: str
 ) -> None:
     drift = DRIFTS[name]
     machine.run(["sh", "-ec", drift.done], netns=drift.netns)
-    told, listed, mended, nothing, after = examine_and_mend(machine)
+    told, listed, repaired, nothing, after = examine_and_repair(machine)
     assert told.status == listed.status == 3, told.complaint
     assert drift.told in told.output
     assert "vpcctl repair" in told.output
@@ -269,9 +269,9 @@ def test_what_was_changed_by_hand_is_named_and_mended_and_nothing_else(
         for one in document["differences"]
     ), document
     assert {one["object"].partition("calm")[1] for one in document["differences"]} == {""}
-    assert (mended.status, mended.output) == (0, "")
-    assert drift.told.split(" is ")[0] in mended.complaint
-    assert (nothing.status, nothing.complaint) == (0, "nothing to mend\n")
+    assert (repaired.status, repaired.output) == (0, "")
+    assert drift.told.split(" is ")[0] in repaired.complaint
+    assert (nothing.status, nothing.complaint) == (0, "nothing to repair\n")
     assert (after.status, after.output) == (0, "in sync\n")
     assert eventually(lambda: not differing(pristine, picture(machine)), 3), differing(pristine, picture(machine))
     assert_works(machine)
@@ -373,7 +373,7 @@ TRANSACTIONS = 6
 
 
 @pytest.mark.parametrize("number", range(1, TRANSACTIONS))
-def test_a_load_that_is_cut_short_never_opens_anything_and_is_mended(machine: Lab, number: int) -> None:
+def test_a_load_that_is_cut_short_never_opens_anything_and_is_repaired(machine: Lab, number: int) -> None:
     with stations(machine, WEB, DB) as (web, db):
         db.listen()
         kept = start_flow("kept", web, db, "10.0.2.2", 5000, "udp", rate=200)
@@ -381,8 +381,8 @@ def test_a_load_that_is_cut_short_never_opens_anything_and_is_mended(machine: La
         words = [sys.executable, "-c", CUT_SHORT, str(number)]
         assert machine.run(words, check=False).returncode == 9
         judged(web, db)
-        told, _, mended, nothing, after = examine_and_mend(machine)
-        assert (told.status, mended.status, nothing.complaint, after.status) == (3, 0, "nothing to mend\n", 0)
+        told, _, repaired, nothing, after = examine_and_repair(machine)
+        assert (told.status, repaired.status, nothing.complaint, after.status) == (3, 0, "nothing to repair\n", 0)
         assert "ruleset of shop-router" in told.output
         judged(web, db)
         assert denied.counts()[1].received == 0

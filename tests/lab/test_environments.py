@@ -6,7 +6,7 @@ import copy
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -63,12 +63,6 @@ done
 """
 # The tables with their handles: another one after each load.
 TABLES = "nft -a -t list ruleset | grep ^table"
-
-
-@pytest.fixture(scope="module")
-def warm(module_lab: Lab) -> Iterator[Warm]:
-    with Warm(module_lab) as run:
-        yield run
 
 
 @pytest.fixture
@@ -412,7 +406,7 @@ def test_a_vpc_that_fails_half_way_is_put_back_and_the_others_are_done(module_la
 def test_a_new_vpc_that_fails_half_way_leaves_nothing(module_lab: Lab, run: Warm) -> None:
     """The kernel has no namespace left for one of its instances."""
     if module_lab.run(["strace", "true"], check=False).returncode:
-        pytest.skip("there is no strace(1)")
+        pytest.skip("strace(1) is not installed")
     before = look(module_lab)
     document = {"vpcs": [FRESH, {**FRESH, "name": "late", "cidr": "10.6.0.0/16", "subnets": []}]}
     # Each namespace has its directory prepared first: the second one's is for fresh-app.

@@ -86,7 +86,7 @@ def processes(marker: str) -> list[int]:
     return found
 
 
-def eventually(condition: Callable[[], bool], patience: float = 5) -> bool:
+def eventually(condition: Callable[[], bool], patience: float = 60) -> bool:
     """Does it become true?"""
     end = time.monotonic() + patience
     while not condition():
@@ -476,7 +476,7 @@ with Lab() as lab:
 
 
 def denied(setting: str) -> subprocess.CompletedProcess[str]:
-    """Try to open a lab where `setting` is 0 and there is no privilege, in a user namespace made for it."""
+    """Try to open a lab where `setting` is 0, without privilege, in a user namespace made for it."""
     program = """
 from vpcctl.errors import VpcctlError
 from vpcctl.lab import Lab, run

@@ -41,7 +41,7 @@ EXEC = ["exec", "--vpc", "shop", "--subnet", "web"]
 LOGIN = [sys.executable, "-m", "vpcctl", *EXEC, "--user", "nobody", "--"]
 CONTROL = [*BECOME, "--"]
 PROMPT = "root# "
-# How root may have redirected the command; in the last two there is no stream that is a terminal.
+# How root may have redirected the command; in the last two no stream is a terminal.
 FORMS = ["", "</dev/null", ">/dev/null", "2>/dev/null", "| cat", "</etc/hostname >/run/out 2>&1", "<&- >&- 2>&-"]
 
 INJECT = """
@@ -68,7 +68,7 @@ with open("/run/open/seen", "w") as file:
 def machine(module_lab: Lab) -> Lab:
     """Two instances and a place where everybody may write; tests change nothing of them."""
     if module_lab.run([*CONTROL, "true"], check=False).returncode:
-        pytest.skip("there is no user but root here")
+        pytest.skip("no user except root exists here")
     run_all(module_lab, BUILD)
     module_lab.run(["install", "-d", "-m", "777", "/run/open"])
     for name, program in (("inject", INJECT), ("look", LOOK)):
@@ -430,14 +430,15 @@ def test_large_output_arrives_whole(machine: Lab) -> None:
     number = 2_500_000
     terminal = Terminal(machine, [*LOGIN, "seq", str(number)])
     os.close(terminal.slave)
-    received, size = hashlib.sha256(), 0
+    received, size, end = hashlib.sha256(), 0, time.monotonic() + 120
     with contextlib.suppress(OSError):  # EIO: the last one has closed it
-        while chunk := os.read(terminal.master, 65536):
+        while select.select([terminal.master], [], [], max(0, end - time.monotonic()))[0]:
+            chunk = os.read(terminal.master, 65536)
             received.update(chunk)
             size += len(chunk)
     expected = "".join(f"{one}\r\n" for one in range(1, number + 1)).encode()
     assert (size, received.hexdigest()) == (len(expected), hashlib.sha256(expected).hexdigest())
-    assert terminal.process.wait() == 0
+    assert terminal.process.wait(20) == 0
     terminal.close()
 
 
@@ -562,10 +563,14 @@ def test_a_terminal_that_takes_nothing_does_not_keep_vpcctl_from_ending(machine:
     terminal = Terminal(machine, [*LOGIN, "yes"])
     find = ["pgrep", "-o", "-u", "0", "-f", "[-]-user nobody"]
     full = "while read a b c; do [ $a = wchar: ] && echo $b; done </proc/$(pgrep -u nobody yes)/io; true"
+
+    def stopped() -> bool:
+        before = machine.run(["sh", "-c", full]).stdout
+        time.sleep(0.1)
+        return before != "" and machine.run(["sh", "-c", full]).stdout == before
+
     # It has stopped printing when nobody reads.
-    before = -1
-    while before != (before := machine.run(["sh", "-c", full]).stdout) or not before:
-        pass
+    assert eventually(stopped, 60)
     machine.run(["sh", "-c", f"kill -TERM $({shlex.join(find)})"])
     assert terminal.process.wait(20) == 143
     terminal.close()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -76,18 +75,6 @@ CLEAR = (
 )
 
 
-@pytest.fixture(scope="module")
-def empty(module_lab: Lab) -> dict[str, Any]:
-    settle(module_lab)
-    return photograph(module_lab)
-
-
-@pytest.fixture(scope="module")
-def warm(module_lab: Lab, empty: dict[str, Any]) -> Iterator[Warm]:
-    with Warm(module_lab) as run:
-        yield run
-
-
 @pytest.fixture
 def run(module_lab: Lab, warm: Warm) -> Warm:
     """Commands on a machine with two VPCs of ours and one of another state directory."""
@@ -121,12 +108,13 @@ CASES += [
 CASES += [(HOST, "shop-web-2", way) for way in list(WAYS)[1:]]
 CASES += [(HOST, "shop-router", way) for way in list(WAYS)[2:]]
 CASES += [("/run/netns/shop-db", "shop-web-2", way) for way in list(WAYS)[2:]]
+EXEC = "exec --vpc shop --instance web-2 -- touch /run/ran"
 # Each command that looks or acts, and the statuses with which it may end.
 COMMANDS = {
     "status": {3},
     "status --vpc shop": {3},
     "repair": {4},
-    "exec --vpc shop --instance web-2 -- touch /run/ran": {0, 4},
+    EXEC: {0, 4},
     "doctor": {0, 1},
     "explain shop/web-2 shop/db udp/5000 --probe": {4, 5},
     "show-policy --vpc shop --subnet db --hits": {0, 2, 4},
@@ -143,7 +131,9 @@ def test_a_namespace_that_belongs_elsewhere_is_never_taken_for_ours(
     module_lab: Lab, run: Warm, source: str, victim: str, way: str
 ) -> None:
     lab, remedy = module_lab, WAYS[way][1].format(victim)
-    lab.run(["rm", "-f", "/run/ran"])
+    # The command leaves its trace where the namespace is the instance's.
+    run(EXEC)
+    lab.run(["rm", "/run/ran"])
     cover(lab, source, victim, way)
     before = look(lab, victim)
     words = f"namespace {victim} is {SOURCES[source]}; run `{remedy}`"

@@ -1,4 +1,4 @@
-"""What docs/operations.md tells an operator to type mends what it says it mends, as typed."""
+"""What docs/operations.md tells an operator to type repairs what it says, as typed."""
 
 from __future__ import annotations
 
@@ -104,14 +104,14 @@ CASES = {
 def busy(lab: Lab, tmp_path: Path) -> Lab:
     """A lab with two VPCs."""
     if lab.run(["strace", "true"], check=False).returncode:
-        pytest.skip("there is no strace(1)")
+        pytest.skip("strace(1) is not installed")
     lab.vpcctl("apply", "-", input=json.dumps(TWO_VPCS))
     assert works(lab)
     return lab
 
 
 @pytest.mark.parametrize("title", CASES)
-def test_what_the_page_says_mends_it(busy: Lab, tmp_path: Path, title: str) -> None:
+def test_the_commands_of_the_page_repair_it(busy: Lab, tmp_path: Path, title: str) -> None:
     case = CASES[title]
     if callable(case.happens):
         case.happens(busy)
@@ -138,7 +138,7 @@ def test_every_section_is_tried_here_or_there() -> None:
         assert title.split()[-1] in (ROOT / place).read_text()
 
 
-def test_a_vpc_that_cannot_be_mended_is_named_and_can_be_given_up(busy: Lab, tmp_path: Path) -> None:
+def test_a_vpc_whose_repair_fails_is_named_and_can_be_given_up(busy: Lab, tmp_path: Path) -> None:
     title = "One instance or VPC cannot be repaired"
     busy.run(["sh", "-c", "ip netns delete shop-web; ip netns add shop-web; ip -n billing-ledger link delete eth0"])
     repair = busy.run([sys.executable, "-m", "vpcctl", "repair"], check=False)
@@ -157,7 +157,7 @@ def test_a_damaged_file_and_a_reboot_leave_what_was_exported(busy: Lab, tmp_path
     (tmp_path / "environment.json").write_text(busy.vpcctl("export").stdout)
     busy.run(["truncate", "-s", "99", STATE])
     reboot(busy)
-    assert typed(busy, title, 0, tmp_path).returncode == 6  # there is no copy
+    assert typed(busy, title, 0, tmp_path).returncode == 6  # no copy exists
     done = typed(busy, title, 1, tmp_path)
     assert done.returncode == 0, done.stderr
     assert works(busy)
@@ -216,3 +216,22 @@ def test_taken_off_it_leaves_nothing(lab: Lab, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert differences(before, photograph(lab)) == []
     assert lab.run(["ls", "-d", str(STATE_DIR)], check=False).stdout == ""
+
+
+def test_a_state_file_of_format_1_is_restored_and_removed_without_a_trace(lab: Lab) -> None:
+    """The file was written by the last program that wrote format 1, on another machine, before a reboot."""
+    written = Path(__file__).parents[2] / "state/v1/written.json"
+    lab.run(["sh", "-c", f"mkdir -m 700 {STATE_DIR} && cat >{STATE}"], input=written.read_text())
+    lab.vpcctl("status", status=3)
+    lab.vpcctl("repair")
+    assert status(lab) == (0, "in sync\n")
+    lab.run(["ping", "-n", "-c", "1", "-W", "5", "10.0.1.1"], netns="shop-web")
+    assert json.loads(lab.run(["cat", STATE]).stdout)["format"] == 2
+    # What was kept of the host and of each VPC has its effect.
+    table = lab.run(["nft", "list", "table", "inet", "vpcctl"]).stdout
+    assert "tcp . 8080 : 100.64.0.1 . 8080" in table
+    assert "over-share-dark" in table
+    lab.vpcctl("destroy", "--all", "--yes")
+    assert lab.run(["ip", "netns"]).stdout == ""
+    assert "vpcctl" not in lab.run(["nft", "list", "tables"]).stdout
+    assert "vpc-" not in lab.run(["ip", "link"]).stdout

@@ -23,7 +23,7 @@ COMMANDS = {
     "delete-instance": "delete-instance --vpc shop --name two",
 }
 
-pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="there is no strace(1)")
+pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace(1) is not installed")
 
 
 def told(command: str) -> list[str]:

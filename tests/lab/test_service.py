@@ -70,7 +70,7 @@ def test_the_unit_comes_before_the_network_and_after_the_files(machine: Lab) -> 
 
 def test_systemd_finds_the_unit_valid(machine: Lab) -> None:
     if shutil.which("systemd-analyze") is None:
-        pytest.skip("there is no systemd-analyze(1)")
+        pytest.skip("systemd-analyze(1) is not installed")
     installed(machine)
     verified = machine.run(["systemd-analyze", "verify", "--man=no", str(TARGET)], check=False)
     complaints = [line for line in verified.stderr.splitlines() if NAME in line]
@@ -91,7 +91,7 @@ def test_what_it_starts_is_this_program_by_its_whole_path_and_repairs(machine: L
     machine.run(["ip", "netns", "delete", "shop-router"])
     assert attempt(machine, "--state-dir", "/run/chosen", "status").returncode == 3
     bare = ["env", "-i", "PATH=/usr/bin:/bin", service["Environment"], program, *words]
-    assert "mended: namespace shop-router" in machine.run(bare, cwd="/").stderr
+    assert "repaired: namespace shop-router" in machine.run(bare, cwd="/").stderr
     assert attempt(machine, "--state-dir", "/run/chosen", "status").returncode == 0
 
 
@@ -279,9 +279,9 @@ def test_after_a_boot_repair_brings_everything_back_as_it_was(past: Past, direct
         assert (bare["namespaces"], bare["ruleset"]) == ([], "")
         assert {one["name"] for one in json.loads(run(f"{ours} list-vpcs --json").out)} == {"shop", "billing"}
         assert "namespace shop-router is absent" in run(f"{ours} status", status=3).out
-        assert run(f"{ours} repair").err.startswith("finishing what an earlier command left, or a reboot took\n")
+        assert run(f"{ours} repair").err.startswith("resuming an interrupted change, or restoring after a reboot\n")
         assert run(f"{ours} status").out == "in sync\n"
-        assert run(f"{ours} repair").err == "nothing to mend\n"
+        assert run(f"{ours} repair").err == "nothing to repair\n"
         assert run(f"{ours} export").out == past.environment
         settle(lab, *SPACES)
         assert picture(lab) == past.picture
@@ -292,7 +292,7 @@ def test_after_a_boot_repair_brings_everything_back_as_it_was(past: Past, direct
 def test_at_a_boot_no_link_comes_up_before_the_policy_is_in_force(past: Past, directory: Path) -> None:
     """The next command, which restores first, is killed ever later, and each time what stands then is looked at."""
     if shutil.which("strace") is None:
-        pytest.skip("there is no strace(1)")
+        pytest.skip("strace(1) is not installed")
     words, ran = [f"--state-dir {directory}", "create-instance --vpc shop --subnet web --name web-2"], []
     with boot(2) as (lab, run):
         found = []
@@ -306,7 +306,7 @@ def test_at_a_boot_no_link_comes_up_before_the_policy_is_in_force(past: Past, di
         assert [state for state in routers if state[0] and not state[1]] == []
         # Some were seen when the policy was in force and no link was up yet.
         assert [[], True] in routers
-        assert "a reboot took" in ran[0].err
+        assert "after a reboot" in ran[0].err
         # One that was killed when all was made is carried out by the next, which then comes too late.
         assert ran[-1].status == 0 or "an instance web-2 already" in ran[-1].err, ran[-1]
         assert run(f"{words[0]} status").out == "in sync\n"

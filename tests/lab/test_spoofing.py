@@ -260,7 +260,7 @@ ME, ALL_NODES, ALL_ROUTERS = "fe80::2", "ff02::1", "ff02::2"
 
 
 def sixes(web: Station, mac: str) -> dict[str, Probe]:
-    """IPv6 as a workload would try it where it was told that there is none."""
+    """IPv6 as a workload would try it where it was told that it has none."""
     link_layer = b"\2\1" + wire.mac(web.mac)
 
     def probe(make: Callable[[bytes], bytes]) -> Probe:

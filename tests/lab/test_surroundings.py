@@ -355,7 +355,7 @@ input()
 
 @pytest.fixture(scope="module", autouse=True)
 def waiting(another_lab: Lab) -> subprocess.Popen[str]:
-    """A command that waits for a lock that nobody lets go: begun first, for its test is last."""
+    """A command that waits for a lock that nobody lets go: started first, because its test is last."""
     holder = another_lab.popen([sys.executable, "-c", HOLD])
     assert holder.stdout
     assert holder.stdout.readline() == "held\n"
@@ -432,9 +432,9 @@ def test_what_is_cut_off_in_the_middle_is_finished_by_repair(machine: Lab, numbe
 def test_a_lock_that_is_held_is_told_with_its_holder_after_a_while(
     another_lab: Lab, waiting: subprocess.Popen[str]
 ) -> None:
-    begun = time.monotonic()
+    started = time.monotonic()
     another_lab.vpcctl("list-vpcs")  # readers do not wait
-    assert time.monotonic() - begun < LOCK_PATIENCE / 2
+    assert time.monotonic() - started < LOCK_PATIENCE / 2
     output, complaint = waiting.communicate(timeout=2 * LOCK_PATIENCE)
     assert (waiting.returncode, output) == (6, "")
     assert "locked by the test" in complaint

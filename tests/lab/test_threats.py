@@ -371,7 +371,7 @@ def test_a_router_that_cannot_have_its_ruleset_carries_nothing_and_can_be_remove
         lab.run(["sh", "-c", f"rm -f {STATE_DIR}/state.json /run/vpcctl/*; {CLEAN}"])
 
 
-def test_a_router_that_cannot_have_its_ruleset_is_mended_when_it_can(crowded: tuple[Lab, Wire]) -> None:
+def test_a_router_that_cannot_have_its_ruleset_is_repaired_when_it_can(crowded: tuple[Lab, Wire]) -> None:
     lab, machine = crowded
     for words in (*SHOP, "create-subnet --vpc shop --name db --cidr 10.0.2.0/24 --type private"):
         machine.vpcctl(*words.split())

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import itertools
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pytest
 
 from tests.lab import wire
 from tests.lab.tenants import APP, DB, DEAF, FAR, NEAR, UPLINKS, WEB, WEB_2, Station, Tenants
-from tests.lab.wire import ACK, PSH, SYN, Probe, arrived
+from tests.lab.traffic import assert_moving, assert_nothing_lost, start_flow, stations
+from tests.lab.wire import ACK, PSH, SYN, Probe, Tap, arrived
 from vpcctl.lab import HOST, INTERNET, Lab
 
 ALLOW = {"action": "allow"}
@@ -137,6 +141,116 @@ def test_a_deleted_vpc_leaves_no_entry_in_the_host(tenants: Tenants) -> None:
     assert [flow for flow in tenants.wire.flows(None) if flow.destination_port == 7200] == []
 
 
+# How an environment gives the address of one instance to another one: (before, after).
+ONE, TWO, SPARE = "10.6.1.2", "10.6.1.3", "10.6.1.9"
+MOVES = {
+    "two addresses are exchanged": {"one": TWO, "two": ONE},
+    "an address goes from one to another": {"one": SPARE, "two": ONE},
+    "an address goes to a new instance": {"one": SPARE, "two": TWO, "new": ONE},
+}
+OWNERS = {"one": ONE, "two": TWO}
+TARGETS = ("move-db", "side-app", FAR)
+CALLS = {"one": 9501, "two": 9502}
+
+
+def moving(owners: Mapping[str, str]) -> dict[str, Any]:
+    """A VPC whose instances have these addresses, and its peer; into it go port 80, a canary and replies."""
+    instances = [{"name": name, "ip": address} for name, address in owners.items()]
+    ingress = [{**ALLOW, "protocol": "udp", "port": [80, 2222]}]
+    calm = [{"name": name, "ip": f"10.6.2.{number}"} for number, name in enumerate(("db", "calm", "quiet"), 2)]
+    publish = [{"protocol": "udp", "port": port, "instance": name, "target_port": 80} for name, port in CALLS.items()]
+    move = {
+        "name": "move",
+        "cidr": "10.6.0.0/16",
+        "subnets": [
+            {"name": "pub", "cidr": "10.6.1.0/24", "type": "public", "instances": instances}
+            | {"policy": {"ingress": ingress}},
+            {"name": "in", "cidr": "10.6.2.0/24", "type": "private", "instances": calm},
+        ],
+        "publish": publish,
+    }
+    app = {"name": "app", "cidr": "10.5.1.0/24", "type": "private"}
+    return {"vpcs": [move, {"name": "side", "cidr": "10.5.0.0/16", "subnets": [app]}], "peerings": [["move", "side"]]}
+
+
+@pytest.mark.parametrize("how", MOVES)
+def test_an_address_that_changes_hands_takes_no_flow_along(tenants: Tenants, how: str) -> None:
+    tenants.wire.vpcctl("apply", "-", document=moving(OWNERS))
+    try:
+        with stations(tenants.lab, "move-calm", "move-quiet") as (calm, quiet):
+            kept = [
+                start_flow("udp", calm, quiet, "10.6.2.4", 5000, "udp", rate=500),
+                start_flow("tcp", calm, quiet, "10.6.2.4", 5000, "tcp", rate=100, push=100),
+            ]
+            assert_moving(kept, time.monotonic())
+            _change_hands(tenants, MOVES[how])
+            assert_moving(kept, time.monotonic())
+            assert_nothing_lost(kept)
+            # The sender did not stand still.
+            assert kept[0].counts()[0].sent > 100
+    finally:
+        tenants.wire.vpcctl("delete-vpc", "--name", "move", "--cascade")
+        tenants.wire.vpcctl("delete-vpc", "--name", "side", "--cascade")
+
+
+def _change_hands(tenants: Tenants, after: Mapping[str, str]) -> None:
+    near, address = tenants[NEAR], {"move-db": "10.6.2.2", "side-app": "10.5.1.2"}
+    servers = {name: _deaf(tenants, name, address[name]) for name in TARGETS[:2]} | {FAR: tenants[FAR]}
+    owners = {name: _deaf(tenants, f"move-{name}", OWNERS[name]) for name in OWNERS}
+    db, ports = servers["move-db"], {}
+    late: dict[str, tuple[str, Probe]] = {}
+    for (owner, station), (target, server) in itertools.product(owners.items(), servers.items()):
+        port = ports[owner, target] = next(PORTS)
+        seen = session(station, server, port)
+        again = server.tcp(*seen, ACK | PSH, source_port=80, sequence=2001, acknowledged=1001)
+        met = translated(*_carried(station.udp(server.address, port, source_port=port), server))
+        back = server.udp(*met, source_port=port)
+        late |= {f"segment of {target} for {owner}": (owner, again), f"answer of {target} for {owner}": (owner, back)}
+    called = {name: near.udp(str(HOST), port, source_port=next(PORTS)) for name, port in CALLS.items()}
+    # All of them work.
+    for owner, probe in (*late.values(), *called.items()):
+        _carried(probe, owners[owner])
+
+    gate = tenants.wire.tap("move-router", "in-db")
+    flood = {name: probe for name, (_, probe) in late.items() if name.endswith("of move-db for one")}
+    assert len(flood) == 2
+    gone = {ports[owner, target] for owner, target in ports if after[owner] != OWNERS[owner]}
+    with floods(flood) as words:
+        assert arriving(words, gate, owners["one"].tap, db.udp(ONE, 2222)) == list(flood)
+        tenants.wire.vpcctl("apply", "-", document=moving(after))
+        left = [flow for router in ("move-router", "side-router", None) for flow in tenants.wire.flows(router)]
+        assert [flow for flow in left if {flow.source_port, flow.destination_port} & gone] == []
+        holders = {name: _deaf(tenants, f"move-{name}", owned) for name, owned in after.items()}
+        for holder in holders.values():
+            canary = db.udp(holder.address, 2222)
+            assert arriving(words, gate, holder.tap, canary) == []
+    for name, holder in holders.items():
+        # An instance that keeps its address keeps its flows.
+        own = [what for what, (owner, _) in late.items() if owner == name and after[name] == OWNERS[name]]
+        probes = {what: probe for what, (_, probe) in late.items()}
+        assert arrived(holder.tap, probes, db.udp(holder.address, 2222)) == own
+    # Nor does the new owner of an address speak in a connection of the old one.
+    for (owner, target), port in ports.items():
+        for holder in holders.values():
+            if port in gone and holder.address == OWNERS[owner]:
+                server = servers[target]
+                inject = holder.tcp(server.address, 80, ACK | PSH, source_port=port, sequence=1001, acknowledged=2001)
+                assert arrived(server.tap, {"injected": inject}, holder.udp(server.address, 1)) == []
+    # A published port follows its instance; a caller that goes on calling comes to nobody else.
+    for name, probe in called.items():
+        for other, holder in holders.items():
+            last = near.udp(str(HOST), CALLS[other]) if other in CALLS else db.udp(holder.address, 2222)
+            assert arrived(holder.tap, {name: probe}, last) == [name] * (name == other)
+
+
+def _deaf(tenants: Tenants, namespace: str, address: str) -> Station:
+    """An instance of the VPCs above as a station; it may be one already."""
+    tenants.lab.run(["nft", "-f", "-"], netns=namespace, input=f"table netdev deaf\ndelete table netdev deaf\n{DEAF}")
+    vpc = namespace.partition("-")[0]
+    subnet = {"10.6.1": "pub", "10.6.2": "in", "10.5.1": "app"}[address.rpartition(".")[0]]
+    return tenants.instance(namespace, vpc, subnet, address)
+
+
 # --- The direction in which a flow began ------------------------------------------------------------------------------
 
 
@@ -181,7 +295,7 @@ def test_a_peers_gate_is_asked_about_a_flow_that_begins_anew(tenants: Tenants) -
         assert arrived(app.tap, {"forth": forth}, web.udp(app.address, 2222)) == ["forth"]
         assert arrived(web.tap, {"a reply": back}, app.udp(web.address, 2222)) == ["a reply"]
         with tenants.policy("shop", "web", egress=[]):
-            assert arrived(web.tap, {"begun": back}, app.udp(web.address, 2222)) == []
+            assert arrived(web.tap, {"opening": back}, app.udp(web.address, 2222)) == []
 
 
 # --- Translation ------------------------------------------------------------------------------------------------------
@@ -245,32 +359,153 @@ def test_flows_that_began_while_the_host_had_no_table_are_translated_when_it_has
     assert arrived(far.tap, {"it": sender}, web.udp(str(INTERNET), 9301)) == ["it"]
 
 
+# --- Senders that never pause -----------------------------------------------------------------------------------------
+
+RATE = 2000
+# Source ports of floods, no two alike: an entry of an earlier test would be another test's flow.
+PORTS = itertools.count(6600)
+
+
+@contextlib.contextmanager
+def floods(probes: Mapping[str, Probe]) -> Iterator[dict[str, bytes]]:
+    """Each of the probes is sent over and over meanwhile, RATE times a second at most; their words."""
+    with contextlib.ExitStack() as stack:
+        words = {}
+        for name, (tap, make) in probes.items():
+            words[name] = wire.word()
+            stack.enter_context(tap.flooding(make(words[name]), rate=RATE))
+        yield words
+
+
+def arriving(words: Mapping[str, bytes], gate: Tap, ear: Tap, canary: Probe) -> list[str]:
+    """The floods of which something arrives at `ear` that comes to `gate` after this moment."""
+    _pass(words, gate, 50)
+    # What was on its way is there.
+    assert arrived(ear, {}, canary) == []
+    ear.heard()
+    _pass(words, gate, 200)
+    (tap, make), last = canary, wire.word()
+    tap.send(make(last))
+    frames = ear.hear(last)
+    assert wire.containing(frames, last), "the canary did not arrive, so that silence proves nothing"
+    return [name for name, word in words.items() if wire.containing(frames, word)]
+
+
+def _pass(words: Mapping[str, bytes], gate: Tap, count: int) -> None:
+    """Wait until so many more packets of each flood have come to the gate."""
+    gate.heard()
+    for name, word in words.items():
+        left = count
+        while left > 0:
+            came = wire.containing(gate.hear(word), word)
+            assert came, f"the sender of {name} has stopped"
+            left -= len(came)
+
+
+def test_a_port_is_published_and_unpublished_while_datagrams_come_without_pause(tenants: Tenants) -> None:
+    near, web, web_2, gate = tenants[NEAR], tenants[WEB], tenants[WEB_2], tenants["host"].tap
+    canary, canary_2 = near.udp(str(HOST), CANARY), near.udp(str(HOST), 9601)
+    with (
+        published(tenants, 9601, "udp", "web-2"),
+        floods({"it": near.udp(str(HOST), 9600, source_port=next(PORTS))}) as words,
+    ):
+        assert arriving(words, gate, web.tap, canary) == []
+        with published(tenants, 9600, "udp"):
+            assert arriving(words, gate, web.tap, canary) == ["it"]
+        assert arriving(words, gate, web.tap, canary) == []
+        with published(tenants, 9600, "udp", "web-2"):
+            assert arriving(words, gate, web_2.tap, canary_2) == ["it"]
+            assert arriving(words, gate, web.tap, canary) == []
+        assert arriving(words, gate, web_2.tap, canary_2) == []
+
+
+def test_a_port_is_unpublished_while_a_connection_sends_without_pause(tenants: Tenants) -> None:
+    near, web, web_2, gate = tenants[NEAR], tenants[WEB], tenants[WEB_2], tenants["host"].tap
+    canary, canary_2 = near.udp(str(HOST), CANARY), near.udp(str(HOST), 9611)
+    port, called = next(PORTS), (str(HOST), 9610)
+    data = near.tcp(*called, ACK | PSH, source_port=port, sequence=1001, acknowledged=2001)
+    with published(tenants, 9611, "udp", "web-2"), contextlib.ExitStack() as stack:
+        with published(tenants, 9610, "tcp"):
+            session(near, web, port, called)
+            words = stack.enter_context(floods({"it": data}))
+            assert arriving(words, gate, web.tap, canary) == ["it"]
+        assert arriving(words, gate, web.tap, canary) == []
+        with published(tenants, 9610, "tcp", "web-2"):
+            assert arriving(words, gate, web.tap, canary) == []
+            # Another instance gets no part of a connection, but one that begins.
+            assert arriving(words, gate, web_2.tap, canary_2) == []
+            session(near, web_2, next(PORTS), called)
+
+
+@pytest.mark.parametrize("denied", ["udp", "tcp"])
+@pytest.mark.parametrize("peer", [False, True])
+def test_a_policy_changes_while_all_its_flows_send_without_pause(tenants: Tenants, peer: bool, denied: str) -> None:
+    web, other, gate = tenants[WEB], tenants[APP if peer else DB], tenants.wire.tap("shop-router", "in-web")
+    canary, port = web.udp(other.address, 2222), next(PORTS)
+    rules = {name: {**ALLOW, "protocol": name, "port": to} for name, to in (("udp", 700), ("tcp", 80))}
+    always = {**ALLOW, "protocol": "udp", "port": 2222}
+    flows = {
+        "udp": web.udp(other.address, 700, source_port=port),
+        "tcp": web.tcp(other.address, 80, ACK | PSH, source_port=port, sequence=1001, acknowledged=2001),
+    }
+    with tenants.policy("shop", "web", egress=[*rules.values(), always]):
+        session(web, other, port)
+        with floods(flows) as words:
+            assert arriving(words, gate, other.tap, canary) == ["udp", "tcp"]
+            kept = [name for name in flows if name != denied]
+            tenants.apply("shop", "web", egress=[*map(rules.get, kept), always])
+            assert arriving(words, gate, other.tap, canary) == kept
+            tenants.apply("shop", "web", egress=[*rules.values(), always])
+            assert arriving(words, gate, other.tap, canary) == ["udp", "tcp"]
+
+
 # --- The transit address ----------------------------------------------------------------------------------------------
 
-# argv: whom to call, its port, and from where
+# argv: the address to call, its port, and the address to call from; prints the source ports
 CALL = """
-import socket, sys
-line = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-line.bind((sys.argv[3], 0))
-try:
-    line.sendto(sys.argv[4].encode(), (sys.argv[1], int(sys.argv[2])))
-except OSError as error:
-    print(error)
+import contextlib, socket, sys
+address, port, source = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+for kind in socket.SOCK_DGRAM, socket.SOCK_STREAM:
+    line = socket.socket(socket.AF_INET, kind)
+    line.setblocking(False)
+    line.bind((source, 0))
+    with contextlib.suppress(BlockingIOError, PermissionError):
+        line.connect((address, port))
+        line.send(b"called")
+    print(line.getsockname()[1])
 """
 
 
-@pytest.mark.parametrize("source", [str(HOST), "127.0.0.1", "0.0.0.0", UPLINKS["shop"][0], UPLINKS["red"][0]])
+@pytest.mark.parametrize("source", [str(HOST), "0.0.0.0", UPLINKS["shop"][0], UPLINKS["red"][0]])
 def test_a_local_user_does_not_reach_a_published_port_by_the_transit_address(tenants: Tenants, source: str) -> None:
-    near, web = tenants[NEAR], tenants[WEB]
-    with published(tenants, 9400, "udp"):
-        local, last = wire.word(), wire.word()
-        web.tap.heard()
-        tenants.lab.python(CALL, UPLINKS["shop"][1], "9400", source, local.decode())
-        tap, make = near.udp(str(HOST), 9400)
-        tap.send(make(last))
-        heard = web.tap.hear(last)
-        assert wire.containing(heard, last)
-        assert wire.containing(heard, local) == []
+    web, router = tenants[WEB], tenants.wire.tap("shop-router", "uplink")
+    with published(tenants, 9400, "udp"), published(tenants, 9400, "tcp"):
+        assert called(tenants, source, [router, web.tap]) == [[], []]
+        # Without the host's rule both protocols leave; the router drops sources of the transit network itself.
+        tenants.lab.run(["nft", "flush", "chain", "inet", "vpcctl", "to-uplink"])
+        try:
+            arrive = ["udp", "tcp"] if source == str(HOST) else []
+            assert called(tenants, source, [router, web.tap]) == [["udp", "tcp"], arrive]
+        finally:
+            tenants.wire.vpcctl("repair")
+
+
+def called(tenants: Tenants, source: str, ears: list[Tap]) -> list[list[str]]:
+    """A program of the host calls port 9400 of shop's router; the protocols of what each of the ears hears of it."""
+    for ear in ears:
+        ear.heard()
+    ports = tenants.lab.python(CALL, UPLINKS["shop"][1], "9400", source).stdout.split()
+    words = list(zip(("udp", "tcp"), (wire.UDP, wire.TCP), map(int, ports), strict=True))
+    last = wire.word()
+    tap, make = tenants[NEAR].udp(str(HOST), 9400)
+    tap.send(make(last))
+    found = []
+    for ear in ears:
+        frames = ear.hear(last)
+        assert wire.containing(frames, last), "the canary did not arrive, so that silence proves nothing"
+        seen = {(frame[23], int.from_bytes(frame[34:36], "big")) for frame in frames}
+        found.append([name for name, protocol, port in words if (protocol, port) in seen])
+    return found
 
 
 @contextlib.contextmanager

@@ -157,13 +157,13 @@ def test_sixteen_writers_are_as_if_they_came_one_by_one(module_lab: Lab, run: Wa
         "VPC wanted exists already; choose another name, or `vpcctl show-vpc --name wanted`"
     }
     [missed] = one_of(every, "delete-subnet --vpc hub")
-    assert missed.startswith("VPC hub has no subnet 'old'; there is none yet")
+    assert missed.startswith("subnet 'old' not found in VPC hub; known subnets: none")
     # After it was deleted, by one of them, there was no such VPC for anybody.
     for words in one_of(every, "delete-vpc --name doomed"):
-        assert words.startswith("there is no VPC 'doomed'; there is ")
+        assert words.startswith("VPC 'doomed' not found; known VPCs: ")
     for answer in every:
         if "doomed" in answer.words and answer.status != 0:
-            assert (answer.status, "there is no VPC 'doomed'" in answer.complaint) == (4, True), answer
+            assert (answer.status, "VPC 'doomed' not found" in answer.complaint) == (4, True), answer
     assert Counter(answer.status for answer in every).keys() <= {0, 4}
     _assert_everything_acknowledged(module_lab, run)
 

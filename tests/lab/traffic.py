@@ -171,13 +171,29 @@ def assert_moving(flows: list[Flow], after: float) -> None:
     assert not stuck(flows, after), stuck(flows, after)
 
 
+def assert_nothing_lost(flows: list[Flow]) -> None:
+    """Every record that was sent has arrived; the senders stop first."""
+    for flow in flows:
+        for station in (flow.client, flow.server):
+            station.tell("rate", name=flow.name, rate=0)
+    for flow in flows:
+        eventually(lambda flow=flow: _missing(flow) == (0, 0), 5)
+        assert _missing(flow) == (0, 0), f"{flow.name} lost records: {flow.counts()}"
+
+
+def _missing(flow: Flow) -> tuple[int, int]:
+    """How many records were sent and have not arrived at the server, at the client."""
+    client, server = flow.counts()
+    return client.sent - server.received, server.sent - client.received
+
+
 def _arrived(flow: Flow, after: float) -> bool:
     client, server = flow.counts()
     # An end that was greeted only is not sent to.
     return (client.last > after or server.sent <= 1) and (server.last > after or client.sent <= 1)
 
 
-def eventually(condition: Callable[[], bool], patience: float = 10) -> bool:
+def eventually(condition: Callable[[], bool], patience: float = 60) -> bool:
     """Does it become true?"""
     end = time.monotonic() + patience
     while not condition():

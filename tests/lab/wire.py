@@ -206,10 +206,14 @@ class Wire:
         """What the namespace's connection tracking knows."""
         return [Tracked(*values) for values in self.tell("flows", netns=netns)]
 
-    def vpcctl(self, *words: str, document: object = None) -> None:
-        """Run a command, with `document` as JSON on its standard input; AssertionError with its words if it fails."""
+    def vpcctl(self, *words: str, document: object = None) -> str:
+        """Run a command, with `document` as JSON on its standard input, and return what it prints.
+
+        AssertionError with its words if it fails.
+        """
         status, told = self.tell("vpcctl", words=words, text=json.dumps(document))
         assert status == 0, f"vpcctl {' '.join(words)}: {told}"
+        return told
 
     def status(self, *words: str, document: object = None) -> int:
         """The exit status of a command, run in the same way."""
@@ -329,7 +333,7 @@ BUFFER = 16 << 20
 
 
 # IPPROTO_* that `reception` has an ear for, with one of no standard among them (RFC 3692).
-HEARD = (ICMP, IGMP, IPIP, TCP, UDP, GRE, ESP, SCTP, UDPLITE, 253)
+HEARD = (ICMP, IGMP, IPIP, TCP, UDP, GRE, ESP, AH, SCTP, UDPLITE, 253)
 
 
 class _Program:

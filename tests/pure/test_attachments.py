@@ -60,12 +60,12 @@ def test_a_name_that_several_vpcs_have_needs_the_vpc() -> None:
     ("words", "chosen", "message"),
     [
         ({}, {}, 'web.json#/0: which subnet? add a field "subnet" (name or prefix), or use --subnet'),
-        ({"subnet": "wev"}, {}, "web.json#/0/subnet: there is no subnet 'wev'; did you mean 'web'?"),
-        ({"subnet": "x", "vpc": "two"}, {}, "web.json#/0/subnet: VPC two has no subnet 'x'; expected: api"),
-        ({"subnet": "10.0.0.0/27"}, {}, "web.json#/0/subnet: there is no subnet '10.0.0.0/27'; expected: api, db, web"),
-        ({"subnet": "web", "vpc": "on"}, {}, "web.json#/0/vpc: there is no VPC 'on'; did you mean 'one'?"),
-        ({"subnet": "web"}, {"vpc": "x"}, "web.json#/0: there is no VPC 'x'; expected: one, two"),
-        ({"subnet": "web"}, {"subnet": "x"}, "web.json#/0: there is no subnet 'x'; expected: api, db, web"),
+        ({"subnet": "wev"}, {}, "web.json#/0/subnet: subnet 'wev' not found; did you mean 'web'?"),
+        ({"subnet": "x", "vpc": "two"}, {}, "web.json#/0/subnet: subnet 'x' not found in VPC two; expected: api"),
+        ({"subnet": "10.0.0.0/27"}, {}, "web.json#/0/subnet: subnet '10.0.0.0/27' not found; expected: api, db, web"),
+        ({"subnet": "web", "vpc": "on"}, {}, "web.json#/0/vpc: VPC 'on' not found; did you mean 'one'?"),
+        ({"subnet": "web"}, {"vpc": "x"}, "web.json#/0: VPC 'x' not found; expected: one, two"),
+        ({"subnet": "web"}, {"subnet": "x"}, "web.json#/0: subnet 'x' not found; expected: api, db, web"),
     ],
 )
 def test_a_document_that_fits_nowhere_is_told_where_it_could(words: dict, chosen: dict, message: str) -> None:
@@ -73,7 +73,7 @@ def test_a_document_that_fits_nowhere_is_told_where_it_could(words: dict, chosen
 
 
 def test_where_there_is_nothing_that_is_said() -> None:
-    assert refusal(World(), {"subnet": "web"}) == ["web.json#/0/subnet: there is no subnet 'web'; there is none yet"]
+    assert refusal(World(), {"subnet": "web"}) == ["web.json#/0/subnet: subnet 'web' not found; known subnets: none"]
 
 
 def test_a_subnet_has_one_policy_in_a_command() -> None:
@@ -104,7 +104,7 @@ def test_a_policy_takes_the_place_of_the_one_before() -> None:
         ("subnet:api", "no subnet 'api' is known here; expected: db, web"),
         ("instance:ghost", "no instance 'ghost' is known here; expected: db, web"),
         ("vpc:tow", "no vpc 'tow' is known here; did you mean 'two'?"),
-        ("set:office", "no set 'office' is known here; there is none"),
+        ("set:office", "no set 'office' is known here; known sets: none"),
     ],
 )
 def test_an_endpoint_that_names_nothing_is_an_error(endpoint: str, hint: str) -> None:

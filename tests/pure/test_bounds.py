@@ -13,11 +13,11 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.rehearsal import Rehearsal
 from vpcctl.analysis.explain import TOO_MUCH, ask, matrix
 from vpcctl.analysis.impact import forecast
 from vpcctl.analysis.reachability import Reach
 from vpcctl.cli import commands
-from vpcctl.cli.session import Session
 from vpcctl.compiler import bounds, compile_vpc
 from vpcctl.compiler.effort import MOST_ELEMENTS, MOST_LEVELS, Effort, TooMuchError
 from vpcctl.compiler.gates import gate
@@ -32,7 +32,6 @@ from vpcctl.errors import DocumentError, StateError, TooFineError
 from vpcctl.model import operations, oracle
 from vpcctl.model.network import Vpc, World
 from vpcctl.model.policy import Direction
-from vpcctl.resources.fake import FakeKernel
 
 ENVIRONMENT = {
     "vpcs": [
@@ -247,26 +246,14 @@ class Impatient(Store):
         return super().locked(patience)
 
 
-class Rehearsal(Session):
-    """A session whose kernel is a dictionary."""
-
-    def __init__(self, directory: Path):
-        self.fake = FakeKernel()
-        super().__init__(str(directory), 0, lambda: self.fake)
-
-    @property
-    def store(self) -> Store:
-        return Impatient(self.state_dir)
-
-
 @pytest.fixture
 def session(tmp_path: Path) -> Rehearsal:
-    made = Rehearsal(tmp_path / "state")
+    made = Rehearsal(tmp_path / "state", make_store=Impatient)
     reconciler.change(made.store, made.fake, lambda state: empty())
     return made
 
 
-def run(session: Session, *words: str) -> Result:
+def run(session: Rehearsal, *words: str) -> Result:
     command = commands.get_command(click.Context(commands), words[0])
     return CliRunner().invoke(command, list(words[1:]), obj=session)
 

@@ -114,13 +114,13 @@ def test_a_policy_is_detached_and_the_rest_stays() -> None:
         ),
         (
             lambda w: operations.create_vpc(w, "x", network("100.64.1.0/24")),
-            "overlaps the transit range .*`vpcctl create-vpc --transit` while",
+            "overlaps the transit range .*`vpcctl create-vpc --transit` before",
         ),
         (
             lambda w: operations.delete_vpc(w, "one", False),
             "VPC one still has subnet web, subnet db, the peering with two; remove them first or use --cascade",
         ),
-        (lambda w: operations.delete_vpc(w, "x", True), "there is no VPC 'x'; there is one, two"),
+        (lambda w: operations.delete_vpc(w, "x", True), "VPC 'x' not found; known VPCs: one, two"),
         (
             lambda w: operations.create_subnet(w, "one", "web", network("10.0.0.48/28"), True, True, 0),
             "VPC one has a subnet web already",
@@ -129,7 +129,10 @@ def test_a_policy_is_detached_and_the_rest_stays() -> None:
             lambda w: operations.create_subnet(w, "one", "x", network("10.0.0.8/29"), True, True, 0),
             r"subnet x: 10\.0\.0\.8/29 overlaps subnet web",
         ),
-        (lambda w: operations.delete_subnet(w, "one", "x", True), "VPC one has no subnet 'x'; there is db, web"),
+        (
+            lambda w: operations.delete_subnet(w, "one", "x", True),
+            "subnet 'x' not found in VPC one; known subnets: db, web",
+        ),
         (
             lambda w: operations.delete_subnet(
                 operations.create_instance(w, "one", "web", "a", None, 0), "one", "web", False
@@ -146,7 +149,10 @@ def test_a_policy_is_detached_and_the_rest_stays() -> None:
             lambda w: operations.create_instance(w, "one", "web", "a", address("10.0.0.2"), 0),
             r"10\.0\.0\.2 belongs to instance web already",
         ),
-        (lambda w: operations.delete_instance(w, "one", "x"), "VPC one has no instance 'x'; there is db, web"),
+        (
+            lambda w: operations.delete_instance(w, "one", "x"),
+            "instance 'x' not found in VPC one; known instances: db, web",
+        ),
         (
             lambda w: operations.delete_instance(w, "one", "web"),
             "instance web still has tcp/8080 published; `vpcctl unpublish-port --vpc one --port 8080` first$",
@@ -165,9 +171,9 @@ def test_a_policy_is_detached_and_the_rest_stays() -> None:
         (lambda w: operations.set_nat_gateway(w, "one", "db", True), "subnet db has a NAT gateway already"),
         (lambda w: operations.set_nat_gateway(w, "one", "web", False), "subnet web has no NAT gateway$"),
         (lambda w: operations.create_peering(w, "two", "one"), "VPCs two and one are peered already"),
-        (lambda w: operations.create_peering(w, "one", "x"), "there is no VPC 'x'; there is one, two"),
+        (lambda w: operations.create_peering(w, "one", "x"), "VPC 'x' not found; known VPCs: one, two"),
         (lambda w: operations.delete_peering(w, "one", "x"), "VPCs one and x are not peered"),
-        (lambda w: operations.publish_port(w, "one", Publication(TCP, 1, "x", 1)), "VPC one has no instance 'x'"),
+        (lambda w: operations.publish_port(w, "one", Publication(TCP, 1, "x", 1)), "instance 'x' not found in VPC one"),
         (
             lambda w: operations.publish_port(w, "two", Publication(TCP, 8080, "api", 1)),
             "port tcp/8080 is published for instance web of VPC one already",
@@ -176,7 +182,7 @@ def test_a_policy_is_detached_and_the_rest_stays() -> None:
             lambda w: operations.unpublish_port(w, "one", UDP, 8080),
             "VPC one does not publish that port; `vpcctl show-vpc --name one` lists what it does",
         ),
-        (lambda w: operations.clear_policy(w, "one", "x"), "VPC one has no subnet 'x'; there is db, web"),
+        (lambda w: operations.clear_policy(w, "one", "x"), "subnet 'x' not found in VPC one; known subnets: db, web"),
     ],
 )
 def test_what_collides_with_what_exists_is_refused_with_the_reason(change, words: str) -> None:

@@ -18,17 +18,19 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.pure.conftest import KernelForbidden
+from tests.rehearsal import Rehearsal
 from tests.story import WEB_POLICY, nothing, policy, told
 from vpcctl import errors
-from vpcctl.cli import COMMANDS, commands, main
+from vpcctl.cli import COMMANDS, commands, main, vpc_commands
 from vpcctl.cli.output import counted
-from vpcctl.cli.session import EXIT_STATUSES, Session
+from vpcctl.cli.session import EXIT_STATUSES
 from vpcctl.cli.traffic_commands import reports
 from vpcctl.compiler import compile_vpc
 from vpcctl.engine import reconciler
-from vpcctl.engine.state import Store
+from vpcctl.model import network
 from vpcctl.model.network import World
 from vpcctl.resources.fake import FakeKernel
+from vpcctl.resources.kinds import Ruleset
 from vpcctl.resources.plan import Plan
 
 ROOT = Path(__file__).parents[2]
@@ -41,18 +43,6 @@ ENVIRONMENT = {
         }
     ]
 }
-
-
-class Rehearsal(Session):
-    """A session whose kernel is a dictionary."""
-
-    def __init__(self, directory: Path, verbosity: int = 0):
-        self.fake = FakeKernel()
-        super().__init__(str(directory), verbosity, lambda: self.fake)
-
-    @property
-    def store(self) -> Store:
-        return Store(self.state_dir)
 
 
 @pytest.fixture
@@ -196,8 +186,8 @@ def test_every_error_has_an_exit_status_of_the_table() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["creat-vpc"], "Error: there is no command 'creat-vpc'; did you mean 'create-vpc'?"),
-        (["zzz"], "Error: there is no command 'zzz'; expected: apply, apply-policy,"),
+        (["creat-vpc"], "Error: command 'creat-vpc' not found; did you mean 'create-vpc'?"),
+        (["zzz"], "Error: command 'zzz' not found; expected: apply, apply-policy,"),
         (["show-vpc"], "Error: Missing option '--name'."),
         (["show-vpc", "--nam", "one"], "Error: No such option '--nam'"),
         (["create-subnet", "--vpc", "one", "--name", "x", "--type", "public", "--cidr", "10.0.0.1/28"],
@@ -209,7 +199,7 @@ def test_every_error_has_an_exit_status_of_the_table() -> None:
          '"x" is not an address such as 10.0.1.9'),
         (["publish-port", "--vpc", "one", "--instance", "web", "--port", "0"], "0 is not in the range"),
         (["apply-policy"], "name a policy file, or - for standard input"),
-        (["destroy"], "say --all to remove every VPC"),
+        (["destroy"], "pass --all to remove every VPC"),
         (["exec", "--vpc", "one", "--", "true"], "name either --subnet or --instance"),
         (["exec", "--vpc", "one", "--subnet", "web", "--env", "WORD", "--", "true"], "'WORD' is not NAME=VALUE"),
         (["exec", "--vpc", "one", "--subnet", "web", "--env", "=x", "--", "true"], "'=x' is not NAME=VALUE"),
@@ -225,13 +215,14 @@ def test_a_command_line_that_is_not_understood_is_status_2(vpcctl: Main, words: 
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [
-        (["show-vpc", "--name", "x"], 4, "vpcctl: there is no VPC 'x'; there is one, two\n"),
-        (["list-subnets", "--vpc", "x"], 4, "vpcctl: there is no VPC 'x'; there is one, two\n"),
+        (["show-vpc", "--name", "x"], 4, "vpcctl: VPC 'x' not found; known VPCs: one, two\n"),
+        (["list-subnets", "--vpc", "x"], 4, "vpcctl: VPC 'x' not found; known VPCs: one, two\n"),
         (["list-instances", "--vpc", "one", "--subnet", "x"], 4,
-         "vpcctl: VPC one has no subnet 'x'; there is db, web\n"),
-        (["show-policy", "--vpc", "one", "--subnet", "x"], 4, "vpcctl: VPC one has no subnet 'x'; there is db, web\n"),
+         "vpcctl: subnet 'x' not found in VPC one; known subnets: db, web\n"),
+        (["show-policy", "--vpc", "one", "--subnet", "x"], 4,
+         "vpcctl: subnet 'x' not found in VPC one; known subnets: db, web\n"),
         (["exec", "--vpc", "one", "--instance", "x", "--", "true"], 4,
-         "vpcctl: VPC one has no instance 'x'; there is db, web\n"),
+         "vpcctl: instance 'x' not found in VPC one; known instances: db, web\n"),
         (["apply-policy", "none.json"], 2, "vpcctl: none.json: cannot be read (No such file or directory)\n"),
         (["compile", "--environment", "none.json"], 2,
          "vpcctl: none.json: cannot be read (No such file or directory)\n"),
@@ -269,24 +260,24 @@ def test_drift_is_status_3_and_repair_ends_it(run: Run, session: Rehearsal) -> N
     session.fake.remove(session.fake.objects[("Namespace", "one-web")])
     drifted = run("status", status=3).stdout
     assert "namespace one-web is absent" in drifted
-    assert drifted.endswith("drifted; `vpcctl repair` mends it\n")
+    assert drifted.endswith("drifted; `vpcctl repair` fixes it\n")
     found = json.loads(run("status", "--json", status=3).stdout)
     assert (found["in_sync"], found["unfinished"]) == (False, False)
     assert {"kind", "object", "state", "detail"} == set(found["differences"][0])
     assert json.loads(run("status", "--vpc", "two", "--json").stdout)["in_sync"] is True
     repaired = run("repair")
-    assert "mended: namespace one-web was absent" in repaired.stderr
+    assert "repaired: namespace one-web was absent" in repaired.stderr
     assert repaired.stdout == ""
-    assert run("repair").stderr == "nothing to mend\n"
+    assert run("repair").stderr == "nothing to repair\n"
     assert run("status").stdout == "in sync\n"
 
 
 @pytest.mark.parametrize(("parts", "said"), [(["one-web"], "1 object"), (["one-web", "two-api"], r"\d+ objects")])
-def test_what_was_mended_is_counted(run: Run, session: Rehearsal, parts: list[str], said: str) -> None:
+def test_repaired_objects_are_counted(run: Run, session: Rehearsal, parts: list[str], said: str) -> None:
     for name in parts:
         for item in [item for item in session.fake.objects.values() if item.namespace == name][-1:]:
             session.fake.remove(item)
-    assert re.fullmatch(rf"mended {said}", run("repair").stderr.splitlines()[-1])
+    assert re.fullmatch(rf"repaired {said}", run("repair").stderr.splitlines()[-1])
 
 
 def test_things_are_counted_in_one_or_many() -> None:
@@ -299,7 +290,7 @@ def test_whoever_does_not_say_yes_is_told_that_nothing_was_removed(
 ) -> None:
     before = session.load()
     said = run("destroy", "--all", status=1, said=given).stderr
-    advice = "" if given == "n\n" else "; say --yes, or answer the question"
+    advice = "" if given == "n\n" else "; pass --yes, or answer the question"
     assert f"vpcctl: nothing was removed{advice}\n" in said
     assert session.load() == before
     assert "removed 2 VPCs; the host is as before\n" in run("destroy", "--all", said="y\n").stderr
@@ -356,7 +347,31 @@ def test_an_interrupt_says_what_it_leaves_and_repair_finishes_it(
     assert "x" in [subnet.name for subnet in session.load().world.vpc("one").subnets]
 
 
-def test_an_interrupt_before_anything_was_begun_leaves_nothing(
+@pytest.mark.parametrize("declared", [False, True], ids=["command line", "document"])
+def test_limits_that_are_given_at_creation_are_in_the_rulesets(
+    run: Run, session: Rehearsal, tmp_path: Path, declared: bool
+) -> None:
+    if declared:
+        vpc = {"name": "small", "cidr": "10.9.0.0/16", "max_flows": 160, "max_ports": 48}
+        (tmp_path / "small.json").write_text(json.dumps({"vpcs": [vpc]}))
+        run("apply", str(tmp_path / "small.json"))
+    else:
+        run("create-vpc", "--name", "small", "--cidr", "10.9.0.0/16", "--max-flows", "160", "--max-ports", "48")
+    texts = {item.namespace: item.text for item in session.load().items if isinstance(item, Ruleset)}
+    assert "mod 10 ct count over 16 }" in texts[None]
+    assert ":32768-32815" in texts["small-router"]
+    exported = json.loads(run("export", "--vpc", "small").stdout)["vpcs"][0]
+    assert (exported["max_flows"], exported["max_ports"]) == (160, 48)
+
+
+def test_the_limits_in_the_help_are_those_of_the_model() -> None:
+    assert (vpc_commands.DEFAULT_MAX_FLOWS, vpc_commands.DEFAULT_MAX_PORTS) == (
+        network.DEFAULT_MAX_FLOWS,
+        network.DEFAULT_MAX_PORTS,
+    )
+
+
+def test_an_interrupt_before_the_first_step_leaves_nothing(
     vpcctl: Main, session: Rehearsal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Slow(FakeKernel):
@@ -411,8 +426,8 @@ def test_results_go_to_standard_output_and_words_to_people_to_standard_error(run
 
 def test_what_is_not_there_is_said_and_not_printed(vpcctl: Main, session: Rehearsal) -> None:
     reconciler.change(session.store, session.fake, lambda state: nothing(state.world))
-    assert vpcctl("list-vpcs") == ("", "there is no VPC\n")
-    assert vpcctl("list-peerings") == ("", "there is no peering\n")
+    assert vpcctl("list-vpcs") == ("", "no VPCs\n")
+    assert vpcctl("list-peerings") == ("", "no peerings\n")
     assert vpcctl("list-vpcs", "--json") == ("[]\n", "")
 
 

@@ -22,6 +22,7 @@ from vpcctl.documents.codec import world_from_json, world_to_json
 from vpcctl.documents.policies import read_policies
 from vpcctl.errors import ConflictError
 from vpcctl.model import oracle
+from vpcctl.model.host import HostPart
 from vpcctl.model.network import Peering, Publication, Subnet, Vpc, World, uplink_pair
 from vpcctl.model.oracle import Flow, Place
 from vpcctl.model.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS, TCP, UDP, Action, Direction, Endpoint, Policy, Rule
@@ -350,8 +351,8 @@ LAN = "eth0"
 class Host:
     """Walks packets through the host's table."""
 
-    def __init__(self, world: World, over_share: bool = False):
-        self._table = Tracer(compile_host(world, OWNER).tables[0], over_limit=over_share)
+    def __init__(self, world: World, over_share: bool = False, opened: tuple[tuple[str, str], ...] = ()):
+        self._table = Tracer(compile_host(world, OWNER, HostPart(opened)).tables[0], over_limit=over_share)
 
     def forwards(self, inward: str, outward: str, source: str, destination: str, **more: object) -> bool:
         """Does a packet that is routed from one link to another pass prerouting and forward?"""
@@ -369,14 +370,13 @@ class Host:
         return self._table.walk("host-input", fields).verdict == "accept"
 
 
-def two_vpcs(*published: Publication, opened: tuple = ()) -> World:
+def two_vpcs(*published: Publication) -> World:
     subnet = Subnet("web", (worlds.network("10.0.0.0/28"),), True, False, (worlds.instance("one", "web", "10.0.0.2"),))
     return World(
         (
             Vpc("one", (worlds.network("10.0.0.0/26"),), 0, (subnet,), published),
             Vpc("two", (worlds.network("10.0.0.64/26"),), 1),
         ),
-        opened=opened,
     )
 
 
@@ -454,7 +454,7 @@ def test_a_live_flow_by_a_port_that_is_unpublished_ends_though_another_port_lead
 
 
 def test_a_way_that_we_opened_is_open_to_uplinks_alone() -> None:
-    closed, free = Host(two_vpcs(opened=((LAN, "0"),))), Host(two_vpcs())
+    closed, free = Host(two_vpcs(), opened=((LAN, "0"),)), Host(two_vpcs())
     assert closed.forwards(names.host_uplink("one"), LAN, ROUTERS["one"], "203.0.113.7")
     assert closed.forwards(LAN, names.host_uplink("one"), "203.0.113.7", "10.0.0.2", **{"ct state": "established"})
     assert not closed.forwards(LAN, "docker0", "203.0.113.7", "203.0.113.9")
@@ -669,7 +669,7 @@ def test_the_complement_holds_what_the_prefixes_do_not(prefixes: list, version: 
 
 
 def test_a_view_of_no_vpc_says_which_there_are() -> None:
-    with pytest.raises(ConflictError, match=r"there is no VPC 'three'; there is one, two"):
+    with pytest.raises(ConflictError, match=r"VPC 'three' not found; known VPCs: one, two"):
         View.of(two_vpcs(), "three")
 
 

@@ -23,7 +23,7 @@ from vpcctl.documents.policies import read_policies
 from vpcctl.model import operations
 from vpcctl.model.network import Publication, World
 from vpcctl.names import DEFAULT_STATE_DIR, TABLE
-from vpcctl.resources import plan
+from vpcctl.resources import kinds
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -140,8 +140,8 @@ def test_the_way_of_stray_addresses_is_told() -> None:
 
 
 def test_the_order_of_creation_is_that_of_the_plan() -> None:
-    text = page("docs/architecture.md").split("<!-- order: plan.ORDER -->")[1].split("\n\n")[0]
-    assert re.findall(r"`(\w+)`", text) == [kind.__name__ for kind in plan.ORDER]
+    text = page("docs/architecture.md").split("<!-- order: kinds.REGISTRY -->")[1].split("\n\n")[0]
+    assert re.findall(r"`(\w+)`", text) == [kind.item.__name__ for kind in kinds.REGISTRY]
 
 
 def test_the_table_of_packages_has_every_package_in_its_order() -> None:

@@ -543,9 +543,9 @@ def test_somebody_in_the_internet_is_where_most_addresses_are(right: Any, truth:
 
 
 def test_the_beginner_of_a_flow_is_the_same_in_both_directions() -> None:
-    begun = {"match": {"op": "==", "left": {"ct": {"key": "ip saddr", "dir": "original"}}, "right": "100.64.0.1"}}
-    assert (matched(begun), matched(begun, BACK)) == (True, True)
-    assert matched(begun, dataclasses.replace(BACK, begun_by=None)) is False
+    opened = {"match": {"op": "==", "left": {"ct": {"key": "ip saddr", "dir": "original"}}, "right": "100.64.0.1"}}
+    assert (matched(opened), matched(opened, BACK)) == (True, True)
+    assert matched(opened, dataclasses.replace(BACK, opener=None)) is False
     answering = {"match": {"op": "==", "left": {"ct": {"key": "ip saddr", "dir": "reply"}}, "right": "100.64.0.1"}}
     assert matched(answering) is None
 
@@ -897,7 +897,7 @@ def test_objects_of_another_state_are_strays() -> None:
     [found] = state_directory.strays("abcd1234", True, [mine, other], Path("/s"))
     assert (found.commands, "link vpc-b is of state ffff0000" in found.what) == (("remove b",), True)
     [found] = state_directory.strays("0000aaaa", False, [mine, other], Path("/s"))
-    assert "link vpc-a, link vpc-b are of state abcd1234, ffff0000, and there is no record in /s" in found.what
+    assert "link vpc-a, link vpc-b are of state abcd1234, ffff0000, with no record in /s" in found.what
 
 
 # --- Around it --------------------------------------------------------------------------------------------------------

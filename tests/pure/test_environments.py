@@ -382,7 +382,7 @@ def test_a_document_may_peer_with_a_vpc_beside_it() -> None:
 
 def test_a_peering_with_a_vpc_that_is_pruned_is_refused() -> None:
     document = document_of(PRESENT, "billing") | {"peerings": [["spare", "billing"]]}
-    with pytest.raises(ConflictError, match="there is no VPC 'spare'"):
+    with pytest.raises(ConflictError, match="VPC 'spare' not found"):
         applied(document, PRESENT, prune=True)
 
 

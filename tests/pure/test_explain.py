@@ -429,14 +429,14 @@ def test_the_name_of_an_instance_wins_over_that_of_a_subnet() -> None:
     [
         ("web", "shop/db", DocumentError, '"web" is no end of a flow: VPC/NAME, VPC/ADDRESS, internet or a public'),
         ("internet", "203.0.113.7", DocumentError, "internet → 203.0.113.7: one side must be in a VPC"),
-        ("shp/web", "shop/db", ConflictError, "there is no VPC 'shp'; there is apart, billing, shop"),
-        ("shop/wbe", "shop/db", ConflictError, "VPC shop has no instance or subnet 'wbe'; did you mean 'web'?"),
-        ("shop/web", "billing/db", ConflictError, "VPC billing has no instance or subnet 'db'; expected: api"),
+        ("shp/web", "shop/db", ConflictError, "VPC 'shp' not found; known VPCs: apart, billing, shop"),
+        ("shop/wbe", "shop/db", ConflictError, "instance or subnet 'wbe' not found in VPC shop; did you mean 'web'?"),
+        ("shop/web", "billing/db", ConflictError, "instance or subnet 'db' not found in VPC billing; expected: api"),
         ("shop/web", "shop/10.0.9.9", ConflictError, "10.0.9.9 is in no subnet of VPC shop"),
-        ("shop/web", "shop/10.0.3.0/24", ConflictError, "VPC shop has no instance or subnet '10.0.3.0/24'"),
-        ("shop/web", "shop/", ConflictError, "VPC shop has no instance or subnet ''"),
+        ("shop/web", "shop/10.0.3.0/24", ConflictError, "instance or subnet '10.0.3.0/24' not found in VPC shop"),
+        ("shop/web", "shop/", ConflictError, "instance or subnet '' not found in VPC shop"),
         ("shop/web", "", DocumentError, '"" is no end of a flow'),
-        ("/", "shop/db", ConflictError, "there is no VPC ''"),
+        ("/", "shop/db", ConflictError, "VPC '' not found"),
     ],
 )  # fmt: skip
 def test_an_end_that_is_none_is_told(source: str, destination: str, error: type, message: str) -> None:

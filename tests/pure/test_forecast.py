@@ -101,7 +101,7 @@ def test_a_policy_in_words() -> None:
     assert str(forecast(environment(), after, [("shop", "web")])) == (
         "newly denied:\n"
         "  web → web any\n"
-        "  db → web any but tcp/80\n"
+        "  db → web any except tcp/80\n"
         "  billing/api → web any\n"
         "without effect:\n"
         "  env.json#/vpcs/0/subnets/0/policy/ingress/0 changes nothing: without it"

@@ -187,7 +187,7 @@ def deny(**fields: object) -> dict:
 
 
 ANY = allow()
-NOTHING_SUCH = "can never match: there is no such traffic at this subnet"
+NOTHING_SUCH = "can never match: this subnet has no such traffic"
 SSH, WEB = {"protocol": "tcp", "port": 22}, {"protocol": "tcp", "port": [80, 443]}
 
 

@@ -17,9 +17,9 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.rehearsal import Rehearsal
 from tests.story import policy, subnet
 from vpcctl.cli import commands
-from vpcctl.cli.session import Session
 from vpcctl.documents import binding, policies
 from vpcctl.documents.codec import world_from_json, world_to_json
 from vpcctl.documents.environment import read_environment
@@ -30,7 +30,6 @@ from vpcctl.engine.state import STATE_FILE, Store
 from vpcctl.errors import DocumentError, StateError, VpcctlError
 from vpcctl.model import operations
 from vpcctl.model.network import World
-from vpcctl.resources.fake import FakeKernel
 
 POLICY = {"ingress": [{"action": "allow", "protocol": "tcp", "port": 80}], "sets": {"own": ["203.0.113.0/24"]}}
 STEPS: tuple[Callable[[World], World], ...] = (
@@ -46,23 +45,11 @@ STEPS: tuple[Callable[[World], World], ...] = (
 )
 
 
-class Rehearsal(Session):
-    """A session whose kernel is a dictionary."""
-
-    def __init__(self, directory: Path):
-        self.fake = FakeKernel()
-        super().__init__(str(directory), 0, lambda: self.fake)
-
-    @property
-    def store(self) -> Store:
-        return Store(self.state_dir, self.state_dir.with_name("copies"))
-
-
 @pytest.fixture
 def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rehearsal:
     """A machine with the VPC `big` and two others, and documents about one of these in the working directory."""
     monkeypatch.chdir(tmp_path)
-    made = Rehearsal(tmp_path / "state")
+    made = Rehearsal(tmp_path / "state", make_store=lambda directory: Store(directory, tmp_path / "copies"))
     for step in STEPS:
         reconciler.change(made.store, made.fake, lambda found, step=step: step(found.world))
     (tmp_path / "api.json").write_text(json.dumps({"vpc": "small", "subnet": "api", "egress": []}))
@@ -124,6 +111,7 @@ BESIDE = [
     "explain small/api small/db tcp/80",
     "matrix --vpc small",
     "compile --vpc small",
+    "status --vpc small",
     "create-vpc --name new --cidr 10.0.0.192/26",
     "delete-vpc --name other",
     "create-subnet --vpc small --name new --cidr 10.0.0.96/28 --type private",

@@ -93,8 +93,8 @@ def test_only_the_published_port_of_the_published_protocol_is_open_to_the_intern
 )  # fmt: skip
 def test_a_flow_begins_with_a_request_of_its_own_icmp(protocol: int, kinds: set[int]) -> None:
     """As net/netfilter/nf_conntrack_proto_icmp.c has it: all other types are answers, errors or invalid."""
-    begun = {kind for kind in range(256) if allowed(PEERED, "web", "db", protocol, None if protocol == GRE else kind)}
-    assert begun == kinds
+    opening = {kind for kind in range(256) if allowed(PEERED, "web", "db", protocol, None if protocol == GRE else kind)}
+    assert opening == kinds
     assert protocol == GRE or decision(PEERED, "web", "db", protocol, 0).stages[-1].origin == "no flow begins with that"
 
 

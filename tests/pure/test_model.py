@@ -172,11 +172,11 @@ def test_a_port_is_published_once_and_for_somebody() -> None:
 
 def test_what_is_asked_for_and_not_there_is_told_with_what_is() -> None:
     found = told("create its private subnet db").vpc("one")
-    with pytest.raises(ConflictError, match="VPC one has no subnet 'dv'; there is db, web"):
+    with pytest.raises(ConflictError, match="subnet 'dv' not found in VPC one; known subnets: db, web"):
         found.subnet("dv")
-    with pytest.raises(ConflictError, match="VPC one has no instance 'x'; there is db, web"):
+    with pytest.raises(ConflictError, match="instance 'x' not found in VPC one; known instances: db, web"):
         found.instance("x")
-    with pytest.raises(ConflictError, match="VPC one has no subnet 'x'; there is none yet"):
+    with pytest.raises(ConflictError, match="subnet 'x' not found in VPC one; known subnets: none"):
         vpc().subnet("x")
     assert found.subnet_of("db").name == "db"
 
@@ -251,7 +251,7 @@ def test_a_peering_has_one_spelling_and_two_ends() -> None:
     assert "c" not in Peering("a", "b")
     with pytest.raises(DocumentError, match="VPC a cannot be peered with itself"):
         Peering.between("a", "a")
-    with pytest.raises(ConflictError, match="there is no VPC 'ghost'; there is one"):
+    with pytest.raises(ConflictError, match="VPC 'ghost' not found; known VPCs: one"):
         World((vpc("one"),), (Peering("ghost", "one"),))
 
 
@@ -299,9 +299,9 @@ def test_names_are_looked_up_without_a_scan() -> None:
     assert (one.subnet("web"), one.instance(first.name), one.subnet_of(first.name)) == (web, first, web)
     assert one.instances[-1] is last
     for look, kind in ((one.subnet, "subnet"), (one.instance, "instance"), (one.subnet_of, "instance")):
-        with pytest.raises(ConflictError, match=f"VPC one has no {kind} 'ghost'; there is .*web"):
+        with pytest.raises(ConflictError, match=f"{kind} 'ghost' not found in VPC one; known {kind}s: .*web"):
             look("ghost")
-    with pytest.raises(ConflictError, match="there is no VPC 'ghost'; there is one, two"):
+    with pytest.raises(ConflictError, match="VPC 'ghost' not found; known VPCs: one, two"):
         world.vpc("ghost")
 
 

@@ -9,10 +9,11 @@ import pytest
 
 from tests.story import STORY, told
 from vpcctl.model.network import World
-from vpcctl.resources import kinds, plan, topology
+from vpcctl.resources import kinds, topology
 from vpcctl.resources.fake import FakeKernel
 from vpcctl.resources.kinds import (
-    KINDS,
+    RANK,
+    REGISTRY,
     Address,
     Bridge,
     FdbEntry,
@@ -28,7 +29,7 @@ from vpcctl.resources.kinds import (
     Setting,
     Veth,
 )
-from vpcctl.resources.plan import ORDER, Ensure, Plan, Remove, diff
+from vpcctl.resources.plan import Ensure, Plan, Remove, diff
 
 STATE_ID = "0a1b2c3d"
 
@@ -60,15 +61,22 @@ EVERYTHING = [ROUTER, INSTANCE, ruleset("a-router"), ruleset(None), BRIDGE, LINK
 # -- the order -----------------------------------------------------------------------------------------------------
 
 
-def test_every_kind_has_its_place_in_the_order() -> None:
-    assert set(ORDER) == set(KINDS.values())
-    assert len(ORDER) == len(KINDS)
+def declared() -> set[type[Item]]:
+    """Every kind of object for which there is a class."""
+    classes = [one for one in vars(kinds).values() if isinstance(one, type) and issubclass(one, Item)]
+    return {one for one in classes if one.identity}
+
+
+def test_every_kind_has_one_place_in_the_registry() -> None:
+    found = [kind.item for kind in REGISTRY]
+    assert set(found) == declared()
+    assert len(found) == len(declared()) == len({kind.name for kind in REGISTRY})
 
 
 @pytest.mark.parametrize("name", [name for name, _ in STORY])
 def test_things_are_made_in_the_order_of_their_kinds(name: str) -> None:
     made = diff([], snapshot(told(name)))
-    ranks = [plan.RANK[type(step.item)] for step in made.steps]
+    ranks = [RANK[type(step.item)] for step in made.steps]
     assert ranks == sorted(ranks)
     assert all(isinstance(step, Ensure) for step in made.steps)
 
@@ -210,7 +218,7 @@ ALL = [item for world in WORLDS for item in snapshot(world)]
 
 def test_the_story_holds_every_kind_of_item() -> None:
     found = {type(item) for item in [*ALL, LinkSetting(None, "eth0", "x", "1", "0")]}
-    assert found == set(KINDS.values())
+    assert found == {kind.item for kind in REGISTRY}
 
 
 def test_items_survive_the_record() -> None:

@@ -142,7 +142,7 @@ class Machine:
     def check(self, world: World) -> None:
         """The record, the kernel and `world` agree, and nothing is unfinished."""
         state = self.state
-        assert bare(state.world) == bare(world)
+        assert state.world == world
         assert state.pending is None
         assert {item.key: item for item in state.items} == self.kernel.objects
         assert reconciler.examine(state, self.kernel) == []
@@ -159,11 +159,6 @@ class Machine:
         self.change(nothing)
         assert self.kernel.objects == {}
         assert self.state.record == {}
-
-
-def bare(world: World) -> World:
-    """The world without what the host adds to it."""
-    return dataclasses.replace(world, opened=())
 
 
 Life = dict[str, tuple[Watched, State]]
@@ -251,11 +246,11 @@ def test_a_policy_touches_nothing_but_its_ruleset(anew: Anew) -> None:
 
 def test_the_way_out_is_opened_with_the_first_vpc_and_closed_with_the_last(anew: Anew) -> None:
     machine = anew("create VPC one")
-    assert machine.state.world.opened == (("eth0", "0"),)
+    assert machine.state.host.opened == (("eth0", "0"),)
     setting = machine.kernel.objects[("LinkSetting", "None", "eth0", "net/ipv4/conf/{link}/forwarding")]
     assert (setting.value, setting.previous) == ("1", "0")
     machine.change(nothing)
-    assert machine.state.world.opened == ()
+    assert machine.state.host.opened == ()
 
 
 # -- reported failures ---------------------------------------------------------------------------------------------
@@ -395,7 +390,7 @@ def test_after_a_crash_at_any_call_everything_can_be_destroyed(anew: Anew, befor
 
 
 @pytest.mark.parametrize("name", ["create VPC one", "peer them", "delete VPC one", "delete everything"])
-def test_a_crash_while_things_are_put_back_is_mended_too(anew: Anew, life: Life, name: str) -> None:
+def test_a_crash_during_a_rollback_is_repaired_too(anew: Anew, life: Life, name: str) -> None:
     before, step = STEPS[name]
     crashed = 0
     for number in range(2, number_of_calls(anew(before), step) + 1, 3):
@@ -459,7 +454,7 @@ def test_a_change_after_a_reboot_makes_everything_again_first(anew: Anew, life: 
 
 
 @pytest.mark.parametrize("name", ["create its subnet web", "peer them", "delete VPC one"])
-def test_a_reboot_in_the_middle_of_a_change_is_mended(anew: Anew, life: Life, name: str) -> None:
+def test_a_reboot_in_the_middle_of_a_change_is_repaired(anew: Anew, life: Life, name: str) -> None:
     before, step = STEPS[name]
     for machine, number in attempts(anew, before, step, stride=3):
         machine.kernel.failures = {number: Crash()}
@@ -493,13 +488,13 @@ def failing(machine: Machine, number: int, error: BaseException, late: bool) -> 
 def test_after_a_write_that_failed_repair_reaches_one_of_the_two_worlds(
     anew: Anew, life: Life, before: str, step: Step, late: bool
 ) -> None:
-    worlds = [bare(life[before][1].world), bare(step(life[before][1].world))]
+    worlds = [life[before][1].world, step(life[before][1].world)]
     for number in (1, 2):
         machine = failing(anew(before), number, full_disk(), late)
         with pytest.raises(StateError):
             machine.change(step)
         machine.repair()
-        assert bare(machine.state.world) in worlds
+        assert machine.state.world in worlds
         machine.check(machine.state.world)
         machine.check_rest()
         machine.check_destroyed()
@@ -529,14 +524,14 @@ def test_without_the_intent_on_disk_nothing_is_done_then_or_later(
 
 @late
 @transitions
-def test_a_crash_at_any_write_is_mended(anew: Anew, life: Life, before: str, step: Step, late: bool) -> None:
-    worlds = [bare(life[before][1].world), bare(step(life[before][1].world))]
+def test_a_crash_at_any_write_is_repaired(anew: Anew, life: Life, before: str, step: Step, late: bool) -> None:
+    worlds = [life[before][1].world, step(life[before][1].world)]
     for number in (1, 2):
         machine = failing(anew(before), number, Crash(), late)
         with pytest.raises(Crash):
             machine.change(step)
         machine.repair()
-        assert bare(machine.state.world) == worlds[number > 1 or late]
+        assert machine.state.world == worlds[number > 1 or late]
         machine.check(machine.state.world)
         machine.check_rest()
 
@@ -550,7 +545,7 @@ def test_a_failure_that_meets_a_full_disk_too_says_that_repair_finishes_it(anew:
     with pytest.raises(KernelError, match="vpcctl repair"):
         machine.change(step)
     machine.repair()
-    assert machine.objects == there or number == 2, "what was to be put back, and not what was begun"
+    assert machine.objects == there or number == 2, "rolled back, not completed"
     machine.check(machine.state.world)
     machine.check_rest()
 
@@ -569,7 +564,7 @@ def test_the_whole_story_is_told_on_a_real_disk_too(tmp_path: Path) -> None:
     assert machine.kernel.objects == {}
 
 
-def test_a_crash_is_mended_from_a_real_disk_too(tmp_path: Path) -> None:
+def test_a_crash_is_repaired_from_a_real_disk_too(tmp_path: Path) -> None:
     machine = Machine(store=Store(tmp_path / "state"))
     machine.change(leap("peer them"))
     machine.kernel.failures = {len(machine.kernel.calls) + 3: Crash()}
@@ -616,7 +611,7 @@ def other(item: Item) -> Item | None:
     return None
 
 
-def test_what_somebody_changed_is_noticed_and_mended(anew: Anew) -> None:
+def test_a_foreign_change_is_noticed_and_repaired(anew: Anew) -> None:
     there = anew(FULL).objects
     altered = {item.key: one for item in anew(FULL).kernel.objects.values() if (one := other(item))}
     assert {"Bridge", "Veth", "Port", "Ruleset", "Neighbour", "Route", "Setting", "LinkSetting"} <= {
@@ -684,7 +679,7 @@ def everything_of(life: Life, vpc: str | None = None) -> list[tuple[str, ...]]:
     return [item.key for scope, items in record.items() if scope and vpc in (None, scope) for item in items]
 
 
-def test_a_vpc_that_cannot_be_mended_stands_in_no_other_ones_way(life: Life) -> None:
+def test_a_vpc_whose_repair_fails_holds_up_no_other_vpc(life: Life) -> None:
     """Whichever object of it is refused: the other VPC is restored, can be changed, and all can be destroyed."""
     for key in everything_of(life):
         machine, scope = troubled(life, key)
@@ -761,7 +756,7 @@ def test_an_interrupted_change_is_kept_when_an_instance_that_it_does_not_touch_i
     machine.store.state = dataclasses.replace(machine.state, pending=wanted)
     with pytest.raises(KernelError, match="instance web of VPC one"):
         machine.repair()
-    assert bare(machine.state.world) == bare(wanted)
+    assert machine.state.world == wanted
 
 
 def test_an_interrupted_change_that_makes_the_instance_in_trouble_is_put_back(life: Life) -> None:
@@ -774,7 +769,7 @@ def test_an_interrupted_change_that_makes_the_instance_in_trouble_is_put_back(li
     machine.check(life[FULL][1].world)
 
 
-def test_what_could_not_be_mended_is_mended_when_the_cause_is_gone(life: Life) -> None:
+def test_a_failed_repair_succeeds_when_the_cause_is_gone(life: Life) -> None:
     for key in everything_of(life):
         machine, _ = troubled(life, key)
         for _ in range(2):
@@ -786,11 +781,11 @@ def test_what_could_not_be_mended_is_mended_when_the_cause_is_gone(life: Life) -
         machine.check_rest()
 
 
-def test_a_change_of_the_vpc_that_cannot_be_mended_fails_and_is_put_back(life: Life) -> None:
+def test_a_change_of_a_vpc_whose_repair_fails_is_rolled_back(life: Life) -> None:
     machine, _ = troubled(life, ("Namespace", "one-router"))
     with pytest.raises(KernelError, match="one-router"):
         machine.change(lambda world: operations.create_instance(world, "one", "web", "web-9", None, 0))
-    assert bare(machine.state.world) == bare(life[FULL][1].world)
+    assert machine.state.world == life[FULL][1].world
     machine.kernel.refused = ()
     machine.repair()
     machine.check(life[FULL][1].world)
@@ -846,16 +841,16 @@ def test_an_instance_whose_packets_cannot_make_their_detour_is_closed(life: Life
     machine.check(state.world)
 
 
-def test_what_is_told_as_mended_was_mended(life: Life) -> None:
+def test_what_is_reported_as_repaired_was_repaired(life: Life) -> None:
     for key in everything_of(life):
         machine, _ = troubled(life, key)
         told: list[str] = []
         with pytest.raises(KernelError):
             reconciler.repair(machine.store, machine.kernel, report=told.append)
-        mended = {line.removeprefix("mended: ").split(" was ")[0] for line in told if line.startswith("mended: ")}
+        repaired = {line.removeprefix("repaired: ").split(" was ")[0] for line in told if line.startswith("repaired: ")}
         left = {str(one.item) for one in reconciler.examine(machine.state, machine.kernel)}
-        assert {"namespace two-router", "namespace one-router"} & mended, key
-        assert not mended & left, key
+        assert {"namespace two-router", "namespace one-router"} & repaired, key
+        assert not repaired & left, key
 
 
 def test_a_link_of_an_instance_that_is_known_not_to_be_repaired_is_not_taken_away(life: Life) -> None:
@@ -901,7 +896,7 @@ def test_a_change_that_only_lacks_its_commit_is_kept_beside_the_trouble_of_anoth
     with pytest.raises(KernelError):
         machine.repair()
     machine.store.failing, machine.store.error = machine.store.writes + 4, StateError("no room")
-    with pytest.raises(StateError, match="the change itself is made"):
+    with pytest.raises(StateError, match="the change itself is in force"):
         machine.change(subnet("two", "more", OTHER_PREFIX["two"]))
     with pytest.raises(KernelError, match="instance web of VPC one"):
         machine.repair()

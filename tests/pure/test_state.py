@@ -23,6 +23,7 @@ from tests.story import STORY, told
 from vpcctl.engine import reconciler, state
 from vpcctl.engine.state import FORMAT, LOCK_FILE, STATE_FILE, State, Store
 from vpcctl.errors import StateError
+from vpcctl.model.host import HostPart
 from vpcctl.model.network import World
 from vpcctl.resources import topology
 from vpcctl.resources.fake import FakeKernel
@@ -30,10 +31,14 @@ from vpcctl.resources.fake import FakeKernel
 EMPTY = State("0a1b2c3d", "boot-1")
 
 
+PART, NEXT = HostPart((("eth0", "0"),), (40000,)), HostPart((("eth1", "0"),))
+
+
 def full(world: World, pending: World | None = None) -> State:
     """A state with everything in it."""
+    host = {"host": PART, "pending_host": NEXT if pending else HostPart()}
     record = {scope: tuple(items) for scope, items in topology.snapshot(world, EMPTY.state_id, {}).items()}
-    return dataclasses.replace(EMPTY, world=world, record=record, pending=pending)
+    return dataclasses.replace(EMPTY, world=world, record=record, pending=pending, **host)
 
 
 @pytest.fixture
@@ -155,13 +160,15 @@ def resealed(store: Store, change: Callable[[Any], None]) -> None:
         lambda document: document.pop("record"),
         lambda document: document.update(record=[]),
         lambda document: document.update(record={"one": 5}),
-        lambda document: document["record"].update(one=[{"kind": "Nothing"}]),
-        lambda document: document["record"].update(one=[{"kind": "Namespace", "namespace": "x"}]),
+        lambda document: document["record"].update(one=[{"kind": "nothing"}]),
+        lambda document: document["record"].update(one=[{"kind": "namespace", "name": "x"}]),
         lambda document: document.update(desired=5),
         lambda document: document["desired"].update(transit="x"),
         lambda document: document["desired"]["vpcs"][0].update(name="../x"),
         lambda document: document["desired"]["vpcs"].append(document["desired"]["vpcs"][0]),
         lambda document: document.update(pending=[]),
+        lambda document: document.pop("host"),
+        lambda document: document["host"].update(opened=5),
         lambda document: document["desired"]["vpcs"][0]["subnets"][0].update(policy=5),
     ],
 )
@@ -248,7 +255,7 @@ def test_a_newer_file_is_not_replaced_by_a_copy(copied: Store) -> None:
 def test_without_a_copy_there_is_nothing_to_adopt(store: Store) -> None:
     save(store, EMPTY)
     overwrite(store, b"damaged")
-    with pytest.raises(StateError, match="there is no copy"):
+    with pytest.raises(StateError, match="no copy of"):
         adopted(store)
 
 

@@ -15,13 +15,15 @@ from jsonschema import Draft202012Validator
 from tests.golden import cases
 from vpcctl.documents.codec import world_from_json, world_to_json
 from vpcctl.engine import reconciler
-from vpcctl.engine.state import FORMAT, Store
+from vpcctl.engine.state import FORMAT, Store, _checksum
+from vpcctl.errors import StateError
+from vpcctl.model.host import HostPart
 from vpcctl.resources import kinds
 from vpcctl.resources.fake import FakeKernel
 from vpcctl.resources.protocol import HostFacts
 
 ROOT = Path(__file__).parents[2] / "state"
-V1 = ROOT / "v1"
+V1, V2 = ROOT / "v1", ROOT / f"v{FORMAT}"
 EXAMPLES = ("example.json", "interrupted.json")
 CASES = cases("golden", "library")
 
@@ -30,16 +32,17 @@ class CrashError(BaseException):
     """Not one of ours: nothing catches it, as nothing catches a power cut."""
 
 
-def read(name: str) -> Any:
-    return json.loads((V1 / name).read_text(encoding="utf-8"))
+def read(name: str, folder: Path = V2) -> Any:
+    return json.loads((folder / name).read_text(encoding="utf-8"))
 
 
 VALIDATOR = Draft202012Validator(read("schema.json"))
+VALIDATOR_1 = Draft202012Validator(read("schema.json", V1))
 
 
-def problems(document: Any) -> list[str]:
+def problems(document: Any, validator: Draft202012Validator = VALIDATOR) -> list[str]:
     """In what `document` departs from the schema."""
-    return [error.json_path for error in VALIDATOR.iter_errors(document)]
+    return [error.json_path for error in validator.iter_errors(document)]
 
 
 def placed(directory: Path, text: str) -> Store:
@@ -72,7 +75,7 @@ def test_the_examples_are_of_the_format(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_examples_are_read_and_written_as_they_were(tmp_path: Path, name: str) -> None:
-    store = placed(tmp_path, (V1 / name).read_text(encoding="utf-8"))
+    store = placed(tmp_path, (V2 / name).read_text(encoding="utf-8"))
     with store.locked() as writer:
         writer.save(writer.load())
     before, after = read(name), written(store)
@@ -82,10 +85,10 @@ def test_the_examples_are_read_and_written_as_they_were(tmp_path: Path, name: st
 
 
 def test_the_committed_example_says_what_it_said(tmp_path: Path) -> None:
-    state = placed(tmp_path, (V1 / "example.json").read_text(encoding="utf-8")).load()
+    state = placed(tmp_path, (V2 / "example.json").read_text(encoding="utf-8")).load()
     assert state.pending is None
-    # These came later, with hardened VPCs.
-    assert {type(item).__name__ for item in state.items} == set(kinds.KINDS) - {"ChecksumLink", "Detour"}
+    assert state.host == HostPart((("eth0", "0"),), (40000,))
+    assert {type(item) for item in state.items} == {kind.item for kind in kinds.REGISTRY}
     assert {vpc.name for vpc in state.world.vpcs} == {"shop", "billing"}
     policy = state.world.vpc("shop").subnet("web").policy
     assert policy is not None
@@ -94,7 +97,7 @@ def test_the_committed_example_says_what_it_said(tmp_path: Path) -> None:
 
 
 def test_the_interrupted_example_is_finished_by_the_next_command(tmp_path: Path) -> None:
-    store = placed(tmp_path, (V1 / "interrupted.json").read_text(encoding="utf-8"))
+    store = placed(tmp_path, (V2 / "interrupted.json").read_text(encoding="utf-8"))
     state = store.load()
     assert state.pending is not None
     assert [vpc.name for vpc in state.pending.vpcs] == ["shop"]
@@ -104,15 +107,65 @@ def test_the_interrupted_example_is_finished_by_the_next_command(tmp_path: Path)
     assert problems(written(store)) == []
 
 
+# --- Format 1 ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*EXAMPLES, "written.json"])
+def test_a_file_of_format_1_says_the_same_in_the_newest(tmp_path: Path, name: str) -> None:
+    """Object by object, told by what the old names meant."""
+    old = read(name, V1)
+    assert problems(old, VALIDATOR_1) == []
+    store = placed(tmp_path, json.dumps(old))
+    state = store.load()
+    with store.locked() as writer:
+        writer.save(state)
+    assert problems(written(store)) == []
+    assert written(store)["format"] == FORMAT
+    assert dataclasses.replace(state, serial=old["serial"] + 1) == store.load()
+    assert state.host == HostPart(
+        tuple(map(tuple, old["desired"]["opened"])), tuple(old["desired"].get("reserved", ()))
+    )
+    assert [vpc.name for vpc in state.world.vpcs] == [vpc["name"] for vpc in old["desired"]["vpcs"]]
+    classes = {kind.item.__name__: kind.item for kind in kinds.REGISTRY}
+    for scope, items in old["record"].items():
+        assert len(items) == len(state.record[scope])
+        for before, after in zip(items, state.record[scope], strict=True):
+            values = {key: tuple(value) if isinstance(value, list) else value for key, value in before.items()}
+            assert classes[values.pop("kind")](**values) == after
+
+
+def test_format_1_kept_its_defaults_by_leaving_them_out(tmp_path: Path) -> None:
+    vpcs = placed(tmp_path, json.dumps(read("example.json", V1))).load().world.vpcs
+    assert all("max_flows" not in vpc for vpc in read("example.json", V1)["desired"]["vpcs"])
+    assert {(vpc.max_flows, vpc.max_ports, vpc.nat_protocols, vpc.hardened) for vpc in vpcs} == {
+        (16384, 8192, (), False)
+    }
+
+
+@pytest.mark.parametrize("key", ["desired", "record", "pending"])
+def test_a_file_of_format_1_that_lacks_something_is_damaged(tmp_path: Path, key: str) -> None:
+    old = read("example.json", V1)
+    del old[key], old["checksum"]
+    old["checksum"] = _checksum(old)
+    with pytest.raises(StateError, match="is damaged"):
+        placed(tmp_path, json.dumps(old)).load()
+
+
+def test_an_interrupted_command_of_format_1_is_finished(tmp_path: Path) -> None:
+    store = placed(tmp_path, json.dumps(read("interrupted.json", V1)))
+    state = store.load()
+    assert state.unfinished
+    reconciler.repair(store, FakeKernel(HostFacts(ways_out=(("eth0", "1"),)), state.boot_id))
+    assert store.load().pending is None
+    assert [vpc.name for vpc in store.load().world.vpcs] == ["shop"]
+
+
 # --- What is written --------------------------------------------------------------------------------------------------
 
 
 def test_the_items_have_the_fields_of_the_format() -> None:
     definitions = read("schema.json")["$defs"]
-    found = {
-        kind: {"kind", *(one.name for one in dataclasses.fields(item) if one.compare)}
-        for kind, item in kinds.KINDS.items()
-    }
+    found = {kind.name: {"kind", *kind.fields.values()} for kind in kinds.REGISTRY}
     assert found == {
         name.removeprefix("item-"): set(definition["properties"])
         for name, definition in definitions.items()
@@ -214,13 +267,13 @@ def test_a_field_less_is_refused_but_in_policies() -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (("format",), 2),
+        (("format",), 1),
         (("serial",), 0),
         (("desired",), None),
         (("desired", "vpcs", 0, "name"), "../x"),
         (("desired", "vpcs", 0, "subnets", 0, "public"), "yes"),
         (("desired", "vpcs", 0, "subnets", 0, "instances", 0, "mac"), "02:00"),
-        (("record", "", 0, "kind"), "Unheard"),
+        (("record", "", 0, "kind"), "unheard"),
         (("record", "", 0, "generation"), 0),
         (("checksum",), "md5:0"),
     ],

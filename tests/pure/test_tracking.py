@@ -222,10 +222,10 @@ def test_an_address_that_another_instance_has_now_keeps_no_flow() -> None:
 
 def test_the_host_forgets_who_has_a_port_that_it_serves_itself_now() -> None:
     kernel, before = FakeKernel(), world(peered=False)
-    after = World(before.vpcs, reserved=(40000,))
+    after = World(before.vpcs)
     taken, other = outward(UPLINK, 1, REMOTE, 2, HOST), outward(UPLINK, 1, REMOTE, 3, HOST, port=40001)
     kernel.tracked = {None: [taken, other]}
-    sweep(kernel, after, [], [], before)
+    sweep(kernel, after, [], [], before, reserved=[40000], newly_reserved=[40000])
     assert kernel.tracked[None] == [other]
 
 

@@ -126,7 +126,7 @@ def test_the_hosts_addresses_do_not_cut_the_internet_into_pieces(prefixes: str, 
     if rest:
         (line,) = lines(rest, web, outside, reach)
         assert words.packets([line], web, outside, reach) == rest
-        assert line.destinations == (f"internet but {said.removeprefix('internet ')}",)
+        assert line.destinations == (f"internet except {said.removeprefix('internet ')}",)
 
 
 def test_a_wrong_word_is_noticed() -> None:
@@ -135,7 +135,7 @@ def test_a_wrong_word_is_noticed() -> None:
     web, db = reach.zones["shop", "web"], reach.zones["shop", "db"]
     for wrong in (
         Line(("wob",), ("db",), ("any",)),
-        Line(("web but 10.0.3.1",), ("db",), ("any",)),
+        Line(("web except 10.0.3.1",), ("db",), ("any",)),
         Line(("web-2 (10.0.1.2)",), ("db",), ("any",)),
         Line(("web", "web-2 (10.0.1.9)"), ("db",), ("any",)),
         Line(("web",), ("db",), ("tcp", "tcp/80")),
@@ -199,8 +199,8 @@ SSH, HTTP = {"protocol": "tcp", "port": 22}, {"protocol": "tcp", "port": 80}
         ([allow(protocol="tcp", port="1-100"), allow(protocol="tcp", port="50-200")], ["web → db tcp/1-200"]),
         ([allow(protocol="tcp"), allow(protocol="tcp", port=80)], ["web → db tcp"]),
         # What is missing, where that is shorter.
-        ([deny(**SSH), allow()], ["web → db any but tcp/22"]),
-        ([deny(protocol="icmp"), deny(**SSH), allow()], ["web → db any but icmp, tcp/22"]),
+        ([deny(**SSH), allow()], ["web → db any except tcp/22"]),
+        ([deny(protocol="icmp"), deny(**SSH), allow()], ["web → db any except icmp, tcp/22"]),
         ([deny(**SSH), allow(protocol="tcp")], ["web → db tcp/0-21, tcp/23-65535"]),
         ([allow(protocol="tcp"), allow(protocol="udp")], ["web → db tcp, udp"]),
         # ICMP by its names; its errors and replies begin no flow, so all requests are all of it.
@@ -213,13 +213,13 @@ SSH, HTTP = {"protocol": "tcp", "port": 22}, {"protocol": "tcp", "port": 80}
         ([allow(protocol=47), allow(protocol=46), allow(protocol=50)], ["web → db protocols 46-47, protocol 50"]),
         # Instances by name, zones where they are whole.
         ([allow(source="instance:web-2")], ["web-2 (10.0.1.9) → db any"]),
-        ([deny(source="instance:web-2"), allow()], ["web but web-2 (10.0.1.9) → db any"]),
+        ([deny(source="instance:web-2"), allow()], ["web except web-2 (10.0.1.9) → db any"]),
         ([allow(source=["10.0.1.0/25", "10.0.1.128/25"])], ["web → db any"]),
         ([allow(source=["instance:web", "instance:web-2"])], ["web (10.0.1.2), web-2 (10.0.1.9) → db any"]),
         ([allow(source="10.0.1.77")], ["web 10.0.1.77 → db any"]),
         ([allow(source="10.0.1.64/26")], ["web 10.0.1.64/26 → db any"]),
         ([allow(source="10.0.1.0/25")], ["web 10.0.1.0/25 → db any"]),
-        ([deny(source="10.0.1.64/26"), allow()], ["web but 10.0.1.64/26 → db any"]),
+        ([deny(source="10.0.1.64/26"), allow()], ["web except 10.0.1.64/26 → db any"]),
         ([allow(source=["10.0.1.8/31", "10.0.1.10"])], ["web 10.0.1.8-10.0.1.10 → db any"]),
         ([allow(destination="instance:db", **SSH)], ["web → db (10.0.3.2) tcp/22"]),
         # First what all have in common, then what some have more.
@@ -255,7 +255,7 @@ def test_the_internet_is_one_word() -> None:
     office = [allow(source="203.0.113.0/24")]
     assert said(office, source="internet", destination="web") == ["internet 203.0.113.0/24 → web (10.0.1.2) tcp/80"]
     others = [deny(source="203.0.113.7"), allow()]
-    assert said(others, source="internet", destination="web") == ["internet but 203.0.113.7 → web (10.0.1.2) tcp/80"]
+    assert said(others, source="internet", destination="web") == ["internet except 203.0.113.7 → web (10.0.1.2) tcp/80"]
 
 
 def test_names_are_as_the_reader_sees_them() -> None:
@@ -264,16 +264,16 @@ def test_names_are_as_the_reader_sees_them() -> None:
     assert said(one, source="api", home="shop") == ["billing/api (10.1.0.2) → db tcp/22"]
     assert said(one, source="api", home="") == ["billing/api (10.1.0.2) → shop/db tcp/22"]
     rest = [deny(source="10.1.0.2"), allow(**SSH)]
-    assert said(rest, source="api", home="shop") == ["billing/api but billing/api (10.1.0.2) → db tcp/22"]
+    assert said(rest, source="api", home="shop") == ["billing/api except billing/api (10.1.0.2) → db tcp/22"]
 
 
 def test_a_long_list_is_cut_for_people_alone() -> None:
     odd = list(range(11, 11 + 2 * LONGEST_LIST + 1, 2))
     assert said([allow(protocol="tcp", port=odd)])[0].endswith(f", tcp/{odd[-2]} and 1 more")
     assert said([allow(protocol="tcp", port=odd[1:])])[0].endswith(f", tcp/{odd[-1]}")
-    (but,) = said([deny(source=[f"10.0.1.{number}" for number in odd]), allow()])
-    assert but.startswith("web but 10.0.1.11, 10.0.1.13, ")
-    assert but.endswith(f", 10.0.1.{odd[-2]} and 1 more → db any")
+    (line,) = said([deny(source=[f"10.0.1.{number}" for number in odd]), allow()])
+    assert line.startswith("web except 10.0.1.11, 10.0.1.13, ")
+    assert line.endswith(f", 10.0.1.{odd[-2]} and 1 more → db any")
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ class Idle:
         if not self.shadowed:
             return f"{self.origin} changes nothing: without it {others} would decide the same"
         if not self.by:
-            return f"{self.origin} can never match: there is no such traffic at this subnet"
+            return f"{self.origin} can never match: this subnet has no such traffic"
         return (
             f"{self.origin} can never match: {others} {'decides' if len(self.by) == 1 else 'decide'} all of it before"
         )

@@ -79,7 +79,7 @@ def forecast(
 
 
 def _home(found: list[Change]) -> str:
-    """The one VPC that every change touches, from which the names are seen; empty where there is no such VPC."""
+    """The one VPC that every change touches, from which the names are seen; empty if no VPC is touched by all."""
     touched = [{zone.vpc for zone in (change.source, change.destination)} - {None} for change in found]
     common = set.intersection(*touched) if touched else set()
     return str(common.pop()) if len(common) == 1 else ""

@@ -86,7 +86,7 @@ def resolve_end(reach: Reach, text: str, home: str, end: int) -> End:
     except ValueError:
         known = sorted({*found.instances_by_name, *found.subnets_by_name})
         hint = nearest(name, known) if known else "it has none yet"
-        raise ConflictError(f"VPC {vpc} has no instance or subnet {name!r}; {hint}") from None
+        raise ConflictError(f"instance or subnet {name!r} not found in VPC {vpc}; {hint}") from None
     if not any(address in prefix for subnet in found.subnets for prefix in subnet.prefixes):
         raise ConflictError(f"{address} is in no subnet of VPC {vpc}")
     number = packetset.number(address)

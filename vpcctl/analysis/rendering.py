@@ -22,7 +22,7 @@ LONGEST_LIST = 12
 class Line:
     """From whom, to whom, on what: each a list of words whose product is a set of flows.
 
-    A word may itself take something out: ``web but web-2 (10.0.1.9)``, ``any but tcp/22, udp/53``.
+    A word may itself exclude something: ``web except web-2 (10.0.1.9)``, ``any except tcp/22, udp/53``.
     """
 
     sources: tuple[str, ...]
@@ -34,7 +34,7 @@ class Line:
 
 
 def _listed(words: Sequence[str]) -> str:
-    """Words for people, who read no more than so many."""
+    """A list of words for people, shortened after LONGEST_LIST."""
     parts = [part for word in words for part in word.split(", ")]
     more = len(parts) - LONGEST_LIST
     return ", ".join(parts[:LONGEST_LIST]) + (f" and {more} more" if more > 0 else "")
@@ -107,7 +107,7 @@ class _Side:
         missing = [interval for interval, left in packetset.cuts(rest.partition, SOURCE) if left]
         wanted, missing = self._rounded(wanted), self._rounded(missing)
         if len(missing) < len(wanted):
-            return (f"{self.name} but {', '.join(self._place(interval, '') for interval in missing)}",)
+            return (f"{self.name} except {', '.join(self._place(interval, '') for interval in missing)}",)
         return tuple(self._place(interval, f"{self.name} ") for interval in wanted)
 
     def _rounded(self, intervals: list[Interval]) -> list[Interval]:
@@ -136,7 +136,7 @@ class _Side:
 
 
 def _shortest(core: Interval, run: Interval) -> Interval:
-    """`core`, or what is more than it and no more than `run`, if that is one prefix and `core` is not."""
+    """`core`, or a wider interval up to `run`, if that is one prefix and `core` is not."""
     choices = (core, (core[0], run[1]), (run[0], core[1]), run)
     return next((one for one in choices if one[0] == one[1] or len(packetset.prefixes(one)) == 1), core)
 
@@ -185,8 +185,8 @@ def services_in_words(services: Partition, versions: frozenset[int], carried: Pa
     missing = {protocol: rest for protocol, rest in missing.items() if rest}
     if not missing:
         return (ANY,)
-    but = _services(missing, everything)
-    return (f"{ANY} but {', '.join(but)}",) if len(but) < len(plain) else tuple(plain)
+    exceptions = _services(missing, everything)
+    return (f"{ANY} except {', '.join(exceptions)}",) if len(exceptions) < len(plain) else tuple(plain)
 
 
 def _by_protocol(services: Partition) -> dict[int, Space]:

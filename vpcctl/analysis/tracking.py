@@ -243,9 +243,12 @@ def _within(number: int, intervals: Iterable[tuple[int, int]]) -> bool:
 
 
 class HostCourt:
-    """The same for the host, which translates for all VPCs; `local` are the host's own addresses."""
+    """The same for the host, which translates for all VPCs.
 
-    def __init__(self, world: World, local: Iterable[Network] = ()):
+    `local` are the host's own addresses, `reserved` the ports on which it serves.
+    """
+
+    def __init__(self, world: World, local: Iterable[Network] = (), reserved: Iterable[int] = ()):
         self._transit = packetset.interval(world.transit)
         pairs = {vpc.name: tuple(map(packetset.number, uplink_pair(world.transit, vpc.index))) for vpc in world.vpcs}
         self._routers = {router for _, router in pairs.values()}
@@ -254,7 +257,7 @@ class HostCourt:
             (item.protocol, item.port): pairs[vpc.name][1] for vpc in world.vpcs for item in vpc.publications
         }
         self._local = [packetset.interval(prefix) for prefix in local]
-        self._reserved = frozenset(world.reserved)
+        self._reserved = frozenset(reserved)
         self._alone = {(pairs[vpc.name][1], protocol) for vpc in world.vpcs for protocol in vpc.nat_protocols}
 
     def objection(self, flow: Tracked) -> str:

@@ -61,12 +61,12 @@ COMMANDS: dict[str, str] = {
 }
 
 
-# write(2): why a stream takes no more.
+# write(2): why a stream accepts nothing more.
 UNWRITABLE = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 class UnwrittenError(Exception):
-    """Standard output takes no more; `cause` says why."""
+    """Standard output accepts nothing more; `cause` says why."""
 
     def __init__(self, cause: OSError):
         super().__init__(str(cause))
@@ -100,7 +100,7 @@ class Commands(click.Group):
         from vpcctl.documents.reading import nearest
 
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            ctx.fail(f"there is no command {args[0]!r}; {nearest(args[0], sorted(COMMANDS))}")
+            ctx.fail(f"command {args[0]!r} not found; {nearest(args[0], sorted(COMMANDS))}")
         return super().resolve_command(ctx, args)
 
 
@@ -138,7 +138,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         status = _run(arguments)
         _flush()
-    except click.ClickException as error:  # that there are no arguments is one, too
+    except click.ClickException as error:  # missing arguments are such an error, too
         error.message = visible_lines(error.message)
         with contextlib.suppress(OSError):
             error.show()

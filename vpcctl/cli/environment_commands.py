@@ -104,7 +104,7 @@ def apply(session: Session, environment: str, prune: bool) -> None:
 
     \b
     Everything is checked before the first change.  Each VPC is one step: where one
-    fails, that VPC is put back as it was, the others are done, and it is said.
+    fails, that VPC is rolled back, the others are done, and the failure is reported.
 
     Example: vpcctl apply shop.json
     """
@@ -144,7 +144,7 @@ def apply(session: Session, environment: str, prune: bool) -> None:
         raise type(failures[0])(f"{undone}: {failures[0]}")
     # What is the same may have been flushed, and is to be as the document says when this returns.
     changed = frozenset[str]().union(*(step.vpcs for step in way))
-    session.mend(one["name"] for one in document.get("vpcs", ()) if one["name"] not in changed)
+    session.repair(one["name"] for one in document.get("vpcs", ()) if one["name"] not in changed)
     session.say("applied" if way else "nothing to change")
 
 

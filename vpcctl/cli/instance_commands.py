@@ -130,7 +130,7 @@ def unpublish_port(session: Session, vpc: str, port: int, protocol: str) -> None
     from vpcctl.model.policy import PROTOCOLS
 
     session.change(lambda state: operations.unpublish_port(state.world, vpc, PROTOCOLS[protocol], port))
-    session.say(f"{protocol}/{port} of the host is published no more")
+    session.say(f"{protocol}/{port} of the host is unpublished")
 
 
 @click.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

@@ -21,8 +21,6 @@ def status(session: Session, vpc: str | None, as_json: bool) -> None:
 
     Example: vpcctl status
     """
-    from dataclasses import asdict
-
     from vpcctl.engine import reconciler
     from vpcctl.engine.shares import shares
 
@@ -50,7 +48,7 @@ def status(session: Session, vpc: str | None, as_json: bool) -> None:
                     }
                     for one in differences
                 ],
-                "shares": [asdict(share) for share in taken],
+                "shares": [share.to_json() for share in taken],
             }
         )
     else:
@@ -61,7 +59,7 @@ def status(session: Session, vpc: str | None, as_json: bool) -> None:
                 show(share)
         if unfinished:
             show("a change is unfinished")
-        show("drifted; `vpcctl repair` mends it" if differences or unfinished else "in sync")
+        show("drifted; `vpcctl repair` fixes it" if differences or unfinished else "in sync")
     if differences or unfinished:
         sys.exit(DRIFT)
 
@@ -71,7 +69,7 @@ def status(session: Session, vpc: str | None, as_json: bool) -> None:
 @click.option("--adopt", is_flag=True, help="First take back a state file that was lost or damaged.")
 @click.pass_obj
 def repair(session: Session, vpc: str | None, adopt: bool) -> None:
-    """Make the kernel as desired: after a crash, a reboot, or somebody's `nft flush ruleset`.
+    """Bring the kernel to the desired state: after a crash, a reboot, or somebody's `nft flush ruleset`.
 
     Example: vpcctl repair
     """
@@ -85,9 +83,9 @@ def repair(session: Session, vpc: str | None, adopt: bool) -> None:
         for words in told:
             session.say(words)
     for difference in differences:
-        session.say(f"mended: {difference.past}")
+        session.say(f"repaired: {difference.past}")
     if differences or not told:
-        session.say(f"mended {counted(len(differences), 'object')}" if differences else "nothing to mend")
+        session.say(f"repaired {counted(len(differences), 'object')}" if differences else "nothing to repair")
 
 
 @click.command
@@ -105,7 +103,7 @@ def install_service(session: Session, remove: bool) -> None:
 
 
 @click.command
-@click.option("--all", "everything", is_flag=True, help="Everything; there is no other choice yet.")
+@click.option("--all", "everything", is_flag=True, help="All VPCs; required.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_obj
 def destroy(session: Session, everything: bool, yes: bool) -> None:
@@ -116,7 +114,7 @@ def destroy(session: Session, everything: bool, yes: bool) -> None:
     from vpcctl.model.network import World
 
     if not everything:
-        raise click.UsageError("say --all to remove every VPC")
+        raise click.UsageError("pass --all to remove every VPC")
     # Whoever may not do it is told so before the question.
     session.kernel().close()
     world = session.load().world
@@ -128,12 +126,12 @@ def destroy(session: Session, everything: bool, yes: bool) -> None:
 
 
 def _confirm(question: str) -> None:
-    """Ask; without a yes say that nothing was done, and abort."""
+    """Ask; if the answer is not yes, report that nothing was removed and abort."""
     try:
         agreed = click.confirm(question, err=True)
     except click.Abort:
-        # The question stands on the line still.
-        click.echo("\nvpcctl: nothing was removed; say --yes, or answer the question", err=True)
+        # The cursor is still behind the question.
+        click.echo("\nvpcctl: nothing was removed; pass --yes, or answer the question", err=True)
         raise
     if not agreed:
         click.echo("vpcctl: nothing was removed", err=True)

@@ -35,7 +35,7 @@ def delete_peering(session: Session, vpc1: str, vpc2: str) -> None:
     from vpcctl.model import operations
 
     session.change(lambda state: operations.delete_peering(state.world, vpc1, vpc2))
-    session.say(f"VPCs {vpc1} and {vpc2} are peered no more")
+    session.say(f"VPCs {vpc1} and {vpc2} are no longer peered")
 
 
 @click.command
@@ -50,4 +50,4 @@ def list_peerings(session: Session, as_json: bool) -> None:
     if as_json:
         return print_json([{"vpc1": peering.one, "vpc2": peering.other} for peering in peerings])
     rows = [(peering.one, peering.other) for peering in peerings]
-    return print_table(("VPC", "VPC"), rows, "there is no peering")
+    return print_table(("VPC", "VPC"), rows, "no peerings")

@@ -90,7 +90,7 @@ def apply_policy(
 def _applied(session: Session, world: World, attachments: list[Any]) -> None:
     changed = {one.vpc for one in attachments if world.vpc(one.vpc).subnet(one.subnet).policy != one.policy}
     # What is the same may have been flushed, and is to hold when this returns.
-    session.mend({one.vpc: None for one in attachments if one.vpc not in changed})
+    session.repair({one.vpc: None for one in attachments if one.vpc not in changed})
     for attachment in attachments:
         before = world.vpc(attachment.vpc).subnet(attachment.subnet).policy
         how = "unchanged" if before == attachment.policy else "applied"

@@ -119,14 +119,14 @@ class Session:
                 self.say(f"  {step}")
         return outcome
 
-    def mend(self, vpcs: Iterable[str]) -> None:
-        """Make the kernel as the record says of these VPCs, which a change that had nothing to do did not look at."""
+    def repair(self, vpcs: Iterable[str]) -> None:
+        """Repair these VPCs; a change that finds nothing to do does not look at the kernel."""
         from vpcctl.engine import reconciler
 
         with self.mutating() as kernel:
             for vpc in vpcs:
                 for difference in reconciler.repair(self.store, kernel, report=self.say, vpc=vpc)[0]:
-                    self.say(f"mended: {difference.past}")
+                    self.say(f"repaired: {difference.past}")
 
     def say(self, words: str) -> None:
         """Tell a person, on standard error; that nobody hears it must not end a change half-way."""

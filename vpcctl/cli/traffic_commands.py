@@ -250,7 +250,7 @@ def verify(session: Session, tests: str, environment: str | None, as_json: bool)
     if problems:
         raise DocumentError(*problems)
     if not document:
-        raise DocumentError(f'{file}#: there are no assertions; write one: {{"from": "shop/web", …}}')
+        raise DocumentError(f'{file}#: no assertions; write one: {{"from": "shop/web", …}}')
     reach = _reach(session, environment)
     checked = [_checked(reach, assertion, f"{file}#/{number}") for number, assertion in enumerate(document)]
     _caution(session, environment, [answer for _, answer in checked])

@@ -147,7 +147,7 @@ def list_vpcs(session: Session, as_json: bool) -> None:
         (vpc.name, _prefixes(vpc), len(vpc.subnets), len(vpc.instances), _peers(world, vpc) or "-")
         for vpc in world.vpcs
     ]
-    return print_table(("VPC", "CIDR", "SUBNETS", "INSTANCES", "PEERS"), rows, "there is no VPC")
+    return print_table(("VPC", "CIDR", "SUBNETS", "INSTANCES", "PEERS"), rows, "no VPCs")
 
 
 @click.command

@@ -18,6 +18,7 @@ from vpcctl.compiler.chains import CLOSED, SECTIONS, frames, neighbours
 from vpcctl.compiler.host_table import host_table
 from vpcctl.compiler.nft import Chain, Set, Table, transaction
 from vpcctl.compiler.view import View
+from vpcctl.model.host import NO_PART, HostPart
 from vpcctl.model.network import World
 
 FINGERPRINT_LENGTH = 16
@@ -68,9 +69,14 @@ def compile_closed(owner: str) -> Compiled:
     return _finished((Table("inet", names.TABLE, (), CLOSED),), owner)
 
 
-def compile_host(world: World, owner: str, leaving: Iterable[tuple[str, str]] = ()) -> Compiled:
-    """The host's table; `leaving` are uplinks that are not of `world` and still there, as (link, router's address)."""
-    return _finished((host_table(world, leaving),), owner)
+def compile_host(
+    world: World, owner: str, host: HostPart = NO_PART, leaving: Iterable[tuple[str, str]] = ()
+) -> Compiled:
+    """The table of `host`.
+
+    `leaving` are uplinks that are not of `world` and still there, as (link, router's address).
+    """
+    return _finished((host_table(world, host, leaving),), owner)
 
 
 def _finished(tables: tuple[Table, ...], owner: str) -> Compiled:

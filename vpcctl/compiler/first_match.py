@@ -1,27 +1,28 @@
 """First-match order as a short list of set lookups.
 
-Theory of operation.  A rule's match is a handful of *boxes*: (peer prefix, own prefix, protocol, port range).  The
-boxes are taken in the order of the document.
+Theory of operation.  A rule's match is split into a few *boxes*: (peer prefix, own prefix, protocol, port range).  The
+boxes are processed in the order of the document.
 
-1. *Trim*: what an earlier box with the same or a wider peer matches already, no later one decides; those ports are
-   taken off it.  A box of which nothing is left goes.  A box that would fall into many pieces stays whole.
-2. *Level*: a box is asked after the earlier boxes that still overlap it: at a level above those with another verdict,
-   and not below those with the same one, whose level it may share where the order of lookups within a level (the
-   *rank*: more fields first, exact keys first) is the order of the document.
-3. *Spread*: in one set elements must not overlap, so a box that overlaps an earlier one of its own set goes to a
+1. *Trim*: an earlier box with the same or a wider peer decides its packets first.  So its ports are removed from the
+   later box.  A box without ports left is dropped.  A box that would fall into many pieces stays whole.
+2. *Level*: lookups go through the levels from 1 upwards.  A box must be looked up after each earlier box that still
+   overlaps it.  If the verdicts differ, it goes to a higher level.  If they are the same, it may share the level, as
+   long as the lookups within the level come in the order of the document.  That order is the *rank*: more fields
+   first, exact keys first.
+3. *Spread*: the elements of one set must not overlap.  So a box that overlaps an earlier box of its set goes to a
    further set behind it.
 
-So the first lookup that matches is the first rule that matches, and the number of lookups is the depth to which
-verdicts interleave, not the number of rules; no box is ever cut into more than pieces of its port range.
+So the first lookup that matches is the first rule that matches.  The number of lookups is the depth to which verdicts
+interleave, not the number of rules.  A box is only ever split by its ports.
 
-A rule whose lists would multiply to many boxes is one *product*: a lookup that asks for its peers, its own side and
-its ports one after the other.  It is at a level above all that it overlaps, and all later boxes that overlap it are
-above it, so it needs no place within a level.
+If the lists of a rule would multiply to many boxes, the rule becomes one *product* instead: one lookup for its peers,
+one for its own side and one for its ports, in sequence.  A product is at a level above every earlier box that it
+overlaps.  Every later box that overlaps it is above it in turn.  So it needs no rank within a level.
 
-Prefixes are nested or disjoint, so overlap is found by walking a prefix's ancestors (at most one per prefix length
-in use) and a summary of everything below it; ports are bits of an integer over the break points that the rules use.
-On the own side single addresses are told apart while levels are given, and what is wider counts as any: more overlap
-than there is can raise a level, never make it wrong.
+Two prefixes are nested or disjoint.  So overlap is found among a prefix's ancestors, at most one for each prefix length
+in use, and in a summary of everything below it.  Ports are bits of an integer, one for each stretch between the break
+points of the rules.  On the own side, levels distinguish single addresses only; a wider prefix counts as any address.
+That can report overlap where none exists, which may raise a level but never makes it wrong.
 """
 
 from __future__ import annotations
@@ -42,17 +43,17 @@ WIDTH = {4: 32, 6: 128}
 EVERYWHERE: tuple[Prefix, ...] = ((4, 0, 0), (6, 0, 0))
 ALL_VALUES = (0, 65535)
 ALL_TYPES = (0, 255)
-# Into how many pieces a box is trimmed at most: beyond that it costs less to ask it whole, at a level of its own.
+# A box is trimmed into at most so many pieces.  Beyond that it costs less to keep it whole, at a level of its own.
 MOST_PIECES = 16
-# With how many boxes the overlap of a product is found at most; beyond that they are wider than it is.
+# At most so many boxes stand for a product when overlap is found.  Beyond that they are wider than the product.
 MOST_ANCHORS = 64
 
 
 class Box(NamedTuple):
     """Packets that one rule matches.  None is "any"; `ports` is a range of ports or of ICMP types.
 
-    `verdict` is compared for equality alone.  A box that is `unsure` may decline a packet that it matches (a limit):
-    it takes nothing from later boxes, and shares its level with none that it overlaps.
+    `verdict` is only compared for equality.  A box that is `unsure` (one with a limit) may decline a packet that it
+    matches.  So it trims no later box, and shares its level with no box that it overlaps.
     """
 
     peer: Prefix | None
@@ -65,7 +66,7 @@ class Box(NamedTuple):
 
     @property
     def exact(self) -> bool:
-        """Is every field that is given a single value?"""
+        """Does every field that is not "any" hold a single value?"""
         return (
             (self.peer is None or self.peer[2] == WIDTH[self.peer[0]])
             and (self.own is None or self.own[2] == WIDTH[self.own[0]])
@@ -74,20 +75,20 @@ class Box(NamedTuple):
 
     @property
     def rank(self) -> Rank:
-        """Where the lookup of such boxes stands within a level: a total order on the shapes of keys."""
+        """The place of this box's lookup within a level: a total order on the shapes of keys."""
         absent = (self.peer is None, self.own is None, self.protocol is None, self.ports is None)
         return (sum(absent), not self.exact, *absent)
 
     @property
     def spans(self) -> tuple[tuple[int, int] | None, ...]:
-        """The ranges of ports that it names."""
+        """The ranges of ports in the match."""
         return (self.ports,)
 
 
 class Product(NamedTuple):
-    """Packets of one IP version that one rule matches: peer, own side and port are each one of a list; None is "any".
+    """Packets of one IP version that one rule matches by lists of peers, own prefixes and ports.  None is "any".
 
-    The lists are disjoint in themselves.  `unsure` is as for a box.
+    The members of each list are disjoint.  `unsure` is as for a box.
     """
 
     version: int
@@ -101,23 +102,23 @@ class Product(NamedTuple):
 
     @property
     def spans(self) -> tuple[tuple[int, int] | None, ...]:
-        """The ranges of ports that it names."""
+        """The ranges of ports in the match."""
         return self.ports or (None,)
 
     def anchors(self) -> Iterator[Box]:
-        """Boxes that together hold all its packets, and perhaps more; they stand for it where overlap is found."""
+        """Boxes that cover all packets of the product, and perhaps more; overlap is found with them."""
         peers, owns = self.peers or (None,), self.owns or (None,)
         if len(peers) * len(owns) > MOST_ANCHORS:
             peers, owns = (_around(self.peers), (None,)) if self.peers else ((None,), _around(owns))
         for peer in peers:
             for own in owns:
-                # Unsure, as it shares its level with nothing that it overlaps.
+                # Unsure, because a product shares its level with nothing that it overlaps.
                 yield Box(peer, own, self.protocol, None, self.verdict, self.rule, True)
 
 
 @lru_cache(maxsize=64)
 def _around(prefixes: tuple[Prefix, ...]) -> tuple[Prefix, ...]:
-    """A few prefixes that hold all of `prefixes`, which are of one IP version."""
+    """At most MOST_ANCHORS prefixes that cover all of `prefixes`, which are of one IP version."""
     width = WIDTH[prefixes[0][0]]
     for longest in range(width, -1, -4):
         prefixes = tuple(
@@ -146,34 +147,34 @@ class PortBits:
 
     @property
     def weight(self) -> int:
-        """How many steps it takes to work on such an integer."""
+        """The cost in steps of one operation on such an integer."""
         return 1 + len(self._points) // 16_384
 
     @property
     def space(self) -> int:
-        """How many steps are as dear as the memory of some such integers."""
+        """The cost in steps that stands for the memory of a few such integers."""
         return 16 + len(self._points) // 256
 
     def bits(self, ports: tuple[int, int] | None) -> int:
-        """The bits of an inclusive range whose ends were among the ranges given at construction."""
+        """The bits of an inclusive range, which must be one of those given at construction."""
         if ports is None:
             return self.everything
         found = self._known.get(ports)
         if found is None:
             low, high = bisect_left(self._points, ports[0]), bisect_left(self._points, ports[1] + 1)
-            # One integer for all who ask: it may be kilobytes long.
+            # All callers share one integer: it may be kilobytes long.
             found = self._known[ports] = (1 << high) - (1 << low)
         return found
 
     def of(self, box: Box | Product) -> int:
-        """The bits of all ranges of a box or product; of ICMP's types where it is of an ICMP and names none."""
+        """The bits of all ranges of a box or product; all ICMP types if its protocol is ICMP and it names none."""
         found = 0
         for span in box.spans:
             found |= self.bits(ALL_TYPES if span is None and box.protocol in ICMP_PROTOCOLS else span)
         return found
 
     def ranges(self, bits: int, most: int = ALL_VALUES[1] + 1) -> list[tuple[int, int]] | None:
-        """The inclusive ranges of `bits`, ascending, as few as possible; None where that is more than `most`."""
+        """The fewest inclusive ranges that make up `bits`, ascending; None if they are more than `most`."""
         found: list[tuple[int, int]] = []
         while bits:
             if len(found) == most:
@@ -187,7 +188,7 @@ class PortBits:
 
 
 class _Held:
-    """The ports at which boxes of one level stand in one place: of each verdict, and by rank."""
+    """The ports of the boxes of one level in one node: by verdict, and by rank."""
 
     __slots__ = ("mixed", "of", "own", "ranks", "taken")
 
@@ -195,9 +196,9 @@ class _Held:
         self.taken = bits
         self.of: dict[str | None, int] = {kind: bits}
         self.ranks: dict[str | None, dict[Rank | None, int]] = {kind: {rank: bits}}
-        # The ports of several verdicts, or of boxes that share their level with none.
+        # Ports with several verdicts, or of boxes that share their level with no other.
         self.mixed = 0 if kind else bits
-        # Are the integers its own, and not those of the one box that stands there?
+        # Do the integers belong to this object, and not to the only box in it?
         self.own = False
 
     def add(self, kind: str | None, rank: Rank | None, bits: int) -> None:
@@ -218,25 +219,25 @@ class _Held:
         self.taken |= bits
 
     def stands_before(self, kind: str | None, rank: Rank | None, bits: int) -> bool:
-        """Is one of the boxes, of which some stand at `bits`, to be asked at a lower level than such a box?"""
+        """Must a new box with these `bits` go to a higher level than the boxes in here?"""
         mine = self.of.get(kind) if kind else None
         if mine is None or self.mixed & bits or self.taken & bits & ~mine:
             return True
         return any(placed > rank and held & bits for placed, held in self.ranks[kind].items())
 
 
-# level -> what stands there
+# level -> the ports of its boxes
 Occupied = dict[int, _Held]
-# Where boxes of a node stand, seen from its peer prefix.
+# Do the boxes of a node have its peer prefix, or a longer one below it?
 HERE, BELOW = range(2)
-# The own sides of a node's boxes, besides single addresses: wider ones, which count as any, and all together.
+# The own side of a node's boxes where it is not a single address: wider prefixes, which count as any, or all boxes.
 WIDER, EVERY = "wider", "every"
 
 
 class _Index:
     """The boxes placed so far, by protocol, peer prefix and own prefix."""
 
-    # Slots besides the protocol numbers: boxes of no particular protocol, and all boxes.
+    # Slots besides the protocol numbers: boxes for any protocol, and all boxes.
     UNSPECIFIED, ALL = -1, -2
 
     def __init__(self, boxes: Iterable[Box], ports: PortBits, effort: Effort):
@@ -253,12 +254,12 @@ class _Index:
         self._nodes: dict[tuple, Occupied] = {}
         self._covered: dict[tuple, int] = {}
         self._effort, self._weight, self._space = effort, ports.weight, ports.space
-        # The last answer of `_around`, which is asked several times for each box.
+        # The last result of `_around`, which is called several times for each box.
         self._peer: Prefix | None = None
         self._places: list[list[tuple[int, int, int]]] = []
 
     def _around(self, box: Box) -> list[list[tuple[int, int, int]]]:
-        """For each IP version of the box's peer, its own place and those of the prefixes around it."""
+        """For each IP version of the box's peer, the places of the prefixes around it and last its own."""
         if self._peer != box.peer or not self._places:
             lengths = self._lengths
             self._peer = box.peer
@@ -269,7 +270,7 @@ class _Index:
         return self._places
 
     def covered(self, box: Box) -> int:
-        """The ports at which earlier boxes match all that `box` does."""
+        """The ports at which earlier boxes match every packet of `box`."""
         slots = (self.UNSPECIFIED,) if box.protocol is None else (box.protocol, self.UNSPECIFIED)
         owns = (None,) if box.own is None else (None, box.own)
         found = ~0
@@ -283,7 +284,7 @@ class _Index:
         return found
 
     def level_of(self, box: Box, kind: str | None, rank: Rank | None, bits: int) -> int:
-        """The lowest level at which `box` is asked after every placed box that it overlaps."""
+        """The lowest level at which `box` comes after every placed box that it overlaps."""
         best, steps = 1, 0
         slots = (self.ALL,) if box.protocol is None else (box.protocol, self.UNSPECIFIED)
         for key in self._seen_from(box, slots):
@@ -292,7 +293,7 @@ class _Index:
             if node is None:
                 continue
             steps += len(node)
-            # The highest levels came last, and most often decide.
+            # The highest levels were added last, and usually decide.
             for level in reversed(node):
                 if level >= best and node[level].taken & bits:
                     best = level + node[level].stands_before(kind, rank, bits)
@@ -310,7 +311,7 @@ class _Index:
                     yield BELOW, slot, places[-1], own
 
     def place(self, box: Box, kind: str | None, rank: Rank | None, bits: int, level: int) -> None:
-        """Remember `box` at `level`; it takes nothing from later ones where `kind` is None."""
+        """Record `box` at `level`.  If `kind` is None, it trims no later box."""
         slot = self.UNSPECIFIED if box.protocol is None else box.protocol
         steps = 1
         sides = (_own_place(box), EVERY) if self._tells_owns_apart else (EVERY,)
@@ -328,7 +329,7 @@ class _Index:
         self._effort.spend(steps)
 
     def _occupy(self, key: tuple, kind: str | None, rank: Rank | None, bits: int, level: int) -> int:
-        """Put a box into a node; how much more than a step that costs."""
+        """Put a box into a node; return the cost beyond one step."""
         node = self._nodes.get(key)
         if node is None:
             node = self._nodes[key] = {}
@@ -342,12 +343,12 @@ class _Index:
 
 
 def _own_place(box: Box) -> Prefix | str:
-    """Single addresses, as those of instances, are told apart; there are few wider prefixes in a subnet."""
+    """The box's own address if it is a single one, else WIDER; a subnet has few wider prefixes."""
     return WIDER if box.own is None or box.own[2] < WIDTH[box.own[0]] else box.own
 
 
 def stack(boxes: Sequence[Box | Product], effort: Effort) -> list[list[Box | Product]]:
-    """The levels of `boxes`, which stand in first-match order: trimmed, and still in that order within each."""
+    """Trim `boxes`, which are in first-match order, and return them by level; each level keeps that order."""
     ports = PortBits(span for box in boxes for span in box.spans)
     effort.spend(ports.space * len({span for box in boxes for span in box.spans}))
     index = _Index((anchor for box in boxes for anchor in _anchors(box)), ports, effort)
@@ -361,7 +362,7 @@ def stack(boxes: Sequence[Box | Product], effort: Effort) -> list[list[Box | Pro
         for piece in pieces:
             bits = ports.of(piece)
             sure = isinstance(piece, Box) and not piece.unsure
-            # What is unsure is of no verdict that another one could have.
+            # An unsure box has a verdict that equals no other.
             kind, rank = (piece.verdict, piece.rank) if sure else (None, None)
             level = max(index.level_of(anchor, kind, rank, bits) for anchor in _anchors(piece))
             for anchor in _anchors(piece):
@@ -378,7 +379,7 @@ def _anchors(box: Box | Product) -> Iterable[Box]:
 
 
 def _trimmed(box: Box, index: _Index, ports: PortBits) -> list[Box]:
-    """What earlier boxes leave of a box, in pieces."""
+    """The pieces of a box that earlier boxes leave."""
     whole = ports.of(box)
     bits = whole & ~index.covered(box)
     if bits == whole:
@@ -388,9 +389,9 @@ def _trimmed(box: Box, index: _Index, ports: PortBits) -> list[Box]:
 
 
 def spread(boxes: Sequence[Box], effort: Effort) -> list[list[Box]]:
-    """Boxes of one level and one shape as sets without overlap, in the order in which they are to be asked.
+    """Distribute boxes of one level and one shape over sets without overlap, in lookup order.
 
-    A box goes to the set behind the last one that holds an earlier box which it overlaps.
+    A box goes to the first set behind all sets with an earlier box that it overlaps.
     """
     ports = PortBits(box.ports for box in boxes)
     lengths: dict[int, set[int]] = {4: {0}, 6: {0}}
@@ -423,7 +424,7 @@ def spread(boxes: Sequence[Box], effort: Effort) -> list[list[Box]]:
 
 
 class _Owns:
-    """Own sides with ports and the number of the set behind: those of single addresses by address, and the others."""
+    """Entries of (own side, ports, number of the next set): by address for single addresses, and the wider ones."""
 
     __slots__ = ("single", "wider")
 
@@ -432,7 +433,7 @@ class _Owns:
         self.wider: list[tuple[Prefix | None, int, int]] = []
 
     def near(self, own: Prefix | None) -> Iterator[tuple[Prefix | None, int, int]]:
-        """Those that may overlap `own`."""
+        """The entries that may overlap `own`."""
         yield from self.wider
         if own is not None and own[2] == WIDTH[own[0]]:
             yield from self.single.get(own, ())
@@ -441,7 +442,7 @@ class _Owns:
                 yield from entries
 
     def add(self, own: Prefix | None, bits: int, number: int) -> None:
-        """Add the ports of a box, to the last entry where that is of the same own side and set."""
+        """Add the ports of a box; merge them into the last entry if its own side and set are the same."""
         single = own is not None and own[2] == WIDTH[own[0]]
         entries = self.single.setdefault(own, []) if single else self.wider
         if entries and (entries[-1][0], entries[-1][2]) == (own, number):
@@ -455,7 +456,7 @@ def _meet(one: Prefix | None, other: Prefix | None) -> bool:
 
 
 def covers(outer: Prefix | None, inner: Prefix | None) -> bool:
-    """Does `outer` hold all addresses of `inner`?  None is any address."""
+    """Does `outer` contain all addresses of `inner`?  None is any address."""
     if outer is None:
         return True
     if inner is None or outer[0] != inner[0] or outer[2] > inner[2]:

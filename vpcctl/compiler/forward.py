@@ -126,7 +126,7 @@ def _ends(view: View) -> list[Element]:
 def _served(view: View) -> Parts:
     """What flows from the uplink may be for.
 
-    Connection tracking keeps the translation of a live flow when its port is published no more; the path stays legal
+    Connection tracking keeps the translation of a live flow when its port is unpublished; the path stays legal
     while the subnet has another published port, so the port itself is asked for, in either direction: that of the
     instance, and that of the host, as several of the host's may lead to one of the instance.
     """

@@ -35,7 +35,7 @@ FRAME_CHAIN = (
 )
 PASSING_CHAIN = (
     Hook("filter", "forward", "filter", "drop"),
-    "no frame goes from one port to another past the router, also where a port is not isolated any more",
+    "all traffic goes through the router: drops frames between bridge ports, even if port isolation is off",
 )
 
 # What a section of the ruleset is made of.

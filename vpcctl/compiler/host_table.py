@@ -13,6 +13,7 @@ from vpcctl import names
 from vpcctl.compiler.chains import ICMP_ERRORS, never_usable
 from vpcctl.compiler.nft import Chain, Counter, Element, Hook, NftRule, Set, Table, anonymous, quoted
 from vpcctl.compiler.translation import ranges_beside, translated, translating, untranslated
+from vpcctl.model.host import NO_PART, HostPart
 from vpcctl.model.network import DEFAULT_MAX_FLOWS, World, uplink_pair
 
 # The flows of a VPC are counted in so many lists at most, by a hash of their ends: the kernel walks a list for each new
@@ -39,8 +40,11 @@ def over_share(vpc: str) -> str:
     return f"over-share-{vpc}"
 
 
-def host_table(world: World, leaving: Iterable[tuple[str, str]] = ()) -> Table:
-    """The table for all VPCs of `world`; `leaving` are further uplinks, each a link and the router's address on it."""
+def host_table(world: World, host: HostPart = NO_PART, leaving: Iterable[tuple[str, str]] = ()) -> Table:
+    """The table for all VPCs of `world` on `host`.
+
+    `leaving` are further uplinks, each a link and the router's address on it.
+    """
     uplinks = [
         _Uplink(
             names.host_uplink(vpc.name),
@@ -60,7 +64,7 @@ def host_table(world: World, leaving: Iterable[tuple[str, str]] = ()) -> Table:
             tuple(Element(f"{quoted(uplink.link)} . {uplink.router}") for uplink in uplinks),
         ),
         # Interfaces on which forwarding was off before us.
-        Set("opened", "ifname", tuple(Element(quoted(link)) for link, _ in world.opened)),
+        Set("opened", "ifname", tuple(Element(quoted(link)) for link, _ in host.opened)),
     ]
     published = tuple(
         Element(f"{item.protocol} . {item.port}", f"{uplink_pair(world.transit, vpc.index)[1]} . {item.port}")
@@ -79,7 +83,7 @@ def host_table(world: World, leaving: Iterable[tuple[str, str]] = ()) -> Table:
         sets.append(Set("spoken", "ipv4_addr . inet_proto", dynamic=SPOKEN_SIZE, timeout=SPOKEN_TIMEOUT))
     share_sets, share_chains = _shares(uplinks)
     portless = sorted(protocol for vpc in world.vpcs for protocol in vpc.nat_protocols)
-    chains = _chains(world, bool(published), portless)
+    chains = _chains(world, host, bool(published), portless)
     return Table("inet", names.TABLE, (*sets, *share_sets), (*chains, *share_chains))
 
 
@@ -129,7 +133,7 @@ def _hashes(lists: int) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _chains(world: World, published: bool, portless: list[int]) -> list[Chain]:
+def _chains(world: World, host: HostPart, published: bool, portless: list[int]) -> list[Chain]:
     transit = world.transit
     matched = anonymous(list(map(str, portless)))
     own = f"meta l4proto {matched} ip saddr . meta l4proto @spoken ct zone set {HOST_ZONE}"
@@ -177,7 +181,7 @@ def _chains(world: World, published: bool, portless: list[int]) -> list[Chain]:
             ),
         ),
         *_forward(published, portless),
-        *_source_nat(world, portless),
+        *_source_nat(world, host, portless),
         Chain(
             "host-leave",
             (NftRule(f'oifname != @uplinks oifname != "lo" ip saddr {transit} drop'),),
@@ -207,7 +211,7 @@ def _chains(world: World, published: bool, portless: list[int]) -> list[Chain]:
 
 
 def _forward(published: bool, portless: list[int]) -> list[Chain]:
-    """What goes through the host: most packets are of flows that go on, and are asked no more than that."""
+    """What goes through the host: most packets are of known flows, and are checked for that alone."""
     alone = untranslated() + (" iifname . meta l4proto != @alone" if portless else "")
     known = NftRule("ct state established,related accept")
     outward = (
@@ -233,9 +237,9 @@ def _forward(published: bool, portless: list[int]) -> list[Chain]:
     return [Chain("host-forward", entry, hook, reason), Chain("outward", outward), Chain("inward", inward)]
 
 
-def _source_nat(world: World, portless: list[int]) -> list[Chain]:
+def _source_nat(world: World, host: HostPart, portless: list[int]) -> list[Chain]:
     match = f"oifname != @uplinks ip saddr {world.transit}"
     published = (item.port for vpc in world.vpcs for item in vpc.publications)
-    ports = ranges_beside(published, world.reserved)
+    ports = ranges_beside(published, host.reserved)
     rules, chains = translating("masquerade", match, "masquerade to ", ports, portless)
     return [Chain("host-postrouting", tuple(rules), Hook("nat", "postrouting", "srcnat", "accept")), *chains]

@@ -1,6 +1,6 @@
 """What this machine lacks or has that will get in the way: the examinations behind `vpcctl doctor`.
 
-Each module has one subject and says what it found as `Finding` values: what, why it matters, what mends it.  Nothing
+Each module has one subject and reports `Finding` values: what is wrong, why it matters, how to fix it.  Nothing
 is changed by looking.  `matches`, `hooks`, `passage` and `prefixes` are pure; `host` and `features` touch the kernel,
 the latter in a network of its own.
 """
@@ -25,7 +25,7 @@ from vpcctl.model.policy import PROTOCOL_NAMES
 __all__ = ["Finding", "examine", "pressing_findings"]
 
 CLASH = ("warning", prefix_overlaps.SUBJECT)
-# Stands for the first VPC where there is none yet.
+# Stands for the first VPC before one exists.
 NOBODY = Vpc("example", (ip_network("10.0.0.0/16"),), 0)
 
 
@@ -62,7 +62,7 @@ def examine(store: Store) -> list[Finding]:
 def pressing_findings(world: World, vpc: str) -> list[Finding]:
     """What keeps the VPC `vpc` from what it is for, as far as that is quickly found: foreign drops, prefix clashes.
 
-    A clash is cheap to mend while the VPC is empty, so it is told where it is no more than a warning too.
+    A clash is cheap to fix while the VPC is empty, so mere warnings are reported too.
 
     Looks at nothing but the host's ruleset and routes.  Never raises: where they cannot be read, nothing is said.
     """

@@ -12,9 +12,9 @@ SEVERITIES = ("fatal", "warning", "note", "ok")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`what` was found about `subject`, `why` it matters, and what mends it: words, and commands for a root shell.
+    """`what` was found about `subject`, `why` it matters, and how to fix it: words, and commands for a root shell.
 
-    The commands, run in their order, make the finding go away; a finding that no command can mend has words alone.
+    The commands, run in their order, make the finding go away; a finding that no command can fix has words alone.
     """
 
     severity: str
@@ -37,7 +37,7 @@ class Finding:
 
     def __str__(self) -> str:
         if self.commands:
-            return f"{self.what}; what mends it: {'; '.join(self.commands)}"
+            return f"{self.what}; to fix it: {'; '.join(self.commands)}"
         return ". ".join(filter(None, (self.what, self.why.removesuffix("."), self.remedy.removesuffix("."))))
 
 

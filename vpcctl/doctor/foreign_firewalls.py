@@ -100,7 +100,7 @@ def findings(
     transit: str,
     tools: Mapping[str, str] = NO_TOOLS,
 ) -> list[Finding]:
-    """One finding for each foreign chain that drops, or may drop, what has to pass; one `ok` if there is none.
+    """One finding for each foreign chain that drops, or may drop, what has to pass; one `ok` if no chain does.
 
     `tools` are the programs that the machine has, of `host.TOOLS`, each with the name to call it by; without them
     remedies are told in nft's words.
@@ -247,7 +247,7 @@ def _openings(chain: BaseChain, directions: Collection[str], transit: str) -> li
         for key in ("iifname", "oifname")
     )
     # The flows that uplinks began, whatever their addresses are at this point.
-    begun = Opening(
+    opening = Opening(
         f"ct original ip saddr {transit}",
         f"-m conntrack --ctorigsrc {transit}",
         _equal({"ct": {"key": "ip saddr", "dir": "original"}}, _prefix(transit)),
@@ -255,9 +255,9 @@ def _openings(chain: BaseChain, directions: Collection[str], transit: str) -> li
     if chain.hook == "forward":
         return [come, go]
     if chain.hook == "postrouting":
-        return [begun, go] if IN in directions else [begun]
+        return [opening, go] if IN in directions else [opening]
     answers = BACK in directions and chain.priority > CONNTRACK
-    return [*([come] if OUT in directions else []), *([begun] if answers else [])]
+    return [*([come] if OUT in directions else []), *([opening] if answers else [])]
 
 
 def _prefix(transit: str) -> dict[str, Any]:

@@ -29,7 +29,7 @@ NO_VERDICT = COUNTED | frozenset(
 END_AS_ACCEPT = frozenset("accept dnat snat masquerade redirect".split())
 VERDICTS = END_AS_ACCEPT | frozenset("drop reject return continue jump goto".split())
 # What a statement that this module does not know may do: end the packet either way, or neither.  To take a flow from
-# connection tracking (`notrack`) is one of these: without tracking there is no translation.
+# connection tracking (`notrack`) is one of these: translation needs tracking.
 ANYTHING: tuple[Mapping[str, Any], ...] = ({"accept": None}, {"drop": None}, {"continue": None})
 
 

@@ -62,7 +62,7 @@ def privileged() -> bool:
 
 
 def namespace_tag(name: str) -> str:
-    """The tag on a named namespace, "" where there is none or it cannot be seen."""
+    """The tag on a named namespace, "" where it has none or cannot be read."""
     try:
         found = namespaces.owner(name) or ""
     except OSError:

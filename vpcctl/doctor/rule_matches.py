@@ -50,9 +50,9 @@ ABSENT, UNKNOWN = _Absent(), _Unknown()
 class SamplePacket:
     """One forwarded IPv4 packet as a hook sees it.
 
-    An interface that the hook does not tell is "" (there is none) or UNKNOWN.  An address that is None is somewhere out
+    An interface that the hook does not tell is "" (no interface) or UNKNOWN.  An address that is None is somewhere out
     in the internet, and no rule names it: it is in a prefix only if most addresses are.  `protocol` is tcp, udp or
-    icmp; `port` is the service's; a reply comes back from it.  `begun_by` is the source of the flow's first packet.
+    icmp; `port` is the service's; a reply comes back from it.  `opener` is the source of the flow's first packet.
     """
 
     iifname: str | _Unknown
@@ -61,7 +61,7 @@ class SamplePacket:
     destination: IPv4Address | _Unknown | None
     protocol: str
     port: int = 0
-    begun_by: IPv4Address | None = None
+    opener: IPv4Address | None = None
     reply: bool = False
     status: frozenset[str] = frozenset()
     # A rule somewhere sets marks, so ours may have one.
@@ -150,7 +150,7 @@ def value(left: Any, packet: SamplePacket) -> Any:
         return _meta(packet).get(str(body.get("key")), UNKNOWN)
     if kind == "ct":
         if (body.get("dir"), body.get("key")) in (("original", "ip saddr"), ("original", "saddr")):
-            return packet.begun_by
+            return packet.opener
         return UNKNOWN if "dir" in body else _tracked(packet).get(str(body.get("key")), UNKNOWN)
     if kind == "payload":
         return _header(str(body.get("protocol")), str(body.get("field")), packet)

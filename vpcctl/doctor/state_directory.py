@@ -26,7 +26,7 @@ def read(store: Store) -> tuple[State | None, list[Finding]]:
         if directory.exists() and not os.access(directory, os.R_OK):
             words = "Run doctor as the user that makes VPCs."
             return None, [*found, Finding("note", SUBJECT, str(error), "Doctor cannot see the VPCs.", words)]
-        why = "No command that changes something runs before this is mended; what exists goes on working."
+        why = "Until this is fixed, commands that change something are refused; existing networks keep working."
         words, commands = "See docs/operations.md, «A damaged state file».", tuple[str, ...]()
         if store.has_copy():
             words, commands = (
@@ -118,7 +118,7 @@ def strays(known: str, recorded: bool, tagged: Sequence[tuple[str, str, str]], d
         "warning",
         SUBJECT,
         f"{things} {'are' if len(others) > 1 else 'is'} of state {ids}, "
-        f"{'another state than that' if recorded else 'and there is no record'} in {directory}",
+        f"{'another state than that' if recorded else 'with no record'} in {directory}",
         "vpcctl touches nothing that its record does not know, so these stay, and the next VPC of that name is refused."
         if not recorded
         else "The host has one table for all uplinks: two states on one machine take it from each other.",

@@ -78,9 +78,7 @@ def _target(world: World, document: PolicyDocument, vpc: str | None, subnet: str
     known = {one.name for one in world.vpcs}
     if chosen is not None and chosen not in known:
         where = policy.pointer if vpc else f"{policy.pointer}/vpc"
-        raise DocumentError(
-            Problem(policy.file, where, f"there is no VPC {chosen!r}; {nearest(chosen, sorted(known))}")
-        )
+        raise DocumentError(Problem(policy.file, where, f"VPC {chosen!r} not found; {nearest(chosen, sorted(known))}"))
     found = [
         (one, candidate)
         for one in world.vpcs
@@ -95,8 +93,8 @@ def _target(world: World, document: PolicyDocument, vpc: str | None, subnet: str
         words = f'several VPCs have a subnet {wanted!r}: {named}; name one with "vpc" or --vpc'
     else:
         have = sorted({candidate.name for one in world.vpcs if chosen in (None, one.name) for candidate in one.subnets})
-        inside = f"VPC {chosen} has" if chosen else "there is"
-        words = f"{inside} no subnet {wanted!r}; " + (nearest(wanted, have) if have else "there is none yet")
+        inside = f" in VPC {chosen}" if chosen else ""
+        words = f"subnet {wanted!r} not found{inside}; " + (nearest(wanted, have) if have else "known subnets: none")
     raise DocumentError(Problem(policy.file, place, words))
 
 
@@ -116,7 +114,7 @@ def _names(world: World, attachment: Attachment) -> Iterator[Problem]:
     for place, endpoint in _endpoints(attachment.policy):
         if endpoint.name is not None and endpoint.name not in known[endpoint.kind]:
             there = sorted(known[endpoint.kind])
-            hint = nearest(endpoint.name, there) if there else "there is none"
+            hint = nearest(endpoint.name, there) if there else f"known {endpoint.kind}s: none"
             words = f"{endpoint} names nothing: no {endpoint.kind} {endpoint.name!r} is known here; {hint}"
             expected = "the name of an existing subnet, instance, VPC or set is expected"
             yield Problem(attachment.policy.file, place, words, expected, place)

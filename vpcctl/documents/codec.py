@@ -5,7 +5,6 @@ A kept world is an environment with what we allocated beside it.
 
 from __future__ import annotations
 
-import dataclasses
 import ipaddress
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -13,9 +12,8 @@ from typing import Any
 from vpcctl.documents.lazy_lists import Damaged, Kept
 from vpcctl.documents.policies import read_rules
 from vpcctl.errors import StateError
+from vpcctl.model.host import HostPart
 from vpcctl.model.network import (
-    DEFAULT_MAX_FLOWS,
-    DEFAULT_MAX_PORTS,
     Instance,
     Network,
     Peering,
@@ -88,16 +86,19 @@ def world_to_json(world: World) -> dict[str, Any]:
     """The world as the state file keeps it."""
     return {
         "transit": str(world.transit),
-        "opened": [list(pair) for pair in world.opened],
         "peerings": [[peering.one, peering.other] for peering in world.peerings],
         "vpcs": [_vpc_to_json(vpc) for vpc in world.vpcs],
-        **_unusual(reserved=list(world.reserved)),
     }
 
 
-def _unusual(**values: Any) -> dict[str, Any]:
-    """Fields that are kept only where they say something: earlier versions know nothing of them."""
-    return {name: value for name, value in values.items() if value}
+def host_to_json(host: HostPart) -> dict[str, Any]:
+    """What the state file keeps of the host."""
+    return {"opened": [list(pair) for pair in host.opened], "reserved": list(host.reserved)}
+
+
+def host_from_json(document: dict[str, Any]) -> HostPart:
+    """What `host_to_json` wrote; KeyError, TypeError or ValueError if it is none."""
+    return HostPart(tuple((link, value) for link, value in document["opened"]), tuple(document["reserved"]))
 
 
 def _unless_kept(encode: Encode) -> Encode:
@@ -114,8 +115,11 @@ def _vpc_to_json(vpc: Vpc) -> dict[str, Any]:
         "prefixes": list(map(str, vpc.prefixes)),
         "index": vpc.index,
         "sets": {name: _keep_prefixes(prefixes) for name, prefixes in vpc.sets},
-        "publish": [dataclasses.asdict(publication) for publication in vpc.publications],
-        **({"hardened": True} if vpc.hardened else {}),
+        "publish": [_publication_to_json(publication) for publication in vpc.publications],
+        "hardened": vpc.hardened,
+        "max_flows": vpc.max_flows,
+        "max_ports": vpc.max_ports,
+        "nat_protocols": list(vpc.nat_protocols),
         "subnets": [
             {
                 "name": subnet.name,
@@ -132,15 +136,19 @@ def _vpc_to_json(vpc: Vpc) -> dict[str, Any]:
                     "pointer": subnet.policy.pointer,
                     "document": policy_to_json(subnet.policy, _keep_rules, _keep_prefixes),
                 },
-                **_unusual(released=list(map(str, subnet.released))),
+                "released": list(map(str, subnet.released)),
             }
             for subnet in vpc.subnets
         ],
-        **_unusual(
-            max_flows=vpc.max_flows if vpc.max_flows != DEFAULT_MAX_FLOWS else None,
-            max_ports=vpc.max_ports if vpc.max_ports != DEFAULT_MAX_PORTS else None,
-            nat_protocols=list(vpc.nat_protocols),
-        ),
+    }
+
+
+def _publication_to_json(item: Publication) -> dict[str, Any]:
+    return {
+        "protocol": item.protocol,
+        "port": item.port,
+        "instance": item.instance,
+        "target_port": item.target_port,
     }
 
 
@@ -157,8 +165,6 @@ def world_from_json(document: dict[str, Any], damaged: Damaged = _damaged) -> Wo
         tuple(_vpc_from_json(vpc, damaged) for vpc in document["vpcs"]),
         tuple(Peering(*pair) for pair in document["peerings"]),
         ipaddress.ip_network(document["transit"]),
-        tuple((link, value) for link, value in document["opened"]),
-        tuple(document.get("reserved", ())),
     )
 
 
@@ -187,10 +193,10 @@ def _vpc_from_json(document: dict[str, Any], damaged: Damaged) -> Vpc:
         tuple(_subnet_from_json(subnet, damaged) for subnet in document["subnets"]),
         tuple(Publication(**publication) for publication in document["publish"]),
         _sets(document["sets"], damaged),
-        document.get("max_flows", DEFAULT_MAX_FLOWS),
-        document.get("max_ports", DEFAULT_MAX_PORTS),
-        tuple(document.get("nat_protocols", ())),
-        document.get("hardened", False),
+        document["max_flows"],
+        document["max_ports"],
+        tuple(document["nat_protocols"]),
+        document["hardened"],
     )
 
 
@@ -206,7 +212,7 @@ def _subnet_from_json(document: dict[str, Any], damaged: Damaged) -> Subnet:
             for one in document["instances"]
         ),
         None if kept is None else _policy_from_json(kept["document"], kept["file"], kept["pointer"], damaged),
-        tuple(map(ipaddress.ip_address, document.get("released", ()))),
+        tuple(map(ipaddress.ip_address, document["released"])),
     )
 
 

@@ -163,8 +163,8 @@ class ObjectChange:
 
 
 Words = Callable[[Any, Any], Iterable["ObjectChange"]]
-# What nobody is told: the host's side of a world, and the addresses that a subnet hands out last.
-UNTOLD = {World: {"opened", "reserved"}, Subnet: {"released"}}
+# What nobody is told: the addresses that a subnet hands out last.
+UNTOLD = {Subnet: {"released"}}
 
 
 def object_changes(before: World, after: World) -> list[ObjectChange]:

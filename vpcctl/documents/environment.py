@@ -87,7 +87,7 @@ class _Environment(Reader):
             strange = [name for name in names_of if name not in known]
             for inner, name in enumerate(names_of):
                 if name in strange:
-                    words = f"there is no VPC {name!r}; {reading.nearest(name, sorted(known))}"
+                    words = f"VPC {name!r} not found; {reading.nearest(name, sorted(known))}"
                     self.problems.append(Problem(self.file, f"{place}/{inner}", words))
             pair = self.guarded(place, Peering.between, *names_of)
             if pair is not None and not strange:
@@ -246,7 +246,7 @@ class _Environment(Reader):
             port, target = int(inner["port"]), int(inner.get("target_port", inner["port"]))
             item = Publication(PROTOCOLS[inner["protocol"]], port, inner["instance"], target)
             if item.instance not in there:
-                hint = reading.nearest(item.instance, there) if there else "there is none"
+                hint = reading.nearest(item.instance, there) if there else "known instances: none"
                 words = f"port {item.port} is published for instance {item.instance}, which does not exist; {hint}"
                 self.problems.append(Problem(self.file, f"{place}/instance", words))
             before = self._ports.setdefault(item.service, place)

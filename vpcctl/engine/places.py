@@ -12,7 +12,6 @@ from vpcctl.engine.state import Record, State
 from vpcctl.errors import VpcctlError
 from vpcctl.model.network import World
 from vpcctl.resources.kinds import Item, Namespace, Ruleset, Veth
-from vpcctl.resources.plan import links_used
 
 Key = tuple[str, ...]
 # What prevents a repair, by place.
@@ -39,10 +38,8 @@ def _placed(vpc: str, items: Iterable[Item]) -> Iterator[tuple[Item, str]]:
         if isinstance(item, Veth) and item.peer_namespace in places
     }
     for item in items:
-        ends = (item.namespace, getattr(item, "peer_namespace", None))
-        found = [places[end] for end in ends if end in places] + [
-            ports[link] for link in links_used(item) if link in ports
-        ]
+        found = [places[end] for end in item.namespaces if end in places]
+        found += [ports[link] for link in item.needs if link in ports]
         yield item, found[0] if found else vpc
 
 
@@ -65,7 +62,7 @@ def interrupted(state: State, place: str) -> bool:
 
 
 def _member(world: World, vpc: str, instance: str) -> list[object]:
-    """The instance with what it has of its subnet; nothing if there is none."""
+    """The instance with what it has of its subnet; nothing if it does not exist."""
     subnets = [subnet for found in world.vpcs if found.name == vpc for subnet in found.subnets]
     return [
         (subnet.name, subnet.prefixes, member)

@@ -9,10 +9,10 @@ The intent holds the new world and every item of the old *and* the new one, so a
 and until it is gone.  A reported failure is rolled back: the kernel is observed and made as the old world says.  A
 crash leaves the intent, and the next command or `repair` rolls it forward, or back if it cannot.
 
-`change` trusts the record and touches only what differs between two worlds; `_converge` observes the kernel and mends
-what differs from the world.  A VPC that cannot be mended stands in no other one's way: it is left, closed as far as it
-got, and stays on record as pending.  The same holds for one instance of a VPC: its port is closed, and all else of the
-VPC is repaired.
+`change` trusts the record and touches only what differs between two worlds; `_converge` observes the kernel and repairs
+what differs from the world.  A VPC whose repair fails holds up no other VPC: it is skipped, stays closed as far as the
+repair got, and stays on record as pending.  The same holds for one instance of a VPC: its port is closed, and the rest
+of the VPC is repaired.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from vpcctl.engine.places import Key, Trouble
 from vpcctl.engine.state import Record, State, Store, Writer
 from vpcctl.engine.sweep import sweep
 from vpcctl.errors import ConflictError, KernelError, StateError, VpcctlError
-from vpcctl.model.network import World, uplink_pair
+from vpcctl.model.host import HostPart
+from vpcctl.model.network import Network, World, uplink_pair
 from vpcctl.resources import plan as plans
 from vpcctl.resources import topology
 from vpcctl.resources.kinds import Item, LinkUp, Namespace, Open, Ruleset, Veth
-from vpcctl.resources.plan import Plan, Remove, Step, links_made, links_used
+from vpcctl.resources.plan import Plan, Remove, Step
 from vpcctl.resources.protocol import Condition, HostFacts, Kernel, Status
 
 Transform = Callable[[State], World]
@@ -55,7 +56,7 @@ class Difference:
 
     @property
     def past(self) -> str:
-        """How it was, for what is mended."""
+        """How the item was before it was repaired."""
         return self._told("was")
 
     def _told(self, verb: str) -> str:
@@ -65,7 +66,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Converged:
-    """What convergence came to: the state on record, what was mended, and which VPCs could not be."""
+    """The result of convergence: the state on record, what was repaired, and which VPCs could not be."""
 
     state: State
     differences: list[Difference] = dataclasses.field(default_factory=list)
@@ -94,31 +95,38 @@ def change(store: Store, kernel: Kernel, transform: Transform, report: Report = 
             state, trouble = found.state, found.trouble
             for words in places.in_words(trouble):
                 report(words)
-        desired = _prepared(state, transform(state), kernel.facts())
+        facts = kernel.facts()
+        desired = transform(state)
+        host = _host_part(state, desired, facts)
         loaded = _loaded(state.items)
-        after = generations.raised(
-            kernel, topology.snapshot(desired, state.state_id, loaded, state.world), loaded, all_of=False
-        )
-        plan = _plan(kernel, state, desired, after)
-        if not plan and desired == state.world:
+        snapshot = topology.snapshot(desired, state.state_id, loaded, state.world, host=host)
+        after = generations.raised(kernel, snapshot, loaded, all_of=False)
+        plan = _plan(kernel, state, desired, host, after)
+        if not plan and (desired, host) == (state.world, state.host):
             return Outcome(state.world, desired, plan)
         kernel.check(plan)
         intent = dataclasses.replace(
-            state, boot_id=kernel.boot_id(), pending=desired, record=_merged(state.record, after)
+            state,
+            boot_id=kernel.boot_id(),
+            pending=desired,
+            pending_host=host,
+            record=_merged(state.record, after),
         )
-        intent = _begun(writer, state, intent)
+        intent = _intent_saved(writer, state, intent)
         try:
             run(kernel, plan, _shutters(state.record))
-            _forget(kernel, plan, desired, after, state.world)
+            _forget(kernel, plan, desired, host, after, facts.local, state)
         except VpcctlError as error:
             _roll_back(writer, kernel, intent, error, trouble)
             raise
-        pending = desired if trouble.keys() & set(places.homes(after).values()) else None
+        finished = dataclasses.replace(intent, world=desired, host=host, record=after)
+        if not trouble.keys() & set(places.homes(after).values()):
+            finished = finished.settled
         try:
-            writer.save(dataclasses.replace(intent, world=desired, record=after, pending=pending))
+            writer.save(finished)
         except StateError as error:
             raise StateError(
-                f"{error}\nthe change itself is made; `vpcctl repair` puts it on record when the cause is mended"
+                f"{error}\nthe change itself is in force; fix the cause, then `vpcctl repair` puts it on record"
             ) from error
         return Outcome(state.world, desired, plan)
 
@@ -130,11 +138,11 @@ def repair(
     report: Report = lambda words: None,
     vpc: str | None = None,
 ) -> tuple[list[Difference], World]:
-    """Make the kernel what the record says it should be; the differences that were mended.
+    """Bring the kernel to the state on record; return the differences that were repaired.
 
     With `adopt` the record is first taken back from its copy, for a file that was lost or damaged.  With `vpc` only
     that VPC is looked at, and what the host has for all of them; what an earlier command left is finished for all.
-    Raises for the VPCs that cannot be mended, once the others are.
+    Raises for the VPCs whose repair failed, once the others are repaired.
     """
     with store.locked() as writer:
         state = writer.adopt() if adopt else writer.load()
@@ -145,7 +153,7 @@ def repair(
         found = _finished(writer, kernel, state, report, scopes)
     if found.trouble:
         for difference in found.differences:
-            report(f"mended: {difference.past}")
+            report(f"repaired: {difference.past}")
         kind = KernelError if any(isinstance(one, KernelError) for one in found.trouble.values()) else ConflictError
         raise kind("\n".join(places.in_words(found.trouble)))
     return found.differences, found.state.world
@@ -153,9 +161,9 @@ def repair(
 
 def examine(state: State, kernel: Kernel, scopes: Iterable[str] | None = None) -> list[Difference]:
     """Everything in which the kernel differs from the state, changing nothing; `scopes` limits it to some VPCs."""
-    world = _prepared(state, state.world, kernel.facts(), looking=True)
+    host = _host_part(state, state.world, kernel.facts(), looking=True)
     chosen = None if scopes is None else set(scopes)
-    wanted = topology.snapshot(world, state.state_id, _loaded(state.items), scopes=chosen)
+    wanted = topology.snapshot(state.world, state.state_id, _loaded(state.items), scopes=chosen, host=host)
     items = [item for members in wanted.values() for item in members]
     return [
         Difference(item, condition)
@@ -205,11 +213,13 @@ def _forget(
     kernel: Kernel,
     plan: Plan,
     world: World,
+    host: HostPart,
     after: Record,
-    before: World | None = None,
+    local: Iterable[Network],
+    before: State | None = None,
     former: World | None = None,
 ) -> None:
-    """Forget the tracked flows that are in the way of `world`; without a world `before` in every scope of `after`."""
+    """Forget the tracked flows that are in the way of `world`; without a state `before` in every scope of `after`."""
     loaded = {step.item.namespace for step in plan.steps if isinstance(step.item, Ruleset)}
     if not loaded and before is not None:
         return
@@ -217,14 +227,27 @@ def _forget(
     if before is not None:
         scopes = [name for name in scopes if names.router_namespace(name) in loaded]
     items = [item for items in after.values() for item in items]
-    sweep(kernel, world, scopes, items, before, kernel.facts().local, former)
+    newly = sorted({*host.reserved} - {*(before.host.reserved if before else ())})
+    sweep(kernel, world, scopes, items, before and before.world, local, former, host.reserved, newly)
 
 
-def _prepared(state: State, desired: World, facts: HostFacts, looking: bool = False) -> World:
-    """`desired` with the host's side of it: where forwarding must be switched on, and that the uplinks are free.
+def _host_part(state: State, desired: World, facts: HostFacts, looking: bool = False) -> HostPart:
+    """What the host adds to `desired`; ConflictError where its networks overlap new uplinks.
 
     With `looking` the host's services are taken as they are on record.
     """
+    _check_transit(state, desired, facts)
+    reserved = state.host.reserved if looking else _reserved(state, desired, facts)
+    if not desired.vpcs or facts.forwarding:
+        # Where the whole host forwards, whoever wanted that also decides between which links.
+        return HostPart((), reserved)
+    # What was opened before is on record, whatever world is wanted now.
+    opened = dict(state.host.opened)
+    opened |= {link: value for link, value in facts.ways_out if value != "1" and link not in opened}
+    return HostPart(tuple(sorted(opened.items())), reserved)
+
+
+def _check_transit(state: State, desired: World, facts: HostFacts) -> None:
     known = {vpc.name for vpc in state.world.vpcs}
     for vpc in desired.vpcs:
         pair = uplink_pair(desired.transit, vpc.index)
@@ -234,18 +257,9 @@ def _prepared(state: State, desired: World, facts: HostFacts, looking: bool = Fa
                     f"the host has a network {network}, which overlaps the transit range {desired.transit} of the"
                     f" VPCs' uplinks ({pair[0]} is that of {vpc.name}); choose another range with --transit"
                 )
-    if not looking:
-        desired = dataclasses.replace(desired, reserved=_reserved(state.world, desired, facts))
-    if not desired.vpcs or facts.forwarding:
-        # Where the whole host forwards, whoever wanted that also decides between which links.
-        return dataclasses.replace(desired, opened=())
-    # What was opened before is on record, whatever world is wanted now.
-    opened = dict(state.world.opened)
-    opened |= {link: value for link, value in facts.ways_out if value != "1" and link not in opened}
-    return dataclasses.replace(desired, opened=tuple(sorted(opened.items())))
 
 
-def _reserved(before: World, desired: World, facts: HostFacts) -> tuple[int, ...]:
+def _reserved(state: State, desired: World, facts: HostFacts) -> tuple[int, ...]:
     """The host's services that source NAT leaves alone.
 
     Programs come and go, and the host's table is not loaded again for each: those on record stand until the table
@@ -255,15 +269,15 @@ def _reserved(before: World, desired: World, facts: HostFacts) -> tuple[int, ...
         return ()
     told = [
         [(vpc.name, vpc.index, vpc.publications, vpc.max_flows, vpc.nat_protocols) for vpc in world.vpcs]
-        for world in (before, desired)
+        for world in (state.world, desired)
     ]
-    return before.reserved if told[0] == told[1] else facts.services
+    return state.host.reserved if told[0] == told[1] else facts.services
 
 
-def _plan(kernel: Kernel, state: State, desired: World, after: Record) -> Plan:
+def _plan(kernel: Kernel, state: State, desired: World, host: HostPart, after: Record) -> Plan:
     """The plan from the record to `after`."""
     wanted = [item for items in after.values() for item in items]
-    return plans.diff(state.items, wanted, _closing(kernel, state, after), _guard(state, desired, after))
+    return plans.diff(state.items, wanted, _closing(kernel, state, after), _guard(state, desired, host, after))
 
 
 def _closing(kernel: Kernel, state: State, after: Record) -> list[Ruleset]:
@@ -276,17 +290,17 @@ def _closing(kernel: Kernel, state: State, after: Record) -> list[Ruleset]:
     return [ruleset for ruleset in rulesets if ruleset.namespace in there]
 
 
-def _guard(state: State, desired: World, after: Record) -> Ruleset | None:
+def _guard(state: State, desired: World, host: HostPart, after: Record) -> Ruleset | None:
     """The host's table for the uplinks of `desired` and those that go; None where none goes, or all do."""
     going = [item for scope, items in state.record.items() if scope not in after for item in items]
     leaving = topology.uplinks(going)
     if not leaving or not desired.vpcs:
         return None
-    return topology.host_ruleset(desired, state.state_id, _loaded(state.items), leaving)
+    return topology.host_ruleset(desired, host, state.state_id, _loaded(state.items), leaving)
 
 
 def _unfinished(state: State, kernel: Kernel) -> bool:
-    """Is there something to be made before anything else, for a crash, a reboot, or because it could not be mended?"""
+    """Does something have to be completed first, after a crash, a reboot or a failed repair?"""
     return state.pending is not None or _rebooted(state, kernel)
 
 
@@ -295,9 +309,9 @@ def _rebooted(state: State, kernel: Kernel) -> bool:
 
 
 def _finished(writer: Writer, kernel: Kernel, state: State, report: Report, scopes: Scopes = None) -> Converged:
-    """Converge; an unfinished change that cannot be finished is put back, so that it stands in nobody's way."""
+    """Converge; an unfinished change that cannot be completed is rolled back, so that it holds up nobody."""
     if state.unfinished or _rebooted(state, kernel):
-        report("finishing what an earlier command left, or a reboot took")
+        report("resuming an interrupted change, or restoring after a reboot")
     try:
         found = _converge(writer, kernel, state, scopes)
         words = "; ".join(
@@ -309,12 +323,12 @@ def _finished(writer: Writer, kernel: Kernel, state: State, report: Report, scop
         words = str(error)
     if not words:
         return found
-    report(f"what was begun cannot be finished, and is put back; {words}")
-    return _converge(writer, kernel, dataclasses.replace(writer.load(), pending=state.world))
+    report(f"cannot complete the interrupted change; rolling back: {words}")
+    return _converge(writer, kernel, dataclasses.replace(writer.load(), pending=state.world, pending_host=state.host))
 
 
-def _begun(writer: Writer, state: State, intent: State) -> State:
-    """The intent as it was written; where it could not be, the record is `state` again before StateError is raised."""
+def _intent_saved(writer: Writer, state: State, intent: State) -> State:
+    """The intent as it was written.  If writing fails, the record is set back to `state` and StateError is raised."""
     try:
         return writer.save(intent)
     except StateError as error:
@@ -322,37 +336,41 @@ def _begun(writer: Writer, state: State, intent: State) -> State:
             if writer.load().pending is not None:
                 writer.save(state)
         except StateError:
-            raise StateError(f"{error}\nif this was put on record, `vpcctl repair` carries it out") from error
+            raise StateError(f"{error}\nif the change was put on record, `vpcctl repair` completes it") from error
         raise
 
 
 def _converge(writer: Writer, kernel: Kernel, state: State, scopes: Scopes = None) -> Converged:
-    """Roll an unfinished change forward, and mend whatever differs from the world then desired."""
-    desired = _prepared(state, state.world if state.pending is None else state.pending, kernel.facts())
+    """Roll an unfinished change forward, and repair whatever differs from the desired world."""
+    facts = kernel.facts()
+    desired = state.world if state.pending is None else state.pending
+    host = _host_part(state, desired, facts)
     known = _loaded(state.items)
-    after = generations.raised(
-        kernel, topology.snapshot(desired, state.state_id, known, scopes=scopes), known, all_of=True
-    )
+    snapshot = topology.snapshot(desired, state.state_id, known, scopes=scopes, host=host)
+    after = generations.raised(kernel, snapshot, known, all_of=True)
     if scopes is not None:
         # What is not looked at stays on record as it is there.
         order = (topology.HOST, *(vpc.name for vpc in desired.vpcs)) if desired.vpcs else ()
         after = {scope: after[scope] if scope in scopes else state.record[scope] for scope in order}
-    intent = dataclasses.replace(state, boot_id=kernel.boot_id(), pending=desired, record=_merged(state.record, after))
-    plan, differences = _mending(kernel, intent, after, _guard(state, desired, after), scopes)
+    record = _merged(state.record, after)
+    intent = dataclasses.replace(state, boot_id=kernel.boot_id(), pending=desired, pending_host=host, record=record)
+    plan, differences = _repair_plan(kernel, intent, after, _guard(state, desired, host, after), scopes)
+    finished = dataclasses.replace(intent, world=desired, host=host, record=after)
     # In a part of them nothing is told of the others, which may still be in trouble.
-    left = state.pending if scopes is not None else None
-    finished = dataclasses.replace(intent, world=desired, record=after, pending=left)
+    if scopes is None or state.pending is None:
+        finished = finished.settled
     if not plan and finished == state:
         return Converged(state)
     homes = places.homes(after)
     trouble = _check(kernel, plan, homes)
     intent = writer.save(intent)
-    made = _mend(kernel, plan, homes, trouble, _shutters(intent.record))
+    made = _run_repair(kernel, plan, homes, trouble, _shutters(intent.record))
     if state.unfinished or any(isinstance(step.item, Ruleset) for step in plan.steps):
         swept = {scope: items for scope, items in after.items() if scope not in trouble}
-        _forget(kernel, plan, desired, swept, former=state.world)
-    pending = desired if trouble else left
-    state = writer.save(dataclasses.replace(finished, pending=pending, serial=intent.serial))
+        _forget(kernel, plan, desired, host, swept, facts.local, former=state.world)
+    if trouble:
+        finished = dataclasses.replace(finished, pending=desired, pending_host=host)
+    state = writer.save(dataclasses.replace(finished, serial=intent.serial))
     return Converged(state, [one for one in differences if one.item.key in made], trouble)
 
 
@@ -377,7 +395,7 @@ def _check(kernel: Kernel, plan: Plan, homes: Mapping[Key, str]) -> Trouble:
     return {place: error for place, error in trouble.items() if place in whole or places.vpc_of(place) not in whole}
 
 
-def _mend(kernel: Kernel, plan: Plan, homes: Mapping[Key, str], trouble: Trouble, shutters: Shutters) -> set[Key]:
+def _run_repair(kernel: Kernel, plan: Plan, homes: Mapping[Key, str], trouble: Trouble, shutters: Shutters) -> set[Key]:
     """Run the steps of `plan` and return the keys of what was made; a failed VPC or instance is added to `trouble`.
 
     The remaining steps of that place are skipped.  If a router's ruleset was not loaded, the router's links are taken
@@ -395,14 +413,9 @@ def _mend(kernel: Kernel, plan: Plan, homes: Mapping[Key, str], trouble: Trouble
             _close(kernel, item, shutters)
             continue
         # A peering's link needs the other VPC's router too.
-        concerned = {
-            place,
-            places.vpc_of(place),
-            owners.get(item.namespace),
-            owners.get(getattr(item, "peer_namespace", None)),
-        }
+        concerned = {place, places.vpc_of(place), *(owners.get(namespace) for namespace in item.namespaces)}
         blocked = place != topology.HOST and bool(concerned & trouble.keys())
-        if not blocked and (removing or not lost.intersection(links_used(item))):
+        if not blocked and (removing or not lost.intersection(item.needs)):
             try:
                 (kernel.remove if removing else kernel.ensure)(item)
                 made.update(() if removing else (item.key,))
@@ -412,7 +425,7 @@ def _mend(kernel: Kernel, plan: Plan, homes: Mapping[Key, str], trouble: Trouble
                     raise
                 trouble[place] = _closed(kernel, error, shutters.get(spaces.get(place, ()), ()))
         if not removing:
-            lost.update(links_made(item))
+            lost.update(item.links)
             for link in shutters.get(item.key, ()) if isinstance(item, Ruleset) else ():
                 kernel.remove(link)
     return made
@@ -426,7 +439,7 @@ def _closed(kernel: Kernel, error: ConflictError | KernelError, ports: Iterable[
     return type(error)(f"{error}; its port is closed until `vpcctl repair` succeeds") if ports else error
 
 
-def _mending(
+def _repair_plan(
     kernel: Kernel, intent: State, after: Record, guard: Ruleset | None, scopes: Scopes
 ) -> tuple[Plan, list[Difference]]:
     """The plan from what is observed to `after`, as far as it is of `scopes`: only what differs is touched."""
@@ -444,13 +457,13 @@ def _mending(
         *(
             difference.item
             for difference in differences
-            if difference.condition.state is Status.DIFFERENT and isinstance(difference.item, plans.REPLACED)
+            if difference.condition.state is Status.DIFFERENT and difference.item.replaced
         ),
     ]
     keys = {item.key for items in after.values() for item in items}
     gone = [item for item in intent.items if item.key not in keys]
     # What stands on a link that is absent cannot be observed: a kernel without IPv6 lacks the same settings.
-    links = [item for item in made if isinstance(item, plans.REPLACED)]
+    links = [item for item in made if item.replaced]
     made += plans.dependents(links, wanted, made)
     # The guard is no lasting table, also where the lasting one was loaded already when a crash came.
     if guard is not None and guard.key not in {item.key for item in made}:
@@ -471,19 +484,18 @@ def _cut(wanted: list[Item], made: list[Item]) -> list[Item]:
 
 
 def _roll_back(writer: Writer, kernel: Kernel, intent: State, error: VpcctlError, known: Trouble) -> None:
-    """Put the old world back after `error`; what cannot be put back now is left to `repair`, and said.
+    """Roll back to the old world after `error`; what cannot be rolled back now is left to `repair`, and reported.
 
-    `known` is what could not be mended before either.
+    `known` are the places whose repair had failed before.
     """
     try:
-        found = _converge(writer, kernel, dataclasses.replace(intent, pending=intent.world))
+        found = _converge(writer, kernel, dataclasses.replace(intent, pending=intent.world, pending_host=intent.host))
         second = "; ".join(str(one) for scope, one in found.trouble.items() if scope not in known)
     except VpcctlError as failure:
         second = str(failure)
     if second:
         raise KernelError(
-            f"{error}\nand what was there before could not be put back ({second});"
-            " `vpcctl repair` finishes it when the cause is mended"
+            f"{error}\nand rolling back failed ({second}); fix the cause, then `vpcctl repair` completes it"
         ) from error
 
 

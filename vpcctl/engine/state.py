@@ -24,13 +24,15 @@ from pathlib import Path
 from typing import Any
 
 from vpcctl.documents import files
-from vpcctl.documents.codec import decode, world_from_json, world_to_json
+from vpcctl.documents.codec import decode, host_from_json, host_to_json, world_from_json, world_to_json
 from vpcctl.documents.lazy_lists import DAMAGE
+from vpcctl.engine import migrations
 from vpcctl.errors import StateError
+from vpcctl.model.host import NO_PART, HostPart
 from vpcctl.model.network import World
 from vpcctl.resources.kinds import Item, from_json, to_json
 
-FORMAT = 1
+FORMAT = 2
 STATE_FILE, LOCK_FILE = "state.json", "lock"
 # Where the next version is written.  There is one writer, so one name will do, and a crash leaves one file at most.
 TEMPORARY = f".{STATE_FILE}"
@@ -48,7 +50,8 @@ class State:
 
     `record` holds by scope (a VPC's name, or "" for the host) every kernel object that may exist because of us.
     `pending` is the world that is still to be made, None when all is: another one than `world` where a command is
-    unfinished, the same where something of it could not be mended.  `serial` grows by one with each write.
+    unfinished, the same where something of it could not be repaired.  `host` and `pending_host` are what the host adds
+    to `world` and to `pending`.  `serial` grows by one with each write.
     """
 
     state_id: str
@@ -57,11 +60,18 @@ class State:
     world: World = dataclasses.field(default_factory=World)
     record: Record = dataclasses.field(default_factory=dict)
     pending: World | None = None
+    host: HostPart = NO_PART
+    pending_host: HostPart = NO_PART
 
     @property
     def unfinished(self) -> bool:
         """Was a command interrupted before it was done?"""
-        return self.pending is not None and self.pending != self.world
+        return self.pending is not None and (self.pending, self.pending_host) != (self.world, self.host)
+
+    @property
+    def settled(self) -> State:
+        """The same with nothing pending."""
+        return dataclasses.replace(self, pending=None, pending_host=NO_PART)
 
     def changes(self, vpc: str) -> bool:
         """Was a command interrupted that was changing the VPC `vpc`?"""
@@ -100,7 +110,7 @@ class Store:
     # -- reading -------------------------------------------------------------------------------------------------
 
     def load(self) -> State:
-        """The present state; a fresh one where there is no file.  StateError for a damaged or newer file."""
+        """The present state; a fresh one if the file does not exist.  StateError for a damaged or newer file."""
         try:
             directory = self._open_directory()
         except FileNotFoundError:
@@ -119,7 +129,7 @@ class Store:
         return self._fresh() if found is None else found
 
     def _read_file(self, directory: int) -> State | None:
-        """The state in the file, None where there is no file."""
+        """The state in the file, None if it does not exist."""
         place = self.directory / STATE_FILE
         try:
             # Whoever owns the directory, whose members nobody else may add to.
@@ -148,7 +158,7 @@ class Store:
             return False
 
     def _copied(self) -> State:
-        """The state in the copy; FileNotFoundError where there is none, StateError where it is of no use."""
+        """The state in the copy; FileNotFoundError if it does not exist, StateError if it is unusable."""
         place = self._copy
         with _told(f"cannot read {place}"):
             content = files.read(place, files.LARGEST_STATE, follow=False, owners={os.geteuid()})
@@ -178,7 +188,7 @@ class Store:
         try:
             if checksum != _checksum(document):
                 raise damaged("its checksum does not match")
-            self._last = content, _from_json(document, damaged)
+            self._last = content, _from_json(migrations.newest(document), damaged)
             return self._last[1]
         except StateError:
             raise
@@ -301,7 +311,7 @@ class Writer:
         return self._store._read(self._directory)
 
     def adopt(self) -> State:
-        """Take the copy back as the file, a damaged file kept beside it; StateError where there is no copy.
+        """Take the copy back as the file, a damaged file kept beside it; StateError if no copy exists.
 
         A file that can be read is the better one, and stays; one that a newer program wrote is not ours to replace.
         """
@@ -317,7 +327,7 @@ class Writer:
             copied = _decoded(self._store._copied())
         except FileNotFoundError as error:
             raise StateError(
-                f"there is no copy of {self._store.directory / STATE_FILE} to adopt: none was made since the last boot"
+                f"no copy of {self._store.directory / STATE_FILE} to adopt: none was made since the last boot"
             ) from error
         with contextlib.suppress(FileNotFoundError), _told(f"cannot move {self._store.directory / STATE_FILE}"):
             os.rename(STATE_FILE, f"{STATE_FILE}.damaged", src_dir_fd=self._directory, dst_dir_fd=self._directory)
@@ -424,14 +434,17 @@ def _to_json(state: State) -> dict[str, Any]:
         "state_id": state.state_id,
         "boot_id": state.boot_id,
         "desired": world_to_json(state.world),
+        "host": host_to_json(state.host),
         "record": {scope: [to_json(item) for item in items] for scope, items in state.record.items()},
-        "pending": None if state.pending is None else world_to_json(state.pending),
+        "pending": None
+        if state.pending is None
+        else {"desired": world_to_json(state.pending), "host": host_to_json(state.pending_host)},
     }
 
 
 def _from_json(document: dict[str, Any], damaged: Callable[[object], StateError]) -> State:
     names = [document["state_id"], document["boot_id"]]
-    serial = document["serial"]
+    serial, pending = document["serial"], document["pending"]
     if not all(isinstance(name, str) for name in names) or type(serial) is not int:
         raise TypeError("state_id, boot_id or serial is of another type")
     return State(
@@ -439,5 +452,7 @@ def _from_json(document: dict[str, Any], damaged: Callable[[object], StateError]
         serial,
         world_from_json(document["desired"], damaged),
         {scope: tuple(map(from_json, items)) for scope, items in document["record"].items()},
-        None if document["pending"] is None else world_from_json(document["pending"], damaged),
+        None if pending is None else world_from_json(pending["desired"], damaged),
+        host_from_json(document["host"]),
+        NO_PART if pending is None else host_from_json(pending["host"]),
     )

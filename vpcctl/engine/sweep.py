@@ -6,7 +6,7 @@ It follows each load of a ruleset.  What it forgets depends on the world alone, 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from vpcctl import names
 from vpcctl.analysis import packetset
@@ -38,12 +38,15 @@ def sweep(
     before: World | None = None,
     local: Iterable[Network] = (),
     former: World | None = None,
+    reserved: Collection[int] = (),
+    newly_reserved: Collection[int] = (),
 ) -> int:
     """Forget what is in the way of `world`; the number of entries.
 
     `scopes` are the VPCs whose rulesets were loaded, `items` those of the world, and `before` is the world that was in
     force: None where that is not known, then every entry of the host is looked at.  `local` are the host's addresses.
-    `former` is the world whose instances the flows may be of, where that is not `before`.
+    `former` is the world whose instances the flows may be of, where that is not `before`.  `reserved` are the ports on
+    which the host serves, `newly_reserved` those that were not in force with `before`.
     """
     swept = _with_peers(world, scopes)
     changed = changed_hands(former or before or world, world)
@@ -58,8 +61,8 @@ def sweep(
                 if court.objection(flow):
                     _note(found, world, name, court, flow)
     if None in tracking:
-        court = HostCourt(world, local)
-        for selection in _of_host(world, swept, before):
+        court = HostCourt(world, local, reserved)
+        for selection in _of_host(world, swept, before, newly_reserved):
             for flow in kernel.flows(None, selection):
                 if court.objection(flow):
                     found[None][key(flow)] = None
@@ -84,11 +87,14 @@ def _note(found: Keys, world: World, name: str, court: Court, flow: Tracked) -> 
         found[names.router_namespace(peer.name)][key(flow)] = None
 
 
-def _of_host(world: World, swept: list[str], before: World | None) -> Iterable[Selection | None]:
+def _of_host(
+    world: World, swept: list[str], before: World | None, newly_reserved: Iterable[int]
+) -> Iterable[Selection | None]:
     """What to ask the host's connection tracking for; None is everything."""
     if before is None:
         return [None]
-    found = dict.fromkeys((*_addresses(world, before, swept), *_newly_published(world, before)))
+    served = _newly_served(newly_reserved)
+    found = dict.fromkeys((*_addresses(world, before, swept), *_newly_published(world, before), *served))
     return found if len(found) <= MOST_SELECTIONS else [None]
 
 
@@ -106,10 +112,7 @@ def _routers(world: World) -> Mapping[str, int]:
 
 
 def _newly_published(world: World, before: World) -> Iterator[Selection]:
-    """The flows that stand in the way of a port that is published, or served by the host, now; of whatever VPC."""
-    for port in sorted(set(world.reserved).difference(before.reserved)):
-        for protocol in PORTED:
-            yield Selection(protocol=protocol, destination_port=port, of_replies=True)
+    """The flows that stand in the way of a port that is published now; of whatever VPC."""
     known = set(_published(before))
     for item in _published(world):
         if item not in known:
@@ -117,6 +120,13 @@ def _newly_published(world: World, before: World) -> Iterator[Selection]:
                 yield Selection(protocol=UDP, destination_port=item.port)
             if NAT_PORTS[0] <= item.port <= NAT_PORTS[1]:
                 yield Selection(protocol=item.protocol, destination_port=item.port, of_replies=True)
+
+
+def _newly_served(ports: Iterable[int]) -> Iterator[Selection]:
+    """The flows that stand in the way of a port on which the host serves now."""
+    for port in ports:
+        for protocol in PORTED:
+            yield Selection(protocol=protocol, destination_port=port, of_replies=True)
 
 
 def _published(world: World) -> Iterator[Publication]:

@@ -1,16 +1,16 @@
-"""Whose is the network namespace that is mounted under a name?
+"""Who owns the network namespace that is mounted under a name?
 
-Theory of operation.  A namespace of ours is mounted on a file, the claim, that holds its tag and the inode number of
-the namespace that was made for it.  Nobody inside reaches that file, but root on the host can mount another namespace
-over it.  A mount is compared by its identity in nsfs, the pair (st_dev, st_ino):
+Theory of operation.  Each of our namespaces is mounted on a file, the *claim*.  The claim holds the namespace's tag and
+its inode number.  No process inside can reach that file, but root on the host can mount another namespace over it.  So
+the mounted namespace is identified by its numbers in nsfs, the pair (st_dev, st_ino), and these rules apply in order:
 
-1. The namespace of the calling thread is the host's own, and that of process 1 is the machine's.
-2. A namespace that its own claim names is right.
-3. A namespace that another claim names, or that is mounted on another claim without an inode number (older versions
-   wrote none), belongs to that name.
-4. Any other namespace was put there by somebody who wants it to be the instance, for example a container's.
+1. The namespace of the calling thread belongs to the host, and that of process 1 to the machine.
+2. A namespace whose number is in the claim below it is the right one.
+3. A namespace whose number is in another name's claim belongs to that name.  Older versions wrote claims without a
+   number: then the namespace that is mounted on the claim belongs to its name.
+4. Any other namespace was mounted there on purpose, for example a container's, and is the instance.
 
-Rules 1 and 2 ask about one name.  Rule 3 needs all names; they are read once, and again after a name came or went.
+Rules 1 and 2 read one claim.  Rule 3 needs all claims; they are read once, and again after a name appeared or went.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ Identity = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What the file below a mount says; `inode` is None where an older version wrote it."""
+    """The content of the file below a mount; `inode` is None if an older version wrote it."""
 
     tag: str
     inode: int | None = None
 
     @property
     def ours(self) -> bool:
-        """Did a vpcctl write it, for whatever state directory?"""
+        """Did vpcctl write this claim?  The state directory does not matter."""
         return self.tag.startswith(TAGGED)
 
     def text(self) -> str:
@@ -60,7 +60,7 @@ class Claim:
 
 
 def parse(text: str) -> Claim:
-    """The claim in a file's content; text in another form is a tag as it stands."""
+    """The claim in a file's content; text in any other form is taken as the tag."""
     match = _TEXT.fullmatch(text)
     return Claim(match["tag"], int(match["inode"])) if match else Claim(text)
 
@@ -69,10 +69,10 @@ def parse(text: str) -> Claim:
 
 
 def read(name: str, directory: int | None = None) -> Claim | None:
-    """The claim at the namespace's place, mounted on or bare; None where there is no regular file.
+    """The claim of the name, whether something is mounted on it or not; None if it is not a regular file.
 
-    `directory` is a descriptor of `below_mounts`, for who reads many.  Raises OSError where the kernel lets nobody look
-    below mounts: before Linux 5.2, or without CAP_SYS_ADMIN.
+    A caller that reads many claims passes `directory`, a descriptor from `below_mounts`.  Raises OSError if the kernel
+    cannot show what is below mounts: before Linux 5.2, or without CAP_SYS_ADMIN.
     """
     with contextlib.ExitStack() as until_done:
         try:
@@ -91,9 +91,9 @@ def read(name: str, directory: int | None = None) -> Claim | None:
 
 
 def write(name: str, claim: Claim) -> bool:
-    """Put the claim at the namespace's place, all at once; False if something of another tag is there.
+    """Create the claim of the name in one step; return False if the name is taken by something with another tag.
 
-    A file that a crash left bare gets the new inode number.
+    After a crash the claim may exist without a mount: it is rewritten with the new inode number.
     """
     global _known
     directory = os.open(RUN_NETNS, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -113,7 +113,7 @@ def write(name: str, claim: Claim) -> bool:
         with open(os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory), "wb", 0) as bare:
             bare.write(claim.text().encode())
     finally:
-        # Times of directories are coarse: a name of this very moment would be missed.
+        # A directory's times are coarse: the registry would miss a name that was made in the same tick.
         _known = None
         os.close(descriptor)
         os.close(directory)
@@ -121,7 +121,7 @@ def write(name: str, claim: Claim) -> bool:
 
 
 def below_mounts() -> int:
-    """A descriptor of the directory of names without what is mounted in it, as open_tree(2) clones it."""
+    """A descriptor of a clone of the directory of names (open_tree(2)), which has none of the mounts in it."""
     descriptor = _libc.syscall(SYS_OPEN_TREE, AT_FDCWD, os.fsencode(RUN_NETNS), OPEN_TREE_CLONE | os.O_CLOEXEC)
     if descriptor < 0:
         number = ctypes.get_errno()
@@ -133,10 +133,10 @@ def below_mounts() -> int:
 
 
 def mounted(name: str) -> Identity | None:
-    """The identity of what is mounted under `name`; None for a plain file, a symbolic link or nothing at all."""
+    """The identity of the namespace mounted under `name`; None for a plain file, a symbolic link or no file."""
     try:
         status = os.lstat(RUN_NETNS / name)
-        # A bind-mounted namespace is a file of nsfs, hence of another device than the directory that it stands in.
+        # A mounted namespace is a file of nsfs, so its device differs from that of the directory.
         apart = status.st_dev != os.stat(RUN_NETNS).st_dev and not stat.S_ISLNK(status.st_mode)
     except OSError:
         return None
@@ -144,7 +144,7 @@ def mounted(name: str) -> Identity | None:
 
 
 def stranger(name: str, identity: Identity, claim: Claim | None) -> str | None:
-    """Whose the namespace `identity` is, in words, if it is mounted under `name` and can never belong there."""
+    """The owner of the namespace mounted under `name`, in words; None if it may belong to `name`."""
     if identity == _identity(OWN):
         return "the host's own namespace"
     if identity == _identity(FIRST_PROCESS):
@@ -156,7 +156,7 @@ def stranger(name: str, identity: Identity, claim: Claim | None) -> str | None:
 
 
 def own_name() -> str | None:
-    """The name whose namespace vpcctl itself runs in, if that is one of ours; on the host there is none."""
+    """The name of the namespace in which vpcctl itself runs; None if it is not one of ours, as on the host."""
     identity = _identity(OWN)
     if identity is None or not RUN_NETNS.is_dir():
         return None
@@ -169,7 +169,7 @@ def _made_for(name: str, identity: Identity) -> bool:
 
 
 def _identity(place: str) -> Identity | None:
-    """The identity of a namespace's file; None where we may not ask."""
+    """The identity of a namespace's file; None if it cannot be read."""
     try:
         status = os.stat(place)
     except OSError:
@@ -178,7 +178,7 @@ def _identity(place: str) -> Identity | None:
 
 
 def _owns(name: str, identity: Identity) -> bool:
-    """Is `identity` the namespace of the name, as it is now?"""
+    """Does the name own the namespace `identity` now?"""
     claim = read(name)
     if claim is None or not claim.ours:
         return False
@@ -187,7 +187,7 @@ def _owns(name: str, identity: Identity) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Registry:
-    """All names by what their claims name and by what is mounted there, as they were at the time `read`."""
+    """All names, by the inode number in their claims and by the namespace mounted there, at the time `read`."""
 
     read: int
     claimed: dict[int, set[str]]
@@ -202,7 +202,7 @@ _known: _Registry | None = None
 
 
 def _registry() -> _Registry:
-    """The present registry; it is made again after a name came or went."""
+    """The registry, read again if a name appeared or went since the last call."""
     global _known
     changed = os.stat(RUN_NETNS).st_mtime_ns
     if _known is None or _known.read != changed:

@@ -14,6 +14,7 @@ import socket
 import struct
 import sys
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 
 from vpcctl.analysis.packetset import IPV6_BASE
@@ -87,19 +88,25 @@ class Tracking:
                 if flow is not None and (selection is None or flow in selection):
                     yield flow
 
-    def tally(self, addresses: Collection[int]) -> dict[int, int]:
-        """How many entries each address has as the source of one of their directions."""
+    def tally(self, addresses: Collection[int]) -> dict[int, tuple[int, int]]:
+        """For each address, how many entries have it as the source of their first packet, and how many of replies.
+
+        Up to MOST_SELECTIONS the kernel selects the entries; for more addresses the whole table is read once.
+        """
         selections: list[Selection | None] = [
             Selection(source=one, of_replies=reply) for one in addresses for reply in (False, True)
         ]
         if len(selections) > MOST_SELECTIONS:
             selections = [None]
-        found = dict.fromkeys(addresses, 0)
+        opened, served = Counter[int](), Counter[int]()
         for selection in selections:
             for flow in self.flows(selection):
-                for one in {flow.original.source, flow.reply.source} & found.keys():
-                    found[one] += 1
-        return found
+                # A selection is about one direction alone; an entry may come in both.
+                if selection is None or not selection.of_replies:
+                    opened[flow.original.source] += 1
+                if selection is None or selection.of_replies:
+                    served[flow.reply.source] += 1
+        return {one: (opened[one], served[one]) for one in addresses}
 
     def count(self) -> int:
         """How many entries there are, those of packets on their way included."""

@@ -56,7 +56,7 @@ def execute(namespace: str, command: list[str], user: str | None, additions: Map
         os.execvpe(command[0], command, environment | dict(additions))
     except FileNotFoundError as error:
         hint = "; no shell is in between: write sh -c '…'" if " " in command[0] else ""
-        raise CommandError(f"there is no command {command[0]!r}{hint}", found=False) from error
+        raise CommandError(f"command {command[0]!r} not found{hint}", found=False) from error
     except OSError as error:
         raise CommandError(f"cannot run {command[0]!r}: {error.strerror}", found=True) from error
 

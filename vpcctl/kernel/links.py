@@ -93,7 +93,7 @@ class Rtnl:
         self._indices.pop(name, None)
 
     def alias(self, name: str) -> str | None:
-        """The alias of the link `name`; None if there is no such link."""
+        """The alias of the link `name`; None if the link does not exist."""
         link = self.link(name)
         return None if link is None else (link.get_attr("IFLA_IFALIAS") or "")
 

@@ -8,7 +8,9 @@ import os
 import socket
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pyroute2.netlink.exceptions import NetlinkError
 
@@ -137,24 +139,16 @@ class LinuxKernel:
             return dict.fromkeys(items, Condition(Status.DIFFERENT, f"cannot be read: {error}"))
 
     def _surveyed(self, namespace: str | None, items: list[Item], survey: Survey) -> dict[Item, Condition]:
-        found = {}
+        found: dict[Item, Condition] = {}
+        handlers = {item: HANDLERS[type(item)] for item in items}
         with namespaces.entered(namespace):
-            for item in items:
-                if isinstance(item, (Setting, LinkSetting)):
-                    found[item] = settings.observe(item)
-        for item in items:
-            if isinstance(item, Namespace):
-                found[item] = self._observe_tag(item)
-            elif isinstance(item, Ruleset):
-                found[item] = tables.observe(item, self._nft(namespace), self._reference)
-            elif isinstance(item, (ChecksumLink, Detour)):
-                observe = checksums.observe_link if isinstance(item, ChecksumLink) else checksums.observe_detour
-                found[item] = observe(self._rtnl(namespace), item)
-            elif item not in found:
-                found[item] = survey.observe(item)
-            if isinstance(item, Veth) and found[item] == RIGHT:
-                found[item] = self._observe_far_end(item, survey.links[item.name]["index"])
+            found.update({item: one.observe(self, survey, item) for item, one in handlers.items() if one.inside})
+        found.update({item: one.observe(self, survey, item) for item, one in handlers.items() if not one.inside})
         return found
+
+    def _observe_veth(self, survey: Survey, item: Veth) -> Condition:
+        near = survey.observe(item)
+        return self._observe_far_end(item, survey.links[item.name]["index"]) if near == RIGHT else near
 
     def _observe_far_end(self, item: Veth, near: int) -> Condition:
         """Compare the other end of a pair, whose end with the index `near` is right.
@@ -217,7 +211,7 @@ class LinuxKernel:
         return [f"namespace {name} exists already and is not ours; {remedy}"]
 
     def ensure(self, item: Item) -> None:
-        self._act(item, _ENSURE[type(item)])
+        self._act(item, HANDLERS[type(item)].ensure)
 
     def remove(self, item: Item) -> None:
         namespace = getattr(item, "namespace", None)
@@ -227,7 +221,7 @@ class LinuxKernel:
         if not kept and namespaces.foreign(namespace):
             return
         try:
-            self._act(item, _REMOVE[type(item)])
+            self._act(item, HANDLERS[type(item)].remove)
         except KernelError as error:
             if not _is_absence(error):
                 raise
@@ -359,7 +353,7 @@ class LinuxKernel:
             if tracking is not None:
                 tracking.forget(keys)
 
-    def tally(self, addresses: Collection[int]) -> Mapping[int, int]:
+    def tally(self, addresses: Collection[int]) -> Mapping[int, tuple[int, int]]:
         with self._tracking(None) as tracking:
             return tracking.tally(addresses) if tracking is not None else {}
 
@@ -456,39 +450,64 @@ def _nothing(kernel: LinuxKernel, item: Item) -> None:
     """What goes with its namespace or link, and by itself needs nothing."""
 
 
-_ENSURE: dict[type[Item], Callable[[LinuxKernel, Item], None]] = {
-    Namespace: LinuxKernel._ensure_namespace,
-    Setting: LinuxKernel._ensure_setting,
-    LinkSetting: LinuxKernel._ensure_setting,
-    Ruleset: LinuxKernel._ensure_ruleset,
-    Bridge: _with_rtnl("ensure_bridge"),
-    Veth: LinuxKernel._ensure_veth,
-    ChecksumLink: lambda kernel, item: checksums.ensure_link(kernel._rtnl(item.namespace), item),
-    Detour: lambda kernel, item: checksums.ensure_detour(kernel._rtnl(item.namespace), item),
-    Port: _with_rtnl("ensure_port"),
-    ProxyDelay: _with_rtnl("ensure_proxy_delay"),
-    Address: _with_rtnl("ensure_address"),
-    Neighbour: _with_rtnl("ensure_neighbour"),
-    FdbEntry: _with_rtnl("ensure_fdb"),
-    LinkUp: _with_rtnl("ensure_up"),
-    Open: _with_rtnl("ensure_up"),
-    Route: _with_rtnl("ensure_route"),
-}
-_REMOVE: dict[type[Item], Callable[[LinuxKernel, Item], None]] = {
-    Namespace: LinuxKernel._remove_namespace,
-    Setting: _nothing,
-    LinkSetting: LinuxKernel._restore_setting,
-    Ruleset: lambda kernel, item: tables.unload(kernel._nft(item.namespace), item),
-    Bridge: LinuxKernel._remove_bridge,
-    Veth: LinuxKernel._remove_veth,
-    ChecksumLink: lambda kernel, item: checksums.remove_link(kernel._rtnl(item.namespace), item),
-    Detour: lambda kernel, item: checksums.remove_detour(kernel._rtnl(item.namespace), item),
-    Port: _with_rtnl("remove_port"),
-    ProxyDelay: _nothing,
-    Address: _with_rtnl("remove_address"),
-    Neighbour: _with_rtnl("remove_neighbour"),
-    FdbEntry: _with_rtnl("remove_fdb"),
-    LinkUp: _with_rtnl("remove_up"),
-    Open: _with_rtnl("remove_up"),
-    Route: _with_rtnl("remove_route"),
+def _surveys(kernel: LinuxKernel, survey: Survey, item: Item) -> Condition:
+    return survey.observe(item)
+
+
+Action = Callable[[LinuxKernel, Any], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """How objects of one kind are made, removed and compared; `inside` means compared from within the namespace."""
+
+    ensure: Action
+    remove: Action
+    observe: Callable[[LinuxKernel, Survey, Any], Condition] = _surveys
+    inside: bool = False
+
+
+def _by_rtnl(ensure: str, remove: str | None) -> Handler:
+    """The methods of those names of `Rtnl`; None for what goes with its link and needs no removal."""
+    return Handler(_with_rtnl(ensure), _nothing if remove is None else _with_rtnl(remove))
+
+
+HANDLERS: dict[type[Item], Handler] = {
+    Namespace: Handler(
+        LinuxKernel._ensure_namespace,
+        LinuxKernel._remove_namespace,
+        lambda kernel, survey, item: kernel._observe_tag(item),
+    ),
+    Setting: Handler(LinuxKernel._ensure_setting, _nothing, lambda kernel, survey, item: settings.observe(item), True),
+    Ruleset: Handler(
+        LinuxKernel._ensure_ruleset,
+        lambda kernel, item: tables.unload(kernel._nft(item.namespace), item),
+        lambda kernel, survey, item: tables.observe(item, kernel._nft(item.namespace), kernel._reference),
+    ),
+    Bridge: Handler(_with_rtnl("ensure_bridge"), LinuxKernel._remove_bridge),
+    ChecksumLink: Handler(
+        lambda kernel, item: checksums.ensure_link(kernel._rtnl(item.namespace), item),
+        lambda kernel, item: checksums.remove_link(kernel._rtnl(item.namespace), item),
+        lambda kernel, survey, item: checksums.observe_link(kernel._rtnl(item.namespace), item),
+    ),
+    Veth: Handler(LinuxKernel._ensure_veth, LinuxKernel._remove_veth, LinuxKernel._observe_veth),
+    LinkSetting: Handler(
+        LinuxKernel._ensure_setting,
+        LinuxKernel._restore_setting,
+        lambda kernel, survey, item: settings.observe(item),
+        True,
+    ),
+    ProxyDelay: _by_rtnl("ensure_proxy_delay", None),
+    Detour: Handler(
+        lambda kernel, item: checksums.ensure_detour(kernel._rtnl(item.namespace), item),
+        lambda kernel, item: checksums.remove_detour(kernel._rtnl(item.namespace), item),
+        lambda kernel, survey, item: checksums.observe_detour(kernel._rtnl(item.namespace), item),
+    ),
+    Port: _by_rtnl("ensure_port", "remove_port"),
+    FdbEntry: _by_rtnl("ensure_fdb", "remove_fdb"),
+    Neighbour: _by_rtnl("ensure_neighbour", "remove_neighbour"),
+    Address: _by_rtnl("ensure_address", "remove_address"),
+    LinkUp: _by_rtnl("ensure_up", "remove_up"),
+    Route: _by_rtnl("ensure_route", "remove_route"),
+    Open: _by_rtnl("ensure_up", "remove_up"),
 }

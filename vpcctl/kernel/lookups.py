@@ -1,13 +1,13 @@
-"""What an instance's namespace has of ours, asked for by name and key.
+"""The items of an instance's namespace, each looked up by its name or key.
 
 Theory of operation.  Root inside an instance may make any number of links, addresses, neighbours and routes.  So no
-list of these is read to its end.  A link is asked for by its name, a neighbour by its address.  The kernel has no
-question for a single address or route, so their lists are read up to LIMIT messages, which is enough wherever nobody
-means harm.  What has not come by then is found by a question whose answer does not grow with the list:
+list of these is read to its end.  A link is looked up by its name, a neighbour by its address.  The kernel has no
+request for a single address or route, so these lists are read up to LIMIT messages.  That is enough unless somebody
+fills them on purpose.  An item that has not come by then is looked up in a way whose cost does not grow with the list:
 
-- an address by SIOCGIFADDR and SIOCGIFNETMASK (netdevice(7)), which look for the address that they are given;
-- a route by a request to add it without NLM_F_CREATE.  It never adds a route: the kernel answers EEXIST where exactly
-  this one is there and ENOENT where it is not (net/ipv4/fib_trie.c, `fib_table_insert`).
+- an address by SIOCGIFADDR and SIOCGIFNETMASK (netdevice(7)), which look for the address in the request;
+- a route by a request to add it without NLM_F_CREATE.  This request never adds a route.  The kernel answers EEXIST if
+  exactly this route exists, and ENOENT if it does not (net/ipv4/fib_trie.c, `fib_table_insert`).
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ RTPROT_STATIC, RTN_UNICAST = 4, 1
 IFF_UP = 1
 SIOCGIFADDR, SIOCGIFNETMASK = 0x8915, 0x891B
 
-# Messages of one list that are read.
+# At most so many messages of one list are read.
 LIMIT = 256
 
 
 class Lookups(Survey):
-    """The items of one namespace in which somebody else is root, each asked for by itself."""
+    """The items of one namespace in which a tenant is root, each looked up on its own."""
 
     def __init__(self, rtnl: Rtnl):
         super().__init__(rtnl)
@@ -119,7 +119,7 @@ class Lookups(Survey):
     # -- beyond the limit ----------------------------------------------------------------------------------------
 
     def _has_address(self, link: str, wanted: ipaddress.IPv4Interface | ipaddress.IPv6Interface) -> bool:
-        """Is the address with this mask on the link, under the link's name?"""
+        """Does the link have the address with this mask, and under the link's own name as the label?"""
         asked = struct.pack("16sHH4s16x", link.encode(), socket.AF_INET, 0, wanted.ip.packed)
         with entered(self._namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as line:
             try:
@@ -131,11 +131,11 @@ class Lookups(Survey):
         return found == [wanted.ip.packed, wanted.netmask.packed]
 
     def _asked_for_route(self, item: Route, index: int) -> Condition:
-        """Is exactly this route there, or another one in its place?  See the head of this module."""
+        """Does exactly this route exist, or a different one to the same destination?  See the head of this module."""
         unseen = Condition(Status.DIFFERENT, f"is not among the first {LIMIT} routes")
         wanted = ipaddress.ip_network(item.destination)
         if wanted.version != 4:
-            return unseen  # for IPv6 such a request does add the route
+            return unseen  # for IPv6 this request would add the route
         request = struct.pack(
             "=8BI", socket.AF_INET, wanted.prefixlen, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, 0, RTN_UNICAST, ONLINK
         )
@@ -155,20 +155,20 @@ class Lookups(Survey):
     def _opened(self) -> socket.socket:
         with entered(self._namespace):
             channel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-        # Lists are filtered by the kernel, and what it cannot filter by is refused.
+        # The kernel filters lists by the request, and refuses a request that it cannot filter by.
         channel.setsockopt(netlink.SOL_NETLINK, netlink.NETLINK_GET_STRICT_CHK, 1)
         self._running = False
         return channel
 
     def _send(self, kind: int, flags: int, body: bytes) -> None:
         if self._running:
-            # A list that was left is still under way, and there is no other way to end it.
+            # The rest of an unfinished list is still to come; only closing the socket ends it.
             self._channel.close()
             self._channel = self._opened()
         self._channel.send(netlink.message(kind, flags, body))
 
     def _received(self) -> Iterator[tuple[int, bytes]]:
-        """The (type, body) of the messages that come at once."""
+        """The type and body of each message in the next datagram."""
         return netlink.messages(self._channel.recv(netlink.BUFFER))
 
     def _listed(self, kind: int, request: bytes) -> Iterator[bytes]:
@@ -184,7 +184,7 @@ class Lookups(Survey):
                 yield body
 
     def _single(self, kind: int, request: bytes) -> bytes | None:
-        """The one message that answers; None where the object is not there."""
+        """The one message of the answer; None if the object does not exist."""
         self._send(kind, 0, request)
         for kind, body in self._received():
             if kind != netlink.NLMSG_ERROR:
@@ -198,9 +198,9 @@ class Lookups(Survey):
         return next((error_number(body) for kind, body in self._received() if kind == netlink.NLMSG_ERROR), 0)
 
     def _link(self, name: str) -> tuple[int, int] | None:
-        """The index and the flags of the link that is called so, by its name proper."""
+        """The index and the flags of the link `name`; alternative names do not count."""
         if name not in self._found:
-            # What looks like lo may be another link, and lo may have another name.
+            # Root inside may rename lo, and give the name lo to another link: the index is certain.
             index = LOOPBACK_IFINDEX if name == LOOPBACK else 0
             request = struct.pack("=BxHiII", socket.AF_UNSPEC, 0, index, 0, 0)
             request += b"" if index else attribute(IFLA_IFNAME, name.encode() + b"\0")
@@ -217,7 +217,7 @@ def _described(body: bytes, name: str) -> tuple[int, int] | None:
 
 
 def _check(body: bytes) -> None:
-    """Raise OSError for the error that a message tells, unless it says that nothing is there."""
+    """Raise OSError for the error in a message, unless it means that the object does not exist."""
     if error_number(body) not in ABSENCE:
         netlink.check(body)
 

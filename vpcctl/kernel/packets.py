@@ -135,5 +135,5 @@ def _with_checksum(body: bytes, place: int, before: bytes = b"") -> bytes:
     total = sum(struct.unpack(f"!{len(text) // 2}H", text))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
-    # Nought would say that there is no checksum (RFC 768).
+    # Zero would mean that the packet has no checksum (RFC 768).
     return body[:place] + struct.pack("!H", ~total & 0xFFFF or 0xFFFF) + body[place + 2 :]

@@ -1,11 +1,13 @@
 """The relay between root's terminal and a pseudo-terminal: bytes, sizes and signals, until the command has ended.
 
-It holds at most one chunk for each direction and interprets nothing.  It speaks over a socket with the command's
-monitor (`own_session`).  Towards the monitor a byte is a signal for the command, or FOREGROUND or BACKGROUND: continue
-there.  Back from the monitor a byte is the signal that stopped the command, or FOREGROUND: the command is there now.
+The relay holds at most one chunk for each direction and interprets nothing.  A socket connects it with the command's
+monitor (`own_session`).  Each message on it is one byte:
 
-The command begins in the foreground only where standard input and output both are terminals.  Elsewhere the keyboard
-may be for somebody else, `… | less` for one, and is not read until the command itself asks for it.
+- to the monitor: a signal for the command, or FOREGROUND or BACKGROUND, which continues the command there;
+- from the monitor: the signal that stopped the command, or FOREGROUND, when the command has come to the foreground.
+
+The command starts in the foreground only if standard input and standard output are both terminals.  Otherwise another
+program may need the keyboard, for example in `… | less`.  The keyboard is then not read until the command asks for it.
 """
 
 from __future__ import annotations
@@ -22,10 +24,10 @@ from typing import Any
 
 FOREGROUND, BACKGROUND = 0x80, 0x81
 
-# What would end or stop vpcctl is for the command to decide, so it is passed on.
+# Signals that would end or stop vpcctl.  They are passed on: the command decides what to do.
 PASSED_ON = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2,
              signal.SIGTSTP)  # fmt: skip
-# What stops a process in the background that wants the terminal.
+# The signals that stop a background process when it uses the terminal.
 ASKING = (signal.SIGTTIN, signal.SIGTTOU)
 
 _CHUNK = 65536
@@ -39,7 +41,7 @@ Dispositions = dict[signal.Signals, Any]
 
 
 def listen(*numbers: signal.Signals) -> int:
-    """Have the numbers of these signals written to a pipe (signal.set_wakeup_fd); the end to read from."""
+    """Have the numbers of these signals written to a pipe (signal.set_wakeup_fd); return its reading end."""
     reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     for number in numbers:
@@ -48,7 +50,7 @@ def listen(*numbers: signal.Signals) -> int:
 
 
 def waiting(descriptor: int) -> bytes:
-    """What can be read at once; nothing where there is nothing yet."""
+    """The bytes that can be read at once; empty if none have come yet."""
     try:
         return os.read(descriptor, _CHUNK)
     except BlockingIOError:
@@ -58,21 +60,21 @@ def waiting(descriptor: int) -> bytes:
 class Relay:
     """Root's side.
 
-    `outside` and `master` are both None where root has no terminal.  `asked` says that the command wants the keyboard,
-    `upstream` that others print on the terminal outside, too.
+    `outside` and `master` are both None if root has no terminal.  `asked` says that the command wants the keyboard.
+    `upstream` says that other programs print on the terminal outside, too.
     """
 
     def __init__(self, outside: int | None, master: int | None, channel: socket.socket, asked: bool, upstream: bool):
         self._outside, self._master, self._channel = outside, master, channel
         self._asked, self._upstream = asked, upstream
         self._typed = self._printed = b""
-        self._kept: list[Any] | None = None  # the settings of the terminal outside, while the command has its keyboard
+        self._kept: list[Any] | None = None  # settings of the terminal outside while its keyboard is lent
         self._signals = -1
-        self._unanswered = 0  # until the command is in the foreground, a key such as Ctrl-C would miss it
-        self._ending = False  # somebody has asked us to end
+        self._unanswered = 0  # FOREGROUND bytes without an answer: Ctrl-C would miss the command
+        self._ending = False  # a signal has asked us to end
 
     def run(self, before: Dispositions) -> None:
-        """Relay until the monitor has ended; the terminal outside is as before then, however this ends."""
+        """Relay until the monitor has ended.  The terminal outside is restored in every case."""
         passed_on = [number for number in PASSED_ON if before[number] != signal.SIG_IGN]
         self._signals = listen(*passed_on, signal.SIGCONT, signal.SIGWINCH)
         try:
@@ -100,7 +102,10 @@ class Relay:
         return True
 
     def _actions(self) -> dict[int, tuple[int, Callable[[int], None]]]:
-        """What to await of each descriptor, and what to do then.  A side is read when the other has taken all."""
+        """The events to wait for on each descriptor, and the action for them.
+
+        A side is read only when the other side has taken everything.
+        """
         actions: dict[int, tuple[int, Callable[[int], None]]] = {
             self._signals: (select.POLLIN, lambda _: self._receive(waiting(self._signals)))
         }
@@ -118,7 +123,7 @@ class Relay:
     def _hear(self) -> bool:
         try:
             numbers = self._channel.recv(64)
-        except ConnectionResetError:  # it ended before it read our last word
+        except ConnectionResetError:  # the monitor ended before it read our last byte
             return False
         for number in numbers:
             if number == FOREGROUND:
@@ -136,7 +141,7 @@ class Relay:
                     self._typed = self._typed[os.write(self._master, self._typed) :]
             if not self._printed and events & ~select.POLLOUT:
                 self._printed = waiting(self._master)
-        except OSError:  # nobody has the other side any more
+        except OSError:  # no process holds the other side any more
             return self._hang_up()
         if self._printed:
             self._serve_outside(select.POLLOUT)
@@ -163,8 +168,8 @@ class Relay:
     def _drain(self) -> None:
         """Write what the command printed last.
 
-        Others that it left behind may print for ever, so no more is taken than a terminal can hold.  A terminal that
-        takes nothing, as after Ctrl-S, is waited for, but not by somebody who was asked to end.
+        Background processes of the command may print for ever, so at most as much is read as a terminal can hold.
+        If the terminal accepts nothing, as after Ctrl-S, this waits for it, unless a signal has asked us to end.
         """
         taken = 0
         while self._outside is not None and self._master is not None:
@@ -188,7 +193,7 @@ class Relay:
     # -- signals -------------------------------------------------------------------------------------------------
 
     def _say(self, *words: int) -> None:
-        with contextlib.suppress(OSError):  # the monitor has ended, which the next turn sees
+        with contextlib.suppress(OSError):  # the monitor has ended; the next turn notices
             self._channel.sendall(bytes(words))
 
     def _receive(self, numbers: bytes) -> None:
@@ -200,11 +205,11 @@ class Relay:
                 self._say(number)
             else:
                 self._resize()
-                if self._kept is None:  # the kernel tells those in the foreground
+                if self._kept is None:  # the kernel signals the foreground itself
                     self._say(number)
 
     def _stopped(self, number: signal.Signals) -> None:
-        """The command has stopped: lend it the keyboard if that is what it waits for, else stop like it."""
+        """The command has stopped: lend it the keyboard if it waits for that, else stop, too."""
         if number in ASKING and self._outside is not None:
             self._asked = True
             if self._has_foreground():
@@ -212,11 +217,11 @@ class Relay:
         return self._suspend(number)
 
     def _suspend(self, number: signal.Signals) -> None:
-        """Stop the whole job that we are in, as its terminal would, until a shell continues it."""
+        """Stop the whole job of this process, as its terminal would, until a shell continues it."""
         lent = self._kept is not None
         self._give_back()
         self._receive(waiting(self._signals).replace(bytes([signal.SIGCONT]), b""))
-        # A job that nobody could continue is not stopped by this, but it would be by SIGSTOP.
+        # The kernel ignores SIGTSTP for a job that no shell could continue.  It does not ignore SIGSTOP.
         stop = signal.SIGTSTP if number == signal.SIGSTOP else number
         handler = signal.signal(stop, signal.SIG_DFL)
         os.kill(0, stop)
@@ -226,14 +231,14 @@ class Relay:
         if signal.SIGCONT in heard:
             return
         if number in ASKING:
-            self._hang_up()  # what it reads ends, as it would outside
+            self._hang_up()  # the command reads end of file, as it would outside
         if number != signal.SIGSTOP:
             self._continue()
         elif lent:
-            self._take()  # whoever stopped it will continue it
+            self._take()  # the sender of SIGSTOP will continue it
 
     def _continue(self) -> None:
-        """Let the command run, with the keyboard if it wants it and we have it ourselves."""
+        """Let the command run.  It gets the keyboard if it wants it and if we have it."""
         lent = self._master is not None and self._asked and self._has_foreground()
         if lent:
             self._take()
@@ -246,20 +251,20 @@ class Relay:
     # -- the terminal outside ------------------------------------------------------------------------------------
 
     def _has_foreground(self) -> bool:
-        """May we read the terminal outside?  Yes, if it does not control us: then it controls nobody's reading."""
+        """May we read the terminal outside?  A terminal that does not control us restricts no reader."""
         try:
             return self._outside is not None and os.tcgetpgrp(self._outside) == os.getpgrp()
         except OSError:
             return True
 
     def _take(self) -> None:
-        """Have every key passed on as it is; the pseudo-terminal gives keys their meaning."""
+        """Pass every key on as it is; the pseudo-terminal interprets keys such as Ctrl-C."""
         if self._kept is not None or self._outside is None:
             return
         try:
             kept = termios.tcgetattr(self._outside)
             termios.tcsetattr(self._outside, termios.TCSANOW, self._raw(termios.tcgetattr(self._outside)))
-        except termios.error:  # it has gone, which is seen when it is read
+        except termios.error:  # it has gone; the next read notices
             return
         self._kept = kept
 
@@ -267,7 +272,7 @@ class Relay:
         settings[0] &= ~(termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP | termios.INLCR
                          | termios.IGNCR | termios.ICRNL | termios.IXON)  # fmt: skip
         settings[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.IEXTEN)
-        if not self._upstream:  # else others print there as well, and Ctrl-C is for all of them
+        if not self._upstream:  # otherwise other programs print there, too, and Ctrl-C is for all of them
             settings[1] &= ~termios.OPOST
             settings[3] &= ~termios.ISIG
         settings[6][termios.VMIN], settings[6][termios.VTIME] = 1, 0
@@ -289,7 +294,7 @@ class Relay:
                 fcntl.ioctl(self._master, termios.TIOCSWINSZ, size)
 
     def _hang_up(self) -> None:
-        """Without its master the pseudo-terminal is as dead for the command as root's terminal is for us."""
+        """Close the master: the command then sees that its terminal has hung up."""
         self._give_back()
         if self._master is not None:
             os.close(self._master)

@@ -225,10 +225,10 @@ def main(policies: Path = LIBRARY) -> int:
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     print("Each line: a command as typed, and what came of it (✓ as it should, ✗ not).")
     print("`serve` is a small web server, `get` and `watch` are its clients; all else is on your machine too.")
-    stage, begun = DemoStage(policies), time.monotonic()
+    stage, started = DemoStage(policies), time.monotonic()
     with programs_on_path():
         perform(stage)
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - started
     print(f"\n{stage.steps - stage.failures} of {stage.steps} steps came out as they should, in {seconds:.0f} s.")
     return 1 if stage.failures else 0
 

@@ -110,10 +110,10 @@ class DemoStage:
 
     def do(self, command: str, typed: str = "") -> float:
         """Run a command that must succeed, with `typed` as its input; returns when that was (CLOCK_MONOTONIC)."""
-        begun = time.monotonic()
+        started = time.monotonic()
         done = run(command, typed)
         ended = time.monotonic()
-        said = f"{ended - begun:.1f} s" if done.returncode == 0 else last_words(done)
+        said = f"{ended - started:.1f} s" if done.returncode == 0 else last_words(done)
         self.say(f"{command} <<< {shlex.quote(typed)}" if typed else command, done.returncode == 0, said, needed=True)
         return ended
 

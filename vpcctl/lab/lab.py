@@ -116,7 +116,7 @@ def _answer(sockets: Sequence[socket.socket]) -> int:
 
 
 def _become(command: Sequence[str]) -> int:
-    """Turn this process into the command; returns only if there is none such."""
+    """Turn this process into the command; returns only if it is not found."""
     words = list(command) or _shell()
     try:
         os.execvpe(words[0], words, environment())
@@ -217,7 +217,7 @@ class Lab:
         netns: str | None = None,
         input: str | None = None,
         check: bool = True,
-        timeout: float = 60,
+        timeout: float = 120,
         env: Mapping[str, str] | None = None,
         cwd: str | Path | None = None,
     ) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,6 @@
-"""The host as questions about traffic know it: addresses that look like the internet's and end in the host.
+"""What one host adds to the intent: its own addresses, and what the record keeps of it beside the world.
+
+Questions about traffic need the addresses that look like the internet's and end in the host.
 
 Packets of an instance to such an address never leave the host: its table drops them (docs/packet-path.md).
 """
@@ -49,3 +51,18 @@ class Host:
 
 # Where nothing is known of the host.
 NO_HOST = Host()
+
+
+@dataclass(frozen=True, slots=True)
+class HostPart:
+    """What was found on the host and is part of what we make there, kept beside the world and not in it.
+
+    `opened` are the host's interfaces on which forwarding was off before us, with the value to put back; `reserved` are
+    the ports among NAT_PORTS on which the host itself serves, which source NAT leaves alone.
+    """
+
+    opened: tuple[tuple[str, str], ...] = ()
+    reserved: tuple[int, ...] = ()
+
+
+NO_PART = HostPart()

@@ -284,15 +284,15 @@ class Vpc:
 
     def subnet(self, name: str) -> Subnet:
         """The subnet `name`; ConflictError names those that exist."""
-        return _found(self.subnets_by_name, name, f"VPC {self.name} has no subnet")
+        return _found(self.subnets_by_name, name, "subnet", f" in VPC {self.name}")
 
     def instance(self, name: str) -> Instance:
         """The instance `name`; ConflictError names those that exist."""
-        return _found(self.instances_by_name, name, f"VPC {self.name} has no instance")
+        return _found(self.instances_by_name, name, "instance", f" in VPC {self.name}")
 
     def subnet_of(self, instance: str) -> Subnet:
         """The subnet that holds the instance `instance`."""
-        return _found(self._homes, instance, f"VPC {self.name} has no instance")
+        return _found(self._homes, instance, "instance", f" in VPC {self.name}")
 
     def with_subnet(self, changed: Subnet) -> Vpc:
         """This VPC with the subnet of that name replaced, or added at the end."""
@@ -323,17 +323,11 @@ class Peering:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """Everything desired on one machine.
-
-    `opened` are the host's interfaces on which forwarding was off before us, with the value to put back; `reserved` are
-    the ports among NAT_PORTS on which the host itself serves, which source NAT leaves alone.
-    """
+    """Everything desired on one machine: what people want, and nothing of what the machine is like (`HostPart`)."""
 
     vpcs: tuple[Vpc, ...] = ()
     peerings: tuple[Peering, ...] = ()
     transit: Network = DEFAULT_TRANSIT
-    opened: tuple[tuple[str, str], ...] = ()
-    reserved: tuple[int, ...] = ()
     vpcs_by_name: Mapping[str, Vpc] = _index()
     _peers: Mapping[str, tuple[Vpc, ...]] = _index()
 
@@ -402,7 +396,7 @@ class World:
 
     def vpc(self, name: str) -> Vpc:
         """The VPC `name`; ConflictError names those that exist."""
-        return _found(self.vpcs_by_name, name, "there is no VPC")
+        return _found(self.vpcs_by_name, name, "VPC")
 
     def peers(self, name: str) -> tuple[Vpc, ...]:
         """The VPCs that are peered with the VPC `name`."""
@@ -460,7 +454,7 @@ def check_beside_transit(vpc: Vpc, transit: Network) -> None:
         if overlap(prefix, transit):
             raise ConflictError(
                 f"VPC {vpc.name}: {prefix} overlaps the transit range {transit}; choose another prefix, or another"
-                " range with `vpcctl create-vpc --transit` while there is no VPC"
+                " range with `vpcctl create-vpc --transit` before the first VPC exists"
             )
 
 
@@ -473,10 +467,12 @@ def unique(values: Iterable[object], what: str) -> None:
         seen.add(value)
 
 
-def _found(known: Mapping[str, Thing], name: str, missing: str) -> Thing:
-    """What is known by `name`; ConflictError says what is there instead."""
+def _found(known: Mapping[str, Thing], name: str, kind: str, within: str = "") -> Thing:
+    """What is known by `name`; ConflictError lists the known ones of that `kind`."""
     if name not in known:
-        raise ConflictError(f"{missing} {name!r}; there is " + (", ".join(sorted(known)) or "none yet"))
+        raise ConflictError(
+            f"{kind} {name!r} not found{within}; known {kind}s: " + (", ".join(sorted(known)) or "none")
+        )
     return known[name]
 
 

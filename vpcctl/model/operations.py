@@ -38,7 +38,7 @@ def create_vpc(
     if transit is not None and transit != world.transit:
         if world.vpcs:
             raise ConflictError(
-                f"the transit range is {world.transit}, and VPCs use it; it can change when there is none"
+                f"the transit range is {world.transit}, and VPCs use it; it can change only before the first VPC exists"
             )
         world = dataclasses.replace(world, transit=transit)
     made = Vpc(name, (prefix,), world.free_index(), max_flows=max_flows, max_ports=max_ports, hardened=hardened)

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from vpcctl.analysis.tracking import Key, Selection, Tracked
 from vpcctl.errors import ConflictError, KernelError
 from vpcctl.resources.kinds import FdbEntry, Item, Namespace, Port, Ruleset, where
-from vpcctl.resources.plan import Ensure, Plan, links_holding, links_made, links_used
+from vpcctl.resources.plan import Ensure, Plan
 from vpcctl.resources.protocol import ABSENT, RIGHT, Condition, HostFacts, Status
 
 
@@ -83,9 +83,12 @@ class FakeKernel:
         gone = set(keys)
         self._change(f"forget flows of {where(namespace)}", lambda: self._forget(namespace, gone))
 
-    def tally(self, addresses: Collection[int]) -> Mapping[int, int]:
+    def tally(self, addresses: Collection[int]) -> Mapping[int, tuple[int, int]]:
         flows = self.tracked.get(None, ())
-        return {one: sum(one in (flow.original.source, flow.reply.source) for flow in flows) for one in addresses}
+        return {
+            one: (sum(one == flow.original.source for flow in flows), sum(one == flow.reply.source for flow in flows))
+            for one in addresses
+        }
 
     def refused(self, namespace: str) -> int:
         return 0
@@ -111,11 +114,11 @@ class FakeKernel:
 
     def _put(self, item: Item) -> None:
         if not isinstance(item, Namespace):
-            for namespace in (item.namespace, getattr(item, "peer_namespace", None)):
+            for namespace in item.namespaces:
                 if namespace is not None and ("Namespace", namespace) not in self.objects:
                     raise KernelError(f"cannot make {item}: namespace {namespace} is gone")
-        used = links_used(item)
-        made = {end for found in self.objects.values() for end in links_made(found)} if used else set()
+        used = item.needs
+        made = {end for found in self.objects.values() for end in found.links} if used else set()
         for end in used:
             if end not in made and end[1] != "lo" and not (end[0] is None and end[1].startswith("eth")):
                 raise KernelError(f"cannot make {item}: link {end[1]} is gone")
@@ -126,12 +129,12 @@ class FakeKernel:
             return
         if isinstance(item, Namespace):
             self.tracked.pop(item.namespace, None)
-        ends = set(links_made(item))
+        ends = set(item.links)
         namespaces = {item.namespace} if isinstance(item, Namespace) else set()
         for found in list(self.objects.values()):
-            held = found.namespace in namespaces or getattr(found, "peer_namespace", found.namespace) in namespaces
+            held = bool(namespaces.intersection(found.namespaces))
             # A link that leaves its bridge takes its entries along.
             entry = isinstance(item, Port) and isinstance(found, FdbEntry)
             forgotten = entry and (found.namespace, found.link) == (item.namespace, item.name)
-            if held or forgotten or ends & set(links_holding(found)):
+            if held or forgotten or ends & set(found.goes_with):
                 self._drop(found)

@@ -2,13 +2,20 @@
 
 Two items with the same `key` are the same object; they are equal where nothing about it needs to change.  Namespaces
 are names under /run/netns; None is the namespace of the host.
+
+To add a kind: write its class, enter it in REGISTRY at its place in the order of creation, and say in
+`kernel/linux.py` (HANDLERS) how it is made, removed and compared.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
+
+# A link: its namespace and its name in it.
+Link = tuple[str | None, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,11 +23,35 @@ class Item:
     """Base of all kinds.  `identity` names the fields that tell one object of a kind from another."""
 
     identity: ClassVar[tuple[str, ...]] = ()
+    # One that differs cannot be changed in place: it is removed and made again.
+    replaced: ClassVar[bool] = False
+
+    namespace: str | None
 
     @property
     def key(self) -> tuple[str, ...]:
         """What makes this object the same object: its kind and its identity."""
         return (type(self).__name__, *(str(getattr(self, name)) for name in self.identity))
+
+    @property
+    def namespaces(self) -> tuple[str | None, ...]:
+        """The namespaces that it is in."""
+        return (self.namespace,)
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """The links that it is."""
+        return ()
+
+    @property
+    def needs(self) -> tuple[Link, ...]:
+        """The links that it cannot be without."""
+        return ()
+
+    @property
+    def goes_with(self) -> tuple[Link, ...]:
+        """The links that take it with them when they go."""
+        return self.needs
 
     def __str__(self) -> str:
         return " ".join(self.key)
@@ -92,11 +123,16 @@ class Bridge(Item):
     """A bridge; nobody's multicast is snooped and no spanning tree is spoken."""
 
     identity: ClassVar = ("namespace", "name")
+    replaced: ClassVar = True
     namespace: str
     name: str
     mac: str
     altname: str
     tag: str
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        return ((self.namespace, self.name),)
 
     def __str__(self) -> str:
         return f"bridge {self.name} in {where(self.namespace)}"
@@ -107,6 +143,7 @@ class Veth(Item):
     """A pair of virtual Ethernet devices, each end in its namespace, with its MAC address from the first moment."""
 
     identity: ClassVar = ("namespace", "name")
+    replaced: ClassVar = True
     namespace: str
     name: str
     mac: str
@@ -117,6 +154,14 @@ class Veth(Item):
     altname: str = ""
     peer_altname: str = ""
 
+    @property
+    def namespaces(self) -> tuple[str | None, ...]:
+        return (self.namespace, self.peer_namespace)
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        return ((self.namespace, self.name), (self.peer_namespace, self.peer_name))
+
     def __str__(self) -> str:
         return f"link {self.name} in {where(self.namespace)} to {self.peer_name} in {where(self.peer_namespace)}"
 
@@ -126,10 +171,15 @@ class ChecksumLink(Item):
     """An ifb device without offloads: a packet that goes through it comes back with a complete checksum."""
 
     identity: ClassVar = ("namespace", "name")
+    replaced: ClassVar = True
     namespace: str
     name: str
     mac: str
     tag: str
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        return ((self.namespace, self.name),)
 
     def __str__(self) -> str:
         return f"link {self.name} in {where(self.namespace)}"
@@ -143,6 +193,15 @@ class Detour(Item):
     namespace: str
     link: str
     through: str
+
+    @property
+    def needs(self) -> tuple[Link, ...]:
+        return ((self.namespace, self.link), (self.namespace, self.through))
+
+    @property
+    def goes_with(self) -> tuple[Link, ...]:
+        """It stays when only the link that it goes through is removed, and then drops every packet."""
+        return ((self.namespace, self.link),)
 
     def __str__(self) -> str:
         return f"detour of {self.link} through {self.through} in {where(self.namespace)}"
@@ -163,12 +222,27 @@ class Port(Item):
     name: str
     bridge: str
 
+    @property
+    def needs(self) -> tuple[Link, ...]:
+        return ((self.namespace, self.name), (self.namespace, self.bridge))
+
     def __str__(self) -> str:
         return f"port {self.name} of {self.bridge} in {where(self.namespace)}"
 
 
 @dataclass(frozen=True, slots=True)
-class LinkSetting(Item):
+class OnLink(Item):
+    """Base of the kinds that are gone with the one link that they are about."""
+
+    link: str
+
+    @property
+    def needs(self) -> tuple[Link, ...]:
+        return ((self.namespace, self.link),)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSetting(OnLink):
     """A sysctl of one link: `path` is below /proc/sys, with ``{link}`` in the place of the link's name."""
 
     identity: ClassVar = ("namespace", "link", "path")
@@ -184,7 +258,7 @@ class LinkSetting(Item):
 
 
 @dataclass(frozen=True, slots=True)
-class ProxyDelay(Item):
+class ProxyDelay(OnLink):
     """How long the bridge waits before it answers for a neighbour, in milliseconds (`RTM_SETNEIGHTBL`)."""
 
     identity: ClassVar = ("namespace", "link")
@@ -197,7 +271,7 @@ class ProxyDelay(Item):
 
 
 @dataclass(frozen=True, slots=True)
-class Address(Item):
+class Address(OnLink):
     """An address with its prefix length, as ``10.0.1.1/24``."""
 
     identity: ClassVar = ("namespace", "link", "address")
@@ -210,7 +284,7 @@ class Address(Item):
 
 
 @dataclass(frozen=True, slots=True)
-class Neighbour(Item):
+class Neighbour(OnLink):
     """A permanent neighbour: nothing that a workload says moves it."""
 
     identity: ClassVar = ("namespace", "link", "address")
@@ -224,7 +298,7 @@ class Neighbour(Item):
 
 
 @dataclass(frozen=True, slots=True)
-class FdbEntry(Item):
+class FdbEntry(OnLink):
     """A static entry of the bridge's forwarding database: this MAC address is behind this port."""
 
     identity: ClassVar = ("namespace", "link", "mac")
@@ -237,7 +311,7 @@ class FdbEntry(Item):
 
 
 @dataclass(frozen=True, slots=True)
-class LinkUp(Item):
+class LinkUp(OnLink):
     """A link that is up."""
 
     identity: ClassVar = ("namespace", "link")
@@ -249,7 +323,7 @@ class LinkUp(Item):
 
 
 @dataclass(frozen=True, slots=True)
-class Open(Item):
+class Open(OnLink):
     """The far side of a link whose near side is up already: the very last step, packets flow from here on."""
 
     identity: ClassVar = ("namespace", "link")
@@ -271,17 +345,54 @@ class Route(Item):
     link: str
     source: str = ""
 
+    @property
+    def needs(self) -> tuple[Link, ...]:
+        return ((self.namespace, self.link),)
+
     def __str__(self) -> str:
         return f"route to {self.destination} in {where(self.namespace)}"
 
 
-KINDS: dict[str, type[Item]] = {
-    kind.__name__: kind
-    for kind in (
-        Namespace, Setting, Ruleset, Bridge, ChecksumLink, Veth, LinkSetting, ProxyDelay, Detour, Port, Address,
-        Neighbour, FdbEntry, LinkUp, Route, Open,
-    )
-}  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How the record writes the objects of a kind: the name of the kind, and the name of each field.
+
+    These names stand in people's state files.  Classes and fields can be renamed without them.
+    """
+
+    item: type[Item]
+    name: str
+    fields: Mapping[str, str]
+
+    @classmethod
+    def of(cls, item: type[Item], name: str, fields: str) -> Kind:
+        """A kind with the names of its fields, in the order in which the class declares them."""
+        kept = [one.name for one in dataclasses.fields(item) if one.compare]
+        return cls(item, name, dict(zip(kept, fields.split(), strict=True)))
+
+
+# Every kind, in the order of creation; objects are removed in the reverse order.
+REGISTRY: tuple[Kind, ...] = (
+    Kind.of(Namespace, "namespace", "name tag"),
+    Kind.of(Setting, "sysctl", "namespace path value optional"),
+    Kind.of(Ruleset, "ruleset", "namespace families tag fingerprint generation"),
+    Kind.of(Bridge, "bridge", "namespace name mac altname tag"),
+    Kind.of(ChecksumLink, "checksum-link", "namespace name mac tag"),
+    Kind.of(Veth, "veth", "namespace name mac peer_namespace peer_name peer_mac tag altname peer_altname"),
+    Kind.of(LinkSetting, "link-sysctl", "namespace link path value previous"),
+    Kind.of(ProxyDelay, "proxy-delay", "namespace link milliseconds"),
+    Kind.of(Detour, "detour", "namespace link through"),
+    Kind.of(Port, "bridge-port", "namespace link bridge"),
+    Kind.of(FdbEntry, "fdb-entry", "namespace link mac"),
+    Kind.of(Neighbour, "neighbour", "namespace link address mac"),
+    Kind.of(Address, "address", "namespace link address"),
+    Kind.of(LinkUp, "link-up", "namespace link"),
+    Kind.of(Route, "route", "namespace destination via link source"),
+    Kind.of(Open, "link-open", "namespace link"),
+)
+RANK: dict[type[Item], int] = {kind.item: rank for rank, kind in enumerate(REGISTRY)}
+_BY_ITEM = {kind.item: kind for kind in REGISTRY}
+_BY_NAME = {kind.name: kind for kind in REGISTRY}
 
 
 def where(namespace: str | None) -> str:
@@ -291,11 +402,14 @@ def where(namespace: str | None) -> str:
 
 def to_json(item: Item) -> dict[str, object]:
     """The item as the record keeps it; a ruleset without its text."""
-    values = {one.name: getattr(item, one.name) for one in dataclasses.fields(item) if one.compare}
-    return {"kind": type(item).__name__, **values}
+    kind = _BY_ITEM[type(item)]
+    return {"kind": kind.name, **{name: getattr(item, field) for field, name in kind.fields.items()}}
 
 
-def from_json(document: dict) -> Item:
+def from_json(document: dict[str, Any]) -> Item:
     """The item that `to_json` wrote; TypeError or KeyError if it is none."""
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in document.items()}
-    return KINDS[values.pop("kind")](**values)
+    kind = _BY_NAME[document["kind"]]
+    if len(document) != len(kind.fields) + 1:
+        raise TypeError(f"{kind.name} has other fields than {', '.join(kind.fields.values())}")
+    values = {field: document[name] for field, name in kind.fields.items()}
+    return kind.item(**{field: tuple(value) if isinstance(value, list) else value for field, value in values.items()})

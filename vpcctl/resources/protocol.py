@@ -89,8 +89,8 @@ class Kernel(Protocol):
     def forget(self, namespace: str | None, keys: Iterable[Key]) -> None:
         """Remove tracked flows; absent is success, and so is a namespace that is gone."""
 
-    def tally(self, addresses: Collection[int]) -> Mapping[int, int]:
-        """How many flows the host tracks that the router with each address (a number of `space`) begins or serves."""
+    def tally(self, addresses: Collection[int]) -> Mapping[int, tuple[int, int]]:
+        """For each router's address (a number of `space`), how many tracked flows it opened, and how many it serves."""
 
     def refused(self, namespace: str) -> int:
         """How many packets found no free port for their translation since the namespace was made."""

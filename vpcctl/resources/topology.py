@@ -13,6 +13,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from vpcctl import names
 from vpcctl.compiler import Compiled, compile_closed, compile_host, compile_vpc
 from vpcctl.compiler.view import looks_alike
+from vpcctl.model.host import NO_PART, HostPart
 from vpcctl.model.network import Instance, Peering, Subnet, Vpc, World, uplink_pair
 from vpcctl.resources.kinds import (
     Address,
@@ -72,9 +73,14 @@ Loaded = Mapping[tuple[str, ...], Ruleset]
 
 
 def snapshot(
-    world: World, state_id: str, loaded: Loaded, before: World | None = None, scopes: Container[str] | None = None
+    world: World,
+    state_id: str,
+    loaded: Loaded,
+    before: World | None = None,
+    scopes: Container[str] | None = None,
+    host: HostPart = NO_PART,
 ) -> dict[str, Items]:
-    """All items of `world` by scope: the name of a VPC, or HOST; those of `scopes` alone where these are given.
+    """All items of `world` on `host` by scope: the name of a VPC, or HOST; with `scopes` those alone.
 
     `loaded` are the rulesets of the record by key; a ruleset whose text differs from the recorded one gets the next
     generation.  Where a VPC is as it was in the world `before`, its recorded ruleset stands, without its text.
@@ -84,17 +90,19 @@ def snapshot(
         return {}
     found = {}
     if scopes is None or HOST in scopes:
-        found[HOST] = tuple(_host_items(world, state_id, loaded))
+        found[HOST] = tuple(_host_items(world, host, state_id, loaded))
     for vpc in world.vpcs:
         if scopes is None or vpc.name in scopes:
             found[vpc.name] = tuple(_vpc_items(world, vpc, state_id, loaded, before))
     return found
 
 
-def host_ruleset(world: World, state_id: str, loaded: Loaded, leaving: Iterable[tuple[str, str]] = ()) -> Ruleset:
+def host_ruleset(
+    world: World, host: HostPart, state_id: str, loaded: Loaded, leaving: Iterable[tuple[str, str]] = ()
+) -> Ruleset:
     """The host's table for the VPCs of `world`, and for the uplinks `leaving` (see `uplinks`)."""
     owner = names.tag(state_id, "", "host")
-    return _ruleset(None, HOST_FAMILIES, owner, compile_host(world, owner, leaving), loaded)
+    return _ruleset(None, HOST_FAMILIES, owner, compile_host(world, owner, host, leaving), loaded)
 
 
 def uplinks(items: Iterable[Item]) -> list[tuple[str, str]]:
@@ -124,9 +132,9 @@ def _ruleset(
     return Ruleset(namespace, families, owner, compiled.fingerprint, generation, compiled.text(generation))
 
 
-def _host_items(world: World, state_id: str, loaded: Loaded) -> Iterator[Item]:
-    yield host_ruleset(world, state_id, loaded)
-    for link, previous in world.opened:
+def _host_items(world: World, host: HostPart, state_id: str, loaded: Loaded) -> Iterator[Item]:
+    yield host_ruleset(world, host, state_id, loaded)
+    for link, previous in host.opened:
         yield LinkSetting(None, link, "net/ipv4/conf/{link}/forwarding", "1", previous)
 
 

@@ -1,0 +1,213 @@
+"""What a change costs: compiling a policy, looking at the tracked flows, and sets that the change does not need.
+
+    vpcctl lab -- python -m tests.bench.changes
+
+It prints also what the share of flows costs each packet that opens a flow.  Figures are medians; times are this
+machine's, most of them processor seconds.  The number of the compiler's steps is the same everywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tests.bench.dataplane import PACKETS, load, sending
+from tests.bench.rules import policy
+from vpcctl import names
+from vpcctl.compiler import compile_host, compile_vpc
+from vpcctl.compiler.effort import Effort, TooMuchError
+from vpcctl.compiler.gates import gate
+from vpcctl.compiler.view import View
+from vpcctl.documents.binding import attach
+from vpcctl.documents.environment import read_environment
+from vpcctl.documents.policies import read_policies
+from vpcctl.engine import reconciler
+from vpcctl.engine.state import State, Store
+from vpcctl.kernel import conntrack
+from vpcctl.kernel.linux import LinuxKernel
+from vpcctl.lab import NEIGHBOUR, STATE_DIR
+from vpcctl.model import operations
+from vpcctl.model.network import Vpc, World
+from vpcctl.model.policy import Direction
+from vpcctl.resources.kinds import Item, Ruleset
+
+TURNS = 7
+INSIDE = "10.2.0.2"
+# All datagrams of `sending` are to these ports; the last policy cuts them off.
+FIRST, KEPT, CUT = "1024-65535", "1023-65535", "1024-2047"
+SHARE = "ct state new jump share-out"
+# About four megabytes of the record.
+PREFIXES = 200_000
+ENVIRONMENT = {
+    "vpcs": [
+        {
+            "name": "bench",
+            "cidr": "10.0.0.0/8",
+            "subnets": [
+                {"name": "client", "cidr": "10.1.0.0/24", "type": "public"},
+                {"name": "server", "cidr": "10.2.0.0/24", "type": "private"},
+            ],
+        }
+    ]
+}
+
+
+class Watched(LinuxKernel):
+    """A kernel that notes when a ruleset was loaded, and when flows were last read or forgotten."""
+
+    load_ended = sweep_ended = 0.0
+
+    def ensure(self, item: Item) -> None:
+        super().ensure(item)
+        if isinstance(item, Ruleset):
+            self.load_ended = time.perf_counter()
+
+    def flows(self, *words: Any) -> Any:
+        yield from super().flows(*words)
+        self.sweep_ended = time.perf_counter()
+
+    def forget(self, *words: Any) -> None:
+        super().forget(*words)
+        self.sweep_ended = time.perf_counter()
+
+
+def median(act: Callable[[], float], turns: int = TURNS) -> float:
+    return statistics.median(act() for _ in range(turns))
+
+
+def timed(act: Callable[[], Any]) -> float:
+    """Seconds of the processor, of this process and of the kernel for it."""
+    started = time.process_time()
+    act()
+    return time.process_time() - started
+
+
+# --- Compiling --------------------------------------------------------------------------------------------------------
+
+
+def compiling(world: World) -> None:
+    """Policies of mixed rules, up to the last one within the bounds."""
+    for count in range(10_000, 100_000, 10_000):
+        policies = read_policies(policy(count), "bench.json")
+        changed = attach(world, policies)[0]
+        effort, view = Effort.bounded(), View.of(changed, "bench")
+        server = changed.vpc("bench").subnet("server")
+        try:
+            took = timed(lambda: gate(view, server, Direction.INGRESS, effort))  # noqa: B023
+        except TooMuchError as error:
+            print(f"{count:,} mixed rules are refused: {error}")
+            break
+        print(f"{count:,} mixed rules: {effort.steps:,} steps, {took:.1f} s")
+
+
+# --- Tracked flows ----------------------------------------------------------------------------------------------------
+
+
+def served(ports: str) -> Callable[[Any], World]:
+    """A change of the server's policy."""
+    rule = {"action": "allow", "protocol": "udp", "port": ports}
+    document = {"vpc": "bench", "subnet": "server", "ingress": [rule]}
+    found = read_policies(document, "bench.json")
+    return lambda state: attach(state.world, found)[0]
+
+
+def change_seconds(kernel: Watched, store: Store, fresh: bool, ports: str) -> tuple[float, float]:
+    """A change with PACKETS tracked flows or one: processor seconds, and seconds from the load to the sweep's end."""
+    reconciler.change(store, kernel, served(FIRST))
+    sending(INSIDE, fresh)
+    took = timed(lambda: reconciler.change(store, kernel, served(ports)))
+    return took, kernel.sweep_ended - kernel.load_ended
+
+
+def tracked_flows(kernel: Watched, store: Store) -> None:
+    few, kept, cut = [], [], []
+    for _ in range(TURNS):
+        few.append(change_seconds(kernel, store, False, KEPT))
+        kept.append(change_seconds(kernel, store, True, KEPT))
+        cut.append(change_seconds(kernel, store, True, CUT))
+    one, stay, go = (statistics.median(took for took, _ in found) for found in (few, kept, cut))
+    print(
+        f"processor time of a change for each tracked flow: {(stay - one) / PACKETS * 1e6:.0f} µs if it stays,"
+        f" {(go - one) / PACKETS * 1e6:.0f} µs if it is forgotten"
+    )
+    one, stay, go = (statistics.median(window for _, window in found) * 1e3 for found in (few, kept, cut))
+    print(
+        f"from the load to the end of the sweep: {one:.0f} ms with one flow, {stay:.0f} ms with {PACKETS:,} that stay,"
+        f" {go:.0f} ms with {PACKETS:,} that are forgotten"
+    )
+    print(f"membarrier(2): {median(settling) * 1e3:.1f} ms")
+
+
+def settling() -> float:
+    """Seconds by the clock: this process waits."""
+    started = time.perf_counter()
+    conntrack.settle()
+    return time.perf_counter() - started
+
+
+def share_of_flows(state: State) -> None:
+    """New flows out through the host, with the rule that counts them and without."""
+    router = compile_vpc(state.world, "bench", names.tag(state.state_id, "bench", "ruleset")).text(1)
+    host = compile_host(state.world, names.tag(state.state_id, "", "host")).text(1)
+    assert host.count(SHARE) == 1
+    texts = {"with": host, "without": host.replace(SHARE, "")}
+    took: dict[str, list[float]] = {"with": [], "without": []}
+    for turn in range(TURNS):
+        for name in ("with", "without") if turn % 2 else ("without", "with"):
+            load(router, texts[name])
+            took[name].append(sending(str(NEIGHBOUR), True))
+    ratios = [one / two for one, two in zip(took["with"], took["without"], strict=True)]
+    low, _, high = statistics.quantiles(ratios)
+    print(
+        f"{PACKETS:,} new flows out, with the share beside without it: {statistics.median(ratios):.2f} times,"
+        f" half of {TURNS} turns between {low:.2f} and {high:.2f}; sending is part of both"
+    )
+
+
+# --- Unused sets ------------------------------------------------------------------------------------------------------
+
+
+def unused_sets(kernel: Watched, store: Store) -> None:
+    """A reading and a changing command about one VPC, without and with the sets of another one on record."""
+    bare = reading_and_changing(kernel, store)
+    prefixes = tuple(ipaddress.IPv4Network((172 << 24 | number * 2, 32)) for number in range(PREFIXES))
+    big = Vpc("big", (ipaddress.ip_network("10.0.0.0/16"),), 7, sets=(("list", prefixes),))
+    reconciler.change(store, kernel, lambda state: dataclasses.replace(state.world, vpcs=(*state.world.vpcs, big)))
+    size = (store.directory / "state.json").stat().st_size
+    full = reading_and_changing(kernel, store)
+    reconciler.change(store, kernel, lambda state: operations.delete_vpc(state.world, "big", True))
+    print(
+        f"{size / 1e6:.1f} MB of unused sets: {full[0] - bare[0]:.2f} s for a command that reads,"
+        f" {full[1] - bare[1]:.2f} s for one that changes"
+    )
+
+
+def reading_and_changing(kernel: Watched, store: Store) -> tuple[float, float]:
+    def both() -> None:
+        reconciler.change(store, kernel, lambda state: operations.set_nat_gateway(state.world, "bench", "server", True))
+        reconciler.change(
+            store, kernel, lambda state: operations.set_nat_gateway(state.world, "bench", "server", False)
+        )
+
+    return median(lambda: timed(lambda: Store(STATE_DIR).load())), median(lambda: timed(both), 5) / 2
+
+
+def main() -> None:
+    kernel, store = Watched(), Store(STATE_DIR)
+    world = read_environment(ENVIRONMENT, "bench.json", lambda path: ({}, path))
+    compiling(world)
+    reconciler.change(store, kernel, lambda state: world)
+    # First: each later change would sweep the flows that the others leave.
+    unused_sets(kernel, store)
+    tracked_flows(kernel, store)
+    share_of_flows(store.load())
+    reconciler.change(store, kernel, lambda state: World())
+    kernel.close()
+
+
+if __name__ == "__main__":
+    main()
