@@ -25,7 +25,7 @@ from vpcctl.compiler.first_match import WIDTH, Box, Prefix, Product, spread, sta
 from vpcctl.compiler.match_boxes import matches
 from vpcctl.compiler.nft import ADDRESS_TYPE, ADDRESS_WORD, Chain, Element, NftRule, RateLimit, Set, comment_text
 from vpcctl.compiler.view import View
-from vpcctl.model.network import Subnet
+from vpcctl.model.network import Subnet, Vpc
 from vpcctl.model.policy import ICMP, ICMP_PROTOCOLS, ICMPV6, Action, Direction, Policy, Range, Rule
 from vpcctl.model.protocols import REPLY_TYPE
 
@@ -75,7 +75,8 @@ def gate(view: View, subnet: Subnet, direction: Direction, effort: Effort | None
 
     TooMuchError where it costs more than is left of `effort`; where that is not given, it may cost what it will.
     """
-    if effort is None and (place := _place(view, subnet, direction)) in _kept:
+    place = (view.vpc.name, subnet.name, direction)
+    if effort is None and place in _kept and _kept[place][0] == _made_of(view, subnet):
         return _kept.pop(place)[1]
     policy = subnet.policy
     if policy is None:
@@ -86,9 +87,10 @@ def gate(view: View, subnet: Subnet, direction: Direction, effort: Effort | None
     return _Builder(view, subnet, policy, direction, rules, effort or Effort()).build()
 
 
-# Gates that were compiled to see what they cost, by what they were compiled from.  These are kept too, so that their
-# identities stay theirs.
-_kept: dict[tuple, tuple[tuple, Gate | None]] = {}
+# A gate and what it was made of.
+Kept = tuple[tuple[Vpc, tuple[Vpc, ...], Subnet], Gate | None]
+# Gates that were compiled to see what they cost, by VPC, subnet and direction.
+_kept: dict[tuple[str, str, Direction], Kept] = {}
 
 
 def keep(gates: Iterable[tuple[View, Subnet, Direction, Gate | None]]) -> None:
@@ -97,12 +99,12 @@ def keep(gates: Iterable[tuple[View, Subnet, Direction, Gate | None]]) -> None:
     if not found:
         _kept.clear()
     for view, subnet, direction, made in found:
-        _kept[_place(view, subnet, direction)] = ((view, subnet), made)
+        _kept[view.vpc.name, subnet.name, direction] = (_made_of(view, subnet), made)
 
 
-def _place(view: View, subnet: Subnet, direction: Direction) -> tuple:
-    """All that a gate depends on: values are frozen, and the same value is the same gate."""
-    return (id(view.vpc), *map(id, view.peers), id(subnet), direction)
+def _made_of(view: View, subnet: Subnet) -> tuple[Vpc, tuple[Vpc, ...], Subnet]:
+    """All that a gate depends on, besides its direction.  Comparing it with itself costs nothing."""
+    return view.vpc, view.peers, subnet
 
 
 class _Builder:
