@@ -152,7 +152,7 @@ def without(world: World, lines: tuple[str, ...]) -> World:
 
 def _policy_without(policy: Policy, lines: tuple[str, ...]) -> Policy:
     def kept(rules: tuple[Rule, ...] | None) -> tuple[Rule, ...] | None:
-        return None if rules is None else tuple(rule for rule in rules if rule.origin not in lines)
+        return None if rules is None else tuple(rule for rule in rules if str(rule.origin) not in lines)
 
     return dataclasses.replace(policy, ingress=kept(policy.ingress), egress=kept(policy.egress))
 

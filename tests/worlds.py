@@ -31,6 +31,7 @@ from vpcctl.model.policy import (
     Endpoint,
     Limit,
     Network,
+    Origin,
     Policy,
     Rule,
 )
@@ -131,7 +132,8 @@ def policies(draw: st.DrawFn, file: str = FILE) -> Policy:
 def with_origins(found: list[Rule], direction: Direction, file: str = FILE) -> tuple[Rule, ...]:
     """The rules with the origins that reading would give them."""
     return tuple(
-        dataclasses.replace(rule, origin=f"{file}#/{direction.value}/{number}") for number, rule in enumerate(found)
+        dataclasses.replace(rule, origin=Origin(file, f"/{direction.value}/{number}"))
+        for number, rule in enumerate(found)
     )
 
 

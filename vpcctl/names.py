@@ -18,6 +18,8 @@ INTERFACE_LIMIT = 15
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 RESERVED = frozenset({"router"})
 
+# Where the record is, unless somebody names another directory.
+DEFAULT_STATE_DIR = "/var/lib/vpcctl"
 TABLE = "vpcctl"
 TAGGED = "vpcctl/"  # how every tag begins
 UPLINK = "uplink"

@@ -20,7 +20,7 @@ from vpcctl.analysis.reachability import Reach
 from vpcctl.cli import commands
 from vpcctl.compiler import bounds, compile_vpc
 from vpcctl.compiler.effort import MOST_ELEMENTS, MOST_LEVELS, Effort, TooMuchError
-from vpcctl.compiler.gates import gate
+from vpcctl.compiler.gates import Gate, gate, keep
 from vpcctl.compiler.view import View
 from vpcctl.documents.binding import attach
 from vpcctl.documents.environment import read_environment
@@ -306,6 +306,25 @@ def test_what_another_command_did_meanwhile_is_measured_and_kept(session: Rehear
     outcome = session.change(transform)
     assert len(calls) == 2
     assert {vpc.name for vpc in outcome.after.vpcs} == {"shop", "other"}
+
+
+def test_a_gate_that_was_measured_is_compiled_for_the_same_values_only() -> None:
+    """Once for each time that it was measured; the same values may be other objects."""
+    world = attached(logs(3))
+    bounds.check(empty(), world)
+    again = World(
+        tuple(dataclasses.replace(vpc, subnets=tuple(map(dataclasses.replace, vpc.subnets))) for vpc in world.vpcs)
+    )
+    assert again == world
+    view = View.of(again, "shop")
+    subnet = next(one for one in view.vpc.subnets if one.policy is not None)
+    marked = Gate("measured", "", (), ())
+    keep(((View.of(world, "shop"), world.vpc("shop").subnet(subnet.name), Direction.INGRESS, marked),))
+    assert gate(view, subnet, Direction.EGRESS) is not marked
+    other = dataclasses.replace(world.vpc("shop"), hardened=True)
+    assert gate(View.of(world.with_vpc(other), "shop"), subnet, Direction.INGRESS) is not marked
+    assert gate(view, subnet, Direction.INGRESS) is marked
+    assert gate(view, subnet, Direction.INGRESS) is not marked
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------

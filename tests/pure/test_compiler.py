@@ -15,7 +15,7 @@ from tests import worlds
 from tests.tracer import Tracer
 from vpcctl import names
 from vpcctl.compiler import Compiled, compile_closed, compile_host, compile_vpc
-from vpcctl.compiler.gates import REPLY_TYPE, gate
+from vpcctl.compiler.gates import gate
 from vpcctl.compiler.nft import COMMENT_LIMIT, Chain, NftRule
 from vpcctl.compiler.view import View, complement
 from vpcctl.documents.codec import world_from_json, world_to_json
@@ -26,6 +26,7 @@ from vpcctl.model.host import HostPart
 from vpcctl.model.network import Peering, Publication, Subnet, Vpc, World, uplink_pair
 from vpcctl.model.oracle import Flow, Place
 from vpcctl.model.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS, TCP, UDP, Action, Direction, Endpoint, Policy, Rule
+from vpcctl.model.protocols import REPLY_TYPE
 
 FLOWS = 40
 OWNER = "vpcctl/0a1b2c3d/alpha/ruleset"

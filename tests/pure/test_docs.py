@@ -22,7 +22,7 @@ from vpcctl.documents import binding
 from vpcctl.documents.policies import read_policies
 from vpcctl.model import operations
 from vpcctl.model.network import Publication, World
-from vpcctl.names import TABLE
+from vpcctl.names import DEFAULT_STATE_DIR, TABLE
 from vpcctl.resources import kinds
 
 ROOT = Path(__file__).parents[2]
@@ -219,3 +219,15 @@ def test_the_list_of_decisions_has_them_all_by_their_titles() -> None:
 def test_the_glossary_has_each_word_once_and_in_order() -> None:
     words = [row[0].lower() for row in table(page("docs/glossary.md"), "word")]
     assert words == sorted(set(words))
+
+
+def test_the_state_directory_is_the_same_everywhere() -> None:
+    """Also in the Python code: a default that stands twice would be two."""
+    for name in ("README.md", "docs/cli.md", "docs/state.md", "docs/operations.md"):
+        assert set(re.findall(r"/var/lib/[\w-]+", page(name))) == {DEFAULT_STATE_DIR}, name
+    stated = {
+        path.name
+        for path in (ROOT / "vpcctl").rglob("*")
+        if path.is_file() and path.suffix in (".py", ".service") and "/var/lib/" in path.read_text()
+    }
+    assert stated == {"names.py"}

@@ -17,7 +17,6 @@ from vpcctl.analysis.packetset import NOTHING, Space
 from vpcctl.analysis.query import parse_service
 from vpcctl.analysis.reachability import FLOWS, Reach
 from vpcctl.analysis.witnesses import witnesses
-from vpcctl.compiler.gates import REPLY_TYPE
 from vpcctl.documents.environment import read_environment
 from vpcctl.documents.policies import read_policy
 from vpcctl.errors import ConflictError, DocumentError
@@ -26,6 +25,7 @@ from vpcctl.model.host import NO_HOST, Host
 from vpcctl.model.network import World
 from vpcctl.model.oracle import Flow, Place
 from vpcctl.model.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS, Action
+from vpcctl.model.protocols import REPLY_TYPE
 
 FLOWS_ASKED = 25
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests import worlds
 from tests.worlds import address, network
 from vpcctl.analysis import packetset
-from vpcctl.analysis.anomalies import Idle, idle_rules
+from vpcctl.analysis.anomalies import Idle, idle_rules, idle_to_json
 from vpcctl.analysis.impact import forecast
 from vpcctl.analysis.packetset import Space
 from vpcctl.analysis.reachability import FLOWS, Reach
@@ -145,8 +145,8 @@ RARE = Rule(Action.ALLOW, TCP, ((80, 80),), limit=Limit(1, "second"))
 def test_rules_without_effect_are_those_that_can_go(found: tuple[Rule, ...], default: Action) -> None:
     numbers = {f"policy.json#/ingress/{number}": number for number in range(len(found))}
     named = told(found, default)
-    assert {numbers[one.origin]: one.shadowed for one in named} == truly_idle(found, default), named
-    assert [numbers[one.origin] for one in named] == sorted(numbers[one.origin] for one in named)
+    assert {numbers[str(one.origin)]: one.shadowed for one in named} == truly_idle(found, default), named
+    assert [numbers[str(one.origin)] for one in named] == sorted(numbers[str(one.origin)] for one in named)
 
 
 @settings(max_examples=100, deadline=None)
@@ -155,7 +155,7 @@ def test_they_name_the_lines_that_decide_instead(found: tuple[Rule, ...], defaul
     everything = list(range(len(found)))
     numbers = {f"policy.json#/ingress/{number}": number for number in everything} | {"the default": None}
     for one in told(found, default):
-        number = numbers[one.origin]
+        number = numbers[str(one.origin)]
         instead = set()
         for packet in matching(found[number]):
             before = deciders(found, packet, everything[:number])[0]
@@ -163,7 +163,7 @@ def test_they_name_the_lines_that_decide_instead(found: tuple[Rule, ...], defaul
                 instead.add(before)
             elif before is None:
                 instead.add(deciders(found, packet, everything[number + 1 :])[0])
-        assert {numbers[line] for line in one.by} == instead, one
+        assert {numbers[str(line)] for line in one.by} == instead, one
         assert len(one.by) == len(instead)
 
 
@@ -256,7 +256,7 @@ def test_both_directions_are_looked_at() -> None:
     subnet = Subnet("web", (network("10.0.0.0/28"),), True, False, (), policy)
     after = World((Vpc("alpha", (network("10.0.0.0/26"),), 0, (subnet,)),))
     found = forecast(after, after, [("alpha", "web")]).idle
-    assert [one.origin for one in found] == ["web.json#/ingress/1", "web.json#/egress/1"]
+    assert [str(one.origin) for one in found] == ["web.json#/ingress/1", "web.json#/egress/1"]
     assert json.dumps([dataclasses.asdict(one) for one in found])
 
 
@@ -273,3 +273,12 @@ def test_other_subnets_are_not_spoken_of() -> None:
     after = World((Vpc("alpha", (network("10.0.0.0/26"),), 0,
                        (Subnet("web", (network("10.0.0.0/28"),), True, False, (), policy),)),))  # fmt: skip
     assert forecast(after, after, []).idle == ()
+
+
+def test_a_rule_without_effect_as_json_names_lines_as_text() -> None:
+    (idle, *_) = told((HTTP, HTTP), Action.DENY)
+    assert idle_to_json(idle) == {
+        "origin": "policy.json#/ingress/0",
+        "shadowed": False,
+        "by": ["policy.json#/ingress/1"],
+    }

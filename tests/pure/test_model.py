@@ -283,3 +283,31 @@ def test_the_first_value_that_stands_twice_is_named() -> None:
     unique([1, 2, 3], "number")
     with pytest.raises(ConflictError, match="number 2 exists already"):
         unique([1, 2, 2, 1], "number")
+
+
+def test_names_are_looked_up_without_a_scan() -> None:
+    """The lists are taken away after the construction: what is still found was indexed."""
+    world = told("peer them")
+    one, web = world.vpc("one"), world.vpc("one").subnet("web")
+    first, last = web.instances[0], one.instances[-1]
+    object.__setattr__(world, "vpcs", None)
+    object.__setattr__(world, "peerings", None)
+    object.__setattr__(one, "subnets", None)
+    assert world.vpc("one") is one
+    assert [peer.name for peer in world.peers("one")] == ["two"]
+    assert world.peers("ghost") == ()
+    assert (one.subnet("web"), one.instance(first.name), one.subnet_of(first.name)) == (web, first, web)
+    assert one.instances[-1] is last
+    for look, kind in ((one.subnet, "subnet"), (one.instance, "instance"), (one.subnet_of, "instance")):
+        with pytest.raises(ConflictError, match=f"{kind} 'ghost' not found in VPC one; known {kind}s: .*web"):
+            look("ghost")
+    with pytest.raises(ConflictError, match="VPC 'ghost' not found; known VPCs: one, two"):
+        world.vpc("ghost")
+
+
+def test_indexes_are_no_part_of_a_value() -> None:
+    world = told("peer them")
+    again = dataclasses.replace(world, vpcs=tuple(dataclasses.replace(one) for one in world.vpcs))
+    assert again == world
+    assert hash(again) == hash(world)
+    assert "by_name" not in repr(world)

@@ -15,7 +15,7 @@ from vpcctl.documents.policies import PolicyDocument, read_policies, read_policy
 from vpcctl.errors import DocumentError
 from vpcctl.model.network import Subnet, World
 from vpcctl.model.operations import with_instance
-from vpcctl.model.policy import ICMP, ICMPV6, SCTP, TCP, UDP, Action, Direction, Endpoint, Limit, Policy, Rule
+from vpcctl.model.policy import ICMP, ICMPV6, SCTP, TCP, UDP, Action, Direction, Endpoint, Limit, Origin, Policy, Rule
 
 FILE = "web.json"
 
@@ -47,7 +47,7 @@ def test_the_format_of_the_first_vpcctl_is_a_policy() -> None:
     old = {"subnet": "10.0.0.0/28", "ingress": [{"port": 80, "protocol": "tcp", "action": "allow"}]}
     (found,) = read(old)
     assert (found.vpc, found.subnet) == (None, "10.0.0.0/28")
-    assert found.policy.ingress == (Rule(Action.ALLOW, TCP, ((80, 80),), origin="web.json#/ingress/0"),)
+    assert found.policy.ingress == (Rule(Action.ALLOW, TCP, ((80, 80),), origin=Origin("web.json", "/ingress/0")),)
     assert found.policy.egress is None
 
 
@@ -73,7 +73,7 @@ def test_sets_of_a_collection_are_known_to_its_policies_and_their_own_win() -> N
 
 def test_every_rule_knows_its_line() -> None:
     found = read({"policies": [{"ingress": [{"action": "deny"}] * 2, "egress": [{"action": "allow"}]}]})[0].policy
-    assert [one.origin for one in (*found.ingress, *found.egress)] == [
+    assert [str(one.origin) for one in (*found.ingress, *found.egress)] == [
         "web.json#/policies/0/ingress/0",
         "web.json#/policies/0/ingress/1",
         "web.json#/policies/0/egress/0",

@@ -124,6 +124,20 @@ def test_the_middle_does_nothing(path: str) -> None:
         assert not imports_of({"os", "socket", "time", "tempfile"}, path, (ROOT / path).read_text())
 
 
+@pytest.mark.parametrize(("one", "other"), [("analysis", "compiler"), ("compiler", "analysis")])
+def test_the_analysis_and_the_compiler_know_nothing_of_each_other(one: str, other: str) -> None:
+    """Two models of one policy, each tested against the other: what they share are values and facts of `model`."""
+    members = [path for path in SOURCES if package_of(path) == one]
+    assert len(members) > 5
+    found = {path: imports_of({f"vpcctl.{other}"}, path, (ROOT / path).read_text()) for path in members}
+    assert not {path: names for path, names in found.items() if names}
+
+
+def test_the_oracle_resolves_names_itself() -> None:
+    path = "vpcctl/model/oracle.py"
+    assert not imports_of({"vpcctl.model.resolve"}, path, (ROOT / path).read_text())
+
+
 def test_no_name_is_used_twice() -> None:
     """Neither for modules of different packages, nor for public classes."""
     modules = Counter(Path(path).stem for path in SOURCES if package_of(path) and not path.endswith("__init__.py"))

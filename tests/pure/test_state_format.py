@@ -93,7 +93,7 @@ def test_the_committed_example_says_what_it_said(tmp_path: Path) -> None:
     policy = state.world.vpc("shop").subnet("web").policy
     assert policy is not None
     assert policy.ingress is not None
-    assert policy.ingress[3].origin == "environment.json#/vpcs/0/subnets/0/policy/ingress/3"
+    assert str(policy.ingress[3].origin) == "environment.json#/vpcs/0/subnets/0/policy/ingress/3"
 
 
 def test_the_interrupted_example_is_finished_by_the_next_command(tmp_path: Path) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from vpcctl.analysis import packetset
 from vpcctl.analysis.packetset import Node, Partition, Space
 from vpcctl.analysis.reachability import DEFAULT, GateSpaces
-from vpcctl.model.policy import Rule
+from vpcctl.model.policy import Origin, Rule
 
 # What a packet may come to in a gate: numbers of rules, and DEFAULT.
 Chain = tuple[int | str, ...]
@@ -19,12 +20,12 @@ Chain = tuple[int | str, ...]
 class Idle:
     """A rule without effect; `by` are the lines that match before it, or would decide the same without it."""
 
-    origin: str
+    origin: Origin
     shadowed: bool
-    by: tuple[str, ...]
+    by: tuple[Origin | str, ...]
 
     def __str__(self) -> str:
-        others = ", ".join(self.by[:4]) + (f" and {len(self.by) - 4} more" if len(self.by) > 4 else "")
+        others = ", ".join(map(str, self.by[:4])) + (f" and {len(self.by) - 4} more" if len(self.by) > 4 else "")
         if not self.shadowed:
             return f"{self.origin} changes nothing: without it {others} would decide the same"
         if not self.by:
@@ -32,6 +33,11 @@ class Idle:
         return (
             f"{self.origin} can never match: {others} {'decides' if len(self.by) == 1 else 'decide'} all of it before"
         )
+
+
+def idle_to_json(idle: Idle) -> dict[str, Any]:
+    """An idle rule for machines."""
+    return {"origin": str(idle.origin), "shadowed": idle.shadowed, "by": list(map(str, idle.by))}
 
 
 def idle_rules(gate: GateSpaces, traffic: Space) -> Iterator[Idle]:
@@ -109,9 +115,9 @@ def _reached(gate: GateSpaces, chains: Iterable[Chain]) -> tuple[set, dict[int |
     return reached, followers
 
 
-def _origins(gate: GateSpaces, decisions: Iterable) -> tuple[str, ...]:
+def _origins(gate: GateSpaces, decisions: Iterable) -> tuple[Origin | str, ...]:
     decisions = set(decisions)
     packetset.spend(len(decisions))
     numbers = sorted(decision for decision in decisions if decision != DEFAULT)
-    words = [gate.rules[number].origin for number in numbers]
-    return (*words, "the default") if DEFAULT in decisions else tuple(words)
+    lines = [gate.rules[number].origin for number in numbers]
+    return (*lines, "the default") if DEFAULT in decisions else tuple(lines)

@@ -22,7 +22,7 @@ from vpcctl.analysis.reachability import DEFAULT, FLOWS, SERVICES, Reach, Zone
 from vpcctl.analysis.rendering import Line, lines
 from vpcctl.documents.reading import quote
 from vpcctl.errors import DocumentError, TooFineError
-from vpcctl.model.policy import Action, Address, Direction, Rule
+from vpcctl.model.policy import Action, Address, Direction, Origin, Rule
 
 # In the place of services that cannot be listed.
 TOO_MUCH = "too many different cases to list"
@@ -31,12 +31,20 @@ ALLOW, DENY, PARTLY = "allow", "deny", "partly"
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one line says about a part of the question; `rule` is None for defaults, paths and missing policies."""
+    """What one line says about a part of the question; `rule` is None for defaults, paths and missing policies.
+
+    `decider` is the line, or the reason where no line of a file decides.
+    """
 
     action: Action
-    origin: str
+    decider: Origin | str
     lines: tuple[Line, ...]
     rule: Rule | None = None
+
+    @property
+    def origin(self) -> str:
+        """What decides, in words."""
+        return str(self.decider)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,8 +217,8 @@ def _judged(
         part = Space(packetset.transform(functools.partial(operator.eq, decision), restricted))
         told = tuple(lines(part, start.zone, end.zone, reach))
         rule = gate.rule(decision)
-        origin = rule.origin if rule else gate.policy.default_origin(direction)
-        verdicts.append(Verdict(gate.action(decision), origin, told, rule))
+        line = rule.origin if rule else gate.policy.default_origin(direction)
+        verdicts.append(Verdict(gate.action(decision), line, told, rule))
     return passing, ExplainedStage(label, tuple(verdicts))
 
 

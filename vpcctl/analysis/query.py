@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from vpcctl.analysis import packetset
 from vpcctl.analysis.packetset import Interval
 from vpcctl.analysis.reachability import INTERNET, Reach, Zone
-from vpcctl.compiler.gates import REPLY_TYPE
 from vpcctl.documents.fields import TYPE_NAMES
 from vpcctl.documents.reading import nearest, quote
 from vpcctl.errors import ConflictError, DocumentError
 from vpcctl.model.oracle import subnet_at
 from vpcctl.model.policy import HIGHEST_PORT, ICMP_PROTOCOLS, PORT_PROTOCOLS, PROTOCOLS, Address
+from vpcctl.model.protocols import REPLY_TYPE
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def resolve_end(reach: Reach, text: str, home: str, end: int) -> End:
     if not slash:
         return _outside(reach, text, home, end)
     found = reach.world.vpc(vpc)
-    instance = next((one for one in found.instances if one.name == name), None)
+    instance = found.instances_by_name.get(name)
     if instance is not None:
         zone = reach.zones[vpc, found.subnet_of(name).name]
         return End(text, zone, tuple((packetset.number(a), packetset.number(a)) for a in instance.addresses))
@@ -84,7 +84,7 @@ def resolve_end(reach: Reach, text: str, home: str, end: int) -> End:
     try:
         address = ipaddress.ip_address(name)
     except ValueError:
-        known = sorted({*(one.name for one in found.instances), *(one.name for one in found.subnets)})
+        known = sorted({*found.instances_by_name, *found.subnets_by_name})
         hint = nearest(name, known) if known else "it has none yet"
         raise ConflictError(f"instance or subnet {name!r} not found in VPC {vpc}; {hint}") from None
     if not any(address in prefix for subnet in found.subnets for prefix in subnet.prefixes):

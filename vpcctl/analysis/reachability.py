@@ -1,24 +1,25 @@
 """Who may reach whom on what, exactly: the gates and paths of a world as partitions of the packet space.
 
-This is computed from the policies, not from the rulesets, and so is a model beside the compiler; `meaning` judges
+This is computed from the policies, not from the rulesets, and so is a model beside the compiler; `oracle` judges
 both.  A *zone* is what a person would name: a subnet, or the internet.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from vpcctl.analysis import packetset
 from vpcctl.analysis.packetset import Interval, Partition, Space
-from vpcctl.compiler.gates import REPLY_TYPE
-from vpcctl.compiler.translation import TRANSLATED
-from vpcctl.compiler.view import View
 from vpcctl.errors import TooFineError
+from vpcctl.model.difference import differing
 from vpcctl.model.host import NO_HOST, Host
 from vpcctl.model.network import NEVER_USABLE, Subnet, Vpc, World
 from vpcctl.model.policy import ICMP, ICMPV6, Action, Direction, Endpoint, Network, Policy, Rule
+from vpcctl.model.protocols import REPLY_TYPE, TRANSLATED
+from vpcctl.model.resolve import Meanings, inside
 
 # What decides where no rule does.
 DEFAULT = "default"
@@ -116,8 +117,9 @@ def gate(
 
 def _gate(world: World, vpc: Vpc, subnet: Subnet, direction: Direction, region: Space) -> GateSpaces:
     rules = subnet.policy.rules(direction) or ()
-    view, policy = View.of(world, vpc.name), subnet.policy
-    meant = functools.cache(lambda endpoint: [packetset.interval(prefix) for prefix in view.resolve(endpoint, policy)])
+    policy = subnet.policy
+    meanings = Meanings(world, vpc, policy)
+    meant = functools.cache(lambda endpoint: [packetset.interval(prefix) for prefix in meanings.prefixes(endpoint)])
     layers = [packetset.product(_ranges(meant, rule), number, packetset.UNDECIDED) for number, rule in enumerate(rules)]
     if region != packetset.EVERYTHING:
         layers = packetset.within(layers, region)
@@ -214,7 +216,11 @@ class Reach:
     def _may_meet(self, source: Zone, destination: Zone) -> bool:
         if source.vpc is None or destination.vpc is None:
             return source.vpc is not destination.vpc
-        return source.vpc == destination.vpc or destination.vpc in {p.name for p in self.world.peers(source.vpc)}
+        return source.vpc == destination.vpc or destination.vpc in self._peers[source.vpc]
+
+    @functools.cached_property
+    def _peers(self) -> dict[str, frozenset[str]]:
+        return {vpc.name: frozenset(peer.name for peer in self.world.peers(vpc.name)) for vpc in self.world.vpcs}
 
     def path(self, source: Zone, destination: Zone) -> tuple[Action, str]:
         """Does the topology carry anything from one zone to the other, and why (not)?"""
@@ -273,9 +279,9 @@ class Reach:
     def _seen_from(self, home: str, end: int) -> _Outside:
         if (home, end) not in self._outside:
             vpc = self.world.vpc(home)
-            inside = [prefix for one in (vpc, *self.world.peers(home)) for prefix in one.prefixes]
+            near = inside(self.world, vpc)
             lines = [{4: packetset.VERSION_4, 6: packetset.VERSION_6}[version] for version in vpc.versions]
-            beyond = Space.of(lines, None, None, None) - _sources((*inside, *NEVER_USABLE, self.world.transit))
+            beyond = Space.of(lines, None, None, None) - _sources((*near, *NEVER_USABLE, self.world.transit))
             hosts = _sources(self.host.sends if end == packetset.SOURCE else self.host.receives)
             self._outside[home, end] = _Outside(_intervals(beyond - hosts), _intervals(beyond & hosts))
         return self._outside[home, end]
@@ -324,11 +330,14 @@ class Change:
 
 def changes(before: Reach, after: Reach) -> Iterator[Change]:
     """Every pair of zones between which the traffic that passes differs."""
+    if before.world is after.world and before.host == after.host:
+        return
+    likeness = _Likeness(before, after)
     keys = {
         (source.key, destination.key): (source, destination)
         for reach in (before, after)
         for source, destination in reach.pairs()
-        if not _same(before, after, source, destination)
+        if not likeness.between(source, destination)
     }
     for source, destination in keys.values():
         old, new = (_allowed_in(reach, source, destination) for reach in (before, after))
@@ -342,30 +351,54 @@ def _allowed_in(reach: Reach, source: Zone, destination: Zone) -> Space:
     return reach.allowed(reach.zones[source.key], reach.zones[destination.key])
 
 
-def _same(before: Reach, after: Reach, source: Zone, destination: Zone) -> bool:
-    """Is it plain, without computing any gate, that nothing differs between two zones?"""
-    if before.world is after.world and before.host == after.host:
-        return True
-    if (before.world.transit, before.host) != (after.world.transit, after.host):
-        return False
-    involved = {zone.vpc for zone in (source, destination) if zone.vpc is not None}
-    for name in involved:
-        found = [[vpc for vpc in reach.world.vpcs if vpc.name == name] for reach in (before, after)]
-        if not all(found):
+# What does not change what passes: fields of the world besides its VPCs, of a VPC besides its subnets, of a subnet
+# besides its policy, and of a peer.
+_BESIDE = {"vpcs", "peerings"}
+_OF_VPC = {"subnets", "index", "max_flows", "max_ports", "hardened"}
+_OF_SUBNET = {"policy", "released"}
+_OF_PEER = _OF_VPC | {"publications", "sets", "nat_protocols"}
+
+
+class _Likeness:
+    """Where it is plain, without computing any gate, that nothing differs between two worlds; each answer kept."""
+
+    def __init__(self, before: Reach, after: Reach):
+        self._worlds = before.world, after.world
+        self._whole = before.host == after.host and not differing(before.world, after.world) - _BESIDE
+        self._vpcs: dict[str, bool] = {}
+        self._policies: dict[tuple[str, str], bool] = {}
+
+    def between(self, source: Zone, destination: Zone) -> bool:
+        """Is the traffic between two zones plainly the same?"""
+        if not self._whole:
             return False
-        one, other = found[0][0], found[1][0]
-        peers = [{peer.name: peer.prefixes for peer in reach.world.peers(name)} for reach in (before, after)]
-        if peers[0] != peers[1] or one.prefixes != other.prefixes:
-            return False
-        if (one.publications, one.sets) != (other.publications, other.sets):
+        zones = [(zone.vpc, str(zone.subnet)) for zone in (source, destination) if zone.vpc is not None]
+        return all(self._of_vpc(vpc) for vpc, _ in zones) and all(self._of_policy(*zone) for zone in zones)
+
+    def _of_vpc(self, name: str) -> bool:
+        if name not in self._vpcs:
+            self._vpcs[name] = self._compared(name)
+        return self._vpcs[name]
+
+    def _compared(self, name: str) -> bool:
+        one, other = (world.vpcs_by_name.get(name) for world in self._worlds)
+        if one is None or other is None or differing(one, other) - _OF_VPC:
             return False
         # Names in policies may mean other addresses where subnets or instances came or went.
-        if [(s.name, s.prefixes, s.reaches_internet, s.instances) for s in one.subnets] != [
-            (s.name, s.prefixes, s.reaches_internet, s.instances) for s in other.subnets
-        ]:
+        if not _alike(one.subnets, other.subnets, _OF_SUBNET):
             return False
-    return all(_policy(before, zone) == _policy(after, zone) for zone in (source, destination))
+        peers = [sorted(world.peers(name), key=lambda peer: peer.name) for world in self._worlds]
+        return _alike(*peers, _OF_PEER)
+
+    def _of_policy(self, vpc: str, subnet: str) -> bool:
+        if (vpc, subnet) not in self._policies:
+            one, other = (world.vpc(vpc).subnet(subnet).policy for world in self._worlds)
+            self._policies[vpc, subnet] = one == other
+        return self._policies[vpc, subnet]
 
 
-def _policy(reach: Reach, zone: Zone) -> Policy | None:
-    return None if zone.vpc is None else reach.world.vpc(zone.vpc).subnet(str(zone.subnet)).policy
+def _alike(ones: Sequence[Any], others: Sequence[Any], beside: set[str]) -> bool:
+    """Are two sequences of values the same, apart from the fields `beside`?"""
+    if len(ones) != len(others):
+        return False
+    return not any(differing(*pair) - beside for pair in zip(ones, others, strict=True))

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from vpcctl.analysis import packetset
 from vpcctl.analysis.reachability import Reach
-from vpcctl.compiler.translation import PORTED, TRANSLATED
-from vpcctl.compiler.view import View
 from vpcctl.model.network import Network, Subnet, Vpc, World, uplink_pair
 from vpcctl.model.policy import ICMP_PROTOCOLS, UDP, Direction
+from vpcctl.model.protocols import PORTED, TRANSLATED
+from vpcctl.model.resolve import inside
 
 # enum ip_conntrack_status (include/uapi/linux/netfilter/nf_conntrack_common.h)
 IPS_SRC_NAT, IPS_DST_NAT = 1 << 4, 1 << 5
@@ -126,16 +126,15 @@ class Court:
 
     def __init__(self, world: World, name: str, generation: int, changed: Container[int] = ()):
         """`changed` are addresses that another instance has than before."""
-        self._view = View.of(world, name)
+        self._vpc = vpc = world.vpc(name)
         self._changed = changed
         self._generation = generation
         self._reach = Reach(world)
-        self._subnets = dict(_instances(self._view.vpc))
-        self._gateways = {packetset.number(gateway) for subnet in self._view.vpc.subnets for gateway in subnet.gateways}
-        self._peers = {number for peer in self._view.peers for number, _ in _instances(peer)}
-        self._inside = [packetset.interval(prefix) for prefix in self._view.vpc.prefixes]
-        self._near = self._inside + [packetset.interval(p) for peer in self._view.peers for p in peer.prefixes]
-        self._published = _published(self._view)
+        self._subnets = dict(_instances(vpc))
+        self._gateways = {packetset.number(gateway) for subnet in vpc.subnets for gateway in subnet.gateways}
+        self._peers = {number for peer in world.peers(name) for number, _ in _instances(peer)}
+        self._near = [packetset.interval(prefix) for prefix in inside(world, vpc)]
+        self._published = _published(vpc)
         self._known: dict[tuple[int, int, int, int], bool] = {}
 
     def objection(self, flow: Tracked) -> str:
@@ -149,7 +148,7 @@ class Court:
             if flow.translates_source or flow.translates_destination:
                 return "nothing is translated between its ends"
         elif _within(source, self._near):
-            if flow.protocol not in TRANSLATED and flow.protocol not in self._view.vpc.nat_protocols:
+            if flow.protocol not in TRANSLATED and flow.protocol not in self._vpc.nat_protocols:
                 return "its protocol is not translated"
         else:
             target = self._published.get((flow.protocol, flow.original.destination_port))
@@ -198,7 +197,7 @@ class Court:
         subnet = self._subnets.get(end)
         if subnet is None:
             return True
-        return bool(self._reach.judged(self._view.vpc.name, subnet.name, direction, _single(point))[1])
+        return bool(self._reach.judged(self._vpc.name, subnet.name, direction, _single(point))[1])
 
 
 def _single(point: tuple[int, int, int, int]) -> packetset.Space:
@@ -230,10 +229,10 @@ def changed_hands(before: World, after: World) -> frozenset[int]:
     return frozenset(place[1] for place, mac in owners[0].items() if owners[1].get(place, mac) != mac)
 
 
-def _published(view: View) -> dict[tuple[int, int], tuple[int, int]]:
+def _published(vpc: Vpc) -> dict[tuple[int, int], tuple[int, int]]:
     """(protocol, port of the host) to (address, port) of the instance."""
-    found = {instance.name: packetset.number(instance.addresses[0]) for instance in view.vpc.instances}
-    return {(item.protocol, item.port): (found[item.instance], item.target_port) for item in view.vpc.publications}
+    found = {instance.name: packetset.number(instance.addresses[0]) for instance in vpc.instances}
+    return {(item.protocol, item.port): (found[item.instance], item.target_port) for item in vpc.publications}
 
 
 def _within(number: int, intervals: Iterable[tuple[int, int]]) -> bool:

@@ -55,6 +55,7 @@ def plan(session: Session, environment: str, prune: bool, as_json: bool) -> None
 
     Example: vpcctl plan shop.json
     """
+    from vpcctl.analysis.anomalies import idle_to_json
     from vpcctl.analysis.explain import line_to_json
     from vpcctl.analysis.impact import forecast
     from vpcctl.compiler import bounds
@@ -72,7 +73,7 @@ def plan(session: Session, environment: str, prune: bool, as_json: bool) -> None
                 "changes": [dataclasses.asdict(change) for change in changes],
                 "newly_allowed": list(map(line_to_json, expected.newly_allowed)),
                 "newly_denied": list(map(line_to_json, expected.newly_denied)),
-                "without_effect": [dataclasses.asdict(idle) for idle in expected.idle],
+                "without_effect": list(map(idle_to_json, expected.idle)),
                 "not_listed": list(expected.untold),
             }
         )

@@ -162,7 +162,7 @@ def _loaded(ruleset: Any, namespace: str) -> Any:
 
 def _policy_document(subnet: Subnet, objects: list[dict[str, Any]] | None) -> dict[str, Any]:
     """A subnet's policy for machines; `hits` by direction, the default's last."""
-    from vpcctl.analysis.hit_counts import hits
+    from vpcctl.compiler.hit_counts import hits
     from vpcctl.documents.codec import policy_to_json
     from vpcctl.model.policy import Direction
 
@@ -179,7 +179,7 @@ def _policy_document(subnet: Subnet, objects: list[dict[str, Any]] | None) -> di
 
 
 def _print_policy(subnet: Subnet, objects: list[dict[str, Any]] | None) -> None:
-    from vpcctl.analysis.hit_counts import hits
+    from vpcctl.compiler.hit_counts import hits
     from vpcctl.model.policy import Direction
 
     policy = subnet.policy
@@ -235,6 +235,7 @@ def compile(
     from vpcctl.compiler import bounds, compile_vpc
     from vpcctl.documents.binding import attach
     from vpcctl.model.network import World
+    from vpcctl.resources.kinds import next_generation
 
     documents = read_policy_files(files)
     if environment is not None:
@@ -255,8 +256,7 @@ def compile(
     bounds.check(before, world)
     compiled = compile_vpc(world, name, names.tag(owner, name, "ruleset"))
     recorded: Any = loaded.get(("Ruleset", names.router_namespace(name)))
-    generation = 1 if recorded is None else recorded.generation + (recorded.fingerprint != compiled.fingerprint)
-    print_text(compiled.text(generation))
+    print_text(compiled.text(next_generation(recorded, compiled.fingerprint)))
 
 
 def load_environment(file: str) -> World:

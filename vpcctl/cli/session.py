@@ -12,6 +12,7 @@ import click
 
 from vpcctl.cli.output import styled, visible, visible_lines
 from vpcctl.errors import DocumentError, KernelError, VpcctlError
+from vpcctl.names import DEFAULT_STATE_DIR
 
 if TYPE_CHECKING:
     from vpcctl.engine.reconciler import Outcome
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from vpcctl.model.host import Host
     from vpcctl.model.network import World
     from vpcctl.resources.protocol import Kernel
-
-DEFAULT_STATE_DIR = "/var/lib/vpcctl"
 
 EXIT_STATUSES = {
     0: "done",

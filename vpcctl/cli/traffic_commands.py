@@ -284,9 +284,10 @@ def _checked(reach: Reach, assertion: dict[str, str], place: str) -> tuple[dict[
 
 def _judged(answer: Answer) -> str:
     """The verdict as the end of a sentence: `denied by web.json#/ingress/2`."""
-    origin = answer.deciding.origin
-    # What is no line of a file is a reason.
-    decided = f" by {origin}" if "#" in origin else f": {origin}"
+    from vpcctl.model.policy import Origin
+
+    decider = answer.deciding.decider
+    decided = f" by {decider}" if isinstance(decider, Origin) else f": {decider}"
     if answer.verdict != "partly":
         return WORDS[answer.verdict] + decided
     return f"{WORDS[answer.verdict]}: {'; '.join(map(str, answer.allowed))}; the rest is denied{decided}"

@@ -6,12 +6,14 @@ new policy, or because names in an existing policy would match more than before.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from vpcctl.compiler.effort import Effort, TooMuchError
 from vpcctl.compiler.gates import gate, keep
 from vpcctl.compiler.view import View, looks_alike
 from vpcctl.errors import DocumentError, Problem
 from vpcctl.model.network import Subnet, Vpc, World
-from vpcctl.model.policy import Direction
+from vpcctl.model.policy import Direction, Policy
 
 
 def check(before: World, after: World) -> None:
@@ -28,30 +30,37 @@ def check(before: World, after: World) -> None:
 def _problem(before: World, after: World, vpc: Vpc) -> Problem | None:
     if looks_alike(before, after, vpc):
         return None
-    known = {subnet.name: subnet.policy for one in before.vpcs if one.name == vpc.name for subnet in one.subnets}
-    problem, subnet = _measured(after, vpc, known)
+    was = before.vpcs_by_name.get(vpc.name)
+    known = {subnet.name: subnet.policy for subnet in was.subnets} if was else {}
+    problem, subnet = _measured(after, vpc, known, keeping=True)
     if problem is None or subnet is None:
         return None
     if subnet.policy != known.get(subnet.name):
         return problem
     # The VPC exceeded a bound before: do not block other changes.
-    if any(_measured(before, one, {})[0] is not None for one in before.vpcs if one.name == vpc.name):
+    if was is not None and _measured(before, was, {})[0] is not None:
         return None
     why = "this policy did not change, but names in it would match more, or other policies of the VPC would need more"
     words = f"{problem.message}; {why}"
     return Problem(problem.file, problem.pointer, words)
 
 
-def _measured(world: World, vpc: Vpc, known: dict) -> tuple[Problem | None, Subnet | None]:
-    """The first bound that the VPC passes, and the subnet with whose policy; `known` are policies that came before."""
+def _measured(
+    world: World, vpc: Vpc, known: Mapping[str, Policy | None], keeping: bool = False
+) -> tuple[Problem | None, Subnet | None]:
+    """The first bound that the VPC passes, and the subnet with whose policy; `known` are policies that came before.
+
+    With `keeping` its gates are kept for the compiler.
+    """
     view, effort = View.of(world, vpc.name), Effort.bounded()
     # New policies come last, so that they are reported as the cause.
     for subnet in sorted(vpc.subnets, key=lambda one: one.policy != known.get(one.name)):
         for direction in Direction:
             try:
-                keep(((view, subnet, direction, gate(view, subnet, direction, effort)),))
+                found = gate(view, subnet, direction, effort)
             except TooMuchError as error:
-                rule = subnet.policy.rules(direction)[error.rule]
-                file, _, pointer = rule.origin.partition("#")
-                return Problem(file, pointer, str(error)), subnet
+                origin = subnet.policy.rules(direction)[error.rule].origin
+                return Problem(origin.file, origin.pointer, str(error)), subnet
+            if keeping:
+                keep(((view, subnet, direction, found),))
     return None, None

@@ -27,7 +27,7 @@ def sources(view: View) -> Parts:
         rules.append(NftRule("meta nfproto ipv6 drop"))
     # Connection tracking calls redirects "related", so they would inherit the mark of the flow they quote.
     rules.append(NftRule("icmp type { source-quench, redirect } drop"))
-    rules.append(NftRule(f"ip daddr {anonymous(_never(4))} drop"))
+    rules.append(NftRule(f"ip daddr {anonymous(never_usable(4))} drop"))
     dispatch = [f"{quoted(bridge)} : goto from-member" for bridge, _ in view.bridges]
     dispatch.append(f"{quoted(names.UPLINK)} : goto from-uplink")
     dispatch += [f"{quoted(link)} : goto from-peer-{peer.name}" for link, peer in view.peer_links]
@@ -55,7 +55,8 @@ def sources(view: View) -> Parts:
     return [members], chains
 
 
-def _never(version: int) -> list[str]:
+def never_usable(version: int) -> list[str]:
+    """The prefixes of one IP version that no VPC may use."""
     return [str(prefix) for prefix in NEVER_USABLE if prefix.version == version]
 
 
@@ -72,7 +73,7 @@ def _members(view: View) -> list[Element]:
 def _from_uplink(view: View) -> list[NftRule]:
     """What comes in from outside is addressed to the uplink and comes from no inside address."""
     inside: list[Network] = [*view.vpc.prefixes, *(prefix for peer in view.peers for prefix in peer.prefixes)]
-    bogons = _never(4) + [str(prefix) for prefix in (*inside, view.world.transit) if prefix.version == 4]
+    bogons = never_usable(4) + [str(prefix) for prefix in (*inside, view.world.transit) if prefix.version == 4]
     return [
         NftRule(f"ip daddr != {view.uplink_address} drop"),
         # The host is a hop of the path: without its errors, path MTU discovery ends in a black hole (RFC 1191).

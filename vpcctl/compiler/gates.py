@@ -25,12 +25,10 @@ from vpcctl.compiler.first_match import WIDTH, Box, Prefix, Product, spread, sta
 from vpcctl.compiler.match_boxes import matches
 from vpcctl.compiler.nft import ADDRESS_TYPE, ADDRESS_WORD, Chain, Element, NftRule, RateLimit, Set, comment_text
 from vpcctl.compiler.view import View
-from vpcctl.model.network import Subnet
+from vpcctl.model.network import Subnet, Vpc
 from vpcctl.model.policy import ICMP, ICMP_PROTOCOLS, ICMPV6, Action, Direction, Policy, Range, Rule
+from vpcctl.model.protocols import REPLY_TYPE
 
-# The type of the reply to each ICMP request that connection tracking knows (net/netfilter/nf_conntrack_proto_icmp.c
-# and …_icmpv6.c: invmap).  Messages of other types are errors or invalid and never begin a flow.
-REPLY_TYPE = {ICMP: {8: 0, 13: 14, 15: 16, 17: 18}, ICMPV6: {128: 129, 139: 140}}
 TYPE_FIELD = {ICMP: ("icmp type", "icmp_type"), ICMPV6: ("icmpv6 type", "icmpv6_type")}
 VERDICTS = {Action.ALLOW: "return", Action.DENY: "drop", Action.REJECT: "goto send-reject"}
 # NF_LOG_PREFIXLEN is 128 with the final zero (include/uapi/linux/netfilter/nf_log.h).
@@ -77,7 +75,8 @@ def gate(view: View, subnet: Subnet, direction: Direction, effort: Effort | None
 
     TooMuchError where it costs more than is left of `effort`; where that is not given, it may cost what it will.
     """
-    if effort is None and (place := _place(view, subnet, direction)) in _kept:
+    place = (view.vpc.name, subnet.name, direction)
+    if effort is None and place in _kept and _kept[place][0] == _made_of(view, subnet):
         return _kept.pop(place)[1]
     policy = subnet.policy
     if policy is None:
@@ -88,9 +87,10 @@ def gate(view: View, subnet: Subnet, direction: Direction, effort: Effort | None
     return _Builder(view, subnet, policy, direction, rules, effort or Effort()).build()
 
 
-# Gates that were compiled to see what they cost, by what they were compiled from.  These are kept too, so that their
-# identities stay theirs.
-_kept: dict[tuple, tuple[tuple, Gate | None]] = {}
+# A gate and what it was made of.
+Kept = tuple[tuple[Vpc, tuple[Vpc, ...], Subnet], Gate | None]
+# Gates that were compiled to see what they cost, by VPC, subnet and direction.
+_kept: dict[tuple[str, str, Direction], Kept] = {}
 
 
 def keep(gates: Iterable[tuple[View, Subnet, Direction, Gate | None]]) -> None:
@@ -99,12 +99,12 @@ def keep(gates: Iterable[tuple[View, Subnet, Direction, Gate | None]]) -> None:
     if not found:
         _kept.clear()
     for view, subnet, direction, made in found:
-        _kept[_place(view, subnet, direction)] = ((view, subnet), made)
+        _kept[view.vpc.name, subnet.name, direction] = (_made_of(view, subnet), made)
 
 
-def _place(view: View, subnet: Subnet, direction: Direction) -> tuple:
-    """All that a gate depends on: values are frozen, and the same value is the same gate."""
-    return (id(view.vpc), *map(id, view.peers), id(subnet), direction)
+def _made_of(view: View, subnet: Subnet) -> tuple[Vpc, tuple[Vpc, ...], Subnet]:
+    """All that a gate depends on, besides its direction.  Comparing it with itself costs nothing."""
+    return view.vpc, view.peers, subnet
 
 
 class _Builder:
@@ -120,6 +120,8 @@ class _Builder:
         effort: Effort,
     ):
         self._view, self._subnet, self._policy, self._direction, self._rules = view, subnet, policy, direction, rules
+        # The users' lines, as comments.
+        self._lines = [str(rule.origin) for rule in rules]
         self._name, self._effort = f"{direction.value}-{subnet.name}", effort
         self._sets: list[Set] = []
         self._chains: list[Chain] = []
@@ -152,13 +154,10 @@ class _Builder:
                 straight += self._verdicts(self._product(name, one, mirror=False), one.rule, mirror=False)
                 mirrored += self._verdicts(self._product(name, one, mirror=True), one.rule, mirror=True)
         default = VERDICTS[self._policy.default(self._direction)]
-        last = NftRule(f"counter {default}", self._origin("default"))
+        last = NftRule(f"counter {default}", str(self._policy.origin("/default")))
         for name, rules in ((self._name, straight), (f"{self._name}.reply", mirrored)):
             self._chains.append(Chain(name, (*rules, last)))
         return Gate(self._name, f"{self._name}.reply", (*self._limits, *self._sets), tuple(self._chains))
-
-    def _origin(self, what: str) -> str:
-        return f"{self._policy.file}#{self._policy.pointer}/{what}"
 
     def _verdict(self, number: int, rule: Rule) -> str:
         """What a match does."""
@@ -198,7 +197,7 @@ class _Builder:
         limited = shape.rule is not None
         if typed or not mirror:
             elements = tuple(
-                Element(self._element_key(box), "" if limited else box.verdict, self._rules[box.rule].origin)
+                Element(self._element_key(box), "" if limited else box.verdict, self._lines[box.rule])
                 for box in members
             )
             data_type = "" if limited else "verdict"
@@ -246,13 +245,13 @@ class _Builder:
 
     def _verdicts(self, match: str, number: int, mirror: bool) -> list[NftRule]:
         """Plain rules for what no map can hold: a match of everything, a product, or a rate."""
-        rule = self._rules[number]
+        rule, line = self._rules[number], self._lines[number]
         verdict = self._verdict(number, rule)
         if not rule.limit:
-            return [NftRule(f"{match}counter {verdict}", rule.origin)]
+            return [NftRule(f"{match}counter {verdict}", line)]
         # The rate is one of new flows; a flow that passed before and is judged again is not held against it.
-        seen = NftRule(f"{match}ct state established counter {verdict}", rule.origin)
-        new = NftRule(f'{match}ct state new limit name "{self._limit(number)}" counter {verdict}', rule.origin)
+        seen = NftRule(f"{match}ct state established counter {verdict}", line)
+        new = NftRule(f'{match}ct state new limit name "{self._limit(number)}" counter {verdict}', line)
         return [seen] if mirror else [seen, new]
 
     def _limit(self, number: int) -> str:
@@ -315,7 +314,7 @@ def _logging(name: str, vpc: str, rule: Rule) -> Chain:
     The log goes to a netlink group: the kernel's own log is silent in namespaces (net.netfilter.nf_log_all_netns).
     """
     head = f"vpcctl {vpc} {rule.action.value} "
-    prefix = head + comment_text(rule.origin)[-(LOG_PREFIX_LIMIT - len(head)) :]
+    prefix = head + comment_text(str(rule.origin))[-(LOG_PREFIX_LIMIT - len(head)) :]
     return Chain(
         name, (NftRule(f'ct state new log prefix "{prefix}" group {LOG_GROUP}'), NftRule(VERDICTS[rule.action]))
     )

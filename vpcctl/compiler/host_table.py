@@ -10,13 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vpcctl import names
-from vpcctl.compiler.chains import ICMP_ERRORS
+from vpcctl.compiler.chains import ICMP_ERRORS, never_usable
 from vpcctl.compiler.nft import Chain, Counter, Element, Hook, NftRule, Set, Table, anonymous, quoted
 from vpcctl.compiler.translation import ranges_beside, translated, translating, untranslated
 from vpcctl.model.host import NO_PART, HostPart
 from vpcctl.model.network import DEFAULT_MAX_FLOWS, World, uplink_pair
 
-NOBODY = ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4")
 # The flows of a VPC are counted in so many lists at most, by a hash of their ends: the kernel walks a list for each new
 # flow (net/netfilter/nf_conncount.c).  A list has room for so many flows at least, or chance would fill it too soon.
 LISTS, ROOM = 512, 16
@@ -155,7 +154,7 @@ def _chains(world: World, host: HostPart, published: bool, portless: list[int]) 
             (
                 NftRule("meta nfproto ipv6 drop"),
                 NftRule("iifname . ip saddr != @senders drop"),
-                NftRule(f"ip daddr {anonymous([str(transit), *NOBODY])} drop"),
+                NftRule(f"ip daddr {anonymous([str(transit), *never_usable(4)])} drop"),
                 NftRule("fib daddr type local drop"),
             ),
         ),

@@ -13,11 +13,9 @@ from collections.abc import Iterable
 
 from vpcctl.compiler.nft import Chain, NftRule, anonymous
 from vpcctl.model.network import NAT_PORTS
-from vpcctl.model.policy import ICMP, SCTP, TCP, UDP
+from vpcctl.model.policy import ICMP
+from vpcctl.model.protocols import PORTED, TRANSLATED
 
-# What source NAT can tell apart: the protocols with ports, and ICMP by its identifier, which is kept where it can be.
-PORTED = (TCP, UDP, SCTP)
-TRANSLATED = (ICMP, *PORTED)
 # More pieces than these are not worth their rules: the smallest are left out.
 MOST_RANGES = 64
 

@@ -6,6 +6,7 @@ import ipaddress
 from dataclasses import dataclass
 
 from vpcctl import names
+from vpcctl.model.difference import differing
 from vpcctl.model.network import Address, Network, Subnet, Vpc, World, uplink_pair
 from vpcctl.model.policy import Endpoint, Policy
 
@@ -36,10 +37,6 @@ class View:
         """Each peer with the name of the link to it."""
         return tuple((names.peer_link(peer.name), peer) for peer in self.peers)
 
-    def prefixes(self, version: int) -> list[Network]:
-        """The prefixes of this VPC, of one IP version."""
-        return [prefix for prefix in self.vpc.prefixes if prefix.version == version]
-
     def resolve(self, endpoint: Endpoint, policy: Policy) -> tuple[Network, ...]:
         """The prefixes that `endpoint` means at present; what it names and is not there means none.
 
@@ -51,14 +48,11 @@ class View:
             case "set":
                 return {**dict(self.vpc.sets), **dict(policy.sets)}.get(endpoint.name, ())
             case "subnet":
-                return next((subnet.prefixes for subnet in self.vpc.subnets if subnet.name == endpoint.name), ())
+                subnet = self.vpc.subnets_by_name.get(str(endpoint.name))
+                return subnet.prefixes if subnet else ()
             case "instance":
-                return tuple(
-                    _single(address)
-                    for instance in self.vpc.instances
-                    if instance.name == endpoint.name
-                    for address in instance.addresses
-                )
+                instance = self.vpc.instances_by_name.get(str(endpoint.name))
+                return tuple(map(_single, instance.addresses)) if instance else ()
             case "vpc":
                 return next((vpc.prefixes for vpc in (self.vpc, *self.peers) if vpc.name == endpoint.name), ())
             case "internet":
@@ -71,14 +65,18 @@ class View:
         return tuple(prefix for version in (4, 6) for prefix in complement(inside, version))
 
 
+# What the ruleset of a VPC does not depend on: fields of the world (the VPC and its peers are looked at by themselves),
+# and fields of a peer.
+_BESIDE = {"vpcs", "peerings"}
+_OF_PEER = {"index", "subnets", "publications", "sets", "max_flows", "max_ports", "nat_protocols", "hardened"}
+
+
 def looks_alike(before: World, world: World, vpc: Vpc) -> bool:
     """Is all that the compiler sees of `vpc` the same in both worlds?"""
-    return (
-        before.transit == world.transit
-        and vpc in before.vpcs
-        and [(peer.name, peer.prefixes) for peer in before.peers(vpc.name)]
-        == [(peer.name, peer.prefixes) for peer in world.peers(vpc.name)]
-    )
+    if differing(before, world) - _BESIDE or before.vpcs_by_name.get(vpc.name) != vpc:
+        return False
+    old, new = before.peers(vpc.name), world.peers(vpc.name)
+    return len(old) == len(new) and not any(differing(*pair) - _OF_PEER for pair in zip(old, new, strict=True))
 
 
 def complement(prefixes: list[Network], version: int) -> list[Network]:

@@ -22,6 +22,7 @@ from vpcctl.doctor.finding import Finding
 from vpcctl.doctor.network_state import privileged
 from vpcctl.errors import KernelError, VpcctlError
 from vpcctl.kernel import namespaces, sandbox, settings
+from vpcctl.resources.kinds import PORT_FLAGS
 
 SUBJECT = "kernel"
 BRIDGE, PORT, FAR_END = "br-try", "in-try", "far-try"
@@ -157,7 +158,6 @@ def needed() -> list[Feature]:
 
 def _link_features() -> list[Feature]:
     since = {"isolated": "4.18", "locked": "5.18"}
-    flags = {"isolated": 1, "locked": 1, "learning": 0, "unicast_flood": 0, "mcast_flood": 0, "bcast_flood": 0}
     feature = partial(Feature, why=WHY_LINKS)
     return [
         feature("bridges", attempt=_make_bridge, option="CONFIG_BRIDGE", module="bridge"),
@@ -169,7 +169,7 @@ def _link_features() -> list[Feature]:
                 attempt=partial(_set_flag, flag, value),
                 since=since.get(flag, ""),
             )
-            for flag, value in flags.items()
+            for flag, value in PORT_FLAGS.items()
         ),
         feature("static entries of a bridge's forwarding database", attempt=_add_entry),
         feature("a proxy delay of 0, set by RTM_SETNEIGHTBL", attempt=_set_proxy_delay),

@@ -11,10 +11,9 @@ from pathlib import Path
 from vpcctl.doctor.finding import Finding
 from vpcctl.engine.state import STATE_FILE, State, Store
 from vpcctl.errors import StateError
+from vpcctl.names import DEFAULT_STATE_DIR
 
 SUBJECT = "state"
-# Where the state is if nobody says otherwise: needs no --state-dir.
-DEFAULT = "/var/lib/vpcctl"
 
 
 def read(store: Store) -> tuple[State | None, list[Finding]]:
@@ -40,7 +39,7 @@ def read(store: Store) -> tuple[State | None, list[Finding]]:
 def command(store: Store, words: str) -> str:
     """A vpcctl command on this very state directory, for a shell."""
     directory = str(store.directory)
-    if directory in (DEFAULT, os.environ.get("VPCCTL_STATE_DIR")):
+    if directory in (DEFAULT_STATE_DIR, os.environ.get("VPCCTL_STATE_DIR")):
         return f"vpcctl {words}"
     return f"vpcctl --state-dir {shlex.quote(directory)} {words}"
 

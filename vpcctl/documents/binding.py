@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from vpcctl.documents.policies import MOST_PREFIXES, PolicyDocument
 from vpcctl.documents.reading import nearest
 from vpcctl.errors import DocumentError, Problem
 from vpcctl.model.network import Subnet, Vpc, World
-from vpcctl.model.policy import Direction, Endpoint, Policy
+from vpcctl.model.policy import Direction, Endpoint, Origin, Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ def attach(
                 other.policy.file,
                 other.policy.pointer,
                 f"subnet {other.subnet} of VPC {other.vpc} has a policy in this command already, at"
-                f" {one.policy.file}#{one.policy.pointer}; keep one",
+                f" {one.policy.origin()}; keep one",
             )
         )
     for attachment in attachments:
@@ -105,15 +105,15 @@ def _is(subnet: Subnet, wanted: str) -> bool:
 def _names(world: World, attachment: Attachment) -> Iterator[Problem]:
     """Endpoints that name nothing."""
     vpc = world.vpc(attachment.vpc)
-    known = {
-        "subnet": sorted(subnet.name for subnet in vpc.subnets),
-        "instance": sorted(instance.name for instance in vpc.instances),
-        "vpc": sorted(one.name for one in world.vpcs),
-        "set": sorted({name for name, _ in (*vpc.sets, *attachment.policy.sets)}),
+    known: dict[str, Collection[str]] = {
+        "subnet": vpc.subnets_by_name,
+        "instance": vpc.instances_by_name,
+        "vpc": world.vpcs_by_name,
+        "set": {name for name, _ in (*vpc.sets, *attachment.policy.sets)},
     }
     for place, endpoint in _endpoints(attachment.policy):
         if endpoint.name is not None and endpoint.name not in known[endpoint.kind]:
-            there = known[endpoint.kind]
+            there = sorted(known[endpoint.kind])
             hint = nearest(endpoint.name, there) if there else f"known {endpoint.kind}s: none"
             words = f"{endpoint} names nothing: no {endpoint.kind} {endpoint.name!r} is known here; {hint}"
             expected = "the name of an existing subnet, instance, VPC or set is expected"
@@ -156,7 +156,7 @@ def _endpoints(policy: Policy) -> Iterator[tuple[str, Endpoint]]:
     """Every endpoint of the policy with its pointer."""
     for direction in Direction:
         for rule in policy.rules(direction) or ():
-            pointer = rule.origin.partition("#")[2]
+            pointer = rule.origin.pointer
             for field, endpoints in (("source", rule.sources), ("destination", rule.destinations)):
                 for number, endpoint in enumerate(endpoints or ()):
                     yield f"{pointer}/{field}" + (f"/{number}" if len(endpoints or ()) > 1 else ""), endpoint
@@ -168,13 +168,14 @@ def _warnings(world: World, attachment: Attachment) -> Iterator[str]:
     for direction in Direction:
         if policy.rules(direction) is not None and direction not in dict(policy.defaults):
             yield (
-                f"{policy.file}#{policy.pointer}: {direction.value} of {attachment.vpc}/{attachment.subnet}"
+                f"{policy.origin()}: {direction.value} of {attachment.vpc}/{attachment.subnet}"
                 ' denies what no rule matches (implied; say it with "default")'
             )
     peers = {peer.name for peer in world.peers(vpc.name)} | {vpc.name}
     for place, endpoint in _endpoints(policy):
         if endpoint.kind == "vpc" and endpoint.name not in peers:
-            yield f"{policy.file}#{place}: {endpoint} matches nothing until {vpc.name} and {endpoint.name} are peered"
+            line = Origin(policy.file, place)
+            yield f"{line}: {endpoint} matches nothing until {vpc.name} and {endpoint.name} are peered"
     yield from _outside(vpc, attachment)
 
 
@@ -193,5 +194,6 @@ def _own_prefixes(vpc: Vpc, endpoint: Endpoint) -> list:
     if endpoint.kind == "prefix":
         return [endpoint.prefix]
     if endpoint.kind == "subnet":
-        return [prefix for subnet in vpc.subnets if subnet.name == endpoint.name for prefix in subnet.prefixes]
+        subnet = vpc.subnets_by_name.get(str(endpoint.name))
+        return list(subnet.prefixes) if subnet else []
     return []

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from vpcctl.documents.codec import policy_to_json
 from vpcctl.errors import VpcctlError
+from vpcctl.model.difference import differing
 from vpcctl.model.network import DEFAULT_MAX_FLOWS, DEFAULT_MAX_PORTS, Instance, Peering, Subnet, Vpc, World
-from vpcctl.model.policy import PROTOCOL_NAMES, Policy, Rule
+from vpcctl.model.policy import NOWHERE, PROTOCOL_NAMES, Policy, Rule
 
 
 def merged(present: World, wanted: World, peerings: tuple[Peering, ...], prune: bool) -> World:
@@ -144,7 +145,7 @@ def same_words(one: Policy, other: Policy | None) -> bool:
 
 def _bare(policy: Policy) -> Policy:
     def rules(found: tuple[Rule, ...] | None) -> tuple[Rule, ...] | None:
-        return found and tuple(dataclasses.replace(rule, origin="") for rule in found)
+        return found and tuple(dataclasses.replace(rule, origin=NOWHERE) for rule in found)
 
     return dataclasses.replace(policy, ingress=rules(policy.ingress), egress=rules(policy.egress), file="", pointer="")
 
@@ -161,23 +162,42 @@ class ObjectChange:
         return f"{self.sign} {self.what}" + (f": {self.detail}" if self.detail else "")
 
 
+Words = Callable[[Any, Any], Iterable["ObjectChange"]]
+# What nobody is told: the addresses that a subnet hands out last.
+UNTOLD = {Subnet: {"released"}}
+
+
 def object_changes(before: World, after: World) -> list[ObjectChange]:
     """The difference between two worlds, object by object, as people name them."""
-    found: list[ObjectChange] = []
+    return list(_changes("the environment", before, after, {"vpcs": _vpcs_changes, "peerings": _peering_changes}))
+
+
+def _changes(what: str, old: Any, new: Any, words: Mapping[str, Words]) -> Iterator[ObjectChange]:
+    """The differences between two values that are called `what`: `words` by field, others by the field's name alone."""
+    different = differing(old, new)
+    for field, told in words.items():
+        if field in different:
+            yield from told(old, new)
+    for field in sorted(different - words.keys() - UNTOLD.get(type(new), set())):
+        yield ObjectChange("~", what, f"its {field.replace('_', ' ')}")
+
+
+def _vpcs_changes(before: World, after: World) -> Iterator[ObjectChange]:
     old, new = ({vpc.name: vpc for vpc in world.vpcs} for world in (before, after))
-    for name in [*(name for name in old if name not in new)]:
-        found += [ObjectChange("-", f"VPC {name}"), *_parts("-", old[name])]
+    for name, vpc in old.items():
+        if name not in new:
+            yield from (ObjectChange("-", f"VPC {name}"), *_parts("-", vpc))
     for name, vpc in new.items():
-        if name not in old:
-            found += [
-                ObjectChange("+", f"VPC {name}", _prefixes(vpc) + (", hardened" if vpc.hardened else "")),
-                *_parts("+", vpc),
-            ]
+        if name in old:
+            yield from _changes(f"VPC {name}", old[name], vpc, _VPC)
         else:
-            found += _vpc_changes(old[name], vpc)
+            yield ObjectChange("+", f"VPC {name}", _prefixes(vpc) + (", hardened" if vpc.hardened else ""))
+            yield from _parts("+", vpc)
+
+
+def _peering_changes(before: World, after: World) -> Iterator[ObjectChange]:
     for sign, pairs, others in (("-", before.peerings, after.peerings), ("+", after.peerings, before.peerings)):
-        found += [ObjectChange(sign, f"peering {p.one} and {p.other}") for p in pairs if p not in others]
-    return found
+        yield from (ObjectChange(sign, f"peering {p.one} and {p.other}") for p in pairs if p not in others)
 
 
 def _prefixes(thing: Vpc | Subnet) -> str:
@@ -206,15 +226,21 @@ def _published(vpc: Vpc, item: Any) -> str:
     return f"published {PROTOCOL_NAMES[item.protocol]}/{item.port} for {target}"
 
 
-def _vpc_changes(old: Vpc, new: Vpc) -> Iterator[ObjectChange]:
-    if old.prefixes != new.prefixes:
-        yield ObjectChange("~", f"VPC {new.name}", f"{_prefixes(old)} becomes {_prefixes(new)}")
-    if old.sets != new.sets:
-        yield ObjectChange("~", f"VPC {new.name}", "its named sets")
-    for words in _limit_changes(old, new):
-        yield ObjectChange("~", f"VPC {new.name}", words)
-    if old.hardened != new.hardened:
-        yield ObjectChange("~", f"VPC {new.name}", "hardened" if new.hardened else "not hardened")
+def _about(words: Callable[[Vpc, Vpc], Iterable[str]]) -> Words:
+    """What changes about a VPC itself, from the words for it."""
+    return lambda old, new: [ObjectChange("~", f"VPC {new.name}", told) for told in words(old, new)]
+
+
+def _protocol_words(old: Vpc, new: Vpc) -> Iterator[str]:
+    for protocol in old.nat_protocols:
+        if protocol not in new.nat_protocols:
+            yield f"protocol {protocol} is no longer translated"
+    for protocol in new.nat_protocols:
+        if protocol not in old.nat_protocols:
+            yield f"protocol {protocol} is translated"
+
+
+def _subnets_changes(old: Vpc, new: Vpc) -> Iterator[ObjectChange]:
     before, after = ({subnet.name: subnet for subnet in vpc.subnets} for vpc in (old, new))
     for name, subnet in before.items():
         if name not in after:
@@ -224,6 +250,9 @@ def _vpc_changes(old: Vpc, new: Vpc) -> Iterator[ObjectChange]:
             yield from _subnet_parts("+", new, subnet)
         else:
             yield from _subnet_changes(new.name, before[name], subnet)
+
+
+def _publication_changes(old: Vpc, new: Vpc) -> Iterator[ObjectChange]:
     for item in old.publications:
         if item not in new.publications:
             yield ObjectChange("-", _published(old, item))
@@ -232,41 +261,52 @@ def _vpc_changes(old: Vpc, new: Vpc) -> Iterator[ObjectChange]:
             yield ObjectChange("+", _published(new, item))
 
 
-def _limit_changes(old: Vpc, new: Vpc) -> Iterator[str]:
-    for what, before, after in (
-        ("flows", old.max_flows, new.max_flows),
-        ("NAT ports", old.max_ports, new.max_ports),
-    ):
-        if before != after:
-            yield f"at most {after} {what} instead of {before}"
-    for protocol in old.nat_protocols:
-        if protocol not in new.nat_protocols:
-            yield f"protocol {protocol} is no longer translated"
-    for protocol in new.nat_protocols:
-        if protocol not in old.nat_protocols:
-            yield f"protocol {protocol} is translated"
+# In the order in which they are told.
+_VPC: dict[str, Words] = {
+    "prefixes": _about(lambda old, new: [f"{_prefixes(old)} becomes {_prefixes(new)}"]),
+    "sets": _about(lambda old, new: ["its named sets"]),
+    "max_flows": _about(lambda old, new: [f"at most {new.max_flows} flows instead of {old.max_flows}"]),
+    "max_ports": _about(lambda old, new: [f"at most {new.max_ports} NAT ports instead of {old.max_ports}"]),
+    "nat_protocols": _about(_protocol_words),
+    "hardened": _about(lambda old, new: ["hardened" if new.hardened else "not hardened"]),
+    "subnets": _subnets_changes,
+    "publications": _publication_changes,
+}
 
 
 def _subnet_changes(vpc: str, old: Subnet, new: Subnet) -> Iterator[ObjectChange]:
     what = f"subnet {vpc}/{new.name}"
-    if old.prefixes != new.prefixes:
-        yield ObjectChange("~", what, f"{_prefixes(old)} becomes {_prefixes(new)}")
-    if old.public != new.public:
-        yield ObjectChange("~", what, "public" if new.public else "private")
-    if old.nat_gateway != new.nat_gateway:
-        yield ObjectChange("+" if new.nat_gateway else "-", f"NAT gateway of {vpc}/{new.name}")
+    policy = "+" if old.policy is None else "-" if new.policy is None else "~"
+    words: dict[str, Words] = {
+        "prefixes": lambda old, new: [ObjectChange("~", what, f"{_prefixes(old)} becomes {_prefixes(new)}")],
+        "public": lambda old, new: [ObjectChange("~", what, "public" if new.public else "private")],
+        "nat_gateway": lambda old, new: [
+            ObjectChange("+" if new.nat_gateway else "-", f"NAT gateway of {vpc}/{new.name}")
+        ],
+        "instances": lambda old, new: _instances_changes(vpc, old, new),
+        "policy": lambda old, new: [
+            ObjectChange(policy, f"policy of {vpc}/{new.name}", new.policy.file if new.policy else "")
+        ],
+    }
+    return _changes(what, old, new, words)
+
+
+def _instances_changes(vpc: str, old: Subnet, new: Subnet) -> Iterator[ObjectChange]:
     before, after = ({one.name: one for one in subnet.instances} for subnet in (old, new))
     for name in before:
         if name not in after:
             yield ObjectChange("-", f"instance {vpc}/{name}")
     for name, instance in after.items():
+        what = f"instance {vpc}/{name}"
         if name not in before:
-            yield ObjectChange("+", f"instance {vpc}/{name}", str(instance.addresses[0]))
-        elif before[name] != instance:
-            yield ObjectChange("~", f"instance {vpc}/{name}", f"moves to {instance.addresses[0]}")
-    if old.policy != new.policy:
-        sign = "+" if old.policy is None else "-" if new.policy is None else "~"
-        yield ObjectChange(sign, f"policy of {vpc}/{new.name}", new.policy.file if new.policy else "")
+            yield ObjectChange("+", what, str(instance.addresses[0]))
+            continue
+        was = before[name]
+        if was.addresses != instance.addresses:
+            yield ObjectChange("~", what, f"moves to {instance.addresses[0]}")
+            # An instance that moves is made again, with a MAC address of its own.
+            was = dataclasses.replace(was, addresses=instance.addresses, mac=instance.mac)
+        yield from _changes(what, was, instance, {})
 
 
 def exported(world: World, vpc: str | None = None) -> dict[str, Any]:

@@ -308,13 +308,9 @@ class _Environment(Reader):
 
     def beside(self, subnet: Subnet, vpc: str) -> list[Subnet]:
         """The same subnet as it is in the present world, if it is there."""
-        return [
-            beside
-            for found in self._present.vpcs
-            if found.name == vpc
-            for beside in found.subnets
-            if (beside.name, beside.prefixes) == (subnet.name, subnet.prefixes)
-        ]
+        home = self._present.vpcs_by_name.get(vpc)
+        beside = home and home.subnets_by_name.get(subnet.name)
+        return [beside] if beside and beside.prefixes == subnet.prefixes else []
 
     def attached(self, policy: Any, pointer: str) -> Policy:
         if not isinstance(policy, str):

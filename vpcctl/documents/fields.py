@@ -10,6 +10,7 @@ import ipaddress
 from collections.abc import Callable
 
 from vpcctl.documents import reading
+from vpcctl.model.network import HIGHEST_PROTOCOL
 from vpcctl.model.policy import (
     HIGHEST_PORT,
     ICMP,
@@ -41,7 +42,6 @@ ICMPV6_TYPES = {
     "nd-neighbor-advert": 136, "nd-redirect": 137, "router-renumbering": 138, "ind-neighbor-solicit": 141,
     "ind-neighbor-advert": 142, "mld2-listener-report": 143,
 }  # fmt: skip
-HIGHEST_PROTOCOL = 255
 SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 TYPE_NAMES = {ICMP: ICMP_TYPES, ICMPV6: ICMPV6_TYPES}
 EVERY_PORT = (0, HIGHEST_PORT)

@@ -11,7 +11,7 @@ from vpcctl.documents import fields, reading
 from vpcctl.documents.fastpath import plainly_valid
 from vpcctl.documents.recovery import GAP, pointers, remains
 from vpcctl.errors import DocumentError, Problem
-from vpcctl.model.policy import Action, Direction, Network, Policy, Rule
+from vpcctl.model.policy import Action, Direction, Network, Origin, Policy, Rule
 
 # A name that a document gives, in the pointers that a Reader makes.
 SET_NAME = re.compile("/sets/[^/]*")
@@ -181,7 +181,7 @@ class Reader:
             document.get("log", False),
             limit,
             document.get("description", ""),
-            f"{self.file}#{pointer}",
+            Origin(self.file, pointer),
         )
 
     def many(self, document: dict, field: str, pointer: str, read: Callable, *more: Any, whole: Callable | None = None):

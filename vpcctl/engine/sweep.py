@@ -21,9 +21,9 @@ from vpcctl.analysis.tracking import (
     changed_hands,
     key,
 )
-from vpcctl.compiler.translation import PORTED
 from vpcctl.model.network import NAT_PORTS, Network, Publication, World, uplink_pair
 from vpcctl.model.policy import UDP
+from vpcctl.model.protocols import PORTED
 from vpcctl.resources.kinds import Item, Ruleset
 from vpcctl.resources.protocol import Kernel
 

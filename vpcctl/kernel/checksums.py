@@ -4,7 +4,7 @@ An ifb device hands every packet back to the link that received it.  Before it d
 complete gets it (net/core/dev.c: validate_xmit_skb), because the device says that it cannot calculate checksums
 itself.  If the device is gone or down, the kernel drops the packets (net/sched/act_mirred.c).
 
-TCP and UDP packets of GSO_SIZE bytes and more take no detour.  They are larger than any link carries, so the kernel
+TCP and UDP packets of 2048 bytes and more take no detour.  They are larger than any link carries, so the kernel
 cuts them later, and it refuses those whose checksum does not begin at the transport header (net/ipv4/tcp_offload.c,
 udp_offload.c: skb_checksum_start).  Cutting all of them here would cost four fifths of the throughput.
 """
@@ -32,7 +32,6 @@ INGRESS = 0xFFFF0000
 ETH_P_IP, TCA_EGRESS_REDIR = 0x0800, 1
 # The upper five bits of the total length, byte 2 of the IPv4 header, are zero in packets below 2048 bytes.  A link's
 # MTU must be lower.
-GSO_SIZE = 2048
 OFFSET, MASK = 2, 0xF8000000
 NOTHING = {errno.ENOENT, errno.EINVAL}  # what the kernel says of a qdisc that is not there, old and new
 

@@ -22,6 +22,7 @@ from vpcctl.errors import ConflictError, GoneError, KernelError
 from vpcctl.kernel import netlink
 from vpcctl.kernel.namespaces import entered, opened
 from vpcctl.resources.kinds import (
+    PORT_FLAGS,
     Address,
     Bridge,
     ChecksumLink,
@@ -37,9 +38,6 @@ from vpcctl.resources.kinds import (
 )
 from vpcctl.resources.protocol import ABSENT, RIGHT, Condition, Status
 
-PORT_FLAGS = {
-    "isolated": 1, "locked": 1, "learning": 0, "unicast_flood": 0, "mcast_flood": 0, "bcast_flood": 0
-}  # fmt: skip
 # The loopback interface's index in every namespace, whatever somebody inside calls it (include/net/flow.h).
 LOOPBACK, LOOPBACK_IFINDEX = "lo", 1
 RT_TABLE_MAIN = 254

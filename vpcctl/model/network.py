@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
+from typing import Any, TypeVar
 
 from vpcctl import names
 from vpcctl.errors import ConflictError, DocumentError
 from vpcctl.model.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS, PROTOCOL_NAMES, TCP, Address, Network, Policy
+
+Thing = TypeVar("Thing")
 
 HIGHEST_PROTOCOL = 255
 DEFAULT_TRANSIT = ipaddress.ip_network("100.64.0.0/16")
@@ -45,6 +49,11 @@ REMEMBERED = 256
 # A subnet needs its network address, a gateway, an instance and its broadcast address.
 LONGEST_PREFIX = {4: 30, 6: 126}
 SHORTEST_PREFIX = {4: 8, 6: 16}
+
+
+def _index() -> Any:
+    """A field that is made of the others and says nothing of its own."""
+    return field(init=False, repr=False, compare=False)
 
 
 def overlap(one: Network, other: Network) -> bool:
@@ -190,7 +199,7 @@ class Vpc:
 
     `max_flows` is how many flows the host tracks for it at most, `max_ports` how many ports it may take toward one
     remote service.  `nat_protocols` are the protocols without ports that are translated for it, and for no other VPC.
-    A `hardened` one also has defences that cost throughput (docs/operations.md).
+    A `hardened` one also has defences that cost throughput (docs/operations.md).  `instances` are those of all subnets.
     """
 
     name: str
@@ -203,8 +212,18 @@ class Vpc:
     max_ports: int = DEFAULT_MAX_PORTS
     nat_protocols: tuple[int, ...] = ()
     hardened: bool = False
+    instances: tuple[Instance, ...] = _index()
+    subnets_by_name: Mapping[str, Subnet] = _index()
+    instances_by_name: Mapping[str, Instance] = _index()
+    _homes: Mapping[str, Subnet] = _index()
 
     def __post_init__(self) -> None:
+        instances = tuple(instance for subnet in self.subnets for instance in subnet.instances)
+        homes = {instance.name: subnet for subnet in self.subnets for instance in subnet.instances}
+        object.__setattr__(self, "instances", instances)
+        object.__setattr__(self, "subnets_by_name", {subnet.name: subnet for subnet in self.subnets})
+        object.__setattr__(self, "instances_by_name", {instance.name: instance for instance in instances})
+        object.__setattr__(self, "_homes", homes)
         names.check_name(self.name, "VPC")
         self._check_limits()
         _check_prefixes(f"VPC {self.name}", self.prefixes)
@@ -247,7 +266,7 @@ class Vpc:
         unique((instance.mac for instance in self.instances), f"VPC {self.name}: MAC address")
         check_published((self.name, item) for item in self.publications)
         for publication in self.publications:
-            if publication.instance not in {instance.name for instance in self.instances}:
+            if publication.instance not in self.instances_by_name:
                 raise ConflictError(
                     f"VPC {self.name}: port {publication.port} is published for instance"
                     f" {publication.instance}, which does not exist; unpublish it first"
@@ -259,27 +278,21 @@ class Vpc:
             unique(map(derive, words), f"VPC {self.name}: {kind} interface")
 
     @property
-    def instances(self) -> tuple[Instance, ...]:
-        """All instances of all subnets."""
-        return tuple(instance for subnet in self.subnets for instance in subnet.instances)
-
-    @property
     def versions(self) -> tuple[int, ...]:
         """The IP versions that are on."""
         return tuple(sorted({prefix.version for prefix in self.prefixes}))
 
     def subnet(self, name: str) -> Subnet:
         """The subnet `name`; ConflictError names those that exist."""
-        return find(self.subnets, name, "subnet", f" in VPC {self.name}")
+        return _found(self.subnets_by_name, name, "subnet", f" in VPC {self.name}")
 
     def instance(self, name: str) -> Instance:
         """The instance `name`; ConflictError names those that exist."""
-        return find(self.instances, name, "instance", f" in VPC {self.name}")
+        return _found(self.instances_by_name, name, "instance", f" in VPC {self.name}")
 
     def subnet_of(self, instance: str) -> Subnet:
         """The subnet that holds the instance `instance`."""
-        self.instance(instance)
-        return next(subnet for subnet in self.subnets if instance in {item.name for item in subnet.instances})
+        return _found(self._homes, instance, "instance", f" in VPC {self.name}")
 
     def with_subnet(self, changed: Subnet) -> Vpc:
         """This VPC with the subnet of that name replaced, or added at the end."""
@@ -315,8 +328,11 @@ class World:
     vpcs: tuple[Vpc, ...] = ()
     peerings: tuple[Peering, ...] = ()
     transit: Network = DEFAULT_TRANSIT
+    vpcs_by_name: Mapping[str, Vpc] = _index()
+    _peers: Mapping[str, tuple[Vpc, ...]] = _index()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "vpcs_by_name", {vpc.name: vpc for vpc in self.vpcs})
         unique((vpc.name for vpc in self.vpcs), "VPC")
         unique((names.host_uplink(vpc.name) for vpc in self.vpcs), "uplink interface")
         unique((vpc.index for vpc in self.vpcs), "uplink index")
@@ -350,8 +366,12 @@ class World:
 
     def _check_peerings(self) -> None:
         unique((f"{peering.one} and {peering.other}" for peering in self.peerings), "peering between")
+        peers: dict[str, list[Vpc]] = defaultdict(list)
         for peering in self.peerings:
-            self.vpc(peering.one), self.vpc(peering.other)
+            one, other = self.vpc(peering.one), self.vpc(peering.other)
+            peers[one.name].append(other)
+            peers[other.name].append(one)
+        object.__setattr__(self, "_peers", {name: tuple(found) for name, found in peers.items()})
         for vpc in self.vpcs:
             unique((names.peer_link(peer.name) for peer in self.peers(vpc.name)), f"VPC {vpc.name}: peering interface")
             for one, other in combinations((vpc, *self.peers(vpc.name)), 2):
@@ -376,11 +396,11 @@ class World:
 
     def vpc(self, name: str) -> Vpc:
         """The VPC `name`; ConflictError names those that exist."""
-        return find(self.vpcs, name, "VPC")
+        return _found(self.vpcs_by_name, name, "VPC")
 
     def peers(self, name: str) -> tuple[Vpc, ...]:
         """The VPCs that are peered with the VPC `name`."""
-        return tuple(self.vpc(peering.peer_of(name)) for peering in self.peerings if name in peering)
+        return self._peers.get(name, ())
 
     def with_vpc(self, changed: Vpc) -> World:
         """This world with the VPC of that name replaced, or added at the end."""
@@ -447,9 +467,8 @@ def unique(values: Iterable[object], what: str) -> None:
         seen.add(value)
 
 
-def find(things: Iterable, name: str, kind: str, within: str = ""):
-    """The one of `things` that is called `name`; ConflictError lists the known ones of that `kind`."""
-    known = {thing.name: thing for thing in things}
+def _found(known: Mapping[str, Thing], name: str, kind: str, within: str = "") -> Thing:
+    """What is known by `name`; ConflictError lists the known ones of that `kind`."""
     if name not in known:
         raise ConflictError(
             f"{kind} {name!r} not found{within}; known {kind}s: " + (", ".join(sorted(known)) or "none")

@@ -11,15 +11,8 @@ from dataclasses import dataclass
 
 from vpcctl.model.host import NO_HOST, Host
 from vpcctl.model.network import NEVER_USABLE, Subnet, Vpc, World
-from vpcctl.model.policy import ICMP, ICMPV6, SCTP, TCP, UDP, Action, Address, Direction, Endpoint, Policy, Rule
-
-# The ICMP of each IP version, and the types that begin a flow: requests for echo, timestamp, information and address
-# mask (RFC 792, RFC 950); for echo and node information (RFC 4443, RFC 4620).  All others are answers or errors, which
-# belong to a flow or are invalid (net/netfilter/nf_conntrack_proto_icmp.c and …_icmpv6.c: valid_new).
-ICMP_OF = {4: ICMP, 6: ICMPV6}
-# Source NAT tells flows apart by their ports, or by ICMP's identifier.
-TRANSLATED = {ICMP, TCP, UDP, SCTP}
-BEGINNING = {ICMP: {8, 13, 15, 17}, ICMPV6: {128, 139}}
+from vpcctl.model.policy import Action, Address, Direction, Endpoint, Policy, Rule
+from vpcctl.model.protocols import ICMP_OF, REPLY_TYPE, TRANSLATED
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +93,9 @@ def _begins(flow: Flow) -> bool:
     version = flow.source.address.version
     if version != flow.destination.address.version:
         return False
-    if flow.protocol not in BEGINNING:
+    if flow.protocol not in REPLY_TYPE:
         return True
-    return flow.protocol == ICMP_OF[version] and flow.port in BEGINNING[flow.protocol]
+    return flow.protocol == ICMP_OF[version] and flow.port in REPLY_TYPE[flow.protocol]
 
 
 def _way_out(world: World, vpc: Vpc, flow: Flow, host: Host) -> tuple[Action, str]:
@@ -148,8 +141,8 @@ def _gate(world: World, vpc: Vpc, subnet: Subnet, direction: Direction, flow: Fl
         return Stage(name, Action.ALLOW, "no policy")
     for rule in policy.rules(direction) or ():
         if _matches(world, vpc, policy, rule, flow):
-            return Stage(name, rule.action, rule.origin)
-    return Stage(name, policy.default(direction), policy.default_origin(direction))
+            return Stage(name, rule.action, str(rule.origin))
+    return Stage(name, policy.default(direction), str(policy.default_origin(direction)))
 
 
 def _matches(world: World, vpc: Vpc, policy: Policy, rule: Rule, flow: Flow) -> bool:

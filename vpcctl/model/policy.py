@@ -1,7 +1,7 @@
 """A firewall policy as values: what its document says, checked, but with no name resolved.
 
-Rules are ordered and the first that matches decides.  What a policy *means* is in `meaning`; how JSON becomes these
-values is in `spec`; how they become nftables sets is in `compiler`.
+Rules are ordered and the first that matches decides.  What a policy *means* is in `oracle`; how JSON becomes these
+values is in `documents`; how they become nftables sets is in `compiler`.
 """
 
 from __future__ import annotations
@@ -84,12 +84,35 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """The place of a rule or a default: `pointer` (RFC 6901) in a user's `file`.
+
+    `remark` is there where the document implies it instead of stating it.  The text is for people and for comments in
+    rulesets; it is never read back.
+    """
+
+    file: str = ""
+    pointer: str = ""
+    remark: str = ""
+
+    def __str__(self) -> str:
+        if self == NOWHERE:
+            return ""
+        place = f"{self.file}#{self.pointer}"
+        return f"{place} ({self.remark})" if self.remark else place
+
+
+# Of a rule that is from no document.
+NOWHERE = Origin()
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
     """One line of a policy.
 
     `protocol` is an IP protocol number or None for any.  `ports` and `icmp_types` are inclusive ranges, None for all;
     `sources` and `destinations` are None where the document says nothing, and an empty tuple matches nothing.
-    `origin` is ``file#/pointer``, the user's line.
+    `origin` is the user's line.
     """
 
     action: Action
@@ -101,7 +124,7 @@ class Rule:
     log: bool = False
     limit: Limit | None = None
     description: str = ""
-    origin: str = ""
+    origin: Origin = NOWHERE
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +153,14 @@ class Policy:
             return dict(self.defaults).get(direction, Action.ALLOW)
         return dict(self.defaults).get(direction, Action.DENY)
 
-    def default_origin(self, direction: Direction) -> str:
+    def origin(self, below: str = "") -> Origin:
+        """The place of this policy, or the place `below` it, as ``/ingress/0``."""
+        return Origin(self.file, f"{self.pointer}{below}")
+
+    def default_origin(self, direction: Direction) -> Origin:
         """The place of the default: where the document states it, else the direction that implies it."""
-        place = f"{self.file}#{self.pointer}"
         if direction in dict(self.defaults):
-            return f"{place}/default/{direction.value}"
+            return self.origin(f"/default/{direction.value}")
         if self.rules(direction) is None:
-            return f"{place} (no {direction.value}: default allow)"
-        return f"{place}/{direction.value} (default deny)"
+            return Origin(self.file, self.pointer, f"no {direction.value}: default allow")
+        return Origin(self.file, f"{self.pointer}/{direction.value}", "default deny")

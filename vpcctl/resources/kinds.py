@@ -111,6 +111,13 @@ class Ruleset(Item):
         return f"ruleset of {where(self.namespace)}"
 
 
+def next_generation(recorded: Ruleset | None, fingerprint: str) -> int:
+    """The generation of a text with that fingerprint; a text that differs from the one on record gets the next."""
+    if recorded is None:
+        return 1
+    return recorded.generation + (recorded.fingerprint != fingerprint)
+
+
 @dataclass(frozen=True, slots=True)
 class Bridge(Item):
     """A bridge; nobody's multicast is snooped and no spanning tree is spoken."""
@@ -200,9 +207,15 @@ class Detour(Item):
         return f"detour of {self.link} through {self.through} in {where(self.namespace)}"
 
 
+# What a port of a bridge is set to (IFLA_BRPORT_…, include/uapi/linux/if_link.h).
+PORT_FLAGS = {
+    "isolated": 1, "locked": 1, "learning": 0, "unicast_flood": 0, "mcast_flood": 0, "bcast_flood": 0
+}  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Port(Item):
-    """A link as a port of a bridge: isolated and locked, nothing learned, nothing flooded."""
+    """A link as a port of a bridge with PORT_FLAGS: isolated and locked, nothing learned, nothing flooded."""
 
     identity: ClassVar = ("namespace", "name")
     namespace: str

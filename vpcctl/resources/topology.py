@@ -33,6 +33,7 @@ from vpcctl.resources.kinds import (
     Ruleset,
     Setting,
     Veth,
+    next_generation,
 )
 
 # The scope of what belongs to no VPC.
@@ -126,11 +127,8 @@ def closed_ruleset(vpc: str, state_id: str, loaded: Loaded) -> Ruleset:
 def _ruleset(
     namespace: str | None, families: tuple[str, ...], owner: str, compiled: Compiled, loaded: Loaded
 ) -> Ruleset:
-    made = Ruleset(namespace, families, owner, compiled.fingerprint, 1)
-    before = loaded.get(made.key)
-    generation = 1
-    if before is not None:
-        generation = before.generation + (before.fingerprint != compiled.fingerprint)
+    recorded = loaded.get((Ruleset.__name__, str(namespace)))
+    generation = next_generation(recorded, compiled.fingerprint)
     return Ruleset(namespace, families, owner, compiled.fingerprint, generation, compiled.text(generation))
 
 

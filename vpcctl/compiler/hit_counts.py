@@ -19,9 +19,10 @@ DEFAULT = "default"
 def hits(objects: Iterable[dict[str, Any]], policy: Policy, subnet: str, direction: Direction) -> list[int] | None:
     """The packets that each rule of the gate decided, in the document's order, the default's last.
 
-    `objects` are those of `libnftables-json(5)`.  An allowed flow counts once, with its first packet, and once more
-    for each ruleset that is loaded while it lives; a denied one counts with every packet that it tries.  None where
-    the policy is silent about `direction`: no gate stands there.
+    `objects` are those of `libnftables-json(5)`.  An allowed flow counts once, with its first packet; a denied one
+    counts with every packet that it tries.  Each load begins at zero.  A flow that lives through it counts once more
+    with its next packet, unless that came during the load: then the spare table judged it (ADR 12).  None where the
+    policy is silent about `direction`: no gate stands there.
     """
     rules = policy.rules(direction)
     if rules is None:
@@ -31,8 +32,8 @@ def hits(objects: Iterable[dict[str, Any]], policy: Policy, subnet: str, directi
     for gate, comment, packets in _counters(objects):
         if gate == wanted:
             found[comment] += packets
-    origins = [rule.origin for rule in rules] + [f"{policy.file}#{policy.pointer}/{DEFAULT}"]
-    return [found[comment_text(origin)] for origin in origins]
+    origins = [rule.origin for rule in rules] + [policy.origin(f"/{DEFAULT}")]
+    return [found[comment_text(str(origin))] for origin in origins]
 
 
 def _counters(objects: Iterable[dict[str, Any]]) -> Iterator[tuple[str, str, int]]:
