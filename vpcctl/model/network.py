@@ -12,6 +12,7 @@ import ipaddress
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Protocol, TypeVar
 
 from vpcctl import names
 from vpcctl.errors import ConflictError, DocumentError
@@ -47,9 +48,26 @@ LONGEST_PREFIX = {4: 30, 6: 126}
 SHORTEST_PREFIX = {4: 8, 6: 16}
 
 
+class Named(Protocol):
+    """What is told apart by its name: a VPC, a subnet, an instance."""
+
+    @property
+    def name(self) -> str: ...
+
+
+_N = TypeVar("_N", bound=Named)
+
+
 def overlap(one: Network, other: Network) -> bool:
     """Do two prefixes of whatever family share an address?"""
     return one.version == other.version and one.overlaps(other)
+
+
+def within(inner: Network, outer: Network) -> bool:
+    """Is a prefix, of whatever family, a part of another?"""
+    if isinstance(inner, ipaddress.IPv4Network):
+        return isinstance(outer, ipaddress.IPv4Network) and inner.subnet_of(outer)
+    return isinstance(outer, ipaddress.IPv6Network) and inner.subnet_of(outer)
 
 
 def _check_prefixes(owner: str, prefixes: tuple[Network, ...]) -> None:
@@ -238,7 +256,7 @@ class Vpc:
     def check_inside(self, subnet: Subnet) -> None:
         """Raise DocumentError for a subnet whose prefix is not a part of the VPC's."""
         for prefix in subnet.prefixes:
-            if not any(prefix.version == mine.version and prefix.subnet_of(mine) for mine in self.prefixes):
+            if not any(within(prefix, mine) for mine in self.prefixes):
                 wanted = " or ".join(map(str, self.prefixes))
                 raise DocumentError(f"subnet {subnet.name}: {prefix} is not inside VPC {self.name} ({wanted})")
 
@@ -453,7 +471,7 @@ def unique(values: Iterable[object], what: str) -> None:
         seen.add(value)
 
 
-def find(things: Iterable, name: str, missing: str):
+def find(things: Iterable[_N], name: str, missing: str) -> _N:
     """The one of `things` that is called `name`; ConflictError says what is there instead."""
     known = {thing.name: thing for thing in things}
     if name not in known:
@@ -461,7 +479,7 @@ def find(things: Iterable, name: str, missing: str):
     return known[name]
 
 
-def _with(things: tuple, changed) -> Iterator:
+def _with(things: tuple[_N, ...], changed: _N) -> Iterator[_N]:
     """`things` with `changed` in the place of its namesake, or at the end."""
     for thing in things:
         yield changed if thing.name == changed.name else thing
