@@ -11,7 +11,7 @@ from vpcctl.compiler.gates import gate, keep
 from vpcctl.compiler.view import View, looks_alike
 from vpcctl.errors import DocumentError, Problem
 from vpcctl.model.network import Subnet, Vpc, World
-from vpcctl.model.policy import Direction
+from vpcctl.model.policy import Direction, Policy
 
 
 def check(before: World, after: World) -> None:
@@ -42,7 +42,7 @@ def _problem(before: World, after: World, vpc: Vpc) -> Problem | None:
     return Problem(problem.file, problem.pointer, words)
 
 
-def _measured(world: World, vpc: Vpc, known: dict) -> tuple[Problem | None, Subnet | None]:
+def _measured(world: World, vpc: Vpc, known: dict[str, Policy | None]) -> tuple[Problem | None, Subnet | None]:
     """The first bound that the VPC passes, and the subnet with whose policy; `known` are policies that came before."""
     view, effort = View.of(world, vpc.name), Effort.bounded()
     # New policies come last, so that they are reported as the cause.
@@ -51,7 +51,9 @@ def _measured(world: World, vpc: Vpc, known: dict) -> tuple[Problem | None, Subn
             try:
                 keep(((view, subnet, direction, gate(view, subnet, direction, effort)),))
             except TooMuchError as error:
-                rule = subnet.policy.rules(direction)[error.rule]
+                rules = subnet.policy.rules(direction) if subnet.policy else None
+                assert rules, "a gate without rules costs nothing"
+                rule = rules[error.rule]
                 file, _, pointer = rule.origin.partition("#")
                 return Problem(file, pointer, str(error)), subnet
     return None, None
