@@ -7,7 +7,7 @@ both.  A *zone* is what a person would name: a subnet, or the internet.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from vpcctl.analysis import packetset
@@ -87,7 +87,7 @@ class GateSpaces:
         return rule.action if rule else self.policy.default(self.direction)
 
     @property
-    def rules(self) -> tuple[Rule, ...]:
+    def rules(self) -> Sequence[Rule]:
         return self.policy.rules(self.direction) or ()
 
     @property
@@ -111,12 +111,12 @@ def gate(
     if subnet.policy is None:
         return None
     with packetset.bounded(most):
-        return _gate(world, vpc, subnet, direction, region)
+        return _gate(world, vpc, subnet, subnet.policy, direction, region)
 
 
-def _gate(world: World, vpc: Vpc, subnet: Subnet, direction: Direction, region: Space) -> GateSpaces:
-    rules = subnet.policy.rules(direction) or ()
-    view, policy = View.of(world, vpc.name), subnet.policy
+def _gate(world: World, vpc: Vpc, subnet: Subnet, policy: Policy, direction: Direction, region: Space) -> GateSpaces:
+    rules = policy.rules(direction) or ()
+    view = View.of(world, vpc.name)
     meant = functools.cache(lambda endpoint: [packetset.interval(prefix) for prefix in view.resolve(endpoint, policy)])
     layers = [packetset.product(_ranges(meant, rule), number, packetset.UNDECIDED) for number, rule in enumerate(rules)]
     if region != packetset.EVERYTHING:

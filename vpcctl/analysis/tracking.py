@@ -15,8 +15,8 @@ from vpcctl.analysis import packetset
 from vpcctl.analysis.reachability import Reach
 from vpcctl.compiler.translation import PORTED, TRANSLATED
 from vpcctl.compiler.view import View
-from vpcctl.model.network import Network, Subnet, Vpc, World, uplink_pair
-from vpcctl.model.policy import ICMP_PROTOCOLS, UDP, Direction
+from vpcctl.model.network import Subnet, Vpc, World, uplink_pair
+from vpcctl.model.policy import ICMP_PROTOCOLS, UDP, Direction, Network
 
 # enum ip_conntrack_status (include/uapi/linux/netfilter/nf_conntrack_common.h)
 IPS_SRC_NAT, IPS_DST_NAT = 1 << 4, 1 << 5
