@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +16,8 @@ class Item:
     """Base of all kinds.  `identity` names the fields that tell one object of a kind from another."""
 
     identity: ClassVar[tuple[str, ...]] = ()
+
+    namespace: str | None
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -282,7 +284,9 @@ def to_json(item: Item) -> dict[str, object]:
     return {"kind": type(item).__name__, **values}
 
 
-def from_json(document: dict) -> Item:
+def from_json(document: dict[str, Any]) -> Item:
     """The item that `to_json` wrote; TypeError or KeyError if it is none."""
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in document.items()}
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in document.items()
+    }
     return KINDS[values.pop("kind")](**values)

@@ -59,8 +59,8 @@ ORDER: tuple[type[Item], ...] = (
 RANK = {kind: number for number, kind in enumerate(ORDER)}
 # Kinds whose objects cannot be changed in place: an item that differs is removed and made again.
 REPLACED = (Veth, Bridge, ChecksumLink)
-# Kinds that are gone with the namespace or link that holds them.
-HELD_BY_LINK = (LinkSetting, ProxyDelay, Detour, Port, FdbEntry, Neighbour, Address, LinkUp, Route, Open)
+# Kinds that are gone with the namespace or the one link that holds them; ports and detours have two.
+HELD_BY_LINK = (LinkSetting, ProxyDelay, FdbEntry, Neighbour, Address, LinkUp, Route, Open)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,9 @@ def diff(
     before = {item.key: item for item in recorded}
     after = {item.key: item for item in desired}
     gone = [item for key, item in before.items() if key not in after]
-    replaced = [item for key, item in before.items() if isinstance(item, REPLACED) and after.get(key, item) != item]
+    replaced: list[Item] = [
+        item for key, item in before.items() if isinstance(item, REPLACED) and after.get(key, item) != item
+    ]
     made = [item for key, item in after.items() if before.get(key) != item]
     made += dependents(replaced, after.values(), made)
     return order(gone + replaced, made, closing, guard)
@@ -164,7 +166,7 @@ def _explicit(removed: list[Item]) -> Iterator[Item]:
 
 def links_made(item: Item) -> list[tuple[str | None, str]]:
     """The (namespace, name) of the links that `item` is."""
-    ends = [(item.namespace, item.name)] if isinstance(item, REPLACED) else []
+    ends: list[tuple[str | None, str]] = [(item.namespace, item.name)] if isinstance(item, REPLACED) else []
     return [*ends, (item.peer_namespace, item.peer_name)] if isinstance(item, Veth) else ends
 
 
