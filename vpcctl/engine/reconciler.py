@@ -141,7 +141,7 @@ def repair(
         if vpc is not None:
             state.world.vpc(vpc)
         whole = vpc is None or state.unfinished or _rebooted(state, kernel)
-        scopes = None if whole else frozenset({topology.HOST, vpc})
+        scopes = None if vpc is None or whole else frozenset({topology.HOST, vpc})
         found = _finished(writer, kernel, state, report, scopes)
     if found.trouble:
         for difference in found.differences:
@@ -192,7 +192,9 @@ def _shutters(record: Record) -> Shutters:
     items = [item for scope in record.values() for item in scope]
     found: Shutters = {item.key: [] for item in items if isinstance(item, Ruleset) and item.namespace is not None}
     pairs = [item for item in items if isinstance(item, Veth) and item.peer_namespace is not None]
-    instances = {(item.namespace, item.name): (Namespace.__name__, str(item.peer_namespace)) for item in pairs}
+    instances: dict[tuple[str | None, str], Key] = {
+        (item.namespace, item.name): (Namespace.__name__, str(item.peer_namespace)) for item in pairs
+    }
     for item in items:
         if isinstance(item, (Open, LinkUp)):
             found.get((Ruleset.__name__, str(item.namespace)), []).append(item)
@@ -385,7 +387,7 @@ def _mend(kernel: Kernel, plan: Plan, homes: Mapping[Key, str], trouble: Trouble
     are raised: then nothing more may be opened.
     """
     spaces = {place: key for key, place in homes.items() if key[0] == Namespace.__name__}
-    owners = {key[1]: place for place, key in spaces.items()}
+    owners: dict[str | None, str] = {key[1]: place for place, key in spaces.items()}
     lost: set[tuple[str | None, str]] = set()
     made: set[Key] = set()
     for step in plan.steps:
