@@ -28,6 +28,11 @@ lint:
     ruff check
     ruff format --check
 
+# Check types
+[no-exit-message]
+types:
+    mypy
+
 # Put the code into the house's shape
 format:
     ruff check --fix

@@ -104,10 +104,10 @@ def _decider(gate: GateSpaces, chain: Chain) -> int | str:
     return next(number for number in chain if not _limited(gate, number))
 
 
-def _reached(gate: GateSpaces, chains: Iterable[Chain]) -> tuple[set, dict[int | str, set]]:
+def _reached(gate: GateSpaces, chains: Iterable[Chain]) -> tuple[set[int | str], dict[int | str, set[int | str]]]:
     """Every rule that decides something, and what would decide in the place of those without a limit."""
-    reached: set = set()
-    followers: dict[int | str, set] = defaultdict(set)
+    reached: set[int | str] = set()
+    followers: dict[int | str, set[int | str]] = defaultdict(set)
     for chain in chains:
         place = chain.index(_decider(gate, chain))
         reached.update(chain[: place + 1])
@@ -115,9 +115,9 @@ def _reached(gate: GateSpaces, chains: Iterable[Chain]) -> tuple[set, dict[int |
     return reached, followers
 
 
-def _origins(gate: GateSpaces, decisions: Iterable) -> tuple[Origin | str, ...]:
+def _origins(gate: GateSpaces, decisions: Iterable[int | str]) -> tuple[Origin | str, ...]:
     decisions = set(decisions)
     packetset.spend(len(decisions))
-    numbers = sorted(decision for decision in decisions if decision != DEFAULT)
+    numbers = sorted(decision for decision in decisions if isinstance(decision, int))
     lines = [gate.rules[number].origin for number in numbers]
     return (*lines, "the default") if DEFAULT in decisions else tuple(lines)

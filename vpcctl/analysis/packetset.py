@@ -46,7 +46,7 @@ class Node:
 
 
 Partition = Node | Value
-_nodes: dict[tuple, Node] = {}
+_nodes: dict[tuple[object, ...], Node] = {}
 
 
 # What is left to be spent, in parts of nodes: about a microsecond and 100 bytes each.
@@ -164,7 +164,7 @@ def merged(settled: Callable[[Partition, Partition], Partition], one: Partition,
 
 def transform(operation: Callable[[Value], Value], partition: Partition) -> Partition:
     """The partition with `operation` applied to each value."""
-    memory: dict = {}
+    memory: dict[Node, Partition] = {}
 
     def walk(part: Partition) -> Partition:
         if not isinstance(part, Node):
@@ -210,7 +210,9 @@ def _first(one: Partition, other: Partition) -> Partition:
     return one if other is UNDECIDED or not isinstance(one, Node) else DEEPER
 
 
-def _zipped(one: Node, other: Node, walk: Callable) -> tuple[list[int], list[object]]:
+def _zipped(
+    one: Node, other: Node, walk: Callable[[Partition, Partition], Partition]
+) -> tuple[list[int], list[object]]:
     """The common cuts of two nodes of one dimension, and `walk` of the parts between them."""
     bounds: list[int] = []
     parts: list[object] = []

@@ -88,7 +88,7 @@ class GateSpaces:
         return rule.action if rule else self.policy.default(self.direction)
 
     @property
-    def rules(self) -> tuple[Rule, ...]:
+    def rules(self) -> Sequence[Rule]:
         return self.policy.rules(self.direction) or ()
 
     @property
@@ -112,12 +112,11 @@ def gate(
     if subnet.policy is None:
         return None
     with packetset.bounded(most):
-        return _gate(world, vpc, subnet, direction, region)
+        return _gate(world, vpc, subnet, subnet.policy, direction, region)
 
 
-def _gate(world: World, vpc: Vpc, subnet: Subnet, direction: Direction, region: Space) -> GateSpaces:
-    rules = subnet.policy.rules(direction) or ()
-    policy = subnet.policy
+def _gate(world: World, vpc: Vpc, subnet: Subnet, policy: Policy, direction: Direction, region: Space) -> GateSpaces:
+    rules = policy.rules(direction) or ()
     meanings = Meanings(world, vpc, policy)
     meant = functools.cache(lambda endpoint: [packetset.interval(prefix) for prefix in meanings.prefixes(endpoint)])
     layers = [packetset.product(_ranges(meant, rule), number, packetset.UNDECIDED) for number, rule in enumerate(rules)]
@@ -387,8 +386,8 @@ class _Likeness:
         # Names in policies may mean other addresses where subnets or instances came or went.
         if not _alike(one.subnets, other.subnets, _OF_SUBNET):
             return False
-        peers = [sorted(world.peers(name), key=lambda peer: peer.name) for world in self._worlds]
-        return _alike(*peers, _OF_PEER)
+        before, after = (sorted(world.peers(name), key=lambda peer: peer.name) for world in self._worlds)
+        return _alike(before, after, _OF_PEER)
 
     def _of_policy(self, vpc: str, subnet: str) -> bool:
         if (vpc, subnet) not in self._policies:

@@ -12,7 +12,7 @@ from vpcctl.analysis import packetset
 from vpcctl.analysis.packetset import DESTINATION, PORT, PROTOCOL, SOURCE, Interval, Partition, Space
 from vpcctl.analysis.reachability import FLOWS, SERVICES_OF, Reach, Zone
 from vpcctl.documents.fields import TYPE_NAMES
-from vpcctl.model.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS, PROTOCOL_NAMES
+from vpcctl.model.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS, PROTOCOL_NAMES, joined
 
 ANY = "any"
 LONGEST_LIST = 12
@@ -57,7 +57,7 @@ def lines(packets: Space, source: Zone, destination: Zone, reach: Reach, home: s
         services = services_in_words(common.partition, here.versions & there.versions, carried.partition)
         yield Line((here.name,), (there.name,), services)
         packets -= common
-    by_targets: dict[tuple, list[Interval]] = defaultdict(list)
+    by_targets: dict[tuple[tuple[Partition, tuple[Interval, ...]], ...], list[Interval]] = defaultdict(list)
     targets_of = functools.cache(_targets)
     for interval, to in packetset.cuts(packets.partition, SOURCE):
         by_targets[targets_of(to)].append(interval)
@@ -65,10 +65,10 @@ def lines(packets: Space, source: Zone, destination: Zone, reach: Reach, home: s
         if not targets:
             continue
         senders, versions = here.words(sources), _versions(sources)
-        for services, receivers in targets:
+        for allowed, receivers in targets:
             # The work is counted in words: each line may name all senders again.
             packetset.spend(len(senders) + len(receivers))
-            yield Line(senders, there.words(receivers), services_in_words(services, versions, carried.partition))
+            yield Line(senders, there.words(receivers), services_in_words(allowed, versions, carried.partition))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class _Side:
             subnet = reach.world.vpc(zone.vpc).subnet(str(zone.subnet))
             named = {packetset.number(one): owner + item.name for item in subnet.instances for one in item.addresses}
         holes = reach.kept(inner, end) if zone.vpc is None else ()
-        return cls(zone.name(home), packetset.joined(reach.addresses(zone, inner, end)), named, holes)
+        return cls(zone.name(home), joined(reach.addresses(zone, inner, end)), named, holes)
 
     @property
     def versions(self) -> frozenset[int]:
@@ -100,7 +100,7 @@ class _Side:
 
     def words(self, intervals: Iterable[Interval]) -> tuple[str, ...]:
         """Addresses as the zone where they are all of it or nearly, else as instances, prefixes and ranges."""
-        wanted = packetset.joined(intervals)
+        wanted = joined(intervals)
         if wanted == self.whole:
             return (self.name,)
         rest = Space.of(self.whole, None, None, None) - Space.of(wanted, None, None, None)
@@ -117,7 +117,7 @@ class _Side:
         """
         if not self.holes or not intervals:
             return intervals
-        runs = packetset.joined((*intervals, *self.holes))
+        runs = joined((*intervals, *self.holes))
         lows, highs = [low for low, _ in intervals], [high for _, high in intervals]
         found = []
         for low, high in runs:
@@ -211,7 +211,7 @@ def _services(found: dict[int, Space], everything: dict[int, Space]) -> list[str
             words.append(str(name))
         else:
             words += [f"{name or protocol}/{word}" for word in _ports(protocol, ports)]
-    for low, high in packetset.joined(unnamed):
+    for low, high in joined(unnamed):
         words.append(f"protocol {low}" if low == high else f"protocols {low}-{high}")
     return words
 

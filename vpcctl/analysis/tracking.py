@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from vpcctl.analysis import packetset
 from vpcctl.analysis.reachability import Reach
-from vpcctl.model.network import Network, Subnet, Vpc, World, uplink_pair
-from vpcctl.model.policy import ICMP_PROTOCOLS, UDP, Direction
+from vpcctl.model.network import Subnet, Vpc, World, uplink_pair
+from vpcctl.model.policy import ICMP_PROTOCOLS, UDP, Direction, Network
 from vpcctl.model.protocols import PORTED, TRANSLATED
 from vpcctl.model.resolve import inside
 

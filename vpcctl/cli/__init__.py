@@ -83,7 +83,8 @@ class Commands(click.Group):
         if name not in COMMANDS:
             return None
         module = importlib.import_module(f"vpcctl.cli.{COMMANDS[name]}")
-        return getattr(module, name.replace("-", "_"))
+        command: click.Command = getattr(module, name.replace("-", "_"))
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         """Tell an output that fails from other failures, before click makes an exit status of it."""
@@ -139,7 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
         status = _run(arguments)
         _flush()
     except click.ClickException as error:  # missing arguments are such an error, too
-        error.message = visible_lines(error.message)
+        error.message = visible_lines(error.message)  # type: ignore[misc] # final, and the only way to its words
         with contextlib.suppress(OSError):
             error.show()
         status = 2

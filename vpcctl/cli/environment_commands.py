@@ -128,7 +128,7 @@ def apply(session: Session, environment: str, prune: bool) -> None:
         if sys.stderr.isatty() and time.monotonic() - started > PATIENCE:
             session.say(f"[{number}/{len(way)}] {step.label}")
         try:
-            outcome = session.change(lambda found, step=step: taken(found, step))
+            outcome = session.change(functools.partial(taken, step=step))
         except (ConflictError, KernelError) as error:
             failures.append(error)
             session.say(f"{step.label}: not done; {error}")

@@ -18,7 +18,7 @@ PROTOCOL = click.Choice(["tcp", "udp", "sctp"])
 NAMED = 5  # a warning names at most this many namespaces
 
 
-class VariableType(click.ParamType):
+class VariableType(click.ParamType):  # type: ignore[type-arg] # generic in new versions of click alone
     """A variable of the environment with its value."""
 
     name = "variable"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from vpcctl.documents.policies import PolicyDocument
     from vpcctl.model.network import Subnet, World
     from vpcctl.model.policy import Rule
+
+_R = TypeVar("_R")
 
 
 def read_policy_files(files: tuple[str, ...]) -> list[PolicyDocument]:
@@ -153,7 +155,7 @@ def _ruleset_objects(session: Session, vpc: str) -> list[dict[str, Any]]:
         kernel.close()
 
 
-def _loaded(ruleset: Any, namespace: str) -> Any:
+def _loaded(ruleset: _R, namespace: str) -> _R:
     """`ruleset` as the kernel has it; VpcctlError where that is nothing."""
     if not ruleset:
         raise VpcctlError(f"no ruleset is loaded in {namespace}; `vpcctl repair` loads it")

@@ -167,7 +167,7 @@ def _within_bounds(store: Store, transform: Callable[[State], World]) -> Callabl
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-class PrefixType(click.ParamType):
+class PrefixType(click.ParamType):  # type: ignore[type-arg] # generic in new versions of click alone
     """An IPv4 prefix without host bits."""
 
     name = "prefix"
@@ -184,7 +184,7 @@ class PrefixType(click.ParamType):
         return prefix
 
 
-class AddressType(click.ParamType):
+class AddressType(click.ParamType):  # type: ignore[type-arg] # generic in new versions of click alone
     """An IP address."""
 
     name = "address"

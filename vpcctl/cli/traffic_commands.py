@@ -276,7 +276,7 @@ def _checked(reach: Reach, assertion: dict[str, str], place: str) -> tuple[dict[
         answer = explaining.ask(reach, *asked)
     except VpcctlError as error:
         raise DocumentError(f"{place}: {error}") from error
-    result = {name: assertion[name] for name in ("from", "to", "service", "expect")}
+    result: dict[str, Any] = {name: assertion[name] for name in ("from", "to", "service", "expect")}
     passed = answer.verdict == assertion["expect"]
     result |= {"verdict": answer.verdict, "deciding": answer.deciding.origin, "passed": passed}
     return result, answer

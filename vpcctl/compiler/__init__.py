@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from vpcctl import names
 from vpcctl.compiler.chains import CLOSED, SECTIONS, frames, neighbours
 from vpcctl.compiler.host_table import host_table
-from vpcctl.compiler.nft import Chain, Set, Table, transaction
+from vpcctl.compiler.nft import Chain, RateLimit, Set, Table, transaction
 from vpcctl.compiler.view import View
 from vpcctl.model.host import NO_PART, HostPart
 from vpcctl.model.network import World
@@ -46,7 +46,7 @@ def table_comment(owner: str, fingerprint: str, generation: int) -> str:
 def compile_vpc(world: World, name: str, owner: str) -> Compiled:
     """The ruleset of the VPC `name`; `owner` is the tag that its tables carry."""
     view = View.of(world, name)
-    sets: list[Set] = []
+    sets: list[Set | RateLimit] = []
     chains: list[Chain] = []
     for section in SECTIONS:
         more_sets, more_chains = section(view)

@@ -59,7 +59,9 @@ def _measured(
             try:
                 found = gate(view, subnet, direction, effort)
             except TooMuchError as error:
-                origin = subnet.policy.rules(direction)[error.rule].origin
+                rules = subnet.policy.rules(direction) if subnet.policy else None
+                assert rules, "a gate without rules costs nothing"
+                origin = rules[error.rule].origin
                 return Problem(origin.file, origin.pointer, str(error)), subnet
             if keeping:
                 keep(((view, subnet, direction, found),))

@@ -14,7 +14,8 @@ from vpcctl.compiler.hooks import ARP_CHAIN, FRAME_CHAIN, PASSING_CHAIN, Parts, 
 from vpcctl.compiler.nft import ADDRESS_TYPE, ADDRESS_WORD, Chain, Element, Hook, NftRule, Set, anonymous, quoted
 from vpcctl.compiler.translation import free_ranges, share, translating
 from vpcctl.compiler.view import View
-from vpcctl.model.network import NEVER_USABLE, Network
+from vpcctl.model.network import NEVER_USABLE
+from vpcctl.model.policy import Network
 
 PINGS = "limit rate 50/second burst 50 packets"
 ICMP_ERRORS = "icmp type { destination-unreachable, time-exceeded, parameter-problem }"

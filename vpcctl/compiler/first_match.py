@@ -38,7 +38,9 @@ from vpcctl.model.policy import ICMP_PROTOCOLS
 
 # (IP version, network address as an integer, prefix length)
 Prefix = tuple[int, int, int]
-Rank = tuple[int, bool, bool, bool, bool, bool]
+Rank = tuple[int, ...]
+# The rank of what shares its level with nothing that it overlaps.
+UNRANKED: Rank = ()
 WIDTH = {4: 32, 6: 128}
 EVERYWHERE: tuple[Prefix, ...] = ((4, 0, 0), (6, 0, 0))
 ALL_VALUES = (0, 65535)
@@ -192,16 +194,16 @@ class _Held:
 
     __slots__ = ("mixed", "of", "own", "ranks", "taken")
 
-    def __init__(self, kind: str | None, rank: Rank | None, bits: int):
+    def __init__(self, kind: str | None, rank: Rank, bits: int):
         self.taken = bits
         self.of: dict[str | None, int] = {kind: bits}
-        self.ranks: dict[str | None, dict[Rank | None, int]] = {kind: {rank: bits}}
+        self.ranks: dict[str | None, dict[Rank, int]] = {kind: {rank: bits}}
         # Ports with several verdicts, or of boxes that share their level with no other.
         self.mixed = 0 if kind else bits
         # Do the integers belong to this object, and not to the only box in it?
         self.own = False
 
-    def add(self, kind: str | None, rank: Rank | None, bits: int) -> None:
+    def add(self, kind: str | None, rank: Rank, bits: int) -> None:
         mine = self.of.get(kind)
         if mine is None:
             self.mixed |= bits & self.taken if kind else bits
@@ -218,7 +220,7 @@ class _Held:
             self.of[kind] = mine | bits
         self.taken |= bits
 
-    def stands_before(self, kind: str | None, rank: Rank | None, bits: int) -> bool:
+    def stands_before(self, kind: str | None, rank: Rank, bits: int) -> bool:
         """Must a new box with these `bits` go to a higher level than the boxes in here?"""
         mine = self.of.get(kind) if kind else None
         if mine is None or self.mixed & bits or self.taken & bits & ~mine:
@@ -232,6 +234,10 @@ Occupied = dict[int, _Held]
 HERE, BELOW = range(2)
 # The own side of a node's boxes where it is not a single address: wider prefixes, which count as any, or all boxes.
 WIDER, EVERY = "wider", "every"
+# (IP version, prefix length, network address without the bits behind the prefix)
+Place = tuple[int, int, int]
+# (HERE or BELOW, protocol or slot, place of the peer, own side)
+Node = tuple[int, int, Place, Prefix | str]
 
 
 class _Index:
@@ -251,14 +257,14 @@ class _Index:
             if _own_place(box) != WIDER:
                 self._tells_owns_apart = True
         self._lengths = {version: sorted(found) for version, found in peers.items()}
-        self._nodes: dict[tuple, Occupied] = {}
-        self._covered: dict[tuple, int] = {}
+        self._nodes: dict[Node, Occupied] = {}
+        self._covered: dict[tuple[int, Prefix | None, int, int, int], int] = {}
         self._effort, self._weight, self._space = effort, ports.weight, ports.space
         # The last result of `_around`, which is called several times for each box.
         self._peer: Prefix | None = None
-        self._places: list[list[tuple[int, int, int]]] = []
+        self._places: list[list[Place]] = []
 
-    def _around(self, box: Box) -> list[list[tuple[int, int, int]]]:
+    def _around(self, box: Box) -> list[list[Place]]:
         """For each IP version of the box's peer, the places of the prefixes around it and last its own."""
         if self._peer != box.peer or not self._places:
             lengths = self._lengths
@@ -283,7 +289,7 @@ class _Index:
             found &= taken
         return found
 
-    def level_of(self, box: Box, kind: str | None, rank: Rank | None, bits: int) -> int:
+    def level_of(self, box: Box, kind: str | None, rank: Rank, bits: int) -> int:
         """The lowest level at which `box` comes after every placed box that it overlaps."""
         best, steps = 1, 0
         slots = (self.ALL,) if box.protocol is None else (box.protocol, self.UNSPECIFIED)
@@ -300,9 +306,10 @@ class _Index:
         self._effort.spend(steps * self._weight)
         return best
 
-    def _seen_from(self, box: Box, slots: tuple[int, ...]) -> Iterator[tuple]:
+    def _seen_from(self, box: Box, slots: tuple[int, ...]) -> Iterator[Node]:
         """The nodes of all boxes that may overlap `box`."""
-        owns = (WIDER, box.own) if self._tells_owns_apart and _own_place(box) != WIDER else (EVERY,)
+        side = _own_place(box) if self._tells_owns_apart else WIDER
+        owns = (EVERY,) if side == WIDER else (WIDER, side)
         for places in self._around(box):
             for slot in slots:
                 for own in owns:
@@ -310,16 +317,16 @@ class _Index:
                         yield HERE, slot, place, own
                     yield BELOW, slot, places[-1], own
 
-    def place(self, box: Box, kind: str | None, rank: Rank | None, bits: int, level: int) -> None:
+    def place(self, box: Box, kind: str | None, rank: Rank, bits: int, level: int) -> None:
         """Record `box` at `level`.  If `kind` is None, it trims no later box."""
         slot = self.UNSPECIFIED if box.protocol is None else box.protocol
         steps = 1
         sides = (_own_place(box), EVERY) if self._tells_owns_apart else (EVERY,)
         for *around, here in self._around(box):
             if kind is not None and not box.unsure:
-                key = (slot, box.own, *here)
-                before = self._covered.get(key)
-                self._covered[key] = bits if before is None else before | bits
+                match = (slot, box.own, *here)
+                before = self._covered.get(match)
+                self._covered[match] = bits if before is None else before | bits
             for kept in (slot, self.ALL) if self._asks_for_all else (slot,):
                 for side in sides:
                     keys = [(HERE, kept, here, side), *((BELOW, kept, place, side) for place in around)]
@@ -328,7 +335,7 @@ class _Index:
                         steps += self._occupy(key, kind, rank, bits, level)
         self._effort.spend(steps)
 
-    def _occupy(self, key: tuple, kind: str | None, rank: Rank | None, bits: int, level: int) -> int:
+    def _occupy(self, key: Node, kind: str | None, rank: Rank, bits: int, level: int) -> int:
         """Put a box into a node; return the cost beyond one step."""
         node = self._nodes.get(key)
         if node is None:
@@ -361,9 +368,12 @@ def stack(boxes: Sequence[Box | Product], effort: Effort) -> list[list[Box | Pro
             effort.spend(ports.space * len(pieces))
         for piece in pieces:
             bits = ports.of(piece)
-            sure = isinstance(piece, Box) and not piece.unsure
-            # An unsure box has a verdict that equals no other.
-            kind, rank = (piece.verdict, piece.rank) if sure else (None, None)
+            kind: str | None
+            if isinstance(piece, Box) and not piece.unsure:
+                kind, rank = piece.verdict, piece.rank
+            else:
+                # An unsure box has a verdict that equals no other.
+                kind, rank = None, UNRANKED
             level = max(index.level_of(anchor, kind, rank, bits) for anchor in _anchors(piece))
             for anchor in _anchors(piece):
                 index.place(anchor, kind, rank, bits, level)
@@ -398,8 +408,8 @@ def spread(boxes: Sequence[Box], effort: Effort) -> list[list[Box]]:
     for box in boxes:
         if box.peer:
             lengths[box.peer[0]].add(box.peer[2])
-    at: dict[tuple, _Owns] = defaultdict(_Owns)
-    below: dict[tuple, _Owns] = defaultdict(_Owns)
+    at: dict[tuple[int | None, int, int, int], _Owns] = defaultdict(_Owns)
+    below: dict[tuple[int | None, int, int, int], _Owns] = defaultdict(_Owns)
     sets: list[list[Box]] = []
     for box in boxes:
         bits = ports.bits(box.ports)
@@ -443,8 +453,10 @@ class _Owns:
 
     def add(self, own: Prefix | None, bits: int, number: int) -> None:
         """Add the ports of a box; merge them into the last entry if its own side and set are the same."""
-        single = own is not None and own[2] == WIDTH[own[0]]
-        entries = self.single.setdefault(own, []) if single else self.wider
+        if own is not None and own[2] == WIDTH[own[0]]:
+            entries = self.single.setdefault(own, [])
+        else:
+            entries = self.wider
         if entries and (entries[-1][0], entries[-1][2]) == (own, number):
             entries[-1] = (own, entries[-1][1] | bits, number)
         else:

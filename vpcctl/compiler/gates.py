@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -116,7 +116,7 @@ class _Builder:
         subnet: Subnet,
         policy: Policy,
         direction: Direction,
-        rules: tuple[Rule, ...],
+        rules: Sequence[Rule],
         effort: Effort,
     ):
         self._view, self._subnet, self._policy, self._direction, self._rules = view, subnet, policy, direction, rules
@@ -126,11 +126,11 @@ class _Builder:
         self._sets: list[Set] = []
         self._chains: list[Chain] = []
         # The lists of products, by type and members: rules that have one in common share it.
-        self._lists: dict[tuple[str, tuple], str] = {}
+        self._lists: dict[tuple[str, tuple[Any, ...]], str] = {}
 
     def build(self) -> Gate:
         verdicts = [self._verdict(number, rule) for number, rule in enumerate(self._rules)]
-        found = list(matches(self._view, self._subnet, self._direction, verdicts, self._effort))
+        found = list(matches(self._view, self._subnet, self._policy, self._direction, verdicts, self._effort))
         self._chains += [
             _logging(self._log_chain(number), self._view.vpc.name, rule)
             for number, rule in enumerate(self._rules)
@@ -202,14 +202,14 @@ class _Builder:
             )
             data_type = "" if limited else "verdict"
             self._sets.append(Set(name, key_type, elements, data_type, not shape.exact, counted=not limited))
-        if limited:
+        if shape.rule is not None:
             return self._verdicts(f"{expression} @{name} ", shape.rule, mirror)
         return [NftRule(f"{expression} vmap @{name}")]
 
     def _product(self, name: str, found: Product, mirror: bool) -> str:
         """What asks for the lists of a product, one after the other."""
         peer, own = self._sides(mirror)
-        word, kind = ADDRESS_WORD.get(found.version), ADDRESS_TYPE.get(found.version)
+        word, kind = ADDRESS_WORD[found.version], ADDRESS_TYPE[found.version]
         questions = []
         for side, prefixes, part in ((peer, found.peers, "peer"), (own, found.owns, "own")):
             if prefixes is not None:
@@ -219,23 +219,23 @@ class _Builder:
             # ICMP's own messages are those of its version, whatever addresses they have.
             questions += [] if found.protocol is None else [f"meta l4proto {found.protocol}"]
         else:
-            questions.append(self._ports(name, found, mirror))
+            questions.append(self._ports(name, found.protocol, found.ports, mirror))
         return " ".join(questions) + " "
 
-    def _ports(self, name: str, found: Product, mirror: bool) -> str:
+    def _ports(self, name: str, protocol: int | None, ports: tuple[Range, ...], mirror: bool) -> str:
         """What asks for the ports of a product, or its types of ICMP."""
-        exact = all(low == high for low, high in found.ports)
-        if found.protocol in ICMP_PROTOCOLS:
-            word, kind = TYPE_FIELD[found.protocol]
-            spans = tuple(sorted(set(_answers(found.protocol, found.ports)))) if mirror else found.ports
+        exact = all(low == high for low, high in ports)
+        if protocol in ICMP_PROTOCOLS:
+            word, kind = TYPE_FIELD[protocol]
+            spans = tuple(sorted(set(_answers(protocol, ports)))) if mirror else ports
             name = f"{name}.type" + (".reply" if mirror else "")
             return f"{word} @{self._list(name, kind, spans, _span_text, exact or mirror)}"
         port = "th sport" if mirror else "th dport"
-        members = tuple((found.protocol, span) for span in found.ports)
+        members = tuple((protocol, span) for span in ports)
         name = self._list(f"{name}.port", "inet_proto . inet_service", members, _service_text, exact)
         return f"meta l4proto . {port} @{name}"
 
-    def _list(self, name: str, kind: str, members: tuple, text: Callable[[Any], str], exact: bool) -> str:
+    def _list(self, name: str, kind: str, members: tuple[Any, ...], text: Callable[[Any], str], exact: bool) -> str:
         """The name of the set with these members; it is called `name` if it is new."""
         if (kind, members) not in self._lists:
             self._lists[kind, members] = name
@@ -262,10 +262,9 @@ class _Builder:
         """The key as an expression over the packet, and its type."""
         peer, own = self._sides(mirror)
         fields = []
-        if shape.peer:
-            fields.append((f"{ADDRESS_WORD[shape.version]} {peer}", ADDRESS_TYPE[shape.version]))
-        if shape.own:
-            fields.append((f"{ADDRESS_WORD[shape.version]} {own}", ADDRESS_TYPE[shape.version]))
+        if shape.version is not None:  # then it has a peer or an own side
+            word, kind = ADDRESS_WORD[shape.version], ADDRESS_TYPE[shape.version]
+            fields += [(f"{word} {peer}", kind)] * shape.peer + [(f"{word} {own}", kind)] * shape.own
         if shape.protocol in ICMP_PROTOCOLS:
             fields.append(TYPE_FIELD[shape.protocol])
         elif shape.protocol is not None:
@@ -296,6 +295,8 @@ def _typed(box: Box) -> bool:
 def _replies(requests: list[Box]) -> Iterator[Box]:
     """The boxes of ICMP requests as boxes of their replies."""
     for box in requests:
+        assert box.protocol is not None, "the shape of these boxes has a protocol"
+        assert box.ports is not None, "the shape of these boxes has types"
         for answer in _answers(box.protocol, (box.ports,)):
             yield box._replace(ports=answer)
 

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import TypeGuard, TypeVar
 
 from vpcctl.compiler.effort import Effort
 from vpcctl.compiler.first_match import Box, Prefix, Product
 from vpcctl.compiler.view import View
-from vpcctl.model.network import Network, Subnet
-from vpcctl.model.policy import Direction, Endpoint, Range, joined
+from vpcctl.model.network import Subnet, within
+from vpcctl.model.policy import Direction, Endpoint, Network, Policy, Range, joined
 
-ANYWHERE: tuple[Prefix | None, ...] = (None,)
+_F = TypeVar("_F")
+# The values of one field that a rule matches; ANYWHERE is all of them.
+Anywhere = tuple[None]
+Prefixes = tuple[Prefix, ...] | Anywhere
+Spans = tuple[Range, ...] | Anywhere
+ANYWHERE: Anywhere = (None,)
 # A rule of so many boxes is always multiplied out.
 FEW = 64
 # A gate of so many boxes is; beyond that, rules that have a list in common leave it in one set.
@@ -31,9 +37,9 @@ class Lists:
 
     rule: int
     version: int | None
-    peers: tuple[Prefix | None, ...]
-    owns: tuple[Prefix | None, ...]
-    spans: tuple[Range | None, ...]
+    peers: Prefixes
+    owns: Prefixes
+    spans: Spans
 
     @property
     def boxes(self) -> int:
@@ -47,16 +53,16 @@ class Lists:
 
 
 def matches(
-    view: View, subnet: Subnet, direction: Direction, verdicts: Sequence[str], effort: Effort
+    view: View, subnet: Subnet, policy: Policy, direction: Direction, verdicts: Sequence[str], effort: Effort
 ) -> Iterator[Box | Product]:
-    """Every rule as disjunct boxes or products, in the order of the document.
+    """Every rule of the subnet's `policy` as disjunct boxes or products, in the order of the document.
 
     `verdicts` says what a match of each does.
     """
-    rules = subnet.policy.rules(direction) or ()
-    found = list(_lists(view, subnet, direction, effort))
+    rules = policy.rules(direction) or ()
+    found = list(_lists(view, subnet, policy, direction, effort))
     shared = _shared(found)
-    there: set[tuple] = set()
+    there: set[tuple[object, ...]] = set()
     for lists in found:
         effort.rule, rule, verdict = lists.rule, rules[lists.rule], verdicts[lists.rule]
         unsure = rule.limit is not None
@@ -64,8 +70,10 @@ def matches(
             for part in (lists.peers, lists.owns, (rule.protocol, *lists.spans)):
                 effort.take(0 if part in there else len(part))
                 there.add(part)
-            fields = (None if part == ANYWHERE else part for part in (lists.peers, lists.owns, lists.spans))
-            peers, owns, spans = fields
+            assert lists.version is not None, "what is of no version has no list of prefixes, and too few boxes"
+            peers = lists.peers if _listed(lists.peers) else None
+            owns = lists.owns if _listed(lists.owns) else None
+            spans = lists.spans if _listed(lists.spans) else None
             yield Product(lists.version, peers, owns, rule.protocol, spans, verdict, lists.rule, unsure)
         else:
             effort.take(lists.boxes)
@@ -73,26 +81,35 @@ def matches(
                 yield Box(peer, own, rule.protocol, span, verdict, lists.rule, unsure)
 
 
-def _lists(view: View, subnet: Subnet, direction: Direction, effort: Effort) -> Iterator[Lists]:
-    known: dict[tuple, tuple[Prefix | None, ...]] = {}
+def _listed(field: tuple[_F, ...] | Anywhere) -> TypeGuard[tuple[_F, ...]]:
+    """Is the field limited to certain values?"""
+    return field != ANYWHERE
 
-    def resolved(read, endpoints):
+
+Endpoints = tuple[Endpoint, ...] | None
+_Reader = Callable[[View, Subnet, Policy, Endpoints], Prefixes]
+
+
+def _lists(view: View, subnet: Subnet, policy: Policy, direction: Direction, effort: Effort) -> Iterator[Lists]:
+    known: dict[tuple[_Reader, Endpoints], Prefixes] = {}
+
+    def resolved(read: _Reader, endpoints: Endpoints) -> Prefixes:
         # Prefixes are as good as resolved; names may stand for long lists, and in many rules.
         if endpoints is None or (len(endpoints) == 1 and endpoints[0].prefix is not None):
-            return read(view, subnet, endpoints)
+            return read(view, subnet, policy, endpoints)
         key = read, endpoints
         if key not in known:
-            known[key] = read(view, subnet, endpoints)
+            known[key] = read(view, subnet, policy, endpoints)
             effort.spend(len(known[key]))
         return known[key]
 
-    for number, rule in enumerate(subnet.policy.rules(direction) or ()):
+    for number, rule in enumerate(policy.rules(direction) or ()):
         effort.rule = number
         here, there = rule.destinations, rule.sources
         if direction is Direction.EGRESS:
             here, there = there, here
         ports = rule.icmp_types if rule.icmp_types is not None else rule.ports
-        spans = (None,) if ports is None else tuple(joined(ports))
+        spans: Spans = ANYWHERE if ports is None else tuple(joined(ports))
         peers, owns = resolved(_peers, there), resolved(_own, here)
         if peers == ANYWHERE and owns == ANYWHERE:
             yield Lists(number, None, peers, owns, spans)
@@ -103,13 +120,13 @@ def _lists(view: View, subnet: Subnet, direction: Direction, effort: Effort) -> 
                 yield Lists(number, version, *pair, spans)
 
 
-def _of_version(prefixes: tuple[Prefix | None, ...], version: int) -> tuple[Prefix | None, ...]:
-    if prefixes == ANYWHERE or all(prefix[0] == version for prefix in prefixes):
+def _of_version(prefixes: Prefixes, version: int) -> Prefixes:
+    if not _listed(prefixes) or all(prefix[0] == version for prefix in prefixes):
         return prefixes
     return tuple(prefix for prefix in prefixes if prefix[0] == version)
 
 
-def _shared(found: list[Lists]) -> set[tuple]:
+def _shared(found: list[Lists]) -> set[Prefixes]:
     """The long lists of prefixes that several rules have, where all rules together come to many boxes."""
     if sum(lists.boxes for lists in found) <= MANY:
         return set()
@@ -117,35 +134,35 @@ def _shared(found: list[Lists]) -> set[tuple]:
     return {part for part, count in times.items() if count > 1}
 
 
-def _resolved(view: View, subnet: Subnet, endpoints: tuple[Endpoint, ...]) -> Iterator[Network]:
+def _resolved(view: View, policy: Policy, endpoints: tuple[Endpoint, ...]) -> Iterator[Network]:
     for endpoint in endpoints:
-        for prefix in view.resolve(endpoint, subnet.policy):
+        for prefix in view.resolve(endpoint, policy):
             if prefix.version in view.vpc.versions:
                 yield prefix
 
 
-def _peers(view: View, subnet: Subnet, endpoints: tuple[Endpoint, ...] | None) -> tuple[Prefix | None, ...]:
+def _peers(view: View, subnet: Subnet, policy: Policy, endpoints: Endpoints) -> Prefixes:
     if endpoints is None or any(endpoint.kind == "any" for endpoint in endpoints):
         return ANYWHERE
-    prefixes = _joined(_resolved(view, subnet, endpoints))
+    prefixes = _joined(_resolved(view, policy, endpoints))
     if any(length == 0 for _, _, length in prefixes) and len(view.vpc.versions) == 1:
         return ANYWHERE
     # In an order of their own, so that the order of a user's list does not show in the text.
     return tuple(sorted(set(prefixes)))
 
 
-def _own(view: View, subnet: Subnet, endpoints: tuple[Endpoint, ...] | None) -> tuple[Prefix | None, ...]:
+def _own(view: View, subnet: Subnet, policy: Policy, endpoints: Endpoints) -> Prefixes:
     """The own side narrowed to what lies in the subnet; all of the subnet is no narrowing."""
     if endpoints is None or any(endpoint.kind == "any" for endpoint in endpoints):
         return ANYWHERE
     inside = []
-    for prefix in _resolved(view, subnet, endpoints):
+    for prefix in _resolved(view, policy, endpoints):
         for mine in subnet.prefixes:
-            if prefix.version == mine.version and mine.subnet_of(prefix):
+            if within(mine, prefix):
                 if len(subnet.prefixes) == 1:
                     return ANYWHERE
                 inside.append(mine)
-            elif prefix.version == mine.version and prefix.subnet_of(mine):
+            elif within(prefix, mine):
                 inside.append(prefix)
     return tuple(sorted(_joined(inside)))
 
@@ -155,11 +172,9 @@ def _joined(prefixes: Iterable[Network]) -> list[Prefix]:
     found = list(prefixes)
     if len(found) == 1:
         return [_prefix(found[0])]
-    return [
-        _prefix(prefix)
-        for version in (4, 6)
-        for prefix in ipaddress.collapse_addresses(one for one in found if one.version == version)
-    ]
+    fours = ipaddress.collapse_addresses(one for one in found if isinstance(one, ipaddress.IPv4Network))
+    sixes = ipaddress.collapse_addresses(one for one in found if isinstance(one, ipaddress.IPv6Network))
+    return [*map(_prefix, fours), *map(_prefix, sixes)]
 
 
 def _prefix(network: Network) -> Prefix:

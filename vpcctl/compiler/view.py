@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from vpcctl import names
 from vpcctl.model.difference import differing
-from vpcctl.model.network import Address, Network, Subnet, Vpc, World, uplink_pair
-from vpcctl.model.policy import Endpoint, Policy
+from vpcctl.model.network import Subnet, Vpc, World, uplink_pair, within
+from vpcctl.model.policy import Address, Endpoint, Network, Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +38,18 @@ class View:
         """Each peer with the name of the link to it."""
         return tuple((names.peer_link(peer.name), peer) for peer in self.peers)
 
-    def resolve(self, endpoint: Endpoint, policy: Policy) -> tuple[Network, ...]:
+    def resolve(self, endpoint: Endpoint, policy: Policy) -> Sequence[Network]:
         """The prefixes that `endpoint` means at present; what it names and is not there means none.
 
         Every kind but ``any``, which is no list of prefixes.
         """
         match endpoint.kind:
             case "prefix":
+                assert endpoint.prefix is not None, "an endpoint of this kind has a prefix"
                 return (endpoint.prefix,)
             case "set":
-                return {**dict(self.vpc.sets), **dict(policy.sets)}.get(endpoint.name, ())
+                # A policy's own sets hide the VPC's.
+                return next((found for name, found in (*policy.sets, *self.vpc.sets) if name == endpoint.name), ())
             case "subnet":
                 subnet = self.vpc.subnets_by_name.get(str(endpoint.name))
                 return subnet.prefixes if subnet else ()
@@ -84,18 +87,21 @@ def complement(prefixes: list[Network], version: int) -> list[Network]:
     rest = [ipaddress.ip_network("0.0.0.0/0" if version == 4 else "::/0")]
     for prefix in prefixes:
         if prefix.version == version:
-            rest = [
-                piece
-                for whole in rest
-                for piece in (
-                    whole.address_exclude(prefix)
-                    if prefix.subnet_of(whole)
-                    else ()
-                    if whole.subnet_of(prefix)
-                    else (whole,)
-                )
-            ]
+            rest = [piece for whole in rest for piece in _without(whole, prefix)]
     return sorted(rest)
+
+
+def _without(whole: Network, hole: Network) -> Iterable[Network]:
+    """The addresses of `whole` that are not in `hole`, as prefixes."""
+    if within(whole, hole):
+        return ()
+    if not within(hole, whole):
+        return (whole,)
+    if isinstance(whole, ipaddress.IPv4Network) and isinstance(hole, ipaddress.IPv4Network):
+        return whole.address_exclude(hole)
+    if isinstance(whole, ipaddress.IPv6Network) and isinstance(hole, ipaddress.IPv6Network):
+        return whole.address_exclude(hole)
+    raise AssertionError("one prefix holds the other, so they are of one IP version")
 
 
 def _single(address: Address) -> Network:

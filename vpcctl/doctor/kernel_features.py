@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vpcctl.analysis.tracking import key
 from vpcctl.doctor.apart import apart
@@ -23,6 +23,9 @@ from vpcctl.doctor.network_state import privileged
 from vpcctl.errors import KernelError, VpcctlError
 from vpcctl.kernel import namespaces, sandbox, settings
 from vpcctl.resources.kinds import PORT_FLAGS
+
+if TYPE_CHECKING:
+    from vpcctl.kernel.links import Rtnl
 
 SUBJECT = "kernel"
 BRIDGE, PORT, FAR_END = "br-try", "in-try", "far-try"
@@ -278,7 +281,7 @@ def _index(name: str) -> int:
     return socket.if_nametoindex(name)
 
 
-def _with_rtnl(action: Callable[[Any], None]) -> None:
+def _with_rtnl(action: Callable[[Rtnl], None]) -> None:
     from vpcctl.kernel.links import Rtnl
 
     rtnl = Rtnl(None)

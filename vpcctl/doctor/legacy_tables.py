@@ -157,7 +157,8 @@ def _target(entry: _Entry, heads: dict[int, str]) -> list[Statement]:
 
 
 def _number(data: bytes) -> int:
-    return struct.unpack_from("=i", data)[0]
+    number: int = struct.unpack_from("=i", data)[0]
+    return number
 
 
 def _addressed(

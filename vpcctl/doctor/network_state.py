@@ -9,7 +9,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vpcctl.doctor import legacy_tables
 from vpcctl.doctor.apart import apart
@@ -17,6 +17,9 @@ from vpcctl.doctor.prefix_overlaps import Reached
 from vpcctl.errors import KernelError, PrivilegeError
 from vpcctl.kernel import namespaces
 from vpcctl.names import TABLE
+
+if TYPE_CHECKING:
+    from vpcctl.kernel.links import Message
 
 TAG = "vpcctl/"
 # Programs by which the managers of firewalls are told something; the first two are kinds of iptables(8).
@@ -140,14 +143,14 @@ def surroundings() -> Surroundings:
     )
 
 
-def _by_address(address: Any, foreign: dict[int, str]) -> Iterator[Reached]:
+def _by_address(address: Message, foreign: dict[int, str]) -> Iterator[Reached]:
     link = foreign.get(address["index"], "lo")
     if link != "lo":
         interface = ipaddress.ip_interface(f"{address.get_attr('IFA_LOCAL')}/{address['prefixlen']}")
         yield Reached(interface.network, link, f"address {interface.ip}")
 
 
-def _route_links(route: Any) -> list[int]:
+def _route_links(route: Message) -> list[int]:
     """The indices of the links by which a route of whatever table leads somewhere else."""
     if route["type"] != UNICAST:  # the local table's are of other types
         return []
@@ -155,7 +158,7 @@ def _route_links(route: Any) -> list[int]:
     return [link for link in (route.get_attr("RTA_OIF"), *(hop["oif"] for hop in hops)) if link is not None]
 
 
-def _first_address(addresses: list[Any], link: str, names: dict[int, str]) -> ipaddress.IPv4Address | None:
+def _first_address(addresses: list[Message], link: str, names: dict[int, str]) -> ipaddress.IPv4Address | None:
     """The address that masquerading takes: a link's first one."""
     found = (one.get_attr("IFA_LOCAL") for one in addresses if names.get(one["index"]) == link)
     return next(map(ipaddress.IPv4Address, found), None)

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vpcctl.doctor.finding import Finding
-from vpcctl.model.network import Network, World, overlap
+from vpcctl.model.network import World, overlap
+from vpcctl.model.policy import Network
 
 SUBJECT = "prefixes"
 

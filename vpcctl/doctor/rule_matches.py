@@ -265,8 +265,8 @@ def _equal(held: Any, wanted: Any) -> Truth:
     if not isinstance(wanted, str):
         return None
     if wanted.endswith("*"):
-        return held.startswith(wanted[:-1])
-    return held == wanted
+        return bool(held.startswith(wanted[:-1]))
+    return bool(held == wanted)
 
 
 def _number_equal(held: int, wanted: Any) -> Truth:

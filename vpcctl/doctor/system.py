@@ -13,7 +13,7 @@ from vpcctl.doctor import network_state
 from vpcctl.doctor.apart import apart
 from vpcctl.doctor.finding import Finding
 from vpcctl.errors import KernelError
-from vpcctl.kernel import namespaces, sandbox, settings
+from vpcctl.kernel import claims, namespaces, sandbox, settings
 from vpcctl.model.network import World
 
 OLDEST_PYTHON = (3, 11)
@@ -87,7 +87,7 @@ def _load_library() -> str:
     return next((line.split()[-1] for line in maps.splitlines() if "libnftables" in line), "libnftables.so.1")
 
 
-def named_namespaces(directory: Path = namespaces.RUN_NETNS) -> Iterator[Finding]:
+def named_namespaces(directory: Path = claims.RUN_NETNS) -> Iterator[Finding]:
     """Can named namespaces be made in /run/netns?"""
     why = "Every VPC and every instance is a named namespace there."
     try:

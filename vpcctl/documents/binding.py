@@ -10,7 +10,7 @@ from vpcctl.documents.policies import MOST_PREFIXES, PolicyDocument
 from vpcctl.documents.reading import nearest
 from vpcctl.errors import DocumentError, Problem
 from vpcctl.model.network import Subnet, Vpc, World
-from vpcctl.model.policy import Direction, Endpoint, Origin, Policy
+from vpcctl.model.policy import Direction, Endpoint, Network, Origin, Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ def attach(
     something that is not there.
     """
     attachments: list[Attachment] = []
-    problems: list[Problem] = []
+    problems: list[Problem | str] = []
     for document in documents:
         try:
             attachments.append(_target(world, document, vpc, subnet))
@@ -190,8 +190,8 @@ def _outside(vpc: Vpc, attachment: Attachment) -> Iterator[str]:
                         yield f"{rule.origin}: {endpoint} lies outside subnet {subnet.name} and matches nothing here"
 
 
-def _own_prefixes(vpc: Vpc, endpoint: Endpoint) -> list:
-    if endpoint.kind == "prefix":
+def _own_prefixes(vpc: Vpc, endpoint: Endpoint) -> list[Network]:
+    if endpoint.prefix is not None:
         return [endpoint.prefix]
     if endpoint.kind == "subnet":
         subnet = vpc.subnets_by_name.get(str(endpoint.name))

@@ -15,14 +15,13 @@ from vpcctl.errors import StateError
 from vpcctl.model.host import HostPart
 from vpcctl.model.network import (
     Instance,
-    Network,
     Peering,
     Publication,
     Subnet,
     Vpc,
     World,
 )
-from vpcctl.model.policy import PROTOCOL_NAMES, Action, Direction, Policy, Rule
+from vpcctl.model.policy import PROTOCOL_NAMES, Action, Direction, Network, Policy, Rule
 
 
 def rule_to_json(rule: Rule) -> dict[str, Any]:
@@ -46,18 +45,18 @@ def rule_to_json(rule: Rule) -> dict[str, Any]:
     return document
 
 
-def _one_or_many(values: list) -> Any:
+def _one_or_many(values: list[Any]) -> Any:
     return values[0] if len(values) == 1 else values
 
 
-Encode = Callable[[Sequence[Any]], list]
+Encode = Callable[[Sequence[Any]], list[Any]]
 
 
-def _rules_to_json(rules: Sequence[Rule]) -> list:
+def _rules_to_json(rules: Sequence[Rule]) -> list[Any]:
     return list(map(rule_to_json, rules))
 
 
-def _prefixes_to_json(prefixes: Sequence[Network]) -> list:
+def _prefixes_to_json(prefixes: Sequence[Network]) -> list[Any]:
     return list(map(str, prefixes))
 
 

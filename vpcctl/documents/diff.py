@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,7 +144,7 @@ def same_words(one: Policy, other: Policy | None) -> bool:
 
 
 def _bare(policy: Policy) -> Policy:
-    def rules(found: tuple[Rule, ...] | None) -> tuple[Rule, ...] | None:
+    def rules(found: Sequence[Rule] | None) -> Sequence[Rule] | None:
         return found and tuple(dataclasses.replace(rule, origin=NOWHERE) for rule in found)
 
     return dataclasses.replace(policy, ingress=rules(policy.ingress), egress=rules(policy.egress), file="", pointer="")

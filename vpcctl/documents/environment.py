@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import shlex
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from vpcctl import names
 from vpcctl.documents import fields, reading
@@ -28,8 +28,9 @@ from vpcctl.model.network import (
     check_beside_transit,
 )
 from vpcctl.model.operations import with_instance
-from vpcctl.model.policy import PROTOCOLS, Network, Policy
+from vpcctl.model.policy import PROTOCOLS, Address, Network, Policy
 
+_V = TypeVar("_V")
 ANY_PREFIX = "0.0.0.0/0"
 
 
@@ -64,7 +65,7 @@ class _Environment(Reader):
         # The host's ports that are published, with the first place of each.
         self._ports: dict[str, str] = {}
 
-    def world(self, document: dict) -> World:
+    def world(self, document: dict[str, Any]) -> World:
         """The world, without the parts in which problems were found."""
         inners = document.get("vpcs", [])
         named = [inner["name"] for inner in inners]
@@ -79,7 +80,7 @@ class _Environment(Reader):
                 vpcs[place] = found
         return self.joined(vpcs, self.pairs(document.get("peerings", []), {*named, *taken}))
 
-    def pairs(self, document: list, known: set[str]) -> dict[str, Peering]:
+    def pairs(self, document: list[Any], known: set[str]) -> dict[str, Peering]:
         """The peerings by their places; `known` are the VPCs that there are."""
         found = {}
         for number, names_of in enumerate(document):
@@ -133,20 +134,20 @@ class _Environment(Reader):
             for inner, subnet in sound(vpc.get("subnets", [])):
                 self.words_of(subnet, f"{place}/subnets/{inner}")
 
-    def words_of(self, subnet: dict, pointer: str) -> None:
+    def words_of(self, subnet: dict[str, Any], pointer: str) -> None:
         self.attempt(f"{pointer}/cidr", fields.parse_own_prefix, subnet.get("cidr", ANY_PREFIX))
         self.policy_of(subnet, pointer)
         for number, instance in sound(subnet.get("instances", [])):
             if "ip" in instance:
                 self.attempt(f"{pointer}/instances/{number}/ip", fields.parse_address, instance["ip"])
 
-    def policy_of(self, subnet: dict, pointer: str) -> Policy | None:
+    def policy_of(self, subnet: dict[str, Any], pointer: str) -> Policy | None:
         """The subnet's policy, if it has one."""
         if "policy" not in subnet:
             return None
         return self.guarded(f"{pointer}/policy", self.attached, subnet["policy"], pointer)
 
-    def guarded(self, pointer: str, make: Callable[..., Any], *arguments: Any) -> Any:
+    def guarded(self, pointer: str, make: Callable[..., _V], *arguments: Any) -> _V | None:
         """`make(*arguments)`; what our own checks refuse becomes a problem at `pointer`."""
         try:
             return make(*arguments)
@@ -159,7 +160,7 @@ class _Environment(Reader):
             self.problems.append(Problem(self.file, pointer, str(error)))
         return None
 
-    def vpc(self, document: dict, pointer: str, index: int) -> Vpc | None:
+    def vpc(self, document: dict[str, Any], pointer: str, index: int) -> Vpc | None:
         """A VPC; without what is in it where something of that is wrong, and None where it is wrong itself."""
         told = len(self.problems)
         name = document["name"]
@@ -175,20 +176,21 @@ class _Environment(Reader):
         sets = self.sets(document.get("sets", {}), f"{pointer}/sets")
         self.names_within(document, pointer)
         published = self.published(document, pointer)
-        if alone is None:
+        if alone is None or prefix is None:
             return None
         limits = self.limits(document, pointer)
-        parts = (name, (prefix,), index, tuple(subnets.values()), published, tuple(sets.items()), *limits)
-        parts += (document.get("hardened", False),)
+        # A subnet that could not be read is a problem already.
+        there = {place: subnet for place, subnet in subnets.items() if subnet is not None}
+        parts = tuple(there.values()), published, tuple(sets.items()), *limits, document.get("hardened", False)
         if len(self.problems) == told:
             with contextlib.suppress(VpcctlError):
-                return Vpc(*parts)
-        self.places_of({place: subnet for place, subnet in subnets.items() if subnet is not None}, alone)
+                return Vpc(name, (prefix,), index, *parts)
+        self.places_of(there, alone)
         if len(self.problems) == told:
-            self.guarded(pointer, Vpc, *parts)
+            self.guarded(pointer, Vpc, name, (prefix,), index, *parts)
         return alone
 
-    def limits(self, document: dict, pointer: str) -> tuple[int, int, tuple[int, ...]]:
+    def limits(self, document: dict[str, Any], pointer: str) -> tuple[int, int, tuple[int, ...]]:
         """What a VPC may take of what all share, and the protocols without ports that are translated for it."""
         protocols = []
         for number, word in enumerate(document.get("nat_protocols", ())):
@@ -207,7 +209,7 @@ class _Environment(Reader):
         check_beside_transit(made, self._present.transit)
         return made
 
-    def names_within(self, document: dict, pointer: str) -> None:
+    def names_within(self, document: dict[str, Any], pointer: str) -> None:
         """Tell the names in a VPC that stand twice."""
         owner, inners = document["name"], document.get("subnets", [])
         self.twice(
@@ -235,7 +237,7 @@ class _Environment(Reader):
                 if not self.guarded(f"{place}/cidr", _is_so, check_apart, before, subnet):
                     break
 
-    def published(self, document: dict, pointer: str) -> tuple[Publication, ...]:
+    def published(self, document: dict[str, Any], pointer: str) -> tuple[Publication, ...]:
         """The ports that a VPC publishes, without those that are wrong."""
         inners = document.get("subnets", [])
         there = sorted({one["name"] for inner in inners for one, _ in _instances(inner, "")})
@@ -256,7 +258,7 @@ class _Environment(Reader):
             found.append(item)
         return tuple(found)
 
-    def subnet(self, document: dict, pointer: str, vpc: str) -> Subnet | None:
+    def subnet(self, document: dict[str, Any], pointer: str, vpc: str) -> Subnet | None:
         prefix = self.attempt(f"{pointer}/cidr", fields.parse_own_prefix, document["cidr"])
         named = self.guarded(f"{pointer}/name", _is_so, names.check_name, document["name"], "subnet")
         policy = self.policy_of(document, pointer)
@@ -267,9 +269,10 @@ class _Environment(Reader):
         made = self.guarded(f"{pointer}/cidr", Subnet, document["name"], (prefix,), public, gateway, (), policy)
         return made and self.populated(made, vpc, wanted, addresses)
 
-    def instances(self, document: dict, pointer: str) -> tuple[dict[str, str], dict[str, Any]]:
+    def instances(self, document: dict[str, Any], pointer: str) -> tuple[dict[str, str], dict[str, Address]]:
         """A subnet's instances by place, without those that are wrong by themselves: names, and given addresses."""
-        wanted, addresses = {}, {}
+        wanted: dict[str, str] = {}
+        addresses: dict[str, Address] = {}
         for inner, place in _instances(document, pointer):
             told = len(self.problems)
             if place != pointer:
@@ -281,7 +284,7 @@ class _Environment(Reader):
                     addresses[place] = address
         return wanted, addresses
 
-    def populated(self, subnet: Subnet, vpc: str, wanted: dict[str, str], given: dict[str, Any]) -> Subnet:
+    def populated(self, subnet: Subnet, vpc: str, wanted: dict[str, str], given: dict[str, Address]) -> Subnet:
         """`subnet` with its instances: those with a given or a known address first, so that none is taken from them."""
         known = self.known(subnet, vpc)
         # What is released by this very document is not handed out by it either.
@@ -341,7 +344,7 @@ def _not_shown(file: str, document: str) -> Problem:
     return Problem(file, "", words)
 
 
-def _instances(subnet: dict, pointer: str) -> Iterator[tuple[dict, str]]:
+def _instances(subnet: dict[str, Any], pointer: str) -> Iterator[tuple[dict[str, Any], str]]:
     """The instances of a subnet's document with their places; where it is silent, the one of the subnet's name."""
     if "instances" not in subnet:
         yield {"name": subnet["name"]}, pointer
@@ -349,7 +352,7 @@ def _instances(subnet: dict, pointer: str) -> Iterator[tuple[dict, str]]:
         yield instance, f"{pointer}/instances/{number}"
 
 
-def _is_so(check: Callable[..., None], *arguments: Any) -> bool:
+def _is_so(check: Callable[..., object], *arguments: Any) -> bool:
     """True where `check` raises nothing."""
     check(*arguments)
     return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from vpcctl.documents import fields, reading
 from vpcctl.documents.fastpath import plainly_valid
@@ -13,6 +13,7 @@ from vpcctl.documents.recovery import GAP, pointers, remains
 from vpcctl.errors import DocumentError, Problem
 from vpcctl.model.policy import Action, Direction, Network, Origin, Policy, Rule
 
+_V = TypeVar("_V")
 # A name that a document gives, in the pointers that a Reader makes.
 SET_NAME = re.compile("/sets/[^/]*")
 # Prefixes of named sets in one document, and in one VPC: the record keeps them, and every command reads the record.
@@ -56,7 +57,7 @@ def check_sets(document: Any, file: str, pointer: str = "") -> None:
         raise DocumentError(Problem(file, pointer, words, f"at most {MOST_PREFIXES} prefixes are allowed in sets"))
 
 
-def _objects(document: Any) -> Iterator[dict]:
+def _objects(document: Any) -> Iterator[dict[str, Any]]:
     """The objects in which sets may stand: policies, VPCs, and what holds them, whatever else is wrong with them."""
     if isinstance(document, list):
         for inner in document:
@@ -68,7 +69,7 @@ def _objects(document: Any) -> Iterator[dict]:
                 yield from _objects(document[field])
 
 
-def _prefixes_in(document: dict) -> int:
+def _prefixes_in(document: dict[str, Any]) -> int:
     sets = document.get("sets")
     return sum(len(one) for one in sets.values() if isinstance(one, list)) if isinstance(sets, dict) else 0
 
@@ -81,7 +82,7 @@ def read_policy(document: Any, file: str, pointer: str) -> Policy:
     return found.policy
 
 
-def read_rules(document: list, file: str, pointer: str) -> tuple[Rule, ...]:
+def read_rules(document: list[Any], file: str, pointer: str) -> tuple[Rule, ...]:
     """The rules of one direction within another document, whose structure was checked before."""
     reader = Reader(file)
     found = reader.rules(document, pointer)
@@ -105,7 +106,7 @@ class Reader:
             order = sorted(range(len(places)), key=places.__getitem__)
             raise DocumentError(*(self.problems[number] for number in order))
 
-    def attempt(self, pointer: str, read: Callable[..., Any], *arguments: Any) -> Any:
+    def attempt(self, pointer: str, read: Callable[..., _V], *arguments: Any) -> _V | None:
         """`read(*arguments)`; where that raises ValueError, a problem at `pointer` and None."""
         try:
             return read(*arguments)
@@ -129,7 +130,7 @@ class Reader:
         else:
             yield self.policy(document, "", {})
 
-    def policy(self, document: dict, pointer: str, shared: dict[str, tuple[Network, ...]]) -> PolicyDocument:
+    def policy(self, document: dict[str, Any], pointer: str, shared: dict[str, tuple[Network, ...]]) -> PolicyDocument:
         sets = {**shared, **self.sets(document.get("sets", {}), f"{pointer}/sets")}
         rules = {
             direction: self.rules(document[direction.value], f"{pointer}/{direction.value}")
@@ -149,7 +150,7 @@ class Reader:
         )
         return PolicyDocument(document.get("vpc"), document.get("subnet"), policy)
 
-    def sets(self, document: dict, pointer: str) -> dict[str, tuple[Network, ...]]:
+    def sets(self, document: dict[str, Any], pointer: str) -> dict[str, tuple[Network, ...]]:
         return {
             name: tuple(
                 prefix
@@ -159,10 +160,10 @@ class Reader:
             for name, prefixes in document.items()
         }
 
-    def rules(self, document: list, pointer: str) -> tuple[Rule, ...]:
+    def rules(self, document: list[Any], pointer: str) -> tuple[Rule, ...]:
         return tuple(self.rule(rule, f"{pointer}/{number}") for number, rule in sound(document))
 
-    def rule(self, document: dict, pointer: str) -> Rule:
+    def rule(self, document: dict[str, Any], pointer: str) -> Rule:
         told = len(self.problems)
         protocol = self.attempt(f"{pointer}/protocol", fields.parse_protocol, document.get("protocol", "any"))
         if len(self.problems) > told:
@@ -184,7 +185,15 @@ class Reader:
             Origin(self.file, pointer),
         )
 
-    def many(self, document: dict, field: str, pointer: str, read: Callable, *more: Any, whole: Callable | None = None):
+    def many(
+        self,
+        document: dict[str, Any],
+        field: str,
+        pointer: str,
+        read: Callable[..., _V],
+        *more: Any,
+        whole: Callable[[tuple[_V, ...]], bool] | None = None,
+    ) -> tuple[_V, ...] | None:
         """A field that holds one value or an array of them, as a tuple; None if it is absent or means everything."""
         if field not in document:
             return None
@@ -197,6 +206,6 @@ class Reader:
         return None if whole and whole(found) else found
 
 
-def sound(values: list) -> Iterator[tuple[int, Any]]:
+def sound(values: list[Any]) -> Iterator[tuple[int, Any]]:
     """Each of `values` with its place, without those that were wrong by themselves."""
     return ((number, value) for number, value in enumerate(values) if value is not GAP)

@@ -31,7 +31,7 @@ HIDDEN = "…"
 SCHEMAS = ("policy", "environment", "assertions")
 
 
-class _Object(dict):
+class _Object(dict[str, Any]):
     """A JSON object that remembers keys which stood in it twice."""
 
     duplicates: tuple[str, ...] = ()
@@ -73,7 +73,12 @@ def _object(pairs: list[tuple[str, Any]]) -> _Object:
     made = _Object(pairs)
     if len(made) != len(pairs):
         seen: set[str] = set()
-        made.duplicates = tuple(key for key, _ in pairs if key in seen or seen.add(key))
+        again = []
+        for key, _ in pairs:
+            if key in seen:
+                again.append(key)
+            seen.add(key)
+        made.duplicates = tuple(again)
     return made
 
 
@@ -135,7 +140,10 @@ def kind_of(document: Any) -> str | None:
 
 def load_schema(name: str) -> dict[str, Any]:
     """One of the schemas that the package ships."""
-    return json.loads(resources.files("vpcctl").joinpath(f"schema/{name}.json").read_text(encoding="utf-8"))
+    schema: dict[str, Any] = json.loads(
+        resources.files("vpcctl").joinpath(f"schema/{name}.json").read_text(encoding="utf-8")
+    )
+    return schema
 
 
 @functools.cache
@@ -146,7 +154,8 @@ def _validator(name: str) -> Any:
 
     known = {f"{schema}.json": Resource.from_contents(load_schema(schema)) for schema in SCHEMAS}
     registry = Registry().with_resources(known.items())
-    return extend(Draft202012Validator, {"pattern": _pattern})(load_schema(name), registry=registry)
+    extended = extend(Draft202012Validator, {"pattern": _pattern})  # type: ignore[no-untyped-call] # its stub has no types
+    return extended(load_schema(name), registry=registry)
 
 
 def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[Any]:
@@ -200,7 +209,8 @@ def _title(error: Any) -> str:
     """What was expected at the place of `error`: the nearest title above it in the schema."""
     while error is not None:
         if isinstance(error.schema, dict) and "title" in error.schema:
-            return error.schema["title"]
+            title: str = error.schema["title"]
+            return title
         error = error.parent
     return "what is expected here"
 

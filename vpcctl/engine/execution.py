@@ -110,7 +110,9 @@ def shutters_of(record: Record) -> Shutters:
     items = [item for scope in record.values() for item in scope]
     found: Shutters = {item.key: [] for item in items if isinstance(item, Ruleset) and item.namespace is not None}
     pairs = [item for item in items if isinstance(item, Veth) and item.peer_namespace is not None]
-    instances = {(item.namespace, item.name): (Namespace.__name__, str(item.peer_namespace)) for item in pairs}
+    instances: dict[Link, Key] = {
+        (item.namespace, item.name): (Namespace.__name__, str(item.peer_namespace)) for item in pairs
+    }
     for item in items:
         if isinstance(item, (Open, LinkUp)):
             found.get((Ruleset.__name__, str(item.namespace)), []).append(item)

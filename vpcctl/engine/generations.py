@@ -38,6 +38,7 @@ def _newest(kernel: Kernel, item: Ruleset, recorded: bool) -> int:
 
     Where a ruleset is loaded no flow has a newer mark than it has.
     """
+    assert item.namespace is not None, "the host's ruleset marks no flows"
     loaded = kernel.loaded(item.namespace)
     others = loaded - {(item.fingerprint, item.generation)}
     newest = max((generation for _, generation in others), default=0)

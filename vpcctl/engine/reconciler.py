@@ -29,7 +29,8 @@ from vpcctl.engine.state import Record, State, Store, Writer
 from vpcctl.engine.sweep import sweep
 from vpcctl.errors import ConflictError, KernelError, StateError, VpcctlError
 from vpcctl.model.host import HostPart
-from vpcctl.model.network import Network, World, uplink_pair
+from vpcctl.model.network import World, uplink_pair
+from vpcctl.model.policy import Network
 from vpcctl.resources import plan as plans
 from vpcctl.resources import topology
 from vpcctl.resources.kinds import Item, Namespace, Ruleset, Veth
@@ -136,7 +137,7 @@ def repair(
         if vpc is not None:
             state.world.vpc(vpc)
         whole = vpc is None or state.unfinished or _rebooted(state, kernel)
-        scopes = None if whole else frozenset({topology.HOST, vpc})
+        scopes = None if vpc is None or whole else frozenset({topology.HOST, vpc})
         found = _finished(writer, kernel, state, report, scopes)
     if found.trouble:
         for difference in found.differences:
@@ -178,7 +179,7 @@ def _forget(
         scopes = [name for name in scopes if names.router_namespace(name) in loaded]
     items = [item for items in after.values() for item in items]
     newly = sorted({*host.reserved} - {*(before.host.reserved if before else ())})
-    sweep(kernel, world, scopes, items, before and before.world, local, former, host.reserved, newly)
+    sweep(kernel, world, scopes, items, before.world if before else None, local, former, host.reserved, newly)
 
 
 def _host_part(state: State, desired: World, facts: HostFacts, looking: bool = False) -> HostPart:

@@ -448,7 +448,8 @@ def _from_json(document: dict[str, Any], damaged: Callable[[object], StateError]
     if not all(isinstance(name, str) for name in names) or type(serial) is not int:
         raise TypeError("state_id, boot_id or serial is of another type")
     return State(
-        *names,
+        names[0],
+        names[1],
         serial,
         world_from_json(document["desired"], damaged),
         {scope: tuple(map(from_json, items)) for scope, items in document["record"].items()},

@@ -21,8 +21,8 @@ from vpcctl.analysis.tracking import (
     changed_hands,
     key,
 )
-from vpcctl.model.network import NAT_PORTS, Network, Publication, World, uplink_pair
-from vpcctl.model.policy import UDP
+from vpcctl.model.network import NAT_PORTS, Publication, World, uplink_pair
+from vpcctl.model.policy import UDP, Network
 from vpcctl.model.protocols import PORTED
 from vpcctl.resources.kinds import Item, Ruleset
 from vpcctl.resources.protocol import Kernel
@@ -61,10 +61,10 @@ def sweep(
                 if court.objection(flow):
                     _note(found, world, name, court, flow)
     if None in tracking:
-        court = HostCourt(world, local, reserved)
+        host_court = HostCourt(world, local, reserved)
         for selection in _of_host(world, swept, before, newly_reserved):
             for flow in kernel.flows(None, selection):
-                if court.objection(flow):
+                if host_court.objection(flow):
                     found[None][key(flow)] = None
     for namespace, keys in found.items():
         kernel.forget(namespace, list(keys))

@@ -20,7 +20,7 @@ from typing import Any
 
 from pyroute2.netlink.exceptions import NetlinkError
 
-from vpcctl.kernel.links import Rtnl
+from vpcctl.kernel.links import Message, Rtnl
 from vpcctl.kernel.namespaces import entered
 from vpcctl.resources.kinds import ChecksumLink, Detour
 from vpcctl.resources.protocol import ABSENT, RIGHT, Condition, Status
@@ -82,7 +82,7 @@ def observe_link(rtnl: Rtnl, item: ChecksumLink) -> Condition:
     """Compare the device with the item."""
     link = rtnl.link(item.name)
     condition = rtnl.observe_link(link, item, item.mac)
-    if condition != RIGHT:
+    if link is None or condition != RIGHT:
         return condition
     kind = link.get_attr("IFLA_LINKINFO").get_attr("IFLA_INFO_KIND") if link.get_attr("IFLA_LINKINFO") else ""
     if kind != "ifb":
@@ -106,7 +106,7 @@ def observe_detour(rtnl: Rtnl, item: Detour) -> Condition:
     return RIGHT
 
 
-def _described(message: Any) -> tuple[Any, ...] | None:
+def _described(message: Message) -> tuple[Any, ...] | None:
     """The protocol, key, kind of redirection and target of a filter; None for what only holds the filters together."""
     options = message.get_attr("TCA_OPTIONS")
     selector = options.get_attr("TCA_U32_SEL") if hasattr(options, "get_attr") else None
@@ -137,4 +137,5 @@ def _ethtool(rtnl: Rtnl, name: str, command: int, value: int) -> int:
     request = struct.pack("16sP16x", name.encode(), ctypes.addressof(data))
     with entered(rtnl.namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as channel:
         fcntl.ioctl(channel, SIOCETHTOOL, request)
-    return struct.unpack("=II", data.raw)[1]
+    answer: int = struct.unpack("=II", data.raw)[1]
+    return answer

@@ -122,7 +122,7 @@ def write(name: str, claim: Claim) -> bool:
 
 def below_mounts() -> int:
     """A descriptor of a clone of the directory of names (open_tree(2)), which has none of the mounts in it."""
-    descriptor = _libc.syscall(SYS_OPEN_TREE, AT_FDCWD, os.fsencode(RUN_NETNS), OPEN_TREE_CLONE | os.O_CLOEXEC)
+    descriptor: int = _libc.syscall(SYS_OPEN_TREE, AT_FDCWD, os.fsencode(RUN_NETNS), OPEN_TREE_CLONE | os.O_CLOEXEC)
     if descriptor < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(RUN_NETNS))

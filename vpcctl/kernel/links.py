@@ -11,6 +11,7 @@ import os
 import secrets
 import socket
 from collections.abc import Callable
+from typing import Any, Protocol
 
 from pyroute2 import IPRoute
 from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST
@@ -46,6 +47,15 @@ IFB_QUEUE = 1000
 ABSENCE = {errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENXIO}
 
 
+class Message(Protocol):
+    """What we use of a message of pyroute2, which has no types: fields of its head by key, attributes by name."""
+
+    def __getitem__(self, field: str) -> Any: ...
+
+    def get_attr(self, name: str) -> Any:
+        """The value of an attribute, None where the message has none of that name."""
+
+
 class Rtnl:
     """rtnetlink in one namespace: for each kind of item `ensure_…`, `remove_…` and `observe_…`."""
 
@@ -61,10 +71,10 @@ class Rtnl:
 
     # -- links ---------------------------------------------------------------------------------------------------
 
-    def link(self, name: str):
+    def link(self, name: str) -> Message | None:
         """The link message of `name`, or None."""
         try:
-            found = self._socket.link("get", ifname=name)
+            found: list[Message] = self._socket.link("get", ifname=name)
         except NetlinkError as error:
             if error.code in ABSENCE:
                 return None
@@ -75,7 +85,7 @@ class Rtnl:
             self._indices[name] = found[0]["index"]
         return found[0]
 
-    def present(self, name: str):
+    def present(self, name: str) -> Message:
         """The link message of `name`; GoneError if it is gone: root in an instance can delete it at any time."""
         found = self.link(name)
         if found is None:
@@ -195,7 +205,7 @@ class Rtnl:
         else:
             self._socket.link("del", index=index)
 
-    def observe_link(self, link, item: Bridge | Veth | ChecksumLink, mac: str) -> Condition:
+    def observe_link(self, link: Message | None, item: Bridge | Veth | ChecksumLink, mac: str) -> Condition:
         """Compare a link message with the item that it should be."""
         if link is None:
             return ABSENT
@@ -216,7 +226,7 @@ class Rtnl:
     def remove_port(self, item: Port) -> None:
         self._socket.link("set", index=self.index(item.name), master=0)
 
-    def observe_port(self, link, item: Port) -> Condition:
+    def observe_port(self, link: Message | None, item: Port) -> Condition:
         if link is None:
             return ABSENT
         if link.get_attr("IFLA_MASTER") != self._indices.get(item.bridge):
@@ -295,7 +305,7 @@ class Rtnl:
         """One request about qdiscs and filters (tc(8))."""
         self._socket.tc(*words, **arguments)
 
-    def dump(self, what: str, **arguments):
+    def dump(self, what: str, **arguments: object) -> list[Message]:
         """One of the socket's dumps as a list."""
         return list(getattr(self._socket, what)(**arguments))
 
@@ -338,6 +348,6 @@ def _tolerating(number: int, action: Callable[[], object]) -> None:
             raise
 
 
-def _altnames(link) -> list[str]:
+def _altnames(link: Message) -> list[str]:
     properties = link.get_attr("IFLA_PROP_LIST")
     return [] if properties is None else [value for name, value in properties["attrs"] if name == "IFLA_ALT_IFNAME"]

@@ -17,7 +17,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from vpcctl.analysis.tracking import Key, Selection, Tracked
 from vpcctl.errors import ConflictError, GoneError, KernelError, PrivilegeError
 from vpcctl.kernel import checksums, claims, conntrack, namespaces, settings, sockets, tables
-from vpcctl.kernel.links import ABSENCE, RT_TABLE_MAIN, Rtnl, contended
+from vpcctl.kernel.links import ABSENCE, RT_TABLE_MAIN, Message, Rtnl, contended
 from vpcctl.kernel.lookups import Lookups
 from vpcctl.kernel.routes import read_host
 from vpcctl.kernel.survey import Survey
@@ -43,7 +43,7 @@ from vpcctl.resources.kinds import (
     Veth,
     where,
 )
-from vpcctl.resources.plan import Ensure, Plan, Remove
+from vpcctl.resources.plan import Ensure, Plan
 from vpcctl.resources.protocol import ABSENT, RIGHT, Condition, HostFacts, Status
 
 # Open sockets are kept for this many namespaces, so that thousands of instances cost no thousands of descriptors.
@@ -75,8 +75,8 @@ class LinuxKernel:
             inside = claims.own_name()
         if inside is not None:
             raise ConflictError(f"vpcctl runs in the namespace of {inside}; run it on the host instead")
-        self._open: dict[str | None, tuple[Rtnl, object]] = {}
-        self._scratch: object = None
+        self._open: dict[str | None, tuple[Rtnl, tables.Nft | None]] = {}
+        self._scratch: tables.Nft | None = None
 
     def close(self) -> None:
         """Close all sockets."""
@@ -178,12 +178,12 @@ class LinuxKernel:
     def check(self, plan: Plan) -> None:
         """Names that we are about to take must be free or ours already."""
         touched = {step.item.namespace for step in plan.steps if isinstance(step, Ensure)}
-        touched -= {step.item.namespace for step in plan.steps if isinstance(step.item, Namespace)} | {None}
-        problems = [why for namespace in sorted(touched) if (why := namespaces.displaced(str(namespace), ""))]
+        touched -= {step.item.namespace for step in plan.steps if isinstance(step.item, Namespace)}
+        problems = [why for name in sorted(filter(None, touched)) if (why := namespaces.displaced(name, ""))]
         for step in plan.steps:
             item = step.item
             if isinstance(item, Namespace):
-                problems += self._obstacle(step)
+                problems += self._obstacle(item, isinstance(step, Ensure))
             elif not isinstance(step, Ensure):
                 continue
             elif isinstance(item, Veth) and item.peer_namespace is None:
@@ -197,15 +197,15 @@ class LinuxKernel:
         if problems:
             raise ConflictError("\n".join(problems))
 
-    def _obstacle(self, step: Ensure | Remove) -> list[str]:
+    def _obstacle(self, item: Namespace, making: bool) -> list[str]:
         """What keeps a namespace from being made, or ours from being removed."""
-        name, tag = step.item.namespace, step.item.tag
+        name, tag = item.namespace, item.tag
         displaced = namespaces.displaced(name, tag)
-        if displaced and (isinstance(step, Ensure) or namespaces.owner(name) == tag):
+        if displaced and (making or namespaces.owner(name) == tag):
             return [displaced]
-        if isinstance(step, Remove) or not os.path.lexists(namespaces.path(name)):
+        if not making or not os.path.lexists(namespaces.path(name)):
             return []
-        if self._observe_tag(step.item) == RIGHT or namespaces.is_placeholder(name, tag):
+        if self._observe_tag(item) == RIGHT or namespaces.is_placeholder(name, tag):
             return []
         remedy = f"remove it (ip netns delete {name}) or choose another name"
         return [f"namespace {name} exists already and is not ours; {remedy}"]
@@ -226,7 +226,7 @@ class LinuxKernel:
             if not _is_absence(error):
                 raise
 
-    def _act(self, item: Item, action: Callable[[LinuxKernel, Item], None]) -> None:
+    def _act(self, item: Item, action: Action) -> None:
         with _translated(f"the kernel refused {item}"):
             action(self, item)
 
@@ -380,27 +380,27 @@ class LinuxKernel:
         """Our tables in `namespace` as ``nft list`` prints them."""
         return tables.listing(self._nft(namespace), namespace, families)
 
-    def ruleset_objects(self, namespace: str) -> list[dict]:
+    def ruleset_objects(self, namespace: str) -> list[dict[str, Any]]:
         """Our inet table in `namespace` as JSON objects."""
         return tables.elements(self._nft(namespace), namespace)
 
     def _rtnl(self, namespace: str | None) -> Rtnl:
         return self._handles(namespace)[0]
 
-    def _nft(self, namespace: str | None):
+    def _nft(self, namespace: str | None) -> tables.Nft:
         rtnl, nft = self._handles(namespace)
         if nft is None:
             nft = tables.context(namespace)
             self._open[namespace] = (rtnl, nft)
         return nft
 
-    def _reference(self):
+    def _reference(self) -> tables.Nft:
         """Where a ruleset can be loaded to see how the kernel lists it."""
         if self._scratch is None:
             self._scratch = tables.scratch()
         return self._scratch
 
-    def _handles(self, namespace: str | None) -> tuple[Rtnl, object]:
+    def _handles(self, namespace: str | None) -> tuple[Rtnl, tables.Nft | None]:
         """The sockets of a namespace.  Those used longest ago are closed first, so none that is in use."""
         if namespace in self._open:
             self._open[namespace] = self._open.pop(namespace)
@@ -415,14 +415,14 @@ class LinuxKernel:
             self._open.pop(namespace)[0].close()
 
 
-def _next_hops(route) -> set[int]:
+def _next_hops(route: Message) -> set[int]:
     """The indices of the links that a route may use: one, or those of its several next hops."""
     single = route.get_attr("RTA_OIF")
     return {single} if single is not None else {hop["oif"] for hop in route.get_attr("RTA_MULTIPATH") or ()}
 
 
-def _has_mac(link, mac: str) -> bool:
-    return link.get_attr("IFLA_ADDRESS") == mac
+def _has_mac(link: Message, mac: str) -> bool:
+    return bool(link.get_attr("IFLA_ADDRESS") == mac)
 
 
 def _is_absence(error: KernelError) -> bool:
@@ -441,7 +441,11 @@ def require_privilege() -> None:
         )
 
 
-def _with_rtnl(name: str) -> Callable[[LinuxKernel, Item], None]:
+# Each takes items of its own kind.
+Action = Callable[[LinuxKernel, Any], None]
+
+
+def _with_rtnl(name: str) -> Action:
     """The method `name` of the item's namespace's rtnetlink."""
     return lambda kernel, item: getattr(kernel._rtnl(item.namespace), name)(item)
 
@@ -452,9 +456,6 @@ def _nothing(kernel: LinuxKernel, item: Item) -> None:
 
 def _surveys(kernel: LinuxKernel, survey: Survey, item: Item) -> Condition:
     return survey.observe(item)
-
-
-Action = Callable[[LinuxKernel, Any], None]
 
 
 @dataclass(frozen=True, slots=True)

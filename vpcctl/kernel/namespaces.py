@@ -50,7 +50,7 @@ def _call(name: str, *arguments: object) -> None:
 
 def system_call(number: int, *arguments: int) -> int:
     """A system call that libc has no name for; raises OSError where it fails."""
-    result = _libc.syscall(ctypes.c_long(number), *map(ctypes.c_long, arguments))
+    result: int = _libc.syscall(ctypes.c_long(number), *map(ctypes.c_long, arguments))
     if result < 0:
         failure = ctypes.get_errno()
         raise OSError(failure, os.strerror(failure))
@@ -118,7 +118,7 @@ def entered(name: str | None) -> Iterator[None]:
             try:
                 setns(there, CLONE_NEWNET)
             except OSError as error:
-                raise KernelError(f"cannot enter namespace {name}", os.strerror(error.errno)) from error
+                raise KernelError(f"cannot enter namespace {name}", error.strerror or str(error)) from error
             try:
                 yield
             finally:
@@ -140,7 +140,7 @@ def opened(name: str, tag: str = "") -> int:
         descriptor = os.open(path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ELOOP):
-            raise KernelError(f"cannot open namespace {name}", os.strerror(error.errno)) from error
+            raise KernelError(f"cannot open namespace {name}", error.strerror or str(error)) from error
         raise GoneError(f"namespace {name} is gone; `vpcctl repair` makes it again") from error
     try:
         if "/" not in name:

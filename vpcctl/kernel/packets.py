@@ -50,7 +50,7 @@ class Packet:
         """The token of the packet, or of the one that it answers or quotes; None if it has none."""
         body = self.body
         if self.protocol == TCP and len(body) >= 20:
-            number, acknowledged = struct.unpack("!II", body[4:12])
+            number, acknowledged = int.from_bytes(body[4:8], "big"), int.from_bytes(body[8:12], "big")
             return number if body[13] & (SYN | RST | ACK) == SYN else (acknowledged - 1) & TOKENS
         if self.protocol == SCTP and len(body) >= 20:
             return int.from_bytes(body[16:20] if body[12] == SCTP_INIT else body[4:8], "big")

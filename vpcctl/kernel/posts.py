@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vpcctl.errors import KernelError
 from vpcctl.kernel import packets
@@ -105,7 +106,7 @@ class Post:
             pass
 
 
-def _waiting(ear: socket.socket) -> Iterator[tuple[bytes, tuple]]:
+def _waiting(ear: socket.socket) -> Iterator[tuple[bytes, tuple[Any, ...]]]:
     while True:
         try:
             yield ear.recvfrom(65535)

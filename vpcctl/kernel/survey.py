@@ -11,7 +11,7 @@ from functools import cached_property
 
 from pyroute2.netlink.rtnl import ndmsg
 
-from vpcctl.kernel.links import FDB_STATIC, LOOPBACK, LOOPBACK_IFINDEX, RT_TABLE_MAIN, Rtnl
+from vpcctl.kernel.links import FDB_STATIC, LOOPBACK, LOOPBACK_IFINDEX, RT_TABLE_MAIN, Message, Rtnl
 from vpcctl.resources.kinds import (
     Address,
     Bridge,
@@ -35,7 +35,7 @@ class Survey:
         self._rtnl = rtnl
 
     @cached_property
-    def links(self) -> dict[str, object]:
+    def links(self) -> dict[str, Message]:
         dumped = self._rtnl.dump("get_links")
         found = {link.get_attr("IFLA_IFNAME"): link for link in dumped}
         found[LOOPBACK] = next(link for link in dumped if link["index"] == LOOPBACK_IFINDEX)
@@ -101,7 +101,8 @@ class Survey:
 
     def observe(self, item: Item) -> Condition:
         """Compare one item with the dump."""
-        return getattr(self, _OBSERVERS[type(item)])(item)
+        condition: Condition = getattr(self, _OBSERVERS[type(item)])(item)
+        return condition
 
     def link(self, item: Bridge | Veth) -> Condition:
         return self._rtnl.observe_link(self.links.get(item.name), item, item.mac)

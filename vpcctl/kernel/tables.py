@@ -21,7 +21,8 @@ import json
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, Protocol
 
 from vpcctl.compiler import table_comment
 from vpcctl.compiler.nft import removal
@@ -42,14 +43,30 @@ _MEMBER = re.compile(r'(?:[^,"]|"[^"]*")+')
 DETAIL_LENGTH = 120
 
 
-def context(namespace: str | None):
+class Nft(Protocol):
+    """What we use of a libnftables context, whose binding has no types."""
+
+    def cmd(self, cmdline: str, /) -> tuple[int, str, str]:
+        """Run a batch: a status, which is 0 for success, the output and the words of an error."""
+
+    def set_handle_output(self, on: bool, /) -> object: ...
+
+    def set_json_output(self, on: bool, /) -> object: ...
+
+    def set_stateless_output(self, on: bool, /) -> object: ...
+
+    def set_terse_output(self, on: bool, /) -> object: ...
+
+
+def context(namespace: str | None) -> Nft:
     """A libnftables context that is bound to `namespace`; KernelError without libnftables.so.1."""
     try:
         ctypes.CDLL(LIBRARY)  # before the binding, whose destructor complains where it is missing
         from nftables import Nftables
 
         with entered(namespace):
-            return Nftables()
+            made: Nft = Nftables()
+            return made
     except OSError as error:
         raise KernelError(
             f"{LIBRARY} is missing, without which no firewall can be loaded; install it: apt-get install libnftables1",
@@ -57,9 +74,9 @@ def context(namespace: str | None):
         ) from error
 
 
-def scratch():
+def scratch() -> Nft:
     """A context that is bound to a new namespace of nobody's; both go when it is forgotten."""
-    made = []
+    made: list[Nft | Exception] = []
 
     def unshare_and_open() -> None:
         try:
@@ -76,14 +93,14 @@ def scratch():
     return made[0]
 
 
-def _run(nft, namespace: str | None, batch: str) -> str:
+def _run(nft: Nft, namespace: str | None, batch: str) -> str:
     status, output, words = nft.cmd(batch)
     if status != 0:
         raise KernelError(f"nftables refused the batch for {where(namespace)}", words.strip())
     return output
 
 
-def comments(nft, families: tuple[str, ...], table: str = TABLE) -> dict[str, str]:
+def comments(nft: Nft, families: tuple[str, ...], table: str = TABLE) -> dict[str, str]:
     """The comment of our table in each of `families` that has one; a table without a comment has an empty one."""
     found = {}
     for family, lines in _outlines(nft, families, table).items():
@@ -92,7 +109,7 @@ def comments(nft, families: tuple[str, ...], table: str = TABLE) -> dict[str, st
     return found
 
 
-def loaded(nft) -> set[tuple[str, int]]:
+def loaded(nft: Nft) -> set[tuple[str, int]]:
     """Fingerprint and generation of each ruleset of ours that is loaded in the context's namespace."""
     found = set()
     for table in (TABLE, SPARE):
@@ -103,7 +120,7 @@ def loaded(nft) -> set[tuple[str, int]]:
     return found
 
 
-def _outlines(nft, families: Iterable[str], table: str) -> dict[str, list[str]]:
+def _outlines(nft: Nft, families: Iterable[str], table: str) -> dict[str, list[str]]:
     """The lines of the table, without its sets' elements, in each of `families` that has it."""
     found = {}
     nft.set_terse_output(True)
@@ -119,7 +136,7 @@ def _outlines(nft, families: Iterable[str], table: str) -> dict[str, list[str]]:
 # -- loading -------------------------------------------------------------------------------------------------------
 
 
-def load(nft, item: Ruleset) -> None:
+def load(nft: Nft, item: Ruleset) -> None:
     """Make the ruleset the one in force; ConflictError where a table of its name is somebody else's."""
     for table in foreign(item, nft):
         raise ConflictError(f"{where(item.namespace)} has a table `{table}` that is not ours; rename or delete it")
@@ -133,19 +150,21 @@ def load(nft, item: Ruleset) -> None:
         return
     if not spare:
         _hand_over(nft, item.namespace, (TABLE, present), (SPARE, blocks))
-        spare = dict.fromkeys(blocks)
+        spare = dict.fromkeys(blocks, "")
     # From here on it is the spare that judges.
     _run(nft, item.namespace, _each("delete table {family} {table}", TABLE, present))
     _hand_over(nft, item.namespace, (SPARE, spare), (TABLE, blocks))
     _run(nft, item.namespace, _each("delete table {family} {table}", SPARE, spare))
 
 
-def _asleep(nft, families: Iterable[str], table: str) -> bool:
+def _asleep(nft: Nft, families: Iterable[str], table: str) -> bool:
     """Does the table judge nothing, in any of the families?"""
     return any("flags dormant" in lines for lines in _outlines(nft, families, table).values())
 
 
-def _hand_over(nft, namespace: str | None, old: tuple[str, Iterable[str]], new: tuple[str, dict[str, str]]) -> None:
+def _hand_over(
+    nft: Nft, namespace: str | None, old: tuple[str, Iterable[str]], new: tuple[str, dict[str, str]]
+) -> None:
     """Have the table `new` judge in place of `old`: each a name with its families, the new one's with their texts."""
     table, blocks = new
     asleep = [_TABLE_START.sub(rf"table \1 {table} {{\n\tflags dormant", block) for block in blocks.values()]
@@ -154,7 +173,7 @@ def _hand_over(nft, namespace: str | None, old: tuple[str, Iterable[str]], new: 
     _run(nft, namespace, awake + _each("add table {family} {table} {{ flags dormant; }}", *old))
 
 
-def unload(nft, item: Ruleset) -> None:
+def unload(nft: Nft, item: Ruleset) -> None:
     """Remove our tables; foreign ones of that name stay."""
     for table in (TABLE, SPARE):
         found = comments(nft, item.families, table)
@@ -200,7 +219,7 @@ def stands(item: Ruleset, present: dict[str, str]) -> Condition:
     return RIGHT
 
 
-def observe(item: Ruleset, nft, reference) -> Condition:
+def observe(item: Ruleset, nft: Nft, reference: Callable[[], Nft]) -> Condition:
     """Compare the ruleset with what is loaded, rule by rule and element by element.
 
     `reference` makes a scratch context, in which the kernel is asked what a faultless load looks like; it is not
@@ -224,7 +243,7 @@ def _expected(item: Ruleset) -> list[str]:
     return [family for family in item.families if not item.text or f"\ntable {family} {TABLE} {{" in item.text]
 
 
-def _listed(nft, families, batch: str = "") -> list[str]:
+def _listed(nft: Nft, families: Collection[str], batch: str = "") -> list[str]:
     """Our tables line by line, without counters, every set in order; `batch` loads them for the moment."""
     nft.set_stateless_output(True)
     try:
@@ -254,7 +273,7 @@ def _difference(wanted: list[str], found: list[str]) -> str:
     return "was changed by hand: " + (", ".join(told) or "its lines stand in another order")
 
 
-def listing(nft, namespace: str | None, families: tuple[str, ...]) -> str:
+def listing(nft: Nft, namespace: str | None, families: tuple[str, ...]) -> str:
     """Our tables as the kernel has them now, as ``nft list`` prints them."""
     return "\n".join(
         _run(nft, namespace, f"list table {family} {TABLE}")
@@ -263,18 +282,19 @@ def listing(nft, namespace: str | None, families: tuple[str, ...]) -> str:
     )
 
 
-def elements(nft, namespace: str | None) -> list[dict]:
+def elements(nft: Nft, namespace: str | None) -> list[dict[str, Any]]:
     """Our inet table as libnftables' JSON objects (libnftables-json(5)); nothing where it is not loaded."""
     if not comments(nft, ("inet",)):
         return []
     nft.set_json_output(True)
     try:
-        return json.loads(_run(nft, namespace, f"list table inet {TABLE}"))["nftables"]
+        found: list[dict[str, Any]] = json.loads(_run(nft, namespace, f"list table inet {TABLE}"))["nftables"]
+        return found
     finally:
         nft.set_json_output(False)
 
 
-def counters(nft) -> dict[str, int]:
+def counters(nft: Nft) -> dict[str, int]:
     """The packets of each named counter of our inet table in the context's namespace; none where it is not loaded."""
     nft.set_json_output(True)
     try:
@@ -285,7 +305,7 @@ def counters(nft) -> dict[str, int]:
     return {one["counter"]["name"]: one["counter"]["packets"] for one in found if "counter" in one}
 
 
-def foreign(item: Ruleset, nft) -> list[str]:
+def foreign(item: Ruleset, nft: Nft) -> list[str]:
     """The tables, as family and name, that stand under a name of ours and are somebody else's."""
     return [
         f"{family} {table}"

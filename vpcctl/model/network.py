@@ -13,13 +13,23 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from vpcctl import names
 from vpcctl.errors import ConflictError, DocumentError
 from vpcctl.model.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS, PROTOCOL_NAMES, TCP, Address, Network, Policy
 
 Thing = TypeVar("Thing")
+
+
+class Named(Protocol):
+    """What is told apart by its name: a VPC, a subnet, an instance."""
+
+    @property
+    def name(self) -> str: ...
+
+
+_N = TypeVar("_N", bound=Named)
 
 HIGHEST_PROTOCOL = 255
 DEFAULT_TRANSIT = ipaddress.ip_network("100.64.0.0/16")
@@ -59,6 +69,13 @@ def _index() -> Any:
 def overlap(one: Network, other: Network) -> bool:
     """Do two prefixes of whatever family share an address?"""
     return one.version == other.version and one.overlaps(other)
+
+
+def within(inner: Network, outer: Network) -> bool:
+    """Is a prefix, of whatever family, a part of another?"""
+    if isinstance(inner, ipaddress.IPv4Network):
+        return isinstance(outer, ipaddress.IPv4Network) and inner.subnet_of(outer)
+    return isinstance(outer, ipaddress.IPv6Network) and inner.subnet_of(outer)
 
 
 def _check_prefixes(owner: str, prefixes: tuple[Network, ...]) -> None:
@@ -257,7 +274,7 @@ class Vpc:
     def check_inside(self, subnet: Subnet) -> None:
         """Raise DocumentError for a subnet whose prefix is not a part of the VPC's."""
         for prefix in subnet.prefixes:
-            if not any(prefix.version == mine.version and prefix.subnet_of(mine) for mine in self.prefixes):
+            if not any(within(prefix, mine) for mine in self.prefixes):
                 wanted = " or ".join(map(str, self.prefixes))
                 raise DocumentError(f"subnet {subnet.name}: {prefix} is not inside VPC {self.name} ({wanted})")
 
@@ -476,7 +493,7 @@ def _found(known: Mapping[str, Thing], name: str, kind: str, within: str = "") -
     return known[name]
 
 
-def _with(things: tuple, changed) -> Iterator:
+def _with(things: tuple[_N, ...], changed: _N) -> Iterator[_N]:
     """`things` with `changed` in the place of its namesake, or at the end."""
     for thing in things:
         yield changed if thing.name == changed.name else thing

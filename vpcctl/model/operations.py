@@ -12,15 +12,14 @@ from vpcctl.errors import ConflictError
 from vpcctl.model.network import (
     DEFAULT_MAX_FLOWS,
     DEFAULT_MAX_PORTS,
-    Address,
     Instance,
-    Network,
     Peering,
     Publication,
     Subnet,
     Vpc,
     World,
 )
+from vpcctl.model.policy import Address, Network
 
 
 def create_vpc(

@@ -7,10 +7,12 @@ it has done anything or, with `fail_after`, once it is done.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
 
 from vpcctl.analysis.tracking import Key, Selection, Tracked
 from vpcctl.errors import ConflictError, KernelError
+from vpcctl.names import TABLE
 from vpcctl.resources.kinds import FdbEntry, Item, Namespace, Port, Ruleset, where
 from vpcctl.resources.plan import Ensure, Plan
 from vpcctl.resources.protocol import ABSENT, RIGHT, Condition, HostFacts, Status
@@ -96,6 +98,16 @@ class FakeKernel:
     def counters(self) -> Mapping[str, int]:
         return {}
 
+    def ruleset_listing(self, namespace: str | None, families: tuple[str, ...]) -> str:
+        return "".join(item.text for item in self._rulesets(namespace))
+
+    def ruleset_objects(self, namespace: str) -> list[dict[str, Any]]:
+        """The table alone: nothing was counted."""
+        return [{"table": {"family": "inet", "name": TABLE}} for _ in self._rulesets(namespace)]
+
+    def _rulesets(self, namespace: str | None) -> list[Ruleset]:
+        return [item for item in self.objects.values() if isinstance(item, Ruleset) and item.namespace == namespace]
+
     def _forget(self, namespace: str | None, gone: set[Key]) -> None:
         self.tracked[namespace] = [
             flow
@@ -103,7 +115,7 @@ class FakeKernel:
             if not gone & {Key(flow.protocol, flow.original), Key(flow.protocol, flow.reply, of_replies=True)}
         ]
 
-    def _change(self, words: str, action) -> None:
+    def _change(self, words: str, action: Callable[[], None]) -> None:
         self.calls.append(words)
         failing = self.fail_at is not None and len(self.calls) == self.fail_at
         if failing and not self.fail_after:
@@ -130,11 +142,14 @@ class FakeKernel:
         if isinstance(item, Namespace):
             self.tracked.pop(item.namespace, None)
         ends = set(item.links)
-        namespaces = {item.namespace} if isinstance(item, Namespace) else set()
+        namespaces: set[str | None] = {item.namespace} if isinstance(item, Namespace) else set()
         for found in list(self.objects.values()):
             held = bool(namespaces.intersection(found.namespaces))
             # A link that leaves its bridge takes its entries along.
-            entry = isinstance(item, Port) and isinstance(found, FdbEntry)
-            forgotten = entry and (found.namespace, found.link) == (item.namespace, item.name)
+            forgotten = (
+                isinstance(item, Port)
+                and isinstance(found, FdbEntry)
+                and (found.namespace, found.link) == (item.namespace, item.name)
+            )
             if held or forgotten or ends & set(found.goes_with):
                 self._drop(found)

@@ -411,5 +411,6 @@ def from_json(document: dict[str, Any]) -> Item:
     kind = _BY_NAME[document["kind"]]
     if len(document) != len(kind.fields) + 1:
         raise TypeError(f"{kind.name} has other fields than {', '.join(kind.fields.values())}")
-    values = {field: document[name] for field, name in kind.fields.items()}
-    return kind.item(**{field: tuple(value) if isinstance(value, list) else value for field, value in values.items()})
+    values: dict[str, Any] = {field: document[name] for field, name in kind.fields.items()}
+    lists = {field: tuple(value) for field, value in values.items() if isinstance(value, list)}
+    return kind.item(**values | lists)

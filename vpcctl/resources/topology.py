@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Container, Iterable, Iterator, Mapping
+from typing import TypeGuard
 
 from vpcctl import names
 from vpcctl.compiler import Compiled, compile_closed, compile_host, compile_vpc
@@ -108,12 +109,14 @@ def host_ruleset(
 def uplinks(items: Iterable[Item]) -> list[tuple[str, str]]:
     """The host's end and the router's address of each uplink among `items`."""
     items = list(items)
-    ends = {(item.namespace, item.name): item.peer_name for item in items if _is_uplink(item)}
+    ends: dict[tuple[str | None, str], str] = {
+        (item.namespace, item.name): item.peer_name for item in items if _is_uplink(item)
+    }
     found = [item for item in items if isinstance(item, Address) and (item.namespace, item.link) in ends]
     return [(ends[item.namespace, item.link], item.address.partition("/")[0]) for item in found]
 
 
-def _is_uplink(item: Item) -> bool:
+def _is_uplink(item: Item) -> TypeGuard[Veth]:
     return isinstance(item, Veth) and item.peer_namespace is None
 
 
