@@ -26,7 +26,7 @@ from vpcctl.names import TABLE
 from vpcctl.resources import plan
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 SHELL_SIGN = re.compile(r"[|&<>;]+")
 CONTEXT = click.Context(commands, info_name="vpcctl")
 
