@@ -3,6 +3,9 @@
 set quiet
 set positional-arguments
 
+# Workers of pytest: one for each processor, at least two
+workers := `n=$(nproc); echo $((n > 2 ? n : 2))`
+
 # Show the whole thing at work in a throw-away machine
 demo:
     vpcctl lab -- python -m vpcctl.lab.demo
@@ -10,17 +13,48 @@ demo:
 # Run all tests; ARGS go to pytest
 [no-exit-message]
 test *ARGS:
-    pytest -n 2 --dist worksteal "$@"
+    pytest -n {{workers}} --dist worksteal "$@"
 
 # Run the tests that need no kernel
 [no-exit-message]
 pure *ARGS:
-    case " $*" in *" tests/"*) ;; *) set -- tests/pure "$@" ;; esac; pytest -n 2 --dist worksteal "$@"
+    case " $*" in *" tests/"*) ;; *) set -- tests/pure "$@" ;; esac; pytest -n {{workers}} --dist worksteal "$@"
 
 # Run the tests against the kernel, each in a throw-away machine
 [no-exit-message]
 kernel *ARGS:
-    case " $*" in *" tests/"*) ;; *) set -- tests/lab "$@" ;; esac; pytest -n 2 --dist worksteal "$@"
+    case " $*" in *" tests/"*) ;; *) set -- tests/lab "$@" ;; esac; pytest -n {{workers}} --dist worksteal "$@"
+
+# Show which lines the tests without a kernel run
+[no-exit-message]
+coverage *ARGS:
+    pytest -n {{workers}} --dist worksteal --cov --cov-report term:skip-covered tests/pure "$@"
+
+# Write the rulesets of the golden cases anew, after a deliberate change of the compiler
+[no-exit-message]
+bless:
+    VPCCTL_BLESS=1 pytest -n {{workers}} tests/pure/test_golden.py
+    git --no-pager diff --stat -- rulesets/golden
+
+# Run the benchmark NAME of tests/bench with ARGS, or each that needs no arguments, in a throw-away machine
+[no-exit-message]
+bench *NAME_ARGS:
+    #!/bin/sh
+    set -eu
+    [ $# -gt 0 ] || set -- all
+    name=$1
+    shift
+    if [ "$name" != all ]; then
+        exec vpcctl lab -- python -m "tests.bench.$name" "$@"
+    fi
+    for file in tests/bench/[a-z]*.py; do
+        name=$(basename "$file" .py)
+        printf '\n--- %s\n' "$name"
+        case $name in
+            dataplane) echo "compares with another checkout: ./run bench dataplane CHECKOUT" ;;
+            *) vpcctl lab -- python -m "tests.bench.$name" ;;
+        esac
+    done
 
 # Check style
 [no-exit-message]
@@ -37,6 +71,11 @@ types:
 format:
     ruff check --fix
     ruff format
+
+# Build the documentation site into build/site; a warning is an error
+[no-exit-message]
+docs:
+    mkdocs build --strict --site-dir build/site
 
 # Open a throw-away machine: a shell, or ARGS as a command
 [no-cd, no-exit-message]

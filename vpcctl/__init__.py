@@ -1,3 +1,3 @@
 """A firewall-first VPC controller: policies in, one atomic nftables ruleset per VPC out."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -18,8 +19,8 @@ from vpcctl.lab import INTERNET, Lab, demo_http
 
 ROOT = Path(__file__).parents[2]
 HTTP = shlex.join([sys.executable, "-P", demo_http.__file__])
-# What a lab cannot run: it is in one already, and its internet has no packages.
-NOT_IN_A_LAB = ("./run", "sudo")
+# Blocks that begin so are not typed in a lab: it is one already, and its internet has no repositories or packages.
+NOT_IN_A_LAB = ("git clone", "./run", "sudo")
 
 POLICIES = [
     {
@@ -53,11 +54,20 @@ def test_the_readmes_commands_work_as_typed_one_after_the_other(lab: Lab, tmp_pa
     typed = [block for _, block in fenced(page("README.md"), "sh") if not block.startswith(NOT_IN_A_LAB)]
     assert len(typed) >= 7
     script = "".join(["trap 'kill $(jobs -p)' EXIT\n", *typed])  # or the server would keep our pipes open
-    done = lab.run(["bash", "-euxc", script], cwd=tmp_path, check=False, timeout=120)
+    done = lab.run(["bash", "-euxc", script], cwd=tmp_path, check=False, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    for said in ("web reaches db", "db does not reach the internet", "web does not reach db", "and this is why"):
+    for said in (
+        "app reaches db",
+        "web does not reach db",
+        "web does not reach db, and this is why",
+        "db does not reach the internet",
+        "denied and logged",
+        "the neighbour reaches web",
+        "in sync",
+    ):
         assert said in done.stdout.splitlines()
-    assert "db.json#/ingress/1" in done.stdout
+    assert "deny   db.json#/ingress/1 «web must ask app»" in done.stdout
+    assert "denied, the kernel agrees" in done.stdout
     # The README says of this one that it comes.
     assert re.findall("warning: (.*)", done.stderr) == [
         "subnet web has no ingress policy, so everybody outside may use it"
@@ -65,11 +75,25 @@ def test_the_readmes_commands_work_as_typed_one_after_the_other(lab: Lab, tmp_pa
     assert lab.run(["ip", "netns"]).stdout == ""
 
 
+def test_the_repository_is_cloned_as_typed(tmp_path: Path) -> None:
+    """Only the line that clones: test_demo.py runs the demonstration."""
+    [block] = [block for _, block in fenced(page("README.md"), "sh") if block.startswith("git clone")]
+    clone, *others = block.splitlines()
+    assert others == ["./run demo"]
+    trusting = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}
+    surroundings = os.environ | trusting | {"REPOSITORY": str(ROOT)}
+    if subprocess.run(["git", "rev-parse"], cwd=ROOT, env=surroundings, capture_output=True, check=False).returncode:
+        pytest.skip("not a git checkout")
+    typed = ["bash", "-euc", f"{clone}\ntest -x run"]
+    subprocess.run(typed, cwd=tmp_path, env=surroundings, check=True)
+
+
 def test_each_line_of_the_readmes_policy_does_what_is_said_of_it(lab: Lab) -> None:
     text = re.search(r"cat > db.json <<'END'\n(.*?)^END$", page("README.md"), re.MULTILINE | re.DOTALL)
     assert text
     _shop(lab, json.loads(text[1]))
     lab.vpcctl("create-instance", "--vpc", "shop", "--subnet", "web", "--name", "web-2")
+    assert _asked(lab, "shop/web-2", "shop/db", "icmp/echo-request") == (0, "db.json#/ingress/0")
     assert _asked(lab, "shop/web", "shop/db", "icmp/echo-request") == (0, "db.json#/ingress/0")
     assert _asked(lab, "shop/web", "shop/db", "tcp/5432") == (1, "db.json#/ingress/1")
     assert _asked(lab, "shop/web-2", "shop/db", "tcp/6005") == (0, "db.json#/ingress/2")

@@ -26,7 +26,7 @@ from vpcctl.names import DEFAULT_STATE_DIR, TABLE
 from vpcctl.resources import kinds
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 SHELL_SIGN = re.compile(r"[|&<>;]+")
 CONTEXT = click.Context(commands, info_name="vpcctl")
 
@@ -50,7 +50,7 @@ def blocks(text: str, language: str) -> list[str]:
 def command_lines(text: str) -> Iterator[list[str]]:
     """The words of each call of vpcctl in the shell blocks, up to the shell's own signs."""
     for line in "".join(blocks(text, "sh")).splitlines():
-        if "vpcctl " in line:
+        if "vpcctl " in line and not line.startswith("git clone"):
             lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
             lexer.whitespace_split = True
             simple = [list(words) for sign, words in groupby(lexer, SHELL_SIGN.fullmatch) if not sign]
@@ -195,6 +195,13 @@ def test_the_example_in_a_commands_help_is_one_as_well(name: str) -> None:
     words = shlex.split(example.split(" > ")[0])
     assert words[0] == name
     command.make_context(name, words[1:])
+
+
+def test_every_recipe_that_a_document_names_is_there() -> None:
+    recipes = set(re.findall(r"^(\w+)(?: \*\w+)?:$", page("Justfile"), re.MULTILINE))
+    assert {"test", "lint", "docs"} <= recipes
+    named = {name for path in [*PAGES, ROOT / ".ci/run"] for name in re.findall(r"\./run ([a-z]+)", path.read_text())}
+    assert named <= recipes
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())

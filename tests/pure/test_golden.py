@@ -28,9 +28,9 @@ def test_the_compiler_writes_the_golden_text(name: str) -> None:
     if BLESS:
         for path, text in expected.items():
             path.write_text(text, encoding="utf-8")
-    assert set(GOLDEN[name].folder.glob("*.nft")) == set(expected), "VPCCTL_BLESS=1 writes them; read what it writes"
+    assert set(GOLDEN[name].folder.glob("*.nft")) == set(expected), "`./run bless` writes them; read the difference"
     for path, text in expected.items():
-        assert path.read_text(encoding="utf-8") == text, f"{path} differs; if that is meant, VPCCTL_BLESS=1 writes it"
+        assert path.read_text(encoding="utf-8") == text, f"{path} differs; if that is intended, run `./run bless`"
 
 
 @pytest.mark.parametrize("name", JUDGED)

@@ -1,4 +1,4 @@
-"""The process behind a `Lab`."""
+"""``python -m vpcctl.lab``: the process behind a `Lab`."""
 
 import sys
 
