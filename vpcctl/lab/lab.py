@@ -167,7 +167,7 @@ class Lab:
 
     def open(self) -> Lab:
         """Make the lab.  Raises PrivilegeError, KernelError."""
-        # It lives by its standard input: when we end, however that comes, `_hold` reads the end of it.
+        # It lives by its standard input: when we end, however that comes, `hold` reads the end of it.
         self._holder = subprocess.Popen(
             [sys.executable, "-P", "-m", "vpcctl.lab"],
             stdin=subprocess.PIPE,
@@ -293,14 +293,10 @@ def _surroundings(additions: Mapping[str, str] | None) -> dict[str, str]:
     return environment() | {"PYTHONPATH": str(_ROOT)} | dict(additions or {})
 
 
-def _hold() -> int:
+def hold() -> int:
     """The process behind a `Lab`: report on standard output, then keep the lab until standard input ends."""
     try:
         return run(["cat"], ready=lambda standing: sandbox.write_report(sys.stdout.fileno(), standing))
     except VpcctlError as error:
         sandbox.write_report(sys.stdout.fileno(), error)
         return error.exit_status
-
-
-if __name__ == "__main__":
-    sys.exit(_hold())
