@@ -23,10 +23,10 @@ from vpcctl import errors
 from vpcctl.cli import COMMANDS, commands, main
 from vpcctl.cli.output import counted
 from vpcctl.cli.session import EXIT_STATUSES, Session
-from vpcctl.cli.traffic_commands import reports
 from vpcctl.compiler import compile_vpc
 from vpcctl.engine import reconciler
-from vpcctl.engine.state import Store
+from vpcctl.engine.state import State, Store
+from vpcctl.engine.traffic import reports
 from vpcctl.model.network import World
 from vpcctl.resources.fake import FakeKernel
 from vpcctl.resources.plan import Plan
@@ -53,6 +53,9 @@ class Rehearsal(Session):
     @property
     def store(self) -> Store:
         return Store(self.state_dir)
+
+    def load(self) -> State:
+        return self.store.load()
 
 
 @pytest.fixture

@@ -57,6 +57,9 @@ class Rehearsal(Session):
     def store(self) -> Store:
         return Store(self.state_dir, self.state_dir.with_name("copies"))
 
+    def load(self) -> state.State:
+        return self.store.load()
+
 
 @pytest.fixture
 def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rehearsal:

@@ -8,9 +8,11 @@ it has done anything or, with `fail_after`, once it is done.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 from vpcctl.analysis.tracking import Key, Selection, Tracked
 from vpcctl.errors import ConflictError, KernelError
+from vpcctl.names import TABLE
 from vpcctl.resources.kinds import FdbEntry, Item, Namespace, Port, Ruleset, where
 from vpcctl.resources.plan import Ensure, Plan, links_holding, links_made, links_used
 from vpcctl.resources.protocol import ABSENT, RIGHT, Condition, HostFacts, Status
@@ -92,6 +94,16 @@ class FakeKernel:
 
     def counters(self) -> Mapping[str, int]:
         return {}
+
+    def ruleset_listing(self, namespace: str | None, families: tuple[str, ...]) -> str:
+        return "".join(item.text for item in self._rulesets(namespace))
+
+    def ruleset_objects(self, namespace: str) -> list[dict[str, Any]]:
+        """The table alone: nothing was counted."""
+        return [{"table": {"family": "inet", "name": TABLE}} for _ in self._rulesets(namespace)]
+
+    def _rulesets(self, namespace: str | None) -> list[Ruleset]:
+        return [item for item in self.objects.values() if isinstance(item, Ruleset) and item.namespace == namespace]
 
     def _forget(self, namespace: str | None, gone: set[Key]) -> None:
         self.tracked[namespace] = [

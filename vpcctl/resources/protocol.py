@@ -6,7 +6,7 @@ import enum
 import ipaddress
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from vpcctl.analysis.tracking import Key, Selection, Tracked
 from vpcctl.resources.kinds import Item
@@ -56,6 +56,9 @@ class HostFacts:
 class Kernel(Protocol):
     """The edge.  Every verb raises errors of `vpcctl.errors` alone."""
 
+    def close(self) -> None:
+        """Close what is open; what is asked afterwards opens it again."""
+
     def boot_id(self) -> str:
         """An identifier that is new after each boot (random(4): /proc/sys/kernel/random/boot_id)."""
 
@@ -97,3 +100,9 @@ class Kernel(Protocol):
 
     def counters(self) -> Mapping[str, int]:
         """The packets of each named counter of the host's table; none where it is not loaded."""
+
+    def ruleset_listing(self, namespace: str | None, families: tuple[str, ...]) -> str:
+        """Our tables in a namespace as ``nft list`` prints them; empty where none is loaded."""
+
+    def ruleset_objects(self, namespace: str) -> list[dict[str, Any]]:
+        """Our inet table in a namespace as JSON objects (libnftables-json(5)); none where it is not loaded."""
