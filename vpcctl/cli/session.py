@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -68,7 +69,7 @@ class Session:
 
         return Store(self.state_dir, COPIES)
 
-    @property
+    @functools.cached_property
     def controller(self) -> Controller:
         """What every command asks."""
         from vpcctl.engine.controller import Controller

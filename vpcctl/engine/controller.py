@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from vpcctl.engine import machine as machines
 from vpcctl.engine.events import Report, unheard
 from vpcctl.engine.machine import Machine, state_directory
-from vpcctl.errors import DocumentError
 
 if TYPE_CHECKING:
     from vpcctl.documents.sources import Source
     from vpcctl.engine.attachments import PolicyChange, PolicyView
     from vpcctl.engine.environments import EnvironmentApplied, EnvironmentPlan
-    from vpcctl.engine.inventory import Dwelling, InstanceView, SubnetView, VpcView
+    from vpcctl.engine.inventory import Created, Dwelling, InstanceView, SubnetView, VpcView
     from vpcctl.engine.machine import Transform
     from vpcctl.engine.reconciler import Outcome
     from vpcctl.engine.rulesets import CompiledRuleset
@@ -29,19 +27,9 @@ if TYPE_CHECKING:
     from vpcctl.engine.traffic import Explanation, FlowLog, Probed, StandIn, TrafficMatrix, Verification
     from vpcctl.engine.upkeep import Comparison, Repair
     from vpcctl.model.host import Host
-    from vpcctl.model.network import Address, Network, Peering, Publication
+    from vpcctl.model.network import Peering, Publication
+    from vpcctl.model.policy import Address, Network
     from vpcctl.resources.protocol import Kernel
-
-Made = TypeVar("Made")
-
-
-@dataclass(frozen=True, slots=True)
-class Created(Generic[Made]):
-    """What was created, the change that did it, and what may not be as meant."""
-
-    made: Made
-    outcome: Outcome
-    warnings: tuple[str, ...] = ()
 
 
 class Controller:
@@ -89,10 +77,12 @@ class Controller:
         hardened: bool = False,
     ) -> Created[VpcView]:
         """Create a VPC: its router, its default-deny ruleset, its uplink."""
-        from vpcctl.engine.inventory import vpc_view
+        from vpcctl.engine import arguments
+        from vpcctl.engine.inventory import Created, vpc_view
         from vpcctl.model import network, operations
 
-        own, range_ = _prefix(prefix), None if transit is None else _prefix(transit)
+        own = arguments.prefix(prefix)
+        range_ = None if transit is None else arguments.prefix(transit)
         flows = network.DEFAULT_MAX_FLOWS if max_flows is None else max_flows
         ports = network.DEFAULT_MAX_PORTS if max_ports is None else max_ports
         outcome = self.change(
@@ -121,10 +111,10 @@ class Controller:
         return self._set_nat_protocol(vpc, protocol, False)
 
     def _set_nat_protocol(self, vpc: str, protocol: int | str, present: bool) -> Outcome:
-        from vpcctl.documents.fields import parse_portless
+        from vpcctl.engine import arguments
         from vpcctl.model import operations
 
-        number = _parsed(parse_portless, protocol)
+        number = arguments.portless(protocol)
         return self.change(lambda state: operations.set_nat_protocol(state.world, vpc, number, present))
 
     def list_vpcs(self) -> tuple[VpcView, ...]:
@@ -146,10 +136,11 @@ class Controller:
         self, vpc: str, name: str, prefix: Network | str, *, public: bool, instance: bool = True
     ) -> Created[SubnetView]:
         """Create a subnet and, unless `instance` is false, in it an instance of the same name."""
-        from vpcctl.engine.inventory import subnet_views
+        from vpcctl.engine import arguments
+        from vpcctl.engine.inventory import Created, subnet_views
         from vpcctl.model import operations
 
-        own = _prefix(prefix)
+        own = arguments.prefix(prefix)
         outcome = self.change(
             lambda state: operations.create_subnet(state.world, vpc, name, own, public, instance, state.serial)
         )
@@ -191,11 +182,11 @@ class Controller:
         self, vpc: str, subnet: str, name: str, address: Address | str | None = None
     ) -> Created[InstanceView]:
         """Create an instance; without `address` it gets the lowest free one."""
-        from vpcctl.documents.fields import parse_address
-        from vpcctl.engine.inventory import instance_view
+        from vpcctl.engine import arguments
+        from vpcctl.engine.inventory import Created, instance_view
         from vpcctl.model import operations
 
-        own = _parsed(parse_address, address) if isinstance(address, str) else address
+        own = arguments.address(address)
         outcome = self.change(
             lambda state: operations.create_instance(state.world, vpc, subnet, name, own, state.serial)
         )
@@ -231,10 +222,12 @@ class Controller:
         self, vpc: str, instance: str, port: int, *, target_port: int | None = None, protocol: str = "tcp"
     ) -> Created[Publication]:
         """Forward a port of the host to an instance; the ingress policy of its subnet decides who may use it."""
+        from vpcctl.engine import arguments
+        from vpcctl.engine.inventory import Created
         from vpcctl.model import operations
         from vpcctl.model.network import Publication
 
-        publication = Publication(_ported(protocol), port, instance, target_port or port)
+        publication = Publication(arguments.ported(protocol), port, instance, target_port or port)
         outcome = self.change(lambda state: operations.publish_port(state.world, vpc, publication))
         subnet = outcome.after.vpc(vpc).subnet_of(instance)
         is_open = subnet.policy is None or subnet.policy.ingress is None
@@ -243,9 +236,10 @@ class Controller:
 
     def unpublish_port(self, vpc: str, port: int, *, protocol: str = "tcp") -> Outcome:
         """Forward a port of the host no longer, live connections included."""
+        from vpcctl.engine import arguments
         from vpcctl.model import operations
 
-        number = _ported(protocol)
+        number = arguments.ported(protocol)
         return self.change(lambda state: operations.unpublish_port(state.world, vpc, number, port))
 
     # -- peerings ------------------------------------------------------------------------------------------------
@@ -388,32 +382,3 @@ class Controller:
         from vpcctl.model.network import World
 
         return self.change(lambda state: World())
-
-
-Word = TypeVar("Word")
-
-
-def _parsed(parse: Callable[[Word], Made], value: Word) -> Made:
-    """`value` as `parse` understands it; DocumentError where it does not."""
-    try:
-        return parse(value)
-    except ValueError as error:
-        raise DocumentError(str(error)) from error
-
-
-def _prefix(value: Network | str) -> Network:
-    from vpcctl.documents.fields import parse_own_prefix
-
-    return _parsed(parse_own_prefix, value) if isinstance(value, str) else value
-
-
-def _ported(protocol: str) -> int:
-    """The number of a protocol with ports."""
-    from vpcctl.compiler.translation import PORTED
-    from vpcctl.documents.reading import nearest
-    from vpcctl.model.policy import PROTOCOL_NAMES, PROTOCOLS
-
-    if PROTOCOLS.get(protocol) not in PORTED:
-        known = sorted(PROTOCOL_NAMES[number] for number in PORTED)
-        raise DocumentError(f"{protocol!r} is not a protocol with ports; {nearest(protocol, known)}")
-    return PROTOCOLS[protocol]

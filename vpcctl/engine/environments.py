@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -78,7 +79,7 @@ def apply_environment(machine: Machine, source: Source, prune: bool) -> Environm
     for number, step in enumerate(way, 1):
         machine.report(Progress(number, len(way), step.label))
         try:
-            outcome = machine.change(lambda found, step=step: taken(found, step))  # type: ignore[misc]
+            outcome = machine.change(functools.partial(taken, step=step))
         except (ConflictError, KernelError) as error:
             failures.append(error)
             machine.remark(f"{step.label}: not done; {error}")

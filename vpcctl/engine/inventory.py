@@ -4,10 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from vpcctl import names
 from vpcctl.errors import ConflictError
-from vpcctl.model.network import Address, Instance, Network, Publication, Subnet, Vpc, World, uplink_pair
+from vpcctl.model.network import Instance, Publication, Subnet, Vpc, World, uplink_pair
+from vpcctl.model.policy import Address, Network
+
+if TYPE_CHECKING:
+    from vpcctl.engine.reconciler import Outcome
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True, slots=True)
+class Created(Generic[Made]):
+    """What was created, the change that did it, and what may not be as meant."""
+
+    made: Made
+    outcome: Outcome
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
