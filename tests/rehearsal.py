@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vpcctl.cli.session import Session
-from vpcctl.engine.state import Store
+from vpcctl.engine.state import State, Store
 from vpcctl.resources.fake import FakeKernel
 
 
@@ -21,3 +21,7 @@ class Rehearsal(Session):
     @property
     def store(self) -> Store:
         return self._make_store(self.state_dir)
+
+    def load(self) -> State:
+        """The present record."""
+        return self.store.load()

@@ -2,7 +2,8 @@
 
     VpcctlError
     ├── DocumentError    2   the author of a document or a command line
-    │   └── TooFineError 2   the same: what was asked has more cases than are worth waiting for
+    │   ├── TooFineError 2   the same: what was asked has more cases than are worth waiting for
+    │   └── AmbiguousError 2 the same: what was asked may be about several objects
     ├── ConflictError    4   whoever owns what already exists (ours or foreign)
     ├── KernelError      5   the administrator of the machine: the kernel or a library refused
     │   └── GoneError    5   the same: what is needed is gone
@@ -16,6 +17,7 @@ The number is the exit status of the command.  Libraries' exceptions are transla
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 # The longest key that is shown in a pointer.
@@ -70,6 +72,14 @@ class TooFineError(DocumentError):
     """A question about traffic whose answer would fall into too many different cases."""
 
 
+class AmbiguousError(DocumentError):
+    """A request that fits several objects; `candidates` are their names."""
+
+    def __init__(self, message: str, candidates: Iterable[str]):
+        self.candidates = tuple(sorted(candidates))
+        super().__init__(f"{message} (there: {', '.join(self.candidates) or 'none'})")
+
+
 class ConflictError(VpcctlError):
     """The request is well formed but collides with what exists."""
 
@@ -108,3 +118,11 @@ class CommandError(VpcctlError):
     def __init__(self, message: str, found: bool):
         super().__init__(message)
         self.exit_status = 126 if found else 127
+
+
+class InterruptedChange(KeyboardInterrupt):
+    """Somebody interrupted a change (Ctrl-C); `unfinished` says whether it is left for `repair` to complete."""
+
+    def __init__(self, unfinished: bool):
+        super().__init__()
+        self.unfinished = unfinished

@@ -111,9 +111,7 @@ def test_cycles_in_one_process_leave_everything_flat(lab: Lab, kernel: str) -> N
     assert last == first
     assert first["namespaces"] == ["calm-a", "calm-router"]
     assert (first["state"], len(first["copies"])) == (["lock", "state.json"], 1)
-    # Each command has a kernel of its own.  A standing one's sockets keep 2 KiB of each request (pyroute2).
-    if kernel == "fresh":
-        assert memory < GROWTH, f"{memory} bytes in {CYCLES - SETTLED} cycles"
+    assert memory < GROWTH, f"{memory} bytes in {CYCLES - SETTLED} cycles"
 
 
 def test_a_leak_is_noticed(lab: Lab) -> None:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from vpcctl.cli import commands, session
-from vpcctl.engine import state
+from vpcctl.cli import commands
+from vpcctl.engine import machine, state
 from vpcctl.model.host import NO_HOST
 
 
@@ -25,4 +25,5 @@ def no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """The program makes its kernel, and looks at its host, by what stands here."""
     monkeypatch.setitem(commands.context_settings, "obj", refuse)
     monkeypatch.setattr(state, "COPIES", None)
-    monkeypatch.setattr(session, "linux_host", lambda: NO_HOST)
+    monkeypatch.setattr(machine, "linux_kernel", refuse)
+    monkeypatch.setattr(machine, "linux_host", lambda: NO_HOST)

@@ -303,7 +303,7 @@ def test_what_another_command_did_meanwhile_is_measured_and_kept(session: Rehear
             reconciler.change(session.store, session.fake, lambda now: beside(now.world))
         return attached(logs(3), world=found.world)
 
-    outcome = session.change(transform)
+    outcome = session.controller.change(transform)
     assert len(calls) == 2
     assert {vpc.name for vpc in outcome.after.vpcs} == {"shop", "other"}
 

@@ -24,9 +24,9 @@ from vpcctl import errors
 from vpcctl.cli import COMMANDS, commands, main, vpc_commands
 from vpcctl.cli.output import counted
 from vpcctl.cli.session import EXIT_STATUSES
-from vpcctl.cli.traffic_commands import reports
 from vpcctl.compiler import compile_vpc
 from vpcctl.engine import reconciler
+from vpcctl.engine.traffic import reports
 from vpcctl.model import network
 from vpcctl.model.network import World
 from vpcctl.resources.fake import FakeKernel

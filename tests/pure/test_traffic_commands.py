@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests import nobody
-from vpcctl.cli import main, session
+from vpcctl.cli import main
 from vpcctl.documents.environment import read_environment
+from vpcctl.engine import machine
 from vpcctl.engine.state import State, Store
 from vpcctl.errors import KernelError
 from vpcctl.model.host import Host
@@ -222,7 +223,7 @@ HOST = Host((ipaddress.ip_network("198.51.100.2/32"),), (ipaddress.ip_network("1
 @pytest.fixture
 def located(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine that has the environment has addresses, too."""
-    monkeypatch.setattr(session, "linux_host", lambda: HOST)
+    monkeypatch.setattr(machine, "linux_host", lambda: HOST)
 
 
 @pytest.mark.parametrize(
@@ -289,7 +290,7 @@ def test_where_the_host_cannot_be_looked_at_the_answer_says_so(
     def refuse() -> Host:
         raise KernelError("cannot read the host's own addresses", "Operation not permitted")
 
-    monkeypatch.setattr(session, "linux_host", refuse)
+    monkeypatch.setattr(machine, "linux_host", refuse)
     said = vpcctl("explain", "shop/web", "198.51.100.2", "tcp/22")
     assert said.status == 0
     assert said.err == (

@@ -14,8 +14,8 @@ import click
 
 from vpcctl import __version__
 from vpcctl.cli.output import visible, visible_lines
-from vpcctl.cli.session import EXIT_STATUSES, Session, linux_kernel
-from vpcctl.errors import DocumentError, KernelError, VpcctlError
+from vpcctl.cli.session import EXIT_STATUSES, Session
+from vpcctl.errors import DocumentError, InterruptedChange, KernelError, VpcctlError
 
 # command -> module of this package; the function has the same name with underscores.
 COMMANDS: dict[str, str] = {
@@ -87,9 +87,20 @@ class Commands(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Tell an output that fails from other failures, before click makes an exit status of it."""
+        """Tell an output that fails from other failures, before click makes an exit status of it.
+
+        An interrupt is told with what it leaves.
+        """
         try:
             return super().invoke(ctx)
+        except InterruptedChange as error:
+            left = (
+                "a change is half made; `vpcctl repair` finishes it"
+                if error.unfinished
+                else "nothing is left half made"
+            )
+            _complain(f"interrupted; {left}")
+            raise
         except OSError as error:
             # Every other OSError of ours was translated where it came from, or names a file.
             if error.filename is None and error.errno in UNWRITABLE:
@@ -127,13 +138,13 @@ def commands(ctx: click.Context, state_dir: str | None, verbose: int, quiet: int
     Try it without root and without a trace in `vpcctl lab`.
     """
     # The object of the context is what makes the kernel, until the session stands in its place.
-    ctx.obj = Session(state_dir or os.environ.get("VPCCTL_STATE_DIR"), verbose - quiet, ctx.obj or linux_kernel)
+    ctx.obj = Session(state_dir, verbose - quiet, ctx.obj)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit with its status; every expected failure is a sentence on standard error.
 
-    The kernel is made by `commands.context_settings["obj"]`, where that is set, in place of `linux_kernel`.
+    The kernel is made by `commands.context_settings["obj"]`, where that is set, in place of this machine's.
     """
     _open_streams()
     try:

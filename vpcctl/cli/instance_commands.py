@@ -8,7 +8,7 @@ import click
 
 from vpcctl.cli.output import print_json, print_table
 from vpcctl.cli.session import ADDRESS, Session, json_option
-from vpcctl.errors import ConflictError
+from vpcctl.cli.subnet_commands import instance_document
 
 if TYPE_CHECKING:
     from vpcctl.kernel.processes import Elsewhere
@@ -46,12 +46,8 @@ def create_instance(session: Session, vpc: str, subnet: str, name: str, ip: Any)
 
     Example: vpcctl create-instance --vpc shop --subnet web --name web-2
     """
-    from vpcctl.model import operations
-    from vpcctl.names import instance_namespace
-
-    outcome = session.change(lambda state: operations.create_instance(state.world, vpc, subnet, name, ip, state.serial))
-    address = outcome.after.vpc(vpc).instance(name).addresses[0]
-    session.say(f"created instance {name} ({address}), namespace {instance_namespace(vpc, name)}")
+    created = session.controller.create_instance(vpc, subnet, name, ip).made
+    session.say(f"created instance {name} ({created.address}), namespace {created.namespace}")
 
 
 @click.command
@@ -63,9 +59,7 @@ def delete_instance(session: Session, vpc: str, name: str) -> None:
 
     Example: vpcctl delete-instance --vpc shop --name web-2
     """
-    from vpcctl.model import operations
-
-    session.change(lambda state: operations.delete_instance(state.world, vpc, name))
+    session.controller.delete_instance(vpc, name)
     session.say(f"deleted instance {name} of VPC {vpc}")
 
 
@@ -79,16 +73,10 @@ def list_instances(session: Session, vpc: str, subnet: str | None, as_json: bool
 
     Example: vpcctl list-instances --vpc shop --subnet web
     """
-    from vpcctl.cli.subnet_commands import instance_document
-
-    found = session.load().world.vpc(vpc)
-    subnets = found.subnets if subnet is None else (found.subnet(subnet),)
-    documents = [
-        {**instance_document(found, instance), "subnet": one.name} for one in subnets for instance in one.instances
-    ]
+    instances = session.controller.list_instances(vpc, subnet)
     if as_json:
-        return print_json(documents)
-    rows = [(one["name"], one["subnet"], one["ip"], one["mac"], one["namespace"]) for one in documents]
+        return print_json([{**instance_document(one), "subnet": one.subnet} for one in instances])
+    rows = [(one.name, one.subnet, one.address, one.mac, one.namespace) for one in instances]
     return print_table(("INSTANCE", "SUBNET", "IP", "MAC", "NAMESPACE"), rows, f"VPC {vpc} has no instance")
 
 
@@ -104,16 +92,9 @@ def publish_port(session: Session, vpc: str, instance: str, port: int, target_po
 
     Example: vpcctl publish-port --vpc shop --instance web --port 8080 --target-port 80
     """
-    from vpcctl.model import operations
-    from vpcctl.model.network import Publication
-    from vpcctl.model.policy import PROTOCOLS
-
-    publication = Publication(PROTOCOLS[protocol], port, instance, target_port or port)
-    outcome = session.change(lambda state: operations.publish_port(state.world, vpc, publication))
-    session.say(f"published {protocol}/{port} of the host for {vpc}/{instance} port {target_port or port}")
-    subnet = outcome.after.vpc(vpc).subnet_of(instance)
-    if subnet.policy is None or subnet.policy.ingress is None:
-        session.warn(f"subnet {subnet.name} has no ingress policy, so everybody outside may use it")
+    published = session.controller.publish_port(vpc, instance, port, target_port=target_port, protocol=protocol)
+    session.say(f"published {protocol}/{port} of the host for {vpc}/{instance} port {published.made.target_port}")
+    session.warn_all(published.warnings)
 
 
 @click.command
@@ -126,10 +107,7 @@ def unpublish_port(session: Session, vpc: str, port: int, protocol: str) -> None
 
     Example: vpcctl unpublish-port --vpc shop --port 8080
     """
-    from vpcctl.model import operations
-    from vpcctl.model.policy import PROTOCOLS
-
-    session.change(lambda state: operations.unpublish_port(state.world, vpc, PROTOCOLS[protocol], port))
+    session.controller.unpublish_port(vpc, port, protocol=protocol)
     session.say(f"{protocol}/{port} of the host is unpublished")
 
 
@@ -160,23 +138,13 @@ def exec(
     Example: vpcctl exec --vpc shop --subnet web -- curl http://10.0.2.2/
     """
     from vpcctl.kernel import inside
-    from vpcctl.names import instance_namespace, tag
 
     if (subnet is None) == (instance is None):
         raise click.UsageError("name either --subnet or --instance")
-    state = session.load()
-    found = state.world.vpc(vpc)
-    if instance is None:
-        instances = {one.name: one for one in found.subnet(subnet or "").instances}
-        if not instances:
-            raise ConflictError(f"subnet {subnet} has no instance; `vpcctl create-instance` makes one")
-        instance = subnet if subnet in instances else next(iter(instances))
-    chosen = found.instance(instance or "")
-    namespace = instance_namespace(vpc, chosen.name)
+    dwelling = session.controller.find_dwelling(vpc, instance=instance, subnet=subnet)
     if user:
-        _warn_of_processes(session, user, inside.elsewhere(namespace, user))
-    owner = tag(state.state_id, vpc, f"instance/{chosen.name}")
-    inside.execute(namespace, list(command), user, dict(additions), owner)
+        _warn_of_processes(session, user, inside.elsewhere(dwelling.namespace, user))
+    inside.execute(dwelling.namespace, list(command), user, dict(additions), dwelling.tag)
 
 
 def _warn_of_processes(session: Session, user: str, elsewhere: Elsewhere) -> None:

@@ -21,24 +21,12 @@ def status(session: Session, vpc: str | None, as_json: bool) -> None:
 
     Example: vpcctl status
     """
-    from vpcctl.engine import reconciler
-    from vpcctl.engine.shares import shares
-
-    state = session.load()
-    if vpc is not None:
-        state.world.vpc(vpc)
-    kernel = session.kernel()
-    try:
-        differences = reconciler.examine(state, kernel, None if vpc is None else [vpc])
-        taken = list(shares(kernel, state.world, vpc))
-    finally:
-        kernel.close()
-    unfinished = state.pending is not None if vpc is None else state.changes(vpc)
+    found = session.controller.status(vpc)
     if as_json:
         print_json(
             {
-                "in_sync": not differences and not unfinished,
-                "unfinished": unfinished,
+                "in_sync": found.in_sync,
+                "unfinished": found.unfinished,
                 "differences": [
                     {
                         "kind": type(one.item).__name__,
@@ -46,21 +34,18 @@ def status(session: Session, vpc: str | None, as_json: bool) -> None:
                         "state": one.condition.state.value,
                         "detail": one.condition.detail,
                     }
-                    for one in differences
+                    for one in found.differences
                 ],
-                "shares": [share.to_json() for share in taken],
+                "shares": [share.to_json() for share in found.shares],
             }
         )
     else:
-        for difference in differences:
-            show(difference)
-        for share in taken:
-            if share.remarkable or session.verbosity > 0:
-                show(share)
-        if unfinished:
+        show(*found.differences)
+        show(*(share for share in found.shares if share.remarkable or session.verbosity > 0))
+        if found.unfinished:
             show("a change is unfinished")
-        show("drifted; `vpcctl repair` fixes it" if differences or unfinished else "in sync")
-    if differences or unfinished:
+        show("in sync" if found.in_sync else "drifted; `vpcctl repair` fixes it")
+    if not found.in_sync:
         sys.exit(DRIFT)
 
 
@@ -73,18 +58,11 @@ def repair(session: Session, vpc: str | None, adopt: bool) -> None:
 
     Example: vpcctl repair
     """
-    from vpcctl.engine import reconciler
-
-    told: list[str] = []
-    try:
-        with session.mutating() as kernel:
-            differences, _ = reconciler.repair(session.store, kernel, adopt, told.append, vpc)
-    finally:
-        for words in told:
-            session.say(words)
-    for difference in differences:
-        session.say(f"repaired: {difference.past}")
-    if differences or not told:
+    controller = session.controller
+    repaired = controller.adopt(vpc) if adopt else controller.repair(vpc)
+    differences = repaired.differences
+    session.say_repaired(differences)
+    if differences or not repaired.resumed:
         session.say(f"repaired {counted(len(differences), 'object')}" if differences else "nothing to repair")
 
 
@@ -111,17 +89,15 @@ def destroy(session: Session, everything: bool, yes: bool) -> None:
 
     Example: vpcctl destroy --all --yes
     """
-    from vpcctl.model.network import World
-
     if not everything:
         raise click.UsageError("pass --all to remove every VPC")
     # Whoever may not do it is told so before the question.
-    session.kernel().close()
-    world = session.load().world
+    session.controller.check_privilege()
+    vpcs = session.controller.list_vpcs()
     if not yes:
-        named = ", ".join(vpc.name for vpc in world.vpcs) or "none"
+        named = ", ".join(vpc.name for vpc in vpcs) or "none"
         _confirm(f"Remove all VPCs ({named})?")
-    outcome = session.change(lambda state: World())
+    outcome = session.controller.destroy()
     session.say(f"removed {counted(len(outcome.before.vpcs), 'VPC')}; the host is as before")
 
 

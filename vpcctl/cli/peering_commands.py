@@ -17,9 +17,7 @@ def create_peering(session: Session, vpc1: str, vpc2: str) -> None:
 
     Example: vpcctl create-peering --vpc1 shop --vpc2 billing
     """
-    from vpcctl.model import operations
-
-    session.change(lambda state: operations.create_peering(state.world, vpc1, vpc2))
+    session.controller.create_peering(vpc1, vpc2)
     session.say(f"peered VPCs {vpc1} and {vpc2}")
 
 
@@ -32,9 +30,7 @@ def delete_peering(session: Session, vpc1: str, vpc2: str) -> None:
 
     Example: vpcctl delete-peering --vpc1 shop --vpc2 billing
     """
-    from vpcctl.model import operations
-
-    session.change(lambda state: operations.delete_peering(state.world, vpc1, vpc2))
+    session.controller.delete_peering(vpc1, vpc2)
     session.say(f"VPCs {vpc1} and {vpc2} are no longer peered")
 
 
@@ -46,7 +42,7 @@ def list_peerings(session: Session, as_json: bool) -> None:
 
     Example: vpcctl list-peerings
     """
-    peerings = session.load().world.peerings
+    peerings = session.controller.list_peerings()
     if as_json:
         return print_json([{"vpc1": peering.one, "vpc2": peering.other} for peering in peerings])
     rows = [(peering.one, peering.other) for peering in peerings]

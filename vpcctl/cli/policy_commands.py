@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vpcctl.cli.output import counted, print_json, print_table, print_text, show
-from vpcctl.cli.session import Session, json_option, read_document, read_named
-from vpcctl.errors import DocumentError, VpcctlError
+from vpcctl.cli.session import Session, json_option
+from vpcctl.errors import AmbiguousError
 
 if TYPE_CHECKING:
-    from vpcctl.documents.policies import PolicyDocument
-    from vpcctl.model.network import Subnet, World
+    from vpcctl.engine.attachments import PolicyView
     from vpcctl.model.policy import Rule
-
-_R = TypeVar("_R")
-
-
-def read_policy_files(files: tuple[str, ...]) -> list[PolicyDocument]:
-    """The policies of all files; DocumentError with the problems of all of them."""
-    from vpcctl.documents.policies import read_policies
-
-    found: list[PolicyDocument] = []
-    problems: list[Any] = []
-    for file in files:
-        try:
-            document, name = read_document(file)
-            found += read_policies(document, name)
-        except DocumentError as error:
-            problems += error.problems
-    if problems:
-        raise DocumentError(*problems)
-    return found
 
 
 @click.command
@@ -58,46 +36,18 @@ def apply_policy(
 
     Example: vpcctl apply-policy --vpc shop web.json db.json
     """
-    from vpcctl.analysis.impact import forecast
-    from vpcctl.compiler import bounds
-    from vpcctl.documents.binding import Attachment, attach
-
     if not (*files, *more):
         raise click.UsageError("name a policy file, or - for standard input")
-    documents = read_policy_files((*files, *more))
-    found: list[Attachment] = []
-    warnings: list[str] = []
-
-    def attached(state: Any) -> World:
-        # Called again if another command changed the state meanwhile.
-        world, found[:], warnings[:] = attach(state.world, documents, vpc, subnet)
-        return world
-
+    change = session.controller.apply_policies(*files, *more, vpc=vpc, subnet=subnet, dry_run=dry_run)
+    session.warn_all(change.warnings)
+    show(*change.forecast.lines())
     if dry_run:
-        state = session.load()
-        before, after = state.world, attached(state)
-        bounds.check(before, after)
-    else:
-        outcome = session.change(attached)
-        before, after = outcome.before, outcome.after
-    for warning in warnings:
-        session.warn(warning)
-    show(*forecast(before, after, [(one.vpc, one.subnet) for one in found], session.host()).lines())
-    if dry_run:
-        session.say("nothing was changed")
-    else:
-        _applied(session, before, found)
-
-
-def _applied(session: Session, world: World, attachments: list[Any]) -> None:
-    changed = {one.vpc for one in attachments if world.vpc(one.vpc).subnet(one.subnet).policy != one.policy}
-    # What is the same may have been flushed, and is to hold when this returns.
-    session.repair({one.vpc: None for one in attachments if one.vpc not in changed})
-    for attachment in attachments:
-        before = world.vpc(attachment.vpc).subnet(attachment.subnet).policy
-        how = "unchanged" if before == attachment.policy else "applied"
-        rules = sum(len(rules or ()) for rules in (attachment.policy.ingress, attachment.policy.egress))
-        session.say(f"{attachment.vpc}/{attachment.subnet}: {how} ({counted(rules, 'rule')})")
+        return session.say("nothing was changed")
+    session.say_repaired(change.repaired)
+    for one in change.attached:
+        how = "applied" if one.changed else "unchanged"
+        session.say(f"{one.vpc}/{one.subnet}: {how} ({counted(one.rules, 'rule')})")
+    return None
 
 
 @click.command
@@ -110,16 +60,9 @@ def clear_policy(session: Session, vpc: str, subnet: str, dry_run: bool) -> None
 
     Example: vpcctl clear-policy --vpc shop --subnet web
     """
-    from vpcctl.analysis.impact import forecast
-    from vpcctl.model import operations
-
-    if dry_run:
-        before = session.load().world
-        after = operations.clear_policy(before, vpc, subnet)
-    else:
-        outcome = session.change(lambda state: operations.clear_policy(state.world, vpc, subnet))
-        before, after = outcome.before, outcome.after
-    show(*forecast(before, after, [], session.host()).lines())
+    change = session.controller.clear_policy(vpc, subnet, dry_run=dry_run)
+    session.warn_all(change.warnings)
+    show(*change.forecast.lines())
     session.say("nothing was changed" if dry_run else f"subnet {subnet} of VPC {vpc} has no policy")
 
 
@@ -134,61 +77,37 @@ def show_policy(session: Session, vpc: str, subnet: str | None, counted: bool, a
 
     Example: vpcctl show-policy --vpc shop --subnet web --hits
     """
-    found = session.load().world.vpc(vpc)
-    subnets = found.subnets if subnet is None else (found.subnet(subnet),)
-    objects = _ruleset_objects(session, vpc) if counted else None
+    policies = session.controller.show_policies(vpc, subnet, hits=counted)
     if as_json:
-        return print_json([_policy_document(one, objects) for one in subnets])
-    for one in subnets:
-        _print_policy(one, objects)
+        return print_json([_policy_document(one) for one in policies])
+    for one in policies:
+        _print_policy(one)
     return None
 
 
-def _ruleset_objects(session: Session, vpc: str) -> list[dict[str, Any]]:
-    from vpcctl.names import router_namespace
-
-    namespace = router_namespace(vpc)
-    kernel = session.kernel()
-    try:
-        return _loaded(kernel.ruleset_objects(namespace), namespace)
-    finally:
-        kernel.close()
-
-
-def _loaded(ruleset: _R, namespace: str) -> _R:
-    """`ruleset` as the kernel has it; VpcctlError where that is nothing."""
-    if not ruleset:
-        raise VpcctlError(f"no ruleset is loaded in {namespace}; `vpcctl repair` loads it")
-    return ruleset
-
-
-def _policy_document(subnet: Subnet, objects: list[dict[str, Any]] | None) -> dict[str, Any]:
+def _policy_document(view: PolicyView) -> dict[str, Any]:
     """A subnet's policy for machines; `hits` by direction, the default's last."""
-    from vpcctl.compiler.hit_counts import hits
     from vpcctl.documents.codec import policy_to_json
-    from vpcctl.model.policy import Direction
 
-    policy = subnet.policy
+    policy = view.policy
     document: dict[str, Any] = {
-        "subnet": subnet.name,
+        "subnet": view.subnet,
         "file": policy.file if policy else None,
         "policy": policy_to_json(policy) if policy else None,
     }
-    if objects is not None:
-        counts = {side.value: hits(objects, policy, subnet.name, side) if policy else None for side in Direction}
-        document["hits"] = counts
+    if view.hits is not None:
+        document["hits"] = {side.value: counts for side, counts in view.hits.items()}
     return document
 
 
-def _print_policy(subnet: Subnet, objects: list[dict[str, Any]] | None) -> None:
-    from vpcctl.compiler.hit_counts import hits
+def _print_policy(view: PolicyView) -> None:
     from vpcctl.model.policy import Direction
 
-    policy = subnet.policy
+    policy = view.policy
     if policy is None:
-        show(f"subnet {subnet.name}: no policy; what the topology carries passes")
+        show(f"subnet {view.subnet}: no policy; what the topology carries passes")
         return
-    show(f"subnet {subnet.name}: {policy.file}" + (f" ({policy.description})" if policy.description else ""))
+    show(f"subnet {view.subnet}: {policy.file}" + (f" ({policy.description})" if policy.description else ""))
     for direction in Direction:
         rules = policy.rules(direction)
         if rules is None:
@@ -197,8 +116,8 @@ def _print_policy(subnet: Subnet, objects: list[dict[str, Any]] | None) -> None:
         rows = [[str(number), *_columns(rule)] for number, rule in enumerate(rules)]
         rows.append(["-", policy.default(direction).value, "any", "", "any", "any", "what no rule matches"])
         headings = ["  #", "ACTION", "PROTOCOL", "PORT", "SOURCE", "DESTINATION", "DESCRIPTION"]
-        counts = hits(objects, policy, subnet.name, direction) if objects is not None else None
-        if counts is not None:
+        counts = view.hits and view.hits[direction]
+        if counts:
             headings.insert(1, "HITS")
             for row, count in zip(rows, counts, strict=True):
                 row.insert(1, str(count))
@@ -233,56 +152,12 @@ def compile(
 
     Example: vpcctl compile --environment shop.json --vpc shop
     """
-    from vpcctl import names
-    from vpcctl.compiler import bounds, compile_vpc
-    from vpcctl.documents.binding import attach
-    from vpcctl.model.network import World
-    from vpcctl.resources.kinds import next_generation
-
-    documents = read_policy_files(files)
-    if environment is not None:
-        world, owner, loaded = load_environment(environment), "environment", {}
-        before = World()
-    else:
-        state = session.load()
-        before, world, owner = state.world, state.world, state.state_id
-        loaded = {item.key: item for item in state.items}
-    world, attachments, warnings = attach(world, documents, vpc, subnet)
-    for warning in warnings:
-        session.warn(warning)
-    concerned = {vpc} if vpc else {found.vpc for found in attachments} or {one.name for one in world.vpcs}
-    if len(concerned) != 1:
-        known = ", ".join(sorted(concerned)) or "none"
-        raise click.UsageError(f"a ruleset is one VPC's; name it with --vpc (there: {known})")
-    name = world.vpc(concerned.pop()).name
-    bounds.check(before, world)
-    compiled = compile_vpc(world, name, names.tag(owner, name, "ruleset"))
-    recorded: Any = loaded.get(("Ruleset", names.router_namespace(name)))
-    print_text(compiled.text(next_generation(recorded, compiled.fingerprint)))
-
-
-def load_environment(file: str) -> World:
-    """The world of an environment file; policies are found relative to it."""
-    from vpcctl.documents.binding import check_names, check_sizes
-    from vpcctl.documents.environment import read_environment
-
-    document, name = read_document(file)
-    world = read_environment(document, name, policy_loader(file))
-    problems = check_names(world, {vpc.name for vpc in world.vpcs}, name)
-    if problems:
-        raise DocumentError(*problems)
-    check_sizes(world, {vpc.name: name for vpc in world.vpcs})
-    return world
-
-
-def policy_loader(environment: str) -> Callable[[str], tuple[Any, str]]:
-    """What reads the policies that an environment file names by paths relative to itself."""
-    folder = Path(environment).parent
-
-    def load(policy: str) -> tuple[Any, str]:
-        return read_named(str(folder / policy))
-
-    return load
+    try:
+        compiled = session.controller.compile_ruleset(*files, vpc=vpc, subnet=subnet, environment=environment)
+    except AmbiguousError as error:
+        raise click.UsageError(str(error)) from error
+    session.warn_all(compiled.warnings)
+    print_text(compiled.text)
 
 
 @click.command
@@ -294,17 +169,6 @@ def show_ruleset(session: Session, vpc: str, as_json: bool) -> None:
 
     Example: vpcctl show-ruleset --vpc shop
     """
-    from vpcctl import names
-    from vpcctl.resources.topology import VPC_FAMILIES
-
-    world = session.load().world
-    namespace = names.router_namespace(world.vpc(vpc).name)
-    kernel = session.kernel()
-    try:
-        if as_json:
-            return print_json(_loaded(kernel.ruleset_objects(namespace), namespace))
-        text = _loaded(kernel.ruleset_listing(namespace, VPC_FAMILIES), namespace)
-    finally:
-        kernel.close()
-    print_text(text)
-    return None
+    if as_json:
+        return print_json(session.controller.ruleset_objects(vpc))
+    return print_text(session.controller.show_ruleset(vpc))

@@ -1,24 +1,25 @@
-"""What all commands share: the state directory, the kernel, and the words of a command line."""
+"""What all commands share: the controller, words to people, and the words of a command line."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from vpcctl.cli.output import styled, visible, visible_lines
-from vpcctl.errors import DocumentError, KernelError, VpcctlError
-from vpcctl.names import DEFAULT_STATE_DIR
 
 if TYPE_CHECKING:
-    from vpcctl.engine.reconciler import Outcome
-    from vpcctl.engine.state import State, Store
+    from vpcctl.engine.controller import Controller
+    from vpcctl.engine.events import Event
+    from vpcctl.engine.execution import Difference
+    from vpcctl.engine.state import Store
     from vpcctl.model.host import Host
-    from vpcctl.model.network import World
     from vpcctl.resources.protocol import Kernel
 
 EXIT_STATUSES = {
@@ -32,39 +33,34 @@ EXIT_STATUSES = {
     77: "lacks privilege",
     130: "interrupted",
 }
-
-
-def linux_kernel() -> Kernel:
-    """The kernel of this machine; PrivilegeError without the capabilities that it needs."""
-    from vpcctl.kernel.linux import LinuxKernel
-
-    return LinuxKernel()
-
-
-def linux_host() -> Host:
-    """The addresses of this machine; needs no privilege."""
-    from vpcctl.kernel.routes import read_host
-
-    return read_host()
+# A terminal is told how far a command is if it takes longer than this, in seconds.
+PATIENCE = 1.0
 
 
 class Session:
-    """One run of the program; heavy things are made when they are first asked for, the kernel by `make_kernel`.
+    """One run of the program: its controller, made when it is first asked for, and what a person is told.
 
-    `read_host` returns the host's own addresses.
+    `make_kernel` and `read_host` stand in for those of this machine.
     """
 
     def __init__(
         self,
         state_dir: str | None,
         verbosity: int,
-        make_kernel: Callable[[], Kernel] = linux_kernel,
+        make_kernel: Callable[[], Kernel] | None = None,
         read_host: Callable[[], Host] | None = None,
     ):
-        self.state_dir = Path(state_dir or DEFAULT_STATE_DIR)
         self.verbosity = verbosity
-        self.kernel = make_kernel
-        self._read_host = read_host or linux_host
+        self._state_dir = state_dir
+        self._make_kernel, self._read_host = make_kernel, read_host
+        self._begun = time.monotonic()
+
+    @property
+    def state_dir(self) -> Path:
+        """The directory of the record."""
+        from vpcctl.engine.machine import state_directory
+
+        return state_directory(self._state_dir)
 
     @property
     def store(self) -> Store:
@@ -73,60 +69,34 @@ class Session:
 
         return Store(self.state_dir, COPIES)
 
-    def load(self) -> State:
-        """The present state, for readers."""
-        return self.store.load()
+    @functools.cached_property
+    def controller(self) -> Controller:
+        """What every command asks."""
+        from vpcctl.engine.controller import Controller
 
-    def host(self) -> Host:
-        """The host's own addresses; empty, with a warning, if they cannot be read."""
-        from vpcctl.model.host import NO_HOST
+        return Controller(report=self._told, store=self.store, make_kernel=self._make_kernel, read_host=self._read_host)
 
-        try:
-            return self._read_host()
-        except KernelError as error:
-            self.warn(f"{error}; the answer treats them as internet addresses")
-            return NO_HOST
+    def _told(self, event: Event) -> None:
+        """Say what the engine reports, if a person wants to know it."""
+        from vpcctl.engine.events import Progress, StepTaken
 
-    @contextlib.contextmanager
-    def mutating(self) -> Iterator[Kernel]:
-        """The kernel for as long as it is changed; an interrupt (Ctrl-C) is told with what it leaves."""
-        kernel = self.kernel()
-        try:
-            yield kernel
-        except KeyboardInterrupt:
-            with contextlib.suppress(OSError):
-                print(f"vpcctl: interrupted; {self._left()}", file=sys.stderr)
-            raise
-        finally:
-            kernel.close()
+        match event:
+            case StepTaken() if self.verbosity <= 0:
+                pass
+            case Progress() if not sys.stderr.isatty() or time.monotonic() - self._begun <= PATIENCE:
+                pass
+            case _:
+                self.say(str(event))
 
-    def _left(self) -> str:
-        try:
-            unfinished = self.load().unfinished
-        except VpcctlError:
-            unfinished = True
-        return "a change is half made; `vpcctl repair` finishes it" if unfinished else "nothing is left half made"
+    def say_repaired(self, differences: Iterable[Difference]) -> None:
+        """Say what was repaired."""
+        for difference in differences:
+            self.say(f"repaired: {difference.past}")
 
-    def change(self, transform: Callable[[State], World]) -> Outcome:
-        """Change the world to what `transform` returns; too costly a change is refused before the lock is taken."""
-        from vpcctl.engine import reconciler
-
-        with self.mutating() as kernel:
-            store = self.store
-            outcome = reconciler.change(store, kernel, _within_bounds(store, transform), self.say)
-        if self.verbosity > 0:
-            for step in outcome.plan.steps:
-                self.say(f"  {step}")
-        return outcome
-
-    def repair(self, vpcs: Iterable[str]) -> None:
-        """Repair these VPCs; a change that finds nothing to do does not look at the kernel."""
-        from vpcctl.engine import reconciler
-
-        with self.mutating() as kernel:
-            for vpc in vpcs:
-                for difference in reconciler.repair(self.store, kernel, report=self.say, vpc=vpc)[0]:
-                    self.say(f"repaired: {difference.past}")
+    def warn_all(self, warnings: Iterable[str]) -> None:
+        """Warn of each."""
+        for warning in warnings:
+            self.warn(warning)
 
     def say(self, words: str) -> None:
         """Tell a person, on standard error; that nobody hears it must not end a change half-way."""
@@ -140,28 +110,6 @@ class Session:
         if self.verbosity >= 0:
             with contextlib.suppress(OSError):
                 print(text, file=sys.stderr)
-
-
-def _within_bounds(store: Store, transform: Callable[[State], World]) -> Callable[[State], World]:
-    """`transform`, run and checked against the bounds before the lock is taken.
-
-    It runs again if another command changed the state meanwhile, or if an unfinished change is completed first.
-    """
-    from vpcctl.compiler import bounds
-
-    def measured(state: State) -> World:
-        world = transform(state)
-        bounds.check(state.world, world)
-        return world
-
-    tried: list[tuple[State, World]] = []
-    # Other errors may be gone once the lock is held; they are reported then.
-    with contextlib.suppress(VpcctlError):
-        state = store.load()
-        tried.append((state, transform(state)))
-    for state, world in tried:
-        bounds.check(state.world, world)
-    return lambda state: next((world for known, world in tried if known is state), None) or measured(state)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -199,33 +147,3 @@ class AddressType(click.ParamType):  # type: ignore[type-arg] # generic in new v
 
 
 PREFIX, ADDRESS = PrefixType(), AddressType()
-
-
-def read_document(place: str) -> tuple[Any, str]:
-    """The parsed JSON of a file or, for ``-``, of standard input, and the name to call it by."""
-    from vpcctl.documents import files
-
-    name = "(standard input)" if place == "-" else place
-    return _parsed(lambda: files.read_given(place, files.LARGEST_DOCUMENT), name), name
-
-
-def read_named(place: str) -> tuple[Any, str]:
-    """Likewise for a file that another document names: only regular files, whatever our own descriptors are."""
-    from vpcctl.documents import files
-
-    return _parsed(lambda: files.read(place, files.LARGEST_DOCUMENT), place), place
-
-
-def _parsed(read: Callable[[], bytes], name: str) -> Any:
-    """The JSON that `read` gives; the error messages never quote the content."""
-    from vpcctl.documents.reading import parse
-
-    try:
-        text = read().decode()
-    except OSError as error:
-        raise DocumentError(f"{name}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise DocumentError(f"{name}: is not text in UTF-8") from error
-    except ValueError as error:
-        raise DocumentError(f"{name!r} is no name of a file ({error})") from error
-    return parse(text, name)

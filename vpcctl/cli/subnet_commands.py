@@ -10,7 +10,7 @@ from vpcctl.cli.output import print_json, print_table
 from vpcctl.cli.session import PREFIX, Session, json_option
 
 if TYPE_CHECKING:
-    from vpcctl.model.network import Instance, Subnet, Vpc
+    from vpcctl.engine.inventory import InstanceView, SubnetView
 
 
 @click.command
@@ -27,17 +27,8 @@ def create_subnet(session: Session, vpc: str, name: str, cidr: Any, kind: str, n
 
     Example: vpcctl create-subnet --vpc shop --name web --cidr 10.0.1.0/24 --type public
     """
-    from vpcctl.model import operations
-    from vpcctl.names import instance_namespace
-
-    session.change(
-        lambda state: operations.create_subnet(
-            state.world, vpc, name, cidr, kind == "public", not no_instance, state.serial
-        )
-    )
-    inside = (
-        "" if no_instance else f", instance {cidr.network_address + 2} in namespace {instance_namespace(vpc, name)}"
-    )
+    created = session.controller.create_subnet(vpc, name, cidr, public=kind == "public", instance=not no_instance)
+    inside = "".join(f", instance {one.address} in namespace {one.namespace}" for one in created.made.instances)
     session.say(f"created {kind} subnet {name} ({cidr}) of VPC {vpc}{inside}")
 
 
@@ -51,9 +42,7 @@ def delete_subnet(session: Session, vpc: str, name: str, cascade: bool) -> None:
 
     Example: vpcctl delete-subnet --vpc shop --name web
     """
-    from vpcctl.model import operations
-
-    session.change(lambda state: operations.delete_subnet(state.world, vpc, name, cascade))
+    session.controller.delete_subnet(vpc, name, cascade=cascade)
     session.say(f"deleted subnet {name} of VPC {vpc}")
 
 
@@ -66,21 +55,20 @@ def list_subnets(session: Session, vpc: str, as_json: bool) -> None:
 
     Example: vpcctl list-subnets --vpc shop
     """
-    found = session.load().world.vpc(vpc)
-    documents = [subnet_document(found, subnet) for subnet in found.subnets]
+    subnets = session.controller.list_subnets(vpc)
     if as_json:
-        return print_json(documents)
+        return print_json([subnet_document(subnet) for subnet in subnets])
     rows = [
         (
-            one["name"],
-            one["cidr"],
-            one["type"],
-            one["gateway"],
-            "yes" if one["nat_gateway"] else "-",
-            len(one["instances"]),
-            one["policy"] or "-",
+            subnet.name,
+            subnet.prefix,
+            subnet_type(subnet),
+            subnet.gateway,
+            "yes" if subnet.nat_gateway else "-",
+            len(subnet.instances),
+            subnet.policy_file or "-",
         )
-        for one in documents
+        for subnet in subnets
     ]
     headings = ("SUBNET", "CIDR", "TYPE", "GATEWAY", "NAT", "INSTANCES", "POLICY")
     return print_table(headings, rows, f"VPC {vpc} has no subnet")
@@ -95,9 +83,7 @@ def create_nat_gateway(session: Session, vpc: str, subnet: str) -> None:
 
     Example: vpcctl create-nat-gateway --vpc shop --subnet db
     """
-    from vpcctl.model import operations
-
-    session.change(lambda state: operations.set_nat_gateway(state.world, vpc, subnet, True))
+    session.controller.create_nat_gateway(vpc, subnet)
     session.say(f"subnet {subnet} of VPC {vpc} reaches the internet by a NAT gateway")
 
 
@@ -110,32 +96,33 @@ def delete_nat_gateway(session: Session, vpc: str, subnet: str) -> None:
 
     Example: vpcctl delete-nat-gateway --vpc shop --subnet db
     """
-    from vpcctl.model import operations
-
-    session.change(lambda state: operations.set_nat_gateway(state.world, vpc, subnet, False))
+    session.controller.delete_nat_gateway(vpc, subnet)
     session.say(f"subnet {subnet} of VPC {vpc} has no NAT gateway any more")
 
 
-def subnet_document(vpc: Vpc, subnet: Subnet) -> dict[str, Any]:
+def subnet_type(subnet: SubnetView) -> str:
+    """The word for the kind of a subnet."""
+    return "public" if subnet.public else "private"
+
+
+def subnet_document(subnet: SubnetView) -> dict[str, Any]:
     """A subnet for machines; `policy` is the file that its policy came from."""
     return {
         "name": subnet.name,
-        "cidr": str(subnet.prefixes[0]),
-        "type": "public" if subnet.public else "private",
-        "gateway": str(subnet.gateways[0]),
+        "cidr": str(subnet.prefix),
+        "type": subnet_type(subnet),
+        "gateway": str(subnet.gateway),
         "nat_gateway": subnet.nat_gateway,
-        "instances": [instance_document(vpc, instance) for instance in subnet.instances],
-        "policy": subnet.policy.file if subnet.policy else None,
+        "instances": [instance_document(instance) for instance in subnet.instances],
+        "policy": subnet.policy_file,
     }
 
 
-def instance_document(vpc: Vpc, instance: Instance) -> dict[str, Any]:
+def instance_document(instance: InstanceView) -> dict[str, Any]:
     """An instance for machines."""
-    from vpcctl.names import instance_namespace
-
     return {
         "name": instance.name,
-        "ip": str(instance.addresses[0]),
+        "ip": str(instance.address),
         "mac": instance.mac,
-        "namespace": instance_namespace(vpc.name, instance.name),
+        "namespace": instance.namespace,
     }

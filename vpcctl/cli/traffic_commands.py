@@ -3,43 +3,29 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from vpcctl.cli.output import print_json, print_table, show
-from vpcctl.cli.session import Session, json_option, read_document
-from vpcctl.errors import ConflictError, DocumentError, KernelError, VpcctlError
+from vpcctl.cli.session import Session, json_option
+from vpcctl.errors import KernelError
 
 if TYPE_CHECKING:
     from vpcctl.analysis.explain import Answer
-    from vpcctl.analysis.reachability import Reach
+    from vpcctl.engine.traffic import CheckedAssertion, Probed, StandIn
     from vpcctl.kernel.probe import Result
-    from vpcctl.model.network import Vpc
 
 environment_option = click.option(
     "--environment", metavar="ENV.json", help="Judge this environment instead of the present one; needs no root."
 )
 
 
-def _reach(session: Session, environment: str | None) -> Reach:
-    """What is asked about: the present world on this host, or the world of a document on no host in particular."""
-    from vpcctl.analysis.reachability import Reach
-    from vpcctl.cli.policy_commands import load_environment
-
-    if environment is None:
-        return Reach(session.load().world, session.host())
-    return Reach(load_environment(environment))
-
-
-def _caution(session: Session, environment: str | None, answers: Iterable[Answer]) -> None:
+def _caution(session: Session, unplaced: str | None) -> None:
     """Warn that the host is unknown if an allowed address may be one of the host's."""
-    ends = (end for answer in answers if answer.passing for end in (answer.source, answer.destination))
-    named = [str(end.single) for end in ends if end.zone.vpc is None and end.single]
-    if environment is not None and named:
+    if unplaced is not None:
         session.say(
-            f"with --environment the host's addresses are unknown; if {named[0]} is one of them, the flow is denied"
+            f"with --environment the host's addresses are unknown; if {unplaced} is one of them, the flow is denied"
         )
 
 
@@ -72,12 +58,14 @@ def explain(
 
     if probe and environment is not None:
         raise click.UsageError("--probe asks the kernel, which knows the present world and not an --environment")
-    reach = _reach(session, environment)
-    answer = explaining.ask(reach, source, destination, service)
-    _caution(session, environment, [answer])
+    controller = session.controller
+    explanation = controller.explain(source, destination, service, environment=environment)
+    session.warn_all(explanation.warnings)
+    _caution(session, explanation.unplaced)
+    answer = explanation.answer
     if not as_json:
         print_answer(answer)
-    probes = _probed(reach, answer) if probe else []
+    probes = [_probe_document(one) for one in controller.probe(explanation, _stand_in())] if probe else []
     if as_json:
         document = explaining.answer_to_json(answer)
         print_json({**document, "probes": probes} if probe else document)
@@ -91,32 +79,25 @@ def explain(
     sys.exit(0 if answer.verdict == explaining.ALLOW else 1)
 
 
-def _probed(reach: Reach, answer: Answer) -> list[dict[str, Any]]:
-    """Real packets out of the question, and what the kernel did with each."""
+def _stand_in() -> StandIn:
+    from vpcctl.lab.surroundings import stand_in
+
+    return stand_in()
+
+
+def _probe_document(probed: Probed) -> dict[str, Any]:
+    """A packet that was sent, for machines."""
     from vpcctl.analysis import explain as explaining
     from vpcctl.analysis.rendering import service_in_words
-    from vpcctl.analysis.witnesses import witnesses
-    from vpcctl.kernel.probe import Prober, probe_of
-    from vpcctl.lab import INTERNET
-    from vpcctl.lab.surroundings import outside
 
-    # On a real host that is an address of TEST-NET-3 (RFC 5737), which belongs to nobody.
-    chosen = witnesses(reach, answer, INTERNET)
-    if not chosen:
-        raise ConflictError("there is nothing to probe: no instance stands at one of the ends")
-    with Prober() as prober:
-        results = prober.probe([probe_of(reach.world, flow, outside(flow), reach.host) for flow, _ in chosen])
-    return [
-        {
-            "from": str(flow.source.address),
-            "to": str(flow.destination.address),
-            "service": service_in_words(flow.protocol, flow.port),
-            "expected": explaining.ALLOW if passes else explaining.DENY,
-            "seen": _seen(result),
-            "agrees": result.arrived == passes,
-        }
-        for (flow, passes), result in zip(chosen, results, strict=True)
-    ]
+    return {
+        "from": str(probed.flow.source.address),
+        "to": str(probed.flow.destination.address),
+        "service": service_in_words(probed.flow.protocol, probed.flow.port),
+        "expected": explaining.ALLOW if probed.expected else explaining.DENY,
+        "seen": _seen(probed.result),
+        "agrees": probed.agrees,
+    }
 
 
 def _seen(result: Result) -> str:
@@ -168,33 +149,19 @@ def log(session: Session, vpc: str, count: int | None, as_json: bool) -> None:
     from itertools import islice
 
     from vpcctl.analysis.rendering import service_in_words
-    from vpcctl.compiler.gates import LOG_GROUP
-    from vpcctl.kernel import logs
-    from vpcctl.kernel.linux import require_privilege
-    from vpcctl.names import router_namespace
 
-    require_privilege()
-    found = session.load().world.vpc(vpc)
-    namespace = router_namespace(found.name)
+    followed = session.controller.log(
+        vpc, lambda: session.say("some packets are not told: there were more than could be read in time")
+    )
     session.say(f"listening to VPC {vpc}; Ctrl-C ends it")
-    if not reports(found):
+    if not followed.reports:
         session.say(f'no rule of VPC {vpc} has "log": true: nothing is reported until one is applied')
-
-    def lost() -> None:
-        session.say("some packets are not told: there were more than could be read in time")
-
-    for entry in islice(logs.follow(namespace, LOG_GROUP, lost), count):
+    for entry in islice(followed, count):
         if as_json:
             print_json(asdict(entry), indent=None)
         else:
             service = service_in_words(entry.protocol, entry.port)
             show(f"{entry.prefix}: {entry.source} → {entry.destination} {service}", flush=True)
-
-
-def reports(vpc: Vpc) -> bool:
-    """Has the VPC a rule that is to be reported?"""
-    policies = (subnet.policy for subnet in vpc.subnets if subnet.policy is not None)
-    return any(rule.log for policy in policies for rules in (policy.ingress, policy.egress) for rule in rules or ())
 
 
 @click.command
@@ -207,25 +174,23 @@ def matrix(session: Session, vpc: str, environment: str | None, as_json: bool) -
 
     Example: vpcctl matrix --vpc shop
     """
-    from vpcctl.analysis import explain as explaining
+    from vpcctl.analysis.explain import line_to_json
 
-    reach = _reach(session, environment)
-    reach.world.vpc(vpc)
-    found = explaining.matrix(reach, vpc)
+    found = session.controller.matrix(vpc, environment=environment)
+    session.warn_all(found.warnings)
     if as_json:
         return print_json(
             [
-                {"from": source, "to": destination, "traffic": list(map(explaining.line_to_json, told))}
-                for (source, destination), told in found.items()
+                {"from": pair.source, "to": pair.destination, "traffic": list(map(line_to_json, pair.lines))}
+                for pair in found.pairs
             ]
         )
     rows = []
-    for (source, destination), told in found.items():
-        if not told:
-            rows.append((source, destination, "-"))
-        for line in told:
-            senders, receivers = ", ".join(line.sources), ", ".join(line.destinations)
-            rows.append((senders, receivers, ", ".join(line.services)))
+    for pair in found.pairs:
+        if not pair.lines:
+            rows.append((pair.source, pair.destination, "-"))
+        for line in pair.lines:
+            rows.append((", ".join(line.sources), ", ".join(line.destinations), ", ".join(line.services)))
     return print_table(("FROM", "TO", "SERVICES"), rows, f"VPC {vpc} has no subnet")
 
 
@@ -243,43 +208,33 @@ def verify(session: Session, tests: str, environment: str | None, as_json: bool)
 
     Example: vpcctl verify --environment shop.json tests.json
     """
-    from vpcctl.documents.reading import structure_problems
-
-    document, file = read_document(tests)
-    problems = structure_problems(document, "assertions", file)
-    if problems:
-        raise DocumentError(*problems)
-    if not document:
-        raise DocumentError(f'{file}#: no assertions; write one: {{"from": "shop/web", …}}')
-    reach = _reach(session, environment)
-    checked = [_checked(reach, assertion, f"{file}#/{number}") for number, assertion in enumerate(document)]
-    _caution(session, environment, [answer for _, answer in checked])
-    results = [result for result, _ in checked]
-    failed = sum(not result["passed"] for result in results)
+    found = session.controller.verify(tests, environment=environment)
+    session.warn_all(found.warnings)
+    _caution(session, found.unplaced)
+    passed = len(found.checks) - found.failed
     if as_json:
-        print_json({"passed": len(results) - failed, "failed": failed, "results": results})
+        results = [_check_document(check) for check in found.checks]
+        print_json({"passed": passed, "failed": found.failed, "results": results})
     else:
-        for result, answer in checked:
-            mark = "pass" if result["passed"] else "FAIL"
-            flow = f"{result['from']} → {result['to']} {result['service']}"
-            show(f"{mark}  {flow}: expected {result['expect']}; {_judged(answer)}")
-        session.say(f"{len(results) - failed} passed, {failed} failed")
-    sys.exit(1 if failed else 0)
+        for check in found.checks:
+            mark = "pass" if check.passed else "FAIL"
+            flow = f"{check.source} → {check.destination} {check.service}"
+            show(f"{mark}  {flow}: expected {check.expect}; {_judged(check.answer)}")
+        session.say(f"{passed} passed, {found.failed} failed")
+    sys.exit(1 if found.failed else 0)
 
 
-def _checked(reach: Reach, assertion: dict[str, str], place: str) -> tuple[dict[str, Any], Answer]:
-    """What came of an assertion, for machines, and the answer."""
-    from vpcctl.analysis import explain as explaining
-
-    asked = (assertion["from"], assertion["to"], assertion["service"])
-    try:
-        answer = explaining.ask(reach, *asked)
-    except VpcctlError as error:
-        raise DocumentError(f"{place}: {error}") from error
-    result: dict[str, Any] = {name: assertion[name] for name in ("from", "to", "service", "expect")}
-    passed = answer.verdict == assertion["expect"]
-    result |= {"verdict": answer.verdict, "deciding": answer.deciding.origin, "passed": passed}
-    return result, answer
+def _check_document(check: CheckedAssertion) -> dict[str, Any]:
+    """What came of an assertion, for machines."""
+    return {
+        "from": check.source,
+        "to": check.destination,
+        "service": check.service,
+        "expect": check.expect,
+        "verdict": check.answer.verdict,
+        "deciding": check.answer.deciding.origin,
+        "passed": check.passed,
+    }
 
 
 def _judged(answer: Answer) -> str:

@@ -8,9 +8,10 @@ import click
 
 from vpcctl.cli.output import print_json, print_table, show
 from vpcctl.cli.session import PREFIX, Session, json_option
+from vpcctl.cli.subnet_commands import subnet_document, subnet_type
 
 if TYPE_CHECKING:
-    from vpcctl.model.network import Vpc, World
+    from vpcctl.engine.inventory import VpcView
 
 FLOWS = "Limit of the flows that the host tracks for it (approximate, for each direction)."
 PORTS = "Limit of the NAT ports that it can use toward one remote service."
@@ -45,17 +46,14 @@ def create_vpc(
     Example: vpcctl create-vpc --name shop --cidr 10.0.0.0/16
     """
     from vpcctl import doctor
-    from vpcctl.model import operations
-    from vpcctl.names import router_namespace
 
     if ipv6_cidr is not None:
         raise click.UsageError("--ipv6-cidr: IPv6 prefixes are not supported yet; create the VPC without one")
-    outcome = session.change(
-        lambda state: operations.create_vpc(state.world, name, cidr, transit, max_flows, max_ports, hardened)
+    created = session.controller.create_vpc(
+        name, cidr, transit=transit, max_flows=max_flows, max_ports=max_ports, hardened=hardened
     )
-    session.say(f"created VPC {name} ({cidr}), router namespace {router_namespace(name)}")
-    for finding in doctor.pressing_findings(outcome.after, name):
-        session.warn(str(finding))
+    session.say(f"created VPC {name} ({cidr}), router namespace {created.made.router}")
+    session.warn_all(map(str, doctor.pressing_findings(created.outcome.after, name)))
 
 
 @click.command
@@ -67,9 +65,7 @@ def delete_vpc(session: Session, name: str, cascade: bool) -> None:
 
     Example: vpcctl delete-vpc --name shop --cascade
     """
-    from vpcctl.model import operations
-
-    session.change(lambda state: operations.delete_vpc(state.world, name, cascade))
+    session.controller.delete_vpc(name, cascade=cascade)
     session.say(f"deleted VPC {name}")
 
 
@@ -83,11 +79,9 @@ def set_limits(session: Session, vpc: str, max_flows: int | None, max_ports: int
 
     Example: vpcctl set-limits --vpc shop --max-flows 50000
     """
-    from vpcctl.model import operations
-
     if max_flows is None and max_ports is None:
         raise click.UsageError("pass --max-flows, --max-ports or both")
-    outcome = session.change(lambda state: operations.set_limits(state.world, vpc, max_flows, max_ports))
+    outcome = session.controller.set_limits(vpc, max_flows=max_flows, max_ports=max_ports)
     found = outcome.after.vpc(vpc)
     session.say(
         f"VPC {vpc}: limited to about {found.max_flows} flows in each direction and to {found.max_ports} NAT ports"
@@ -104,7 +98,7 @@ def create_nat_protocol(session: Session, vpc: str, protocol: str) -> None:
 
     Example: vpcctl create-nat-protocol --vpc shop --protocol gre
     """
-    _nat_protocol(session, vpc, protocol, True)
+    session.controller.create_nat_protocol(vpc, _portless(protocol))
     session.say(f"VPC {vpc}: source NAT now translates protocol {protocol}; the host's own {protocol} takes precedence")
 
 
@@ -117,19 +111,17 @@ def delete_nat_protocol(session: Session, vpc: str, protocol: str) -> None:
 
     Example: vpcctl delete-nat-protocol --vpc shop --protocol gre
     """
-    _nat_protocol(session, vpc, protocol, False)
+    session.controller.delete_nat_protocol(vpc, _portless(protocol))
     session.say(f"VPC {vpc}: protocol {protocol} is no longer translated and cannot reach the internet")
 
 
-def _nat_protocol(session: Session, vpc: str, protocol: str, present: bool) -> None:
+def _portless(protocol: str) -> int:
     from vpcctl.documents.fields import parse_portless
-    from vpcctl.model import operations
 
     try:
-        number = parse_portless(protocol)
+        return parse_portless(protocol)
     except ValueError as error:
         raise click.UsageError(f"--protocol: {error}") from error
-    session.change(lambda state: operations.set_nat_protocol(state.world, vpc, number, present))
 
 
 @click.command
@@ -140,13 +132,10 @@ def list_vpcs(session: Session, as_json: bool) -> None:
 
     Example: vpcctl list-vpcs --json
     """
-    world = session.load().world
+    vpcs = session.controller.list_vpcs()
     if as_json:
-        return print_json([vpc_document(world, vpc) for vpc in world.vpcs])
-    rows = [
-        (vpc.name, _prefixes(vpc), len(vpc.subnets), len(vpc.instances), _peers(world, vpc) or "-")
-        for vpc in world.vpcs
-    ]
+        return print_json([vpc_document(vpc) for vpc in vpcs])
+    rows = [(vpc.name, vpc.prefix, len(vpc.subnets), len(vpc.instances), " ".join(vpc.peers) or "-") for vpc in vpcs]
     return print_table(("VPC", "CIDR", "SUBNETS", "INSTANCES", "PEERS"), rows, "no VPCs")
 
 
@@ -159,46 +148,41 @@ def show_vpc(session: Session, name: str, as_json: bool) -> None:
 
     Example: vpcctl show-vpc --name shop
     """
-    world = session.load().world
-    document = vpc_document(world, world.vpc(name))
+    vpc = session.controller.show_vpc(name)
     if as_json:
-        return print_json(document)
-    show(f"VPC {name}  {document['cidr']}{'  hardened' if document['hardened'] else ''}")
-    show(f"  router   {document['router']}, uplink {document['uplink']['address']}")
-    show(f"  peers    {', '.join(document['peers']) or '-'}")
-    show(f"  limits   {document['max_flows']} flows, {document['max_ports']} NAT ports toward one remote service")
-    if document["nat_protocols"]:
-        show(f"  translated protocols  {', '.join(map(str, document['nat_protocols']))}")
-    for subnet in document["subnets"]:
-        way = subnet["type"] + (", NAT gateway" if subnet["nat_gateway"] else "")
-        show(f"  subnet {subnet['name']}  {subnet['cidr']}  {way}, policy: {'yes' if subnet['policy'] else 'no'}")
-        for instance in subnet["instances"]:
-            show(f"    instance {instance['name']}  {instance['ip']}  namespace {instance['namespace']}")
-    for published in document["publish"]:
-        target = f"{published['instance']}:{published['target_port']}"
-        show(f"  published {published['protocol']}/{published['port']} to {target}")
+        return print_json(vpc_document(vpc))
+    show(f"VPC {name}  {vpc.prefix}{'  hardened' if vpc.hardened else ''}")
+    show(f"  router   {vpc.router}, uplink {vpc.uplink.address}")
+    show(f"  peers    {', '.join(vpc.peers) or '-'}")
+    show(f"  limits   {vpc.max_flows} flows, {vpc.max_ports} NAT ports toward one remote service")
+    if vpc.nat_protocols:
+        show(f"  translated protocols  {', '.join(map(str, vpc.nat_protocols))}")
+    for subnet in vpc.subnets:
+        way = subnet_type(subnet) + (", NAT gateway" if subnet.nat_gateway else "")
+        show(f"  subnet {subnet.name}  {subnet.prefix}  {way}, policy: {'yes' if subnet.policy_file else 'no'}")
+        for instance in subnet.instances:
+            show(f"    instance {instance.name}  {instance.address}  namespace {instance.namespace}")
+    for published in vpc.publications:
+        show(f"  published {published.service} to {published.instance}:{published.target_port}")
     return None
 
 
-def vpc_document(world: World, vpc: Vpc) -> dict[str, Any]:
+def vpc_document(vpc: VpcView) -> dict[str, Any]:
     """A VPC for machines."""
-    from vpcctl import names
-    from vpcctl.cli.subnet_commands import subnet_document
-    from vpcctl.model.network import uplink_pair
     from vpcctl.model.policy import PROTOCOL_NAMES
 
-    host, router = uplink_pair(world.transit, vpc.index)
+    uplink = vpc.uplink
     return {
         "name": vpc.name,
-        "cidr": str(vpc.prefixes[0]),
+        "cidr": str(vpc.prefix),
         "hardened": vpc.hardened,
-        "router": names.router_namespace(vpc.name),
-        "uplink": {"link": names.host_uplink(vpc.name), "host_address": str(host), "address": str(router)},
-        "peers": [peer.name for peer in world.peers(vpc.name)],
+        "router": vpc.router,
+        "uplink": {"link": uplink.link, "host_address": str(uplink.host_address), "address": str(uplink.address)},
+        "peers": list(vpc.peers),
         "max_flows": vpc.max_flows,
         "max_ports": vpc.max_ports,
         "nat_protocols": list(vpc.nat_protocols),
-        "subnets": [subnet_document(vpc, subnet) for subnet in vpc.subnets],
+        "subnets": [subnet_document(subnet) for subnet in vpc.subnets],
         "publish": [
             {
                 "protocol": PROTOCOL_NAMES[item.protocol],
@@ -209,11 +193,3 @@ def vpc_document(world: World, vpc: Vpc) -> dict[str, Any]:
             for item in vpc.publications
         ],
     }
-
-
-def _prefixes(vpc: Vpc) -> str:
-    return " ".join(map(str, vpc.prefixes))
-
-
-def _peers(world: World, vpc: Vpc) -> str:
-    return " ".join(peer.name for peer in world.peers(vpc.name))

@@ -62,12 +62,23 @@ class Rtnl:
     def __init__(self, namespace: str | None):
         self.namespace = namespace
         with entered(namespace):
-            self._socket = IPRoute()
+            self._channel = IPRoute()
         self._indices = {LOOPBACK: LOOPBACK_IFINDEX}
 
     def close(self) -> None:
         """Close the socket."""
-        self._socket.close()
+        self._channel.close()
+
+    @property
+    def _socket(self) -> IPRoute:
+        """The socket, without the acknowledgements that followed earlier answers.
+
+        pyroute2 keeps 2 KiB for each, in a queue for broadcasts that nobody reads here.
+        """
+        unread = self._channel.asyncore.msg_queue.root
+        while not unread.empty():
+            unread.get_nowait()
+        return self._channel
 
     # -- links ---------------------------------------------------------------------------------------------------
 

@@ -6,10 +6,16 @@ import ipaddress
 import os
 import socket
 
+from vpcctl.engine.traffic import StandIn
 from vpcctl.errors import ConflictError, KernelError
 from vpcctl.kernel.probe import Outside
 from vpcctl.lab import HOST, INTERNET, LAN, RUN_LAB
 from vpcctl.model.oracle import Flow
+
+
+def stand_in() -> StandIn:
+    """The internet for probes: on a real host an address of TEST-NET-3 (RFC 5737), which belongs to nobody."""
+    return StandIn(INTERNET, outside)
 
 
 def outside(flow: Flow) -> Outside:

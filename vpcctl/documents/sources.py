@@ -1,0 +1,103 @@
+"""Where documents come from: files, standard input, or values that a program has parsed already.
+
+A `Document` is parsed JSON together with what its words need: the name to call it by in messages, and the folder from
+which it names other files.  Messages never quote the content of a file.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vpcctl.documents import files
+from vpcctl.documents.policies import PolicyDocument, read_policies
+from vpcctl.documents.reading import parse
+from vpcctl.errors import DocumentError, Problem
+from vpcctl.model.network import World
+
+STANDARD_INPUT = "(standard input)"
+# Reads the policy file that an environment names: the parsed JSON and the name to call it by.
+Loader = Callable[[str], tuple[Any, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Parsed JSON; `name` stands for it in messages, and files that it names are found relative to `folder`."""
+
+    content: Any
+    name: str = "document"
+    folder: Path = Path()
+
+    def loader(self) -> Loader:
+        """What reads the policy files that the document names."""
+        folder = self.folder
+        return lambda policy: _named(str(folder / policy))
+
+
+# A path (``-`` is standard input), or what a program has parsed already.
+Source = str | Path | Document
+
+
+def read_source(source: Source) -> Document:
+    """The document of a source; DocumentError if a file cannot be read or is not JSON."""
+    if isinstance(source, Document):
+        return source
+    place = str(source)
+    name = STANDARD_INPUT if place == "-" else place
+    content = _parsed(lambda: files.read_given(place, files.LARGEST_DOCUMENT), name)
+    return Document(content, name, Path(place).parent)
+
+
+def read_policy_sources(sources: Iterable[Source]) -> list[PolicyDocument]:
+    """The policies of all sources; DocumentError with the problems of all of them."""
+    found: list[PolicyDocument] = []
+    problems: list[Problem | str] = []
+    for source in sources:
+        try:
+            document = read_source(source)
+            found += read_policies(document.content, document.name)
+        except DocumentError as error:
+            problems += error.problems
+    if problems:
+        raise DocumentError(*problems)
+    return found
+
+
+def read_environment_source(source: Source) -> World:
+    """The world of an environment document, everything in it checked."""
+    from vpcctl.documents.binding import check_names, check_sizes
+    from vpcctl.documents.environment import read_environment
+
+    document = read_source(source)
+    world = read_environment(document.content, document.name, document.loader())
+    problems = check_names(world, {vpc.name for vpc in world.vpcs}, document.name)
+    if problems:
+        raise DocumentError(*problems)
+    check_sizes(world, {vpc.name: document.name for vpc in world.vpcs})
+    return world
+
+
+def read_once(load: Loader) -> Loader:
+    """`load`, which reads each file once: what was checked is what is used, even if somebody edits it meanwhile."""
+    return functools.cache(load)
+
+
+def _named(place: str) -> tuple[Any, str]:
+    """A file that another document names: only regular files, whatever our own descriptors are."""
+    return _parsed(lambda: files.read(place, files.LARGEST_DOCUMENT), place), place
+
+
+def _parsed(read: Callable[[], bytes], name: str) -> Any:
+    """The JSON that `read` returns."""
+    try:
+        text = read().decode()
+    except OSError as error:
+        raise DocumentError(f"{name}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DocumentError(f"{name}: is not text in UTF-8") from error
+    except ValueError as error:
+        raise DocumentError(f"{name!r} is no name of a file ({error})") from error
+    return parse(text, name)

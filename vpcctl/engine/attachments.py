@@ -1,0 +1,149 @@
+"""Requests about policies: attach them to subnets, detach them, and show those in force."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vpcctl.engine.inventory import chosen
+from vpcctl.engine.machine import Machine
+from vpcctl.model.policy import Direction, Policy
+
+if TYPE_CHECKING:
+    from vpcctl.analysis.impact import Forecast
+    from vpcctl.documents.binding import Attachment
+    from vpcctl.documents.sources import Source
+    from vpcctl.engine.execution import Difference
+    from vpcctl.engine.state import State
+    from vpcctl.model.network import World
+
+# How many flows each rule of a direction decided, the default's last; None where the policy is silent about it.
+Hits = Mapping[Direction, list[int] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class AttachedPolicy:
+    """The policy that a subnet has now; `changed` is false if it had the same before."""
+
+    vpc: str
+    subnet: str
+    policy: Policy
+    changed: bool
+
+    @property
+    def rules(self) -> int:
+        """The number of its rules."""
+        return sum(len(rules or ()) for rules in (self.policy.ingress, self.policy.egress))
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyChange:
+    """What a request about policies changed or, as a dry run, would change.
+
+    `forecast` tells what traffic is newly allowed and denied.  `repaired` is what differed in the kernel in VPCs whose
+    policies stay as they were.
+    """
+
+    before: World
+    after: World
+    attached: tuple[AttachedPolicy, ...]
+    forecast: Forecast
+    warnings: tuple[str, ...] = ()
+    repaired: tuple[Difference, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyView:
+    """A subnet's policy, None if it has none; `hits` is None unless it was asked for."""
+
+    subnet: str
+    policy: Policy | None
+    hits: Hits | None = None
+
+
+def apply_policies(
+    machine: Machine, sources: Iterable[Source], vpc: str | None, subnet: str | None, dry_run: bool
+) -> PolicyChange:
+    """Attach the policies of documents; `vpc` and `subnet` win over what the documents say."""
+    from vpcctl.compiler import bounds
+    from vpcctl.documents.binding import attach
+    from vpcctl.documents.sources import read_policy_sources
+
+    documents = read_policy_sources(sources)
+    found: list[Attachment] = []
+    warnings: list[str] = []
+
+    def attached(state: State) -> World:
+        # Called again if another command changed the state meanwhile.
+        world, found[:], warnings[:] = attach(state.world, documents, vpc, subnet)
+        return world
+
+    if dry_run:
+        state = machine.load()
+        before, after = state.world, attached(state)
+        bounds.check(before, after)
+    else:
+        outcome = machine.change(attached)
+        before, after = outcome.before, outcome.after
+    policies = tuple(_attached(before, one) for one in found)
+    subnets = [(one.vpc, one.subnet) for one in found]
+    if dry_run:
+        return _changed(machine, before, after, policies, subnets, warnings)
+    # What is the same may have been flushed, and is to hold when this returns.
+    changed = {one.vpc for one in policies if one.changed}
+    repaired = machine.assure(dict.fromkeys(one.vpc for one in policies if one.vpc not in changed))
+    return _changed(machine, before, after, policies, subnets, warnings, repaired)
+
+
+def clear_policy(machine: Machine, vpc: str, subnet: str, dry_run: bool) -> PolicyChange:
+    """Detach the policy of a subnet."""
+    from vpcctl.model import operations
+
+    if dry_run:
+        before = machine.load().world
+        after = operations.clear_policy(before, vpc, subnet)
+    else:
+        outcome = machine.change(lambda state: operations.clear_policy(state.world, vpc, subnet))
+        before, after = outcome.before, outcome.after
+    return _changed(machine, before, after, (), [], [])
+
+
+def show_policies(machine: Machine, vpc: str, subnet: str | None, hits: bool) -> tuple[PolicyView, ...]:
+    """The policies of a VPC's subnets, or of one; with `hits` the kernel is asked for the counters."""
+    from vpcctl.engine.rulesets import loaded_objects
+
+    found = machine.load().world.vpc(vpc)
+    subnets = chosen(found, subnet)
+    objects = loaded_objects(machine, vpc) if hits else None
+    return tuple(
+        PolicyView(one.name, one.policy, None if objects is None else _hits(objects, one.name, one.policy))
+        for one in subnets
+    )
+
+
+def _hits(objects: list[dict[str, Any]], subnet: str, policy: Policy | None) -> Hits:
+    from vpcctl.compiler.hit_counts import hits
+
+    return {side: hits(objects, policy, subnet, side) if policy else None for side in Direction}
+
+
+def _attached(before: World, one: Attachment) -> AttachedPolicy:
+    policy = before.vpc(one.vpc).subnet(one.subnet).policy
+    return AttachedPolicy(one.vpc, one.subnet, one.policy, policy != one.policy)
+
+
+def _changed(
+    machine: Machine,
+    before: World,
+    after: World,
+    attached: tuple[AttachedPolicy, ...],
+    subnets: list[tuple[str, str]],
+    warnings: list[str],
+    repaired: tuple[Difference, ...] = (),
+) -> PolicyChange:
+    from vpcctl.analysis.impact import forecast
+
+    host, more = machine.host()
+    expected = forecast(before, after, subnets, host)
+    return PolicyChange(before, after, attached, expected, (*warnings, *more), repaired)

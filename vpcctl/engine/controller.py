@@ -1,0 +1,384 @@
+"""Everything that a front end can ask: the command line, programs in Python, and whatever else comes.
+
+A request is one method: values in, values out.  It takes no words of a command line, prints nothing, and raises errors
+of `vpcctl.errors` alone, before anything was changed or with what was changed rolled back.  What a person may want to
+know meanwhile goes to `report`.  Heavy modules are imported by the request that needs them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from vpcctl.engine import machine as machines
+from vpcctl.engine.events import Report, unheard
+from vpcctl.engine.machine import Machine, state_directory
+
+if TYPE_CHECKING:
+    from vpcctl.documents.sources import Source
+    from vpcctl.engine.attachments import PolicyChange, PolicyView
+    from vpcctl.engine.environments import EnvironmentApplied, EnvironmentPlan
+    from vpcctl.engine.inventory import Created, Dwelling, InstanceView, SubnetView, VpcView
+    from vpcctl.engine.machine import Transform
+    from vpcctl.engine.reconciler import Outcome
+    from vpcctl.engine.rulesets import CompiledRuleset
+    from vpcctl.engine.state import Store
+    from vpcctl.engine.traffic import Explanation, FlowLog, Probed, StandIn, TrafficMatrix, Verification
+    from vpcctl.engine.upkeep import Comparison, Repair
+    from vpcctl.model.host import Host
+    from vpcctl.model.network import Peering, Publication
+    from vpcctl.model.policy import Address, Network
+    from vpcctl.resources.protocol import Kernel
+
+
+class Controller:
+    """The VPCs of one machine.
+
+    `state_dir` is the directory of the record: by default that of the command line (VPCCTL_STATE_DIR, else
+    /var/lib/vpcctl).  Nothing is opened or locked between two requests, so one controller may live as long as its
+    program, beside commands that somebody types.
+    """
+
+    def __init__(
+        self,
+        state_dir: str | os.PathLike[str] | None = None,
+        *,
+        report: Report = unheard,
+        store: Store | None = None,
+        make_kernel: Callable[[], Kernel] | None = None,
+        read_host: Callable[[], Host] | None = None,
+    ):
+        if store is None:
+            from vpcctl.engine import state
+
+            store = state.Store(state_directory(state_dir), state.COPIES)
+        self._machine = Machine(store, make_kernel or machines.linux_kernel, read_host or machines.linux_host, report)
+
+    def check_privilege(self) -> None:
+        """Raise PrivilegeError if the kernel may not be changed."""
+        with self._machine.kernel():
+            pass
+
+    def change(self, transform: Transform) -> Outcome:
+        """Change the world to what `transform` makes of the present state: the way of every other change."""
+        return self._machine.change(transform)
+
+    # -- VPCs ----------------------------------------------------------------------------------------------------
+
+    def create_vpc(
+        self,
+        name: str,
+        prefix: Network | str,
+        *,
+        transit: Network | str | None = None,
+        max_flows: int | None = None,
+        max_ports: int | None = None,
+        hardened: bool = False,
+    ) -> Created[VpcView]:
+        """Create a VPC: its router, its default-deny ruleset, its uplink."""
+        from vpcctl.engine import arguments
+        from vpcctl.engine.inventory import Created, vpc_view
+        from vpcctl.model import network, operations
+
+        own = arguments.prefix(prefix)
+        range_ = None if transit is None else arguments.prefix(transit)
+        flows = network.DEFAULT_MAX_FLOWS if max_flows is None else max_flows
+        ports = network.DEFAULT_MAX_PORTS if max_ports is None else max_ports
+        outcome = self.change(
+            lambda state: operations.create_vpc(state.world, name, own, range_, flows, ports, hardened)
+        )
+        return Created(vpc_view(outcome.after, name), outcome)
+
+    def delete_vpc(self, name: str, *, cascade: bool = False) -> Outcome:
+        """Delete a VPC; with `cascade` also its subnets, instances and peerings."""
+        from vpcctl.model import operations
+
+        return self.change(lambda state: operations.delete_vpc(state.world, name, cascade))
+
+    def set_limits(self, vpc: str, *, max_flows: int | None = None, max_ports: int | None = None) -> Outcome:
+        """Limit a VPC's use of shared resources; None leaves a limit as it is."""
+        from vpcctl.model import operations
+
+        return self.change(lambda state: operations.set_limits(state.world, vpc, max_flows, max_ports))
+
+    def create_nat_protocol(self, vpc: str, protocol: int | str) -> Outcome:
+        """Have source NAT translate a protocol without ports for a VPC."""
+        return self._set_nat_protocol(vpc, protocol, True)
+
+    def delete_nat_protocol(self, vpc: str, protocol: int | str) -> Outcome:
+        """Have source NAT no longer translate a protocol without ports for a VPC."""
+        return self._set_nat_protocol(vpc, protocol, False)
+
+    def _set_nat_protocol(self, vpc: str, protocol: int | str, present: bool) -> Outcome:
+        from vpcctl.engine import arguments
+        from vpcctl.model import operations
+
+        number = arguments.portless(protocol)
+        return self.change(lambda state: operations.set_nat_protocol(state.world, vpc, number, present))
+
+    def list_vpcs(self) -> tuple[VpcView, ...]:
+        """All VPCs."""
+        from vpcctl.engine.inventory import vpc_view
+
+        world = self._machine.load().world
+        return tuple(vpc_view(world, vpc.name) for vpc in world.vpcs)
+
+    def show_vpc(self, name: str) -> VpcView:
+        """A VPC with everything in it."""
+        from vpcctl.engine.inventory import vpc_view
+
+        return vpc_view(self._machine.load().world, name)
+
+    # -- subnets -------------------------------------------------------------------------------------------------
+
+    def create_subnet(
+        self, vpc: str, name: str, prefix: Network | str, *, public: bool, instance: bool = True
+    ) -> Created[SubnetView]:
+        """Create a subnet and, unless `instance` is false, in it an instance of the same name."""
+        from vpcctl.engine import arguments
+        from vpcctl.engine.inventory import Created, subnet_views
+        from vpcctl.model import operations
+
+        own = arguments.prefix(prefix)
+        outcome = self.change(
+            lambda state: operations.create_subnet(state.world, vpc, name, own, public, instance, state.serial)
+        )
+        return Created(subnet_views(outcome.after.vpc(vpc), name)[0], outcome)
+
+    def delete_subnet(self, vpc: str, name: str, *, cascade: bool = False) -> Outcome:
+        """Delete a subnet and the instance of its name; with `cascade` all its instances."""
+        from vpcctl.model import operations
+
+        return self.change(lambda state: operations.delete_subnet(state.world, vpc, name, cascade))
+
+    def create_nat_gateway(self, vpc: str, subnet: str) -> Outcome:
+        """Give a private subnet a way out."""
+        from vpcctl.model import operations
+
+        return self.change(lambda state: operations.set_nat_gateway(state.world, vpc, subnet, True))
+
+    def delete_nat_gateway(self, vpc: str, subnet: str) -> Outcome:
+        """Take the way out of a private subnet."""
+        from vpcctl.model import operations
+
+        return self.change(lambda state: operations.set_nat_gateway(state.world, vpc, subnet, False))
+
+    def list_subnets(self, vpc: str) -> tuple[SubnetView, ...]:
+        """The subnets of a VPC."""
+        from vpcctl.engine.inventory import subnet_views
+
+        return subnet_views(self._machine.load().world.vpc(vpc))
+
+    def show_subnet(self, vpc: str, name: str) -> SubnetView:
+        """One subnet."""
+        from vpcctl.engine.inventory import subnet_views
+
+        return subnet_views(self._machine.load().world.vpc(vpc), name)[0]
+
+    # -- instances -----------------------------------------------------------------------------------------------
+
+    def create_instance(
+        self, vpc: str, subnet: str, name: str, address: Address | str | None = None
+    ) -> Created[InstanceView]:
+        """Create an instance; without `address` it gets the lowest free one."""
+        from vpcctl.engine import arguments
+        from vpcctl.engine.inventory import Created, instance_view
+        from vpcctl.model import operations
+
+        own = arguments.address(address)
+        outcome = self.change(
+            lambda state: operations.create_instance(state.world, vpc, subnet, name, own, state.serial)
+        )
+        return Created(instance_view(outcome.after.vpc(vpc), name), outcome)
+
+    def delete_instance(self, vpc: str, name: str) -> Outcome:
+        """Delete an instance."""
+        from vpcctl.model import operations
+
+        return self.change(lambda state: operations.delete_instance(state.world, vpc, name))
+
+    def list_instances(self, vpc: str, subnet: str | None = None) -> tuple[InstanceView, ...]:
+        """The instances of a VPC, or of one of its subnets."""
+        from vpcctl.engine.inventory import subnet_views
+
+        subnets = subnet_views(self._machine.load().world.vpc(vpc), subnet)
+        return tuple(instance for one in subnets for instance in one.instances)
+
+    def show_instance(self, vpc: str, name: str) -> InstanceView:
+        """One instance."""
+        from vpcctl.engine.inventory import instance_view
+
+        return instance_view(self._machine.load().world.vpc(vpc), name)
+
+    def find_dwelling(self, vpc: str, *, instance: str | None = None, subnet: str | None = None) -> Dwelling:
+        """Where a program of an instance runs; for a subnet in its own instance, else in its first one."""
+        from vpcctl.engine.inventory import dwelling
+
+        state = self._machine.load()
+        return dwelling(state.world, state.state_id, vpc, instance, subnet)
+
+    def publish_port(
+        self, vpc: str, instance: str, port: int, *, target_port: int | None = None, protocol: str = "tcp"
+    ) -> Created[Publication]:
+        """Forward a port of the host to an instance; the ingress policy of its subnet decides who may use it."""
+        from vpcctl.engine import arguments
+        from vpcctl.engine.inventory import Created
+        from vpcctl.model import operations
+        from vpcctl.model.network import Publication
+
+        publication = Publication(arguments.ported(protocol), port, instance, target_port or port)
+        outcome = self.change(lambda state: operations.publish_port(state.world, vpc, publication))
+        subnet = outcome.after.vpc(vpc).subnet_of(instance)
+        is_open = subnet.policy is None or subnet.policy.ingress is None
+        warning = f"subnet {subnet.name} has no ingress policy, so everybody outside may use it"
+        return Created(publication, outcome, (warning,) if is_open else ())
+
+    def unpublish_port(self, vpc: str, port: int, *, protocol: str = "tcp") -> Outcome:
+        """Forward a port of the host no longer, live connections included."""
+        from vpcctl.engine import arguments
+        from vpcctl.model import operations
+
+        number = arguments.ported(protocol)
+        return self.change(lambda state: operations.unpublish_port(state.world, vpc, number, port))
+
+    # -- peerings ------------------------------------------------------------------------------------------------
+
+    def create_peering(self, one: str, other: str) -> Outcome:
+        """Let two VPCs reach each other."""
+        from vpcctl.model import operations
+
+        return self.change(lambda state: operations.create_peering(state.world, one, other))
+
+    def delete_peering(self, one: str, other: str) -> Outcome:
+        """Separate two VPCs, live connections included."""
+        from vpcctl.model import operations
+
+        return self.change(lambda state: operations.delete_peering(state.world, one, other))
+
+    def list_peerings(self) -> tuple[Peering, ...]:
+        """All peerings."""
+        return self._machine.load().world.peerings
+
+    # -- policies and rulesets -----------------------------------------------------------------------------------
+
+    def apply_policies(
+        self, *sources: Source, vpc: str | None = None, subnet: str | None = None, dry_run: bool = False
+    ) -> PolicyChange:
+        """Attach policies, one atomic load for each VPC concerned; they hold for live connections on return.
+
+        `vpc` and `subnet` win over what the documents say.  A dry run changes nothing.
+        """
+        from vpcctl.engine import attachments
+
+        return attachments.apply_policies(self._machine, sources, vpc, subnet, dry_run)
+
+    def clear_policy(self, vpc: str, subnet: str, *, dry_run: bool = False) -> PolicyChange:
+        """Detach the policy of a subnet."""
+        from vpcctl.engine import attachments
+
+        return attachments.clear_policy(self._machine, vpc, subnet, dry_run)
+
+    def show_policies(self, vpc: str, subnet: str | None = None, *, hits: bool = False) -> tuple[PolicyView, ...]:
+        """The policies in force; with `hits` also how many flows each rule decided since the ruleset was loaded."""
+        from vpcctl.engine import attachments
+
+        return attachments.show_policies(self._machine, vpc, subnet, hits)
+
+    def compile_ruleset(
+        self, *sources: Source, vpc: str | None = None, subnet: str | None = None, environment: Source | None = None
+    ) -> CompiledRuleset:
+        """The ruleset of a VPC as `nft -f` takes it, for the present world or an environment document."""
+        from vpcctl.engine import rulesets
+
+        return rulesets.compile_ruleset(self._machine, sources, vpc, subnet, environment)
+
+    def show_ruleset(self, vpc: str) -> str:
+        """The ruleset of a VPC as the kernel has it now, as `nft list` prints it."""
+        from vpcctl.engine import rulesets
+
+        return rulesets.loaded_text(self._machine, vpc)
+
+    def ruleset_objects(self, vpc: str) -> list[dict[str, Any]]:
+        """Likewise as the JSON objects of libnftables-json(5)."""
+        from vpcctl.engine import rulesets
+
+        return rulesets.loaded_objects(self._machine, vpc)
+
+    # -- whole environments --------------------------------------------------------------------------------------
+
+    def plan(self, environment: Source, *, prune: bool = False) -> EnvironmentPlan:
+        """What `apply` would change: objects, and traffic."""
+        from vpcctl.engine import environments
+
+        return environments.plan_environment(self._machine, environment, prune)
+
+    def apply(self, environment: Source, *, prune: bool = False) -> EnvironmentApplied:
+        """Make the VPCs that a document names as it says; with `prune` remove all others."""
+        from vpcctl.engine import environments
+
+        return environments.apply_environment(self._machine, environment, prune)
+
+    def export(self, vpc: str | None = None) -> dict[str, Any]:
+        """The present environment as a document; applying it changes nothing."""
+        from vpcctl.documents.diff import exported
+
+        return exported(self._machine.load().world, vpc)
+
+    # -- traffic -------------------------------------------------------------------------------------------------
+
+    def explain(self, source: str, destination: str, service: str, *, environment: Source | None = None) -> Explanation:
+        """May this flow pass, which line of which file decides, and by which hops?"""
+        from vpcctl.engine import traffic
+
+        return traffic.explain(self._machine, source, destination, service, environment)
+
+    def probe(self, explanation: Explanation, stand_in: StandIn) -> tuple[Probed, ...]:
+        """Try an answer about the present world with real packets."""
+        from vpcctl.engine import traffic
+
+        return traffic.probe(explanation, stand_in)
+
+    def matrix(self, vpc: str, *, environment: Source | None = None) -> TrafficMatrix:
+        """Who reaches whom, on what."""
+        from vpcctl.engine import traffic
+
+        return traffic.matrix(self._machine, vpc, environment)
+
+    def verify(self, assertions: Source, *, environment: Source | None = None) -> Verification:
+        """Judge assertions about traffic."""
+        from vpcctl.engine import traffic
+
+        return traffic.verify(self._machine, assertions, environment)
+
+    def log(self, vpc: str, lost: Callable[[], None] = lambda: None) -> FlowLog:
+        """Follow what rules with `log` report, without end; `lost` is called when packets arrived too fast."""
+        from vpcctl.engine import traffic
+
+        return traffic.log(self._machine, vpc, lost)
+
+    # -- the machine ---------------------------------------------------------------------------------------------
+
+    def status(self, vpc: str | None = None) -> Comparison:
+        """Compare what is desired with the kernel, object by object."""
+        from vpcctl.engine import upkeep
+
+        return upkeep.status(self._machine, vpc)
+
+    def repair(self, vpc: str | None = None) -> Repair:
+        """Bring the kernel to the desired state: after a crash, a reboot, or a flushed ruleset."""
+        from vpcctl.engine import upkeep
+
+        return upkeep.repair(self._machine, vpc, adopt=False)
+
+    def adopt(self, vpc: str | None = None) -> Repair:
+        """Take back a record that was lost or damaged, then repair."""
+        from vpcctl.engine import upkeep
+
+        return upkeep.repair(self._machine, vpc, adopt=True)
+
+    def destroy(self) -> Outcome:
+        """Remove everything that is ours, and nothing else."""
+        from vpcctl.model.network import World
+
+        return self.change(lambda state: World())

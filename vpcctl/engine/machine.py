@@ -1,0 +1,138 @@
+"""One machine as the engine sees it: the record, the kernel, the host's addresses, and somebody who listens."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vpcctl.engine.events import Remark, Report, StepTaken
+from vpcctl.errors import InterruptedChange, KernelError, VpcctlError
+from vpcctl.model.host import NO_HOST, Host
+
+if TYPE_CHECKING:
+    from vpcctl.engine.execution import Difference
+    from vpcctl.engine.reconciler import Outcome
+    from vpcctl.engine.state import State, Store
+    from vpcctl.model.network import World
+    from vpcctl.resources.protocol import Kernel
+
+    Transform = Callable[[State], World]
+
+
+DEFAULT_STATE_DIR = "/var/lib/vpcctl"
+
+
+def state_directory(given: str | os.PathLike[str] | None) -> Path:
+    """The directory of the record: the given one, else $VPCCTL_STATE_DIR, else /var/lib/vpcctl."""
+    return Path(given or os.environ.get("VPCCTL_STATE_DIR") or DEFAULT_STATE_DIR)
+
+
+def linux_kernel() -> Kernel:
+    """The kernel of this machine; PrivilegeError without the capabilities that it needs."""
+    from vpcctl.kernel.linux import LinuxKernel
+
+    return LinuxKernel()
+
+
+def linux_host() -> Host:
+    """The addresses of this machine; needs no privilege."""
+    from vpcctl.kernel.routes import read_host
+
+    return read_host()
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What every request needs.  `make_kernel` is called for each request, and what it returns is closed afterwards.
+
+    Readers take no lock and need no kernel, unless what they are asked is in the kernel alone.
+    """
+
+    store: Store
+    make_kernel: Callable[[], Kernel]
+    read_host: Callable[[], Host]
+    report: Report
+
+    def load(self) -> State:
+        """The present state."""
+        return self.store.load()
+
+    def host(self) -> tuple[Host, tuple[str, ...]]:
+        """The host's own addresses, and warnings: they are taken as unknown if they cannot be read."""
+        try:
+            return self.read_host(), ()
+        except KernelError as error:
+            return NO_HOST, (f"{error}; the answer treats them as internet addresses",)
+
+    @contextlib.contextmanager
+    def kernel(self) -> Iterator[Kernel]:
+        """The kernel for as long as it is looked at."""
+        kernel = self.make_kernel()
+        try:
+            yield kernel
+        finally:
+            kernel.close()
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[Kernel]:
+        """The kernel for as long as it is changed; an interrupt (Ctrl-C) becomes an InterruptedChange."""
+        with self.kernel() as kernel:
+            try:
+                yield kernel
+            except KeyboardInterrupt as error:
+                raise InterruptedChange(self._unfinished()) from error
+
+    def _unfinished(self) -> bool:
+        try:
+            return self.load().unfinished
+        except VpcctlError:
+            return True
+
+    def change(self, transform: Transform) -> Outcome:
+        """Change the world to what `transform` returns; too costly a change is refused before the lock is taken."""
+        from vpcctl.engine import reconciler
+
+        with self.changing() as kernel:
+            outcome = reconciler.change(self.store, kernel, self._within_bounds(transform), self.remark)
+        for step in outcome.plan.steps:
+            self.report(StepTaken(step))
+        return outcome
+
+    def assure(self, vpcs: Iterable[str]) -> tuple[Difference, ...]:
+        """Bring the kernel to the record for VPCs that a change without a difference did not look at; what differed."""
+        from vpcctl.engine import reconciler
+
+        repaired: list[Difference] = []
+        with self.changing() as kernel:
+            for vpc in vpcs:
+                repaired += reconciler.repair(self.store, kernel, report=self.remark, vpc=vpc)[0]
+        return tuple(repaired)
+
+    def remark(self, words: str) -> None:
+        """Report something that a person should know now."""
+        self.report(Remark(words))
+
+    def _within_bounds(self, transform: Transform) -> Transform:
+        """`transform`, run and checked against the bounds before the lock is taken.
+
+        It runs again if another command changed the state meanwhile, or if an unfinished change is completed first.
+        """
+        from vpcctl.compiler import bounds
+
+        def measured(state: State) -> World:
+            world = transform(state)
+            bounds.check(state.world, world)
+            return world
+
+        tried: list[tuple[State, World]] = []
+        # Other errors may be gone once the lock is held; they are reported then.
+        with contextlib.suppress(VpcctlError):
+            state = self.load()
+            tried.append((state, transform(state)))
+        for state, world in tried:
+            bounds.check(state.world, world)
+        return lambda state: next((world for known, world in tried if known is state), None) or measured(state)

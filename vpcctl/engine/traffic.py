@@ -1,0 +1,218 @@
+"""Questions about traffic: what policies mean, whether the kernel agrees, and what rules with `log` report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vpcctl.engine.machine import Machine
+from vpcctl.errors import ConflictError, DocumentError, VpcctlError
+
+if TYPE_CHECKING:
+    from vpcctl.analysis.explain import Answer
+    from vpcctl.analysis.reachability import Reach
+    from vpcctl.analysis.rendering import Line
+    from vpcctl.documents.sources import Source
+    from vpcctl.kernel.logs import Entry
+    from vpcctl.kernel.probe import Outside, Result
+    from vpcctl.model.network import Vpc
+    from vpcctl.model.oracle import Flow
+    from vpcctl.model.policy import Address
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The answer to a question, and what it was asked of.
+
+    An environment document is judged on no host in particular: `unplaced` is an allowed address that may be one of a
+    host's, on which the flow is denied then; None where there is no doubt.
+    """
+
+    answer: Answer
+    reach: Reach = field(repr=False, compare=False)
+    warnings: tuple[str, ...] = ()
+    unplaced: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StandIn:
+    """What stands for the internet when packets are sent: an address in it, and where its packets go and come."""
+
+    address: Address
+    outside: Callable[[Flow], Outside]
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """A packet that was sent, whether it should have arrived, and what became of it."""
+
+    flow: Flow
+    expected: bool
+    result: Result
+
+    @property
+    def agrees(self) -> bool:
+        """Does the kernel do what the policies say?"""
+        return self.result.arrived == self.expected
+
+
+@dataclass(frozen=True, slots=True)
+class PairTraffic:
+    """What passes from one end to another."""
+
+    source: str
+    destination: str
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficMatrix:
+    """Who reaches whom in a VPC, and from and to its surroundings."""
+
+    vpc: str
+    pairs: tuple[PairTraffic, ...]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedAssertion:
+    """An assertion about traffic, and the answer; `expect` is ``allow`` or ``deny``."""
+
+    source: str
+    destination: str
+    service: str
+    expect: str
+    answer: Answer
+
+    @property
+    def passed(self) -> bool:
+        """Is it so?"""
+        return self.answer.verdict == self.expect
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What became of assertions; `unplaced` as in an Explanation."""
+
+    checks: tuple[CheckedAssertion, ...]
+    warnings: tuple[str, ...] = ()
+    unplaced: str | None = None
+
+    @property
+    def failed(self) -> int:
+        """How many did not hold."""
+        return sum(not check.passed for check in self.checks)
+
+
+@dataclass(frozen=True, slots=True)
+class FlowLog:
+    """What the rules of a VPC report from now on, without end; `reports` is false if none of its rules does."""
+
+    vpc: str
+    reports: bool
+    entries: Iterator[Entry]
+
+    def __iter__(self) -> Iterator[Entry]:
+        return self.entries
+
+
+def explain(machine: Machine, source: str, destination: str, service: str, environment: Source | None) -> Explanation:
+    """May a flow pass, and which line decides?"""
+    from vpcctl.analysis.explain import ask
+
+    reach, warnings = _reach(machine, environment)
+    answer = ask(reach, source, destination, service)
+    return Explanation(answer, reach, warnings, _unplaced(environment, [answer]))
+
+
+def probe(explanation: Explanation, stand_in: StandIn) -> tuple[Probed, ...]:
+    """Send real packets out of a question about the present world; ConflictError if there are none to send."""
+    from vpcctl.analysis.witnesses import witnesses
+    from vpcctl.kernel.probe import Prober, probe_of
+
+    reach = explanation.reach
+    chosen = witnesses(reach, explanation.answer, stand_in.address)
+    if not chosen:
+        raise ConflictError("nothing to probe: neither end is an instance")
+    with Prober() as prober:
+        results = prober.probe([probe_of(reach.world, flow, stand_in.outside(flow), reach.host) for flow, _ in chosen])
+    return tuple(Probed(flow, passes, result) for (flow, passes), result in zip(chosen, results, strict=True))
+
+
+def matrix(machine: Machine, vpc: str, environment: Source | None) -> TrafficMatrix:
+    """Who reaches whom, on what."""
+    from vpcctl.analysis import explain as explaining
+
+    reach, warnings = _reach(machine, environment)
+    reach.world.vpc(vpc)
+    found = explaining.matrix(reach, vpc)
+    pairs = tuple(PairTraffic(source, destination, tuple(lines)) for (source, destination), lines in found.items())
+    return TrafficMatrix(vpc, pairs, warnings)
+
+
+def verify(machine: Machine, source: Source, environment: Source | None) -> Verification:
+    """Judge the assertions of a document; DocumentError for those that make no sense."""
+    from vpcctl.documents.reading import structure_problems
+    from vpcctl.documents.sources import read_source
+
+    document = read_source(source)
+    problems = structure_problems(document.content, "assertions", document.name)
+    if problems:
+        raise DocumentError(*problems)
+    if not document.content:
+        raise DocumentError(f'{document.name}#: there are no assertions; write one: {{"from": "shop/web", …}}')
+    reach, warnings = _reach(machine, environment)
+    checks = tuple(
+        _checked(reach, assertion, f"{document.name}#/{number}") for number, assertion in enumerate(document.content)
+    )
+    return Verification(checks, warnings, _unplaced(environment, [check.answer for check in checks]))
+
+
+def log(machine: Machine, vpc: str, lost: Callable[[], None]) -> FlowLog:
+    """Follow what rules with `log` report; `lost` is called when packets arrived too fast to be read."""
+    from vpcctl.compiler.gates import LOG_GROUP
+    from vpcctl.kernel import logs
+    from vpcctl.kernel.linux import require_privilege
+    from vpcctl.names import router_namespace
+
+    require_privilege()
+    found = machine.load().world.vpc(vpc)
+    return FlowLog(found.name, reports(found), logs.follow(router_namespace(found.name), LOG_GROUP, lost))
+
+
+def reports(vpc: Vpc) -> bool:
+    """Has the VPC a rule that is to be reported?"""
+    policies = (subnet.policy for subnet in vpc.subnets if subnet.policy is not None)
+    return any(rule.log for policy in policies for rules in (policy.ingress, policy.egress) for rule in rules or ())
+
+
+def _reach(machine: Machine, environment: Source | None) -> tuple[Reach, tuple[str, ...]]:
+    """What is asked about: the present world on this host, or the world of a document on no host in particular."""
+    from vpcctl.analysis.reachability import Reach
+    from vpcctl.documents.sources import read_environment_source
+
+    if environment is not None:
+        return Reach(read_environment_source(environment)), ()
+    world = machine.load().world
+    host, warnings = machine.host()
+    return Reach(world, host), warnings
+
+
+def _unplaced(environment: Source | None, answers: Iterable[Answer]) -> str | None:
+    """An allowed address outside that may be the host's, where the host is not known."""
+    if environment is None:
+        return None
+    ends = (end for answer in answers if answer.passing for end in (answer.source, answer.destination))
+    return next((str(end.single) for end in ends if end.zone.vpc is None and end.single), None)
+
+
+def _checked(reach: Reach, assertion: dict[str, str], place: str) -> CheckedAssertion:
+    from vpcctl.analysis.explain import ask
+
+    asked = (assertion["from"], assertion["to"], assertion["service"])
+    try:
+        answer = ask(reach, *asked)
+    except VpcctlError as error:
+        raise DocumentError(f"{place}: {error}") from error
+    return CheckedAssertion(*asked, assertion["expect"], answer)

@@ -1,0 +1,64 @@
+"""Requests about the machine as a whole: does the kernel stand as desired, and bring it there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vpcctl.engine.machine import Machine
+
+if TYPE_CHECKING:
+    from vpcctl.engine.execution import Difference
+    from vpcctl.engine.shares import Share
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How the kernel stands to what is desired, and what each VPC uses of shared resources."""
+
+    differences: tuple[Difference, ...]
+    unfinished: bool
+    shares: tuple[Share, ...]
+
+    @property
+    def in_sync(self) -> bool:
+        """Is the kernel as desired, and no change interrupted?"""
+        return not self.differences and not self.unfinished
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What was repaired; `resumed` is true if an interrupted change was resumed, or a reboot was made good."""
+
+    differences: tuple[Difference, ...]
+    resumed: bool
+
+
+def status(machine: Machine, vpc: str | None) -> Comparison:
+    """Compare what is desired with the kernel, for all VPCs or one; changes nothing."""
+    from vpcctl.engine import reconciler
+    from vpcctl.engine.shares import shares
+
+    state = machine.load()
+    if vpc is not None:
+        state.world.vpc(vpc)
+    with machine.kernel() as kernel:
+        differences = reconciler.examine(state, kernel, None if vpc is None else [vpc])
+        taken = tuple(shares(kernel, state.world, vpc))
+    unfinished = state.pending is not None if vpc is None else state.changes(vpc)
+    return Comparison(tuple(differences), unfinished, taken)
+
+
+def repair(machine: Machine, vpc: str | None, adopt: bool) -> Repair:
+    """Bring the kernel to the desired state; with `adopt` the record is first taken back from its copy."""
+    from vpcctl.engine import reconciler
+
+    told: list[str] = []
+
+    def report(words: str) -> None:
+        told.append(words)
+        machine.remark(words)
+
+    with machine.changing() as kernel:
+        differences, _ = reconciler.repair(machine.store, kernel, adopt, report, vpc)
+    return Repair(tuple(differences), bool(told))
