@@ -274,7 +274,7 @@ def test_flows_that_stay_allowed_lose_nothing_over_a_hundred_changes(network: La
         assert_moving([*flows, loaded], begun)
         files = [write(network, f"{number}.json", alternating(number)) for number in range(2)]
         before = generations(network)
-        network.python(REPEAT, "120", *files)
+        network.python(REPEAT, "120", *files, timeout=600)
         assert all(generations(network)[router] - before[router] >= 120 for router in before)
         moment = time.monotonic()
         assert_moving([*flows, loaded], moment)
