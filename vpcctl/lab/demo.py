@@ -222,7 +222,7 @@ def main(policies: Path = LIBRARY) -> int:
         print(f"demo: {reason}", file=sys.stderr)
         return 2
     os.chdir(ROOT)
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr] # a program of our own: nobody replaced it
     print("Each line: a command as typed, and what came of it (✓ as it should, ✗ not).")
     print("`serve` is a small web server, `get` and `watch` are its clients; all else is on your machine too.")
     stage, started = DemoStage(policies), time.monotonic()
