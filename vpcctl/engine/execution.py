@@ -125,7 +125,7 @@ def shutters_of(record: Record) -> Shutters:
 
 
 @dataclass(frozen=True, slots=True)
-class Repair:
+class RepairPlan:
     """All that a repair is, before anything is touched.
 
     `plan` leads from what was observed, the `differences`, to what is desired.  `homes` has the place of each object,
@@ -161,7 +161,7 @@ class Repair:
 
 
 @dataclass(slots=True)
-class Progress:
+class RepairProgress:
     """How far a repair got: what was made, which places are in trouble, what could not be removed."""
 
     trouble: Trouble
@@ -171,13 +171,13 @@ class Progress:
     missing: set[Link] = field(default_factory=set)
 
 
-def carry_out(kernel: Kernel, repair: Repair, trouble: Trouble) -> Progress:
+def carry_out(kernel: Kernel, repair: RepairPlan, trouble: Trouble) -> RepairProgress:
     """Take the steps of `repair`; places that are in `trouble`, or get into it, are skipped from there on.
 
     If a router's ruleset was not loaded, the router's links are taken down; if a step of an instance failed, its port
     is.  Other failed removals, and failures that concern no single VPC, are raised: then nothing more may be opened.
     """
-    progress = Progress(dict(trouble))
+    progress = RepairProgress(dict(trouble))
     spaces = {place: key for key, place in repair.homes.items() if key[0] == Namespace.__name__}
     owners = {key[1]: place for place, key in spaces.items()}
     for step in repair.plan.steps:
@@ -199,9 +199,9 @@ def carry_out(kernel: Kernel, repair: Repair, trouble: Trouble) -> Progress:
 
 def _take(
     kernel: Kernel,
-    repair: Repair,
+    repair: RepairPlan,
     step: Step,
-    progress: Progress,
+    progress: RepairProgress,
     spaces: Mapping[str, Key],
     owners: Mapping[str, str],
 ) -> None:

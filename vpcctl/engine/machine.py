@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     Transform = Callable[[State], World]
 
 
-DEFAULT_STATE_DIR = "/var/lib/vpcctl"
+from vpcctl.names import DEFAULT_STATE_DIR
 
 
 def state_directory(given: str | os.PathLike[str] | None) -> Path:
-    """The directory of the record: the given one, else $VPCCTL_STATE_DIR, else /var/lib/vpcctl."""
+    """The directory of the record: the given one, else $VPCCTL_STATE_DIR, else DEFAULT_STATE_DIR."""
     return Path(given or os.environ.get("VPCCTL_STATE_DIR") or DEFAULT_STATE_DIR)
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from vpcctl import names
 from vpcctl.engine import generations, places
-from vpcctl.engine.execution import Difference, Left, Repair, carry_out, leaving, run, shutters_of
+from vpcctl.engine.execution import Difference, Left, RepairPlan, carry_out, leaving, run, shutters_of
 from vpcctl.engine.places import Trouble
 from vpcctl.engine.state import Record, State, Store, Writer
 from vpcctl.engine.sweep import sweep
@@ -337,7 +337,7 @@ def _converge(writer: Writer, kernel: Kernel, state: State, scopes: Scopes = Non
     intent = dataclasses.replace(state, boot_id=kernel.boot_id(), pending=desired, pending_host=host, record=record)
     plan, differences = _repair_plan(kernel, intent, after, _guard(state, desired, host, after), scopes)
     homes, gone = places.homes(after), leaving(intent.record, after)
-    repair = Repair(plan, tuple(differences), homes, gone, shutters_of(intent.record))
+    repair = RepairPlan(plan, tuple(differences), homes, gone, shutters_of(intent.record))
     finished = dataclasses.replace(intent, world=desired, host=host, record=after)
     # In a part of them nothing is told of the others, which may still be in trouble.
     if scopes is None or state.pending is None:

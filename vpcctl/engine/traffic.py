@@ -161,7 +161,7 @@ def verify(machine: Machine, source: Source, environment: Source | None) -> Veri
     if problems:
         raise DocumentError(*problems)
     if not document.content:
-        raise DocumentError(f'{document.name}#: there are no assertions; write one: {{"from": "shop/web", …}}')
+        raise DocumentError(f'{document.name}#: no assertions; write one: {{"from": "shop/web", …}}')
     reach, warnings = _reach(machine, environment)
     checks = tuple(
         _checked(reach, assertion, f"{document.name}#/{number}") for number, assertion in enumerate(document.content)
