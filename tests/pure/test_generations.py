@@ -9,8 +9,9 @@ import pytest
 from vpcctl.analysis import packetset
 from vpcctl.analysis.tracking import Ends, Tracked
 from vpcctl.engine import generations
+from vpcctl.kernel import tables
 from vpcctl.resources.fake import FakeKernel
-from vpcctl.resources.kinds import Ruleset
+from vpcctl.resources.kinds import Ruleset, from_json, to_json
 
 TEXT = 'define generation = 5\n\ntable inet vpcctl {\n\tcomment "vpcctl/x/shop/ruleset abc 5"\n\tct mark 5 accept\n}\n'
 MINE = Ruleset("shop-router", ("inet",), "vpcctl/x/shop/ruleset", "abc", 5, TEXT)
@@ -67,3 +68,15 @@ def test_a_new_ruleset_never_gets_a_generation_that_was(
     loaded: Ruleset | None, marks: tuple[int, ...], wanted: int
 ) -> None:
     assert given(OTHER, loaded, marks, recorded=MINE.at(4)) == wanted
+
+
+def test_a_ruleset_from_the_record_cannot_be_loaded() -> None:
+    """Its batch would be empty, and leave the namespace without rules."""
+    recorded = from_json(to_json(MINE))
+    assert recorded == MINE
+    assert isinstance(recorded, Ruleset)
+    assert recorded.text is None
+    assert recorded.at(6).text is None
+    for load in (FakeKernel().ensure, lambda item: tables.load(None, item)):
+        with pytest.raises(AssertionError, match="from the record"):
+            load(recorded)

@@ -461,5 +461,5 @@ def test_a_change_says_what_exactly_is_new() -> None:
 
 
 def test_a_zone_that_is_not_known_is_an_error() -> None:
-    with pytest.raises(ConflictError, match="no subnet 'dbb'"):
+    with pytest.raises(ConflictError, match="subnet 'dbb' not found"):
         Reach(village()).gate("alpha", "dbb", Direction.INGRESS)

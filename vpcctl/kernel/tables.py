@@ -138,13 +138,13 @@ def _outlines(nft: Nft, families: Iterable[str], table: str) -> dict[str, list[s
 
 def load(nft: Nft, item: Ruleset) -> None:
     """Make the ruleset the one in force; ConflictError where a table of its name is somebody else's."""
+    blocks = _blocks(item.batch)
     for table in foreign(item, nft):
         raise ConflictError(f"{where(item.namespace)} has a table `{table}` that is not ours; rename or delete it")
     present, spare = comments(nft, item.families), comments(nft, item.families, SPARE)
     if spare and _asleep(nft, spare, SPARE):
         _run(nft, item.namespace, _each("delete table {family} {table}", SPARE, spare))
         spare = {}
-    blocks = _blocks(item.text)
     if not present and not spare:
         _run(nft, item.namespace, "".join(blocks.values()))
         return
@@ -231,7 +231,7 @@ def observe(item: Ruleset, nft: Nft, reference: Callable[[], Nft]) -> Condition:
     left = comments(nft, item.families, SPARE)
     if left:
         return Condition(Status.DIFFERENT, f"table {next(iter(left))} {SPARE} is left of a load that was interrupted")
-    if not item.text:
+    if item.text is None:
         return RIGHT
     blocks = _blocks(item.text)
     wanted = _listed(reference(), blocks, "".join(blocks.values()))
@@ -240,7 +240,7 @@ def observe(item: Ruleset, nft: Nft, reference: Callable[[], Nft]) -> Condition:
 
 
 def _expected(item: Ruleset) -> list[str]:
-    return [family for family in item.families if not item.text or f"\ntable {family} {TABLE} {{" in item.text]
+    return [family for family in item.families if item.text is None or f"\ntable {family} {TABLE} {{" in item.text]
 
 
 def _listed(nft: Nft, families: Collection[str], batch: str = "") -> list[str]:

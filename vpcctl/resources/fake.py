@@ -66,6 +66,8 @@ class FakeKernel:
             )
 
     def ensure(self, item: Item) -> None:
+        # Like the real one it loads no ruleset without a text.
+        assert not isinstance(item, Ruleset) or item.batch
         self._change(f"make {item}", lambda: self._put(item))
 
     def remove(self, item: Item) -> None:

@@ -87,7 +87,8 @@ class Setting(Item):
 class Ruleset(Item):
     """The tables of a namespace, replaced whole.  `families` lists the families in which a table stands.
 
-    The text is left out of comparison and of the record: the fingerprint stands for it.
+    The text is left out of comparison and of the record: the fingerprint stands for it.  A ruleset from the record has
+    None, and cannot be loaded.
     """
 
     identity: ClassVar = ("namespace",)
@@ -96,15 +97,24 @@ class Ruleset(Item):
     tag: str
     fingerprint: str
     generation: int
-    text: str = field(default="", compare=False, repr=False)
+    text: str | None = field(default=None, compare=False, repr=False)
     # Does it let nothing pass, as that of a router on its way down?
     closed: bool = field(default=False, compare=False, repr=False)
 
+    @property
+    def batch(self) -> str:
+        """What loads it.  To load nothing would take the rules away, so it is a defect to come here without a text."""
+        if self.text is None:
+            raise AssertionError(f"{self} is from the record: it has no text that could be loaded")
+        return self.text
+
     def at(self, generation: int) -> Ruleset:
         """The same ruleset as another generation: the text has it in its first line, and behind the fingerprint."""
+        if self.text is None:
+            return dataclasses.replace(self, generation=generation)
         head, newline, rest = self.text.partition("\n")
         mine, new = (f'{self.fingerprint} {number}"' for number in (self.generation, generation))
-        text = f"{head.rpartition(' ')[0]} {generation}{newline}{rest.replace(mine, new)}" if self.text else ""
+        text = f"{head.rpartition(' ')[0]} {generation}{newline}{rest.replace(mine, new)}"
         return dataclasses.replace(self, generation=generation, text=text)
 
     def __str__(self) -> str:
