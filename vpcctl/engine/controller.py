@@ -36,8 +36,8 @@ class Controller:
     """The VPCs of one machine.
 
     `state_dir` is the directory of the record: by default that of the command line (VPCCTL_STATE_DIR, else
-    DEFAULT_STATE_DIR of `names`).  Nothing is opened or locked between two requests, so one controller may live as long as its
-    program, beside commands that somebody types.
+    DEFAULT_STATE_DIR of `names`).  Nothing is opened or locked between two requests, so one controller may live as long
+    as its program, beside commands that somebody types.
     """
 
     def __init__(

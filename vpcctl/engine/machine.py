@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from vpcctl.engine.events import Remark, Report, StepTaken
 from vpcctl.errors import InterruptedChange, KernelError, VpcctlError
 from vpcctl.model.host import NO_HOST, Host
+from vpcctl.names import DEFAULT_STATE_DIR
 
 if TYPE_CHECKING:
     from vpcctl.engine.execution import Difference
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from vpcctl.resources.protocol import Kernel
 
     Transform = Callable[[State], World]
-
-
-from vpcctl.names import DEFAULT_STATE_DIR
 
 
 def state_directory(given: str | os.PathLike[str] | None) -> Path:

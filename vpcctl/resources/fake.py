@@ -101,7 +101,7 @@ class FakeKernel:
         return {}
 
     def ruleset_listing(self, namespace: str | None, families: tuple[str, ...]) -> str:
-        return "".join(item.text for item in self._rulesets(namespace))
+        return "".join(item.text or "" for item in self._rulesets(namespace))
 
     def ruleset_objects(self, namespace: str) -> list[dict[str, Any]]:
         """The table alone: nothing was counted."""
