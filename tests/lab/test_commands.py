@@ -79,11 +79,17 @@ def test_sixteen_subnets_and_four_vpcs_at_once_all_come_to_be(lab: Lab) -> None:
         f"create-subnet --vpc shop --name s{number} --cidr 10.0.{number}.0/24 --type private" for number in range(16)
     ]
     commands += [f"create-vpc --name v{number} --cidr 10.{number + 1}.0.0/16" for number in range(4)]
-    running = [
-        lab.popen([sys.executable, "-m", "vpcctl", *command.split()], stdin=subprocess.DEVNULL) for command in commands
-    ]
-    failed = [said for process in running if (said := process.communicate(timeout=120)[1]) and process.returncode]
-    assert failed == []
+    # On a busy machine the turn may not come within a command's patience (status 6); then it is asked again.
+    while commands:
+        running = [
+            (command, lab.popen([sys.executable, "-m", "vpcctl", *command.split()], stdin=subprocess.DEVNULL))
+            for command in commands
+        ]
+        said = {command: process.communicate(timeout=120)[1] for command, process in running}
+        statuses = {command: process.returncode for command, process in running}
+        assert set(statuses.values()) <= {0, 6}, said
+        assert 0 in statuses.values(), said
+        commands = [command for command, status in statuses.items() if status]
     assert lab.vpcctl("status").stdout == "in sync\n"
     found = json.loads(lab.vpcctl("list-subnets", "--vpc", "shop", "--json").stdout)
     assert sorted(one["name"] for one in found) == sorted(f"s{number}" for number in range(16))
@@ -95,7 +101,7 @@ def test_one_name_at_once_is_made_by_one_of_them(lab: Lab) -> None:
     words = "create-vpc --name shop --cidr 10.0.0.0/16".split()
     running = [lab.popen([sys.executable, "-m", "vpcctl", *words], stdin=subprocess.DEVNULL) for _ in range(4)]
     for process in running:
-        process.communicate(timeout=60)
+        process.communicate(timeout=120)
     assert sorted(process.returncode for process in running) == [0, 4, 4, 4]
     assert lab.vpcctl("status").stdout == "in sync\n"
 
