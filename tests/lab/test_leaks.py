@@ -10,8 +10,8 @@ import pytest
 
 from vpcctl.lab import Lab
 
-# In each of the two tests.  The exhaustive run also notices a leak of 10 KB of memory in each cycle, the ordinary one of
-# 30 KB; all else has to be exactly as it was.
+# In each of the two tests.  The exhaustive run also notices a leak of 10 KB of memory in each cycle, the ordinary one
+# of 30 KB; all else has to be exactly as it was.
 CYCLES = 500 if os.environ.get("VPCCTL_TEST_EXHAUSTIVE") else 200
 SETTLED = 50  # caches are full after so many cycles
 GROWTH = 4 << 20  # bytes of memory: what an allocator may keep in pieces
