@@ -440,6 +440,19 @@ def test_quiet_says_nothing_and_verbose_says_each_step(session: Rehearsal, run: 
     assert steps[-1] == "deleted instance a of VPC one"
 
 
+def test_success_is_told_as_it_is(run: Run, session: Rehearsal) -> None:
+    words = ["--vpc", "one", "--subnet", "db"]
+    run("delete-nat-gateway", *words)
+    said = run("create-nat-gateway", *words).stderr
+    assert said == "subnet db of VPC one reaches the internet by a NAT gateway\n"
+    run("delete-nat-gateway", *words)
+    reconciler.change(session.store, session.fake, lambda state: policy({"subnet": "db", "egress": []})(state.world))
+    assert run("create-nat-gateway", *words).stderr.splitlines() == [
+        "subnet db of VPC one has a NAT gateway",
+        "warning: the egress policy of subnet db denies everything to the internet (web.json#/egress (default deny))",
+    ]
+
+
 def test_a_hardened_vpc_says_so(run: Run) -> None:
     run("create-vpc", "--name", "three", "--cidr", "10.3.0.0/16", "--hardened")
     shown = {one["name"]: one["hardened"] for one in json.loads(run("list-vpcs", "--json").stdout)}
