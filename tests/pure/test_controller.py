@@ -117,6 +117,23 @@ def test_what_was_created_is_deleted_by_its_counterpart(shop: Shop) -> None:
     assert shop.kernel.objects == {}
 
 
+def test_an_exported_environment_restores_the_same_world(shop: Shop) -> None:
+    controller = shop.controller
+    controller.destroy()
+    controller.create_vpc("shop", "10.0.0.0/16", transit="100.127.0.0/24")
+    controller.create_subnet("shop", "web", "10.0.1.0/24", public=True)
+    before, document = controller.show_vpc("shop"), controller.export()
+    controller.destroy()
+    controller.apply(Document(document))
+    # An instance that is made again has a MAC address of its own.
+    assert controller.show_vpc("shop").uplink == before.uplink
+    assert [(one.name, one.address) for one in controller.show_vpc("shop").instances] == [
+        (one.name, one.address) for one in before.instances
+    ]
+    assert controller.export() == document
+    assert controller.apply(Document(document)).changes == ()
+
+
 CLOSED = "the egress policy of subnet db denies everything to the internet"
 
 
