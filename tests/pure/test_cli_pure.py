@@ -440,6 +440,51 @@ def test_quiet_says_nothing_and_verbose_says_each_step(session: Rehearsal, run: 
     assert steps[-1] == "deleted instance a of VPC one"
 
 
+def lose_everything(session: Rehearsal) -> None:
+    """A reboot."""
+    session.fake.objects.clear()
+
+
+def test_many_differences_are_summarised(run: Run, session: Rehearsal) -> None:
+    lose_everything(session)
+    every = json.loads(run("status", "--json", status=3).stdout)["differences"]
+    shown = run("status", status=3).stdout.splitlines()
+    assert len(every) > 20
+    assert len(shown) == 10 + 2
+    assert shown[-2:] == [
+        f"… and {len(every) - 10} more (`vpcctl status --json` lists all)", "drifted; `vpcctl repair` fixes it",
+    ]  # fmt: skip
+    assert "namespace one-router is absent" in shown
+    assert "ruleset of one-router is absent" in shown
+    session.verbosity = 1
+    lines = run("status", status=3).stdout.splitlines()
+    assert len([line for line in lines if line.endswith(" is absent")]) == len(every)
+
+
+@pytest.mark.parametrize(("verbosity", "count"), [(-1, 0), (0, 10), (1, None)])
+def test_many_repaired_objects_are_summarised(run: Run, session: Rehearsal, verbosity: int, count: int | None) -> None:
+    lose_everything(session)
+    number = len(json.loads(run("status", "--json", status=3).stdout)["differences"])
+    session.verbosity = verbosity
+    said = run("repair").stderr.splitlines()
+    assert len([line for line in said if line.startswith("repaired: ")]) == (number if count is None else count)
+    assert said.count(f"… and {number - 10} more (-v shows all)") == (1 if verbosity == 0 else 0)
+
+
+@pytest.mark.parametrize(("verbosity", "count"), [(-1, 0), (0, 10), (1, 25)])
+def test_many_rules_without_effect_are_summarised(
+    run: Run, session: Rehearsal, files: Path, verbosity: int, count: int
+) -> None:
+    rules = [{"action": "allow"}] + [{"action": "allow", "protocol": "tcp", "port": port} for port in range(1, 26)]
+    (files / "many.json").write_text(json.dumps({"subnet": "web", "ingress": rules}))
+    session.verbosity = verbosity
+    shown = run("apply-policy", "--dry-run", "--vpc", "one", "many.json").stdout.splitlines()
+    assert len([line for line in shown if "can never match" in line]) == count
+    assert ("without effect:" in shown) == (count > 0)
+    assert shown.count("  … and 15 more (-v shows all)") == (1 if verbosity == 0 else 0)
+    assert "newly allowed:" in shown
+
+
 def test_success_is_told_as_it_is(run: Run, session: Rehearsal) -> None:
     words = ["--vpc", "one", "--subnet", "db"]
     run("delete-nat-gateway", *words)

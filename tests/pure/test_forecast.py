@@ -177,6 +177,16 @@ def test_a_vpc_that_moves_says_no_line_twice() -> None:
     assert "web 10.7.1.0/24 → internet any" in allowed
 
 
+def test_a_port_that_stays_published_is_not_told_where_its_subnet_gets_another_name() -> None:
+    port = [{"protocol": "tcp", "port": 8080, "target_port": 80, "instance": "web"}]
+    before = environment(publish=port, peerings=[])
+    after = environment({"name": "front", "instances": [{"name": "web"}]}, publish=port, peerings=[])
+    allowed, denied = told(before, after)
+    assert "front → db any" in allowed
+    assert "web → db any" in denied
+    assert not [line for line in (*allowed, *denied) if "internet → " in line]
+
+
 def test_a_subnet_that_goes_takes_its_traffic_with_it() -> None:
     allowed, denied = told(environment(), environment(db=None))
     assert allowed == []

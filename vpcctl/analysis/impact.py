@@ -27,12 +27,15 @@ class Forecast:
     idle: tuple[Idle, ...]
     untold: tuple[str, ...] = ()
 
-    def lines(self) -> list[str]:
-        """What is told, line by line."""
-        parts = (
+    def lines(self, most_idle: int | None = None) -> list[str]:
+        """What is told, line by line, with at most so many idle rules; the others are counted."""
+        shown = self.idle[:most_idle]
+        more = len(self.idle) - len(shown)
+        idle = [*map(str, shown), *([f"… and {more} more (-v shows all)"] if more and shown else [])]
+        parts: tuple[tuple[str, Iterable[object]], ...] = (
             ("newly allowed", self.newly_allowed),
             ("newly denied", self.newly_denied),
-            ("without effect", self.idle),
+            ("without effect", idle),
         )
         told = (
             []
@@ -67,6 +70,9 @@ def forecast(
             moved = _moved(old, new)
             allowed += _lines(found, new, home, moved, newly_allowed=True)
             denied += _lines(found, old, home, moved, newly_allowed=False)
+            # An instance keeps its words where its subnet gets another name.
+            same = set(allowed) & set(denied)
+            allowed, denied = ([line for line in side if line not in same] for side in (allowed, denied))
     except TooFineError:
         allowed, denied = [], []
         untold.append(

@@ -40,7 +40,9 @@ def status(session: Session, vpc: str | None, as_json: bool) -> None:
             }
         )
     else:
-        show(*found.differences)
+        from vpcctl.engine.execution import principal_first
+
+        show(*session.summary(principal_first(found.differences), "`vpcctl status --json` lists all"))
         show(*(share for share in found.shares if share.remarkable or session.verbosity > 0))
         if found.unfinished:
             show("a change is unfinished")
