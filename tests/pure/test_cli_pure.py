@@ -22,6 +22,7 @@ from tests.rehearsal import Rehearsal
 from tests.story import WEB_POLICY, nothing, policy, told
 from vpcctl import errors
 from vpcctl.cli import COMMANDS, commands, main, vpc_commands
+from vpcctl.cli.hints import nearest_command
 from vpcctl.cli.output import counted
 from vpcctl.cli.session import EXIT_STATUSES
 from vpcctl.compiler import compile_vpc
@@ -438,6 +439,31 @@ def test_quiet_says_nothing_and_verbose_says_each_step(session: Rehearsal, run: 
     steps = run("delete-instance", "--vpc", "one", "--name", "a").stderr.splitlines()
     assert "  remove namespace one-a" in steps
     assert steps[-1] == "deleted instance a of VPC one"
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("add-subnet", "create-subnet"), ("new-vpc", "create-vpc"), ("make-instance", "create-instance"),
+        ("add-policy", "apply-policy"), ("remove-subnet", "delete-subnet"), ("rm-vpc", "delete-vpc"),
+        ("del-instance", "delete-instance"), ("rm-policy", "clear-policy"), ("ls-vpcs", "list-vpcs"),
+        ("ls", "list-vpcs"), ("get-vpc", "list-vpcs"), ("list", "list-vpcs"), ("list-policies", "show-policy"),
+        ("describe-vpc", "show-vpc"), ("show-subnet", "list-subnets"), ("run", "exec"), ("ssh", "exec"),
+        ("attach", "create-peering"),
+        ("connect-vpcs", "create-peering"), ("peer", "create-peering"), ("unpeer", "delete-peering"),
+        ("cleanup-all", "destroy"), ("delet-vpc", "delete-vpc"), ("Create-VPC", "create-vpc"),
+        ("destory", "destroy"), ("creat-subnet", "create-subnet"), ("unpublish", "unpublish-port"),
+    ],
+)  # fmt: skip
+def test_a_command_of_another_tool_is_told_with_ours(word: str, meant: str) -> None:
+    assert nearest_command(word, COMMANDS) == f"did you mean {meant!r}?"
+
+
+@pytest.mark.parametrize("verb", ["add", "update", "set", "edit", "start", "select", "describe", "peer", "detect"])
+@pytest.mark.parametrize("thing", ["", "-vpc", "-subnet", "-instance", "-policy", "-nat-gateway", "-port", "-peering"])
+def test_nobody_is_told_to_delete_who_did_not_want_to(verb: str, thing: str) -> None:
+    hint = nearest_command(verb + thing, COMMANDS)
+    assert not re.match(r"did you mean '(delete|destroy|clear|unpublish)", hint)
 
 
 def lose_everything(session: Rehearsal) -> None:
