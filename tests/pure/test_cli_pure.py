@@ -466,6 +466,20 @@ def test_nobody_is_told_to_delete_who_did_not_want_to(verb: str, thing: str) -> 
     assert not re.match(r"did you mean '(delete|destroy|clear|unpublish)", hint)
 
 
+def test_processes_in_a_namespace_that_lost_its_name_are_told_of(run: Run, session: Rehearsal) -> None:
+    for name in ("one-web", "one-router"):
+        session.fake.remove(session.fake.objects[("Namespace", name)])
+    assert [line for line in run("repair").stderr.splitlines() if line.startswith("warning: ")] == [
+        "warning: made again: one-web; processes that were started before still run in the old namespace, without a"
+        " network: restart them (`lsns --type net` lists namespaces and their processes)"
+    ]
+    session.fake.reboot("boot-2")
+    assert "warning: " not in run("repair").stderr
+    # Nothing ran in what was never finished, nor outside instances.
+    session.fake.remove(session.fake.objects[("Namespace", "one-router")])
+    assert "warning: " not in run("repair").stderr
+
+
 def lose_everything(session: Rehearsal) -> None:
     """A reboot."""
     session.fake.objects.clear()

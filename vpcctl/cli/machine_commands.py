@@ -64,6 +64,7 @@ def repair(session: Session, vpc: str | None, adopt: bool) -> None:
     repaired = controller.adopt(vpc) if adopt else controller.repair(vpc)
     differences = repaired.differences
     session.say_repaired(differences)
+    session.warn_all(repaired.warnings)
     if differences or not repaired.resumed:
         session.say(f"repaired {counted(len(differences), 'object')}" if differences else "nothing to repair")
 
