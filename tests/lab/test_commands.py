@@ -456,8 +456,9 @@ def test_a_port_that_is_published_to_everybody_is_told(lab: Lab) -> None:
     run_all(lab, SHOP)
     words = ["publish-port", "--vpc", "shop", "--instance", "web", "--port"]
     assert "warning: subnet web has no ingress policy" in lab.vpcctl(*words, "8080").stderr
-    apply(lab, {"vpc": "shop", "subnet": "web", "ingress": []})
+    apply(lab, {"vpc": "shop", "subnet": "web", "ingress": [{"action": "allow", "protocol": "tcp", "port": 8081}]})
     assert "warning" not in lab.vpcctl(*words, "8081").stderr
+    assert "warning: the ingress policy of subnet web denies everything" in lab.vpcctl(*words, "8082").stderr
 
 
 def test_clearing_a_policy_tells_what_it_opens(lab: Lab) -> None:

@@ -22,6 +22,7 @@ from tests.rehearsal import Rehearsal
 from tests.story import WEB_POLICY, nothing, policy, told
 from vpcctl import errors
 from vpcctl.cli import COMMANDS, commands, main, vpc_commands
+from vpcctl.cli.hints import nearest_command
 from vpcctl.cli.output import counted
 from vpcctl.cli.session import EXIT_STATUSES
 from vpcctl.compiler import compile_vpc
@@ -438,6 +439,103 @@ def test_quiet_says_nothing_and_verbose_says_each_step(session: Rehearsal, run: 
     steps = run("delete-instance", "--vpc", "one", "--name", "a").stderr.splitlines()
     assert "  remove namespace one-a" in steps
     assert steps[-1] == "deleted instance a of VPC one"
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("add-subnet", "create-subnet"), ("new-vpc", "create-vpc"), ("make-instance", "create-instance"),
+        ("add-policy", "apply-policy"), ("remove-subnet", "delete-subnet"), ("rm-vpc", "delete-vpc"),
+        ("del-instance", "delete-instance"), ("rm-policy", "clear-policy"), ("ls-vpcs", "list-vpcs"),
+        ("ls", "list-vpcs"), ("get-vpc", "list-vpcs"), ("list", "list-vpcs"), ("list-policies", "show-policy"),
+        ("describe-vpc", "show-vpc"), ("show-subnet", "list-subnets"), ("run", "exec"), ("ssh", "exec"),
+        ("attach", "create-peering"),
+        ("connect-vpcs", "create-peering"), ("peer", "create-peering"), ("unpeer", "delete-peering"),
+        ("cleanup-all", "destroy"), ("delet-vpc", "delete-vpc"), ("Create-VPC", "create-vpc"),
+        ("destory", "destroy"), ("creat-subnet", "create-subnet"), ("unpublish", "unpublish-port"),
+    ],
+)  # fmt: skip
+def test_a_command_of_another_tool_is_told_with_ours(word: str, meant: str) -> None:
+    assert nearest_command(word, COMMANDS) == f"did you mean {meant!r}?"
+
+
+@pytest.mark.parametrize("verb", ["add", "update", "set", "edit", "start", "select", "describe", "peer", "detect"])
+@pytest.mark.parametrize("thing", ["", "-vpc", "-subnet", "-instance", "-policy", "-nat-gateway", "-port", "-peering"])
+def test_nobody_is_told_to_delete_who_did_not_want_to(verb: str, thing: str) -> None:
+    hint = nearest_command(verb + thing, COMMANDS)
+    assert not re.match(r"did you mean '(delete|destroy|clear|unpublish)", hint)
+
+
+def test_processes_in_a_namespace_that_lost_its_name_are_told_of(run: Run, session: Rehearsal) -> None:
+    for name in ("one-web", "one-router"):
+        session.fake.remove(session.fake.objects[("Namespace", name)])
+    assert [line for line in run("repair").stderr.splitlines() if line.startswith("warning: ")] == [
+        "warning: made again: one-web; processes that were started before still run in the old namespace, without a"
+        " network: restart them (`lsns --type net` lists namespaces and their processes)"
+    ]
+    session.fake.reboot("boot-2")
+    assert "warning: " not in run("repair").stderr
+    # Nothing ran in what was never finished, nor outside instances.
+    session.fake.remove(session.fake.objects[("Namespace", "one-router")])
+    assert "warning: " not in run("repair").stderr
+
+
+def lose_everything(session: Rehearsal) -> None:
+    """A reboot."""
+    session.fake.objects.clear()
+
+
+def test_many_differences_are_summarised(run: Run, session: Rehearsal) -> None:
+    lose_everything(session)
+    every = json.loads(run("status", "--json", status=3).stdout)["differences"]
+    shown = run("status", status=3).stdout.splitlines()
+    assert len(every) > 20
+    assert len(shown) == 10 + 2
+    assert shown[-2:] == [
+        f"… and {len(every) - 10} more (`vpcctl status --json` lists all)", "drifted; `vpcctl repair` fixes it",
+    ]  # fmt: skip
+    assert "namespace one-router is absent" in shown
+    assert "ruleset of one-router is absent" in shown
+    session.verbosity = 1
+    lines = run("status", status=3).stdout.splitlines()
+    assert len([line for line in lines if line.endswith(" is absent")]) == len(every)
+
+
+@pytest.mark.parametrize(("verbosity", "count"), [(-1, 0), (0, 10), (1, None)])
+def test_many_repaired_objects_are_summarised(run: Run, session: Rehearsal, verbosity: int, count: int | None) -> None:
+    lose_everything(session)
+    number = len(json.loads(run("status", "--json", status=3).stdout)["differences"])
+    session.verbosity = verbosity
+    said = run("repair").stderr.splitlines()
+    assert len([line for line in said if line.startswith("repaired: ")]) == (number if count is None else count)
+    assert said.count(f"… and {number - 10} more (-v shows all)") == (1 if verbosity == 0 else 0)
+
+
+@pytest.mark.parametrize(("verbosity", "count"), [(-1, 0), (0, 10), (1, 25)])
+def test_many_rules_without_effect_are_summarised(
+    run: Run, session: Rehearsal, files: Path, verbosity: int, count: int
+) -> None:
+    rules = [{"action": "allow"}] + [{"action": "allow", "protocol": "tcp", "port": port} for port in range(1, 26)]
+    (files / "many.json").write_text(json.dumps({"subnet": "web", "ingress": rules}))
+    session.verbosity = verbosity
+    shown = run("apply-policy", "--dry-run", "--vpc", "one", "many.json").stdout.splitlines()
+    assert len([line for line in shown if "can never match" in line]) == count
+    assert ("without effect:" in shown) == (count > 0)
+    assert shown.count("  … and 15 more (-v shows all)") == (1 if verbosity == 0 else 0)
+    assert "newly allowed:" in shown
+
+
+def test_success_is_told_as_it_is(run: Run, session: Rehearsal) -> None:
+    words = ["--vpc", "one", "--subnet", "db"]
+    run("delete-nat-gateway", *words)
+    said = run("create-nat-gateway", *words).stderr
+    assert said == "subnet db of VPC one reaches the internet by a NAT gateway\n"
+    run("delete-nat-gateway", *words)
+    reconciler.change(session.store, session.fake, lambda state: policy({"subnet": "db", "egress": []})(state.world))
+    assert run("create-nat-gateway", *words).stderr.splitlines() == [
+        "subnet db of VPC one has a NAT gateway",
+        "warning: the egress policy of subnet db denies everything to the internet (web.json#/egress (default deny))",
+    ]
 
 
 def test_a_hardened_vpc_says_so(run: Run) -> None:

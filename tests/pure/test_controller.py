@@ -117,6 +117,76 @@ def test_what_was_created_is_deleted_by_its_counterpart(shop: Shop) -> None:
     assert shop.kernel.objects == {}
 
 
+def test_an_exported_environment_restores_the_same_world(shop: Shop) -> None:
+    controller = shop.controller
+    controller.destroy()
+    controller.create_vpc("shop", "10.0.0.0/16", transit="100.127.0.0/24")
+    controller.create_subnet("shop", "web", "10.0.1.0/24", public=True)
+    before, document = controller.show_vpc("shop"), controller.export()
+    controller.destroy()
+    controller.apply(Document(document))
+    # An instance that is made again has a MAC address of its own.
+    assert controller.show_vpc("shop").uplink == before.uplink
+    assert [(one.name, one.address) for one in controller.show_vpc("shop").instances] == [
+        (one.name, one.address) for one in before.instances
+    ]
+    assert controller.export() == document
+    assert controller.apply(Document(document)).changes == ()
+
+
+CLOSED = "the egress policy of subnet db denies everything to the internet"
+
+
+@pytest.mark.parametrize(
+    ("fields", "warnings"),
+    [
+        ({"egress": []}, [f"{CLOSED} (db.json#/egress (default deny))"]),
+        ({"egress": [{"action": "deny", "destination": "internet"}], "default": {"egress": "allow"}},
+         [f"{CLOSED} (db.json#/egress/0)"]),
+        ({"egress": [{"action": "allow", "destination": "subnet:web"}]},
+         [f"{CLOSED} (db.json#/egress (default deny))"]),
+        ({"egress": [{"action": "allow", "protocol": "tcp", "port": 443}]}, []),
+        ({"ingress": []}, []),
+        (None, []),
+    ],
+)  # fmt: skip
+def test_a_nat_gateway_that_a_policy_closes_is_told(shop: Shop, fields: dict | None, warnings: list[str]) -> None:
+    if fields is not None:
+        shop.controller.apply_policies(Document({"subnet": "db", **fields}, "db.json"), vpc="shop")
+    created = shop.controller.create_nat_gateway("shop", "db")
+    assert (created.made.nat_gateway, list(created.warnings)) == (True, warnings)
+
+
+SHUT = "the ingress policy of subnet web denies everything from outside to tcp/80 of web"
+
+
+@pytest.mark.parametrize(
+    ("ingress", "warnings"),
+    [
+        ([], [f"{SHUT} (web.json#/ingress (default deny))"]),
+        ([{"action": "reject", "protocol": "tcp"}, {"action": "allow"}], [f"{SHUT} (web.json#/ingress/0)"]),
+        ([{"action": "allow", "source": "vpc:shop"}], [f"{SHUT} (web.json#/ingress (default deny))"]),
+        # The port of the host is not the one that the policy sees.
+        ([{"action": "allow", "protocol": "tcp", "port": 8080}], [f"{SHUT} (web.json#/ingress (default deny))"]),
+        ([{"action": "allow", "protocol": "tcp", "port": 80, "source": "192.0.2.0/24"}], []),
+        ([{"action": "allow", "protocol": "tcp", "port": 80}], []),
+    ],
+)
+def test_a_published_port_that_a_policy_closes_is_told(shop: Shop, ingress: list, warnings: list[str]) -> None:
+    shop.controller.apply_policies(Document({"subnet": "web", "ingress": ingress}, "web.json"), vpc="shop")
+    # Another port that is open says nothing about this one.
+    shop.controller.publish_port("shop", "web", 8081, target_port=8081)
+    created = shop.controller.publish_port("shop", "web", 8080, target_port=80)
+    assert list(created.warnings) == warnings
+
+
+def test_many_lines_that_close_a_port_are_counted(shop: Shop) -> None:
+    rules = [{"action": "deny", "source": f"{first}.0.0.0/8"} for first in range(20, 30)]
+    shop.controller.apply_policies(Document({"subnet": "web", "ingress": rules}, "web.json"), vpc="shop")
+    [warning] = shop.controller.publish_port("shop", "web", 80).warnings
+    assert warning.endswith("(web.json#/ingress/0, web.json#/ingress/1, web.json#/ingress/2 and 8 more)")
+
+
 def test_where_a_program_runs_is_told_with_the_tag(shop: Shop) -> None:
     shop.controller.create_subnet("shop", "bare", "10.0.3.0/24", public=False, instance=False)
     state_id = shop.store.load().state_id
@@ -137,7 +207,7 @@ def test_limits_that_are_not_given_stay(shop: Shop) -> None:
 def test_an_open_port_is_warned_of(shop: Shop) -> None:
     assert "web" in shop.controller.publish_port("shop", "web", 80).warnings[0]
     shop.controller.apply_policies(Document(WEB_POLICY), vpc="shop")
-    assert shop.controller.publish_port("shop", "web", 81).warnings == ()
+    assert shop.controller.publish_port("shop", "web", 81, target_port=80).warnings == ()
 
 
 # -- what is wrong -------------------------------------------------------------------------------------------------

@@ -180,6 +180,57 @@ def test_what_is_applied_to_an_empty_machine_is_what_is_exported(document: dict[
     assert exported(applied(found, World())) == found
 
 
+OTHER_TRANSIT = "100.127.0.0/24"
+
+
+def test_the_transit_range_survives_export_and_apply() -> None:
+    present = dataclasses.replace(PRESENT, transit=network(OTHER_TRANSIT))
+    document = exported(present)
+    assert document["transit"] == OTHER_TRANSIT
+    assert applied(document, present) == present
+    assert exported(applied(document, World())) == document
+    assert walked(World(), present)[-1] == present
+    assert [str(one) for one in object_changes(World(), present)][:2] == [
+        f"~ transit range: 100.64.0.0/16 becomes {OTHER_TRANSIT}", "+ VPC shop: 10.0.0.0/16",
+    ]  # fmt: skip
+    assert "transit" not in exported(PRESENT)
+    assert "transit" not in exported(present, "shop")
+
+
+def test_the_transit_range_alone_is_a_step() -> None:
+    wanted = applied({"transit": OTHER_TRANSIT}, World())
+    assert wanted == World(transit=network(OTHER_TRANSIT))
+    assert [step.label for step in steps(World(), wanted)] == ["transit range"]
+    assert walked(World(), wanted)[-1] == wanted
+
+
+@pytest.mark.parametrize("prune", [False, True])
+def test_another_transit_range_is_refused_while_vpcs_exist(prune: bool) -> None:
+    with pytest.raises(DocumentError) as caught:
+        applied(exported(PRESENT) | {"transit": OTHER_TRANSIT}, PRESENT, prune=prune)
+    assert str(caught.value) == (
+        "environment.json#/transit: the transit range is 100.64.0.0/16, and VPCs use it; it can become 100.127.0.0/24"
+        " only while no VPC exists: remove this field, or run `vpcctl destroy --all` first"
+    )
+    assert applied(exported(PRESENT) | {"transit": "100.64.0.0/16"}, PRESENT) == PRESENT
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"transit": "100.64.0.1/16"}, "/transit: \"100.64.0.1/16\" has bits set beyond its prefix length"),
+        ({"transit": 5}, "/transit: 5 is not a prefix"),
+        ({"transit": "100.64.0.1/16", "vpc": []}, "/transit: \"100.64.0.1/16\" has bits set beyond"),
+        ({"transit": "10.0.0.0/8", "vpcs": [{"name": "a", "cidr": "10.1.0.0/16"}]},
+         "/vpcs/0/cidr: VPC a: 10.1.0.0/16 overlaps the transit range 10.0.0.0/8"),
+    ],
+)  # fmt: skip
+def test_a_wrong_transit_range_is_told(fields: dict[str, Any], problem: str) -> None:
+    with pytest.raises(DocumentError) as caught:
+        applied(fields, World())
+    assert any(str(one).startswith(f"environment.json#{problem}") for one in caught.value.problems)
+
+
 @settings(max_examples=60)
 @given(small_worlds(), st.randoms(use_true_random=False))
 def test_the_order_in_which_a_document_names_things_means_nothing(present: World, chance: random.Random) -> None:

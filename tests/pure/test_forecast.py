@@ -85,6 +85,15 @@ def expectations(found: list, reach: Reach, part: str, home: str) -> dict:
 
 
 @settings(max_examples=15, deadline=None)
+@given(worlds.worlds(), worlds.worlds())
+def test_nothing_is_newly_allowed_and_newly_denied_in_the_same_words(before: World, after: World) -> None:
+    found = forecast(before, after, [])
+    assert not set(found.newly_allowed) & set(found.newly_denied)
+    said = str(found).splitlines()
+    assert len(said) == len(set(said))
+
+
+@settings(max_examples=15, deadline=None)
 @given(worlds.worlds(), st.booleans())
 def test_where_nothing_changes_nothing_is_said(world: World, again: bool) -> None:
     same = World(world.vpcs, world.peerings) if again else world
@@ -148,8 +157,34 @@ def test_a_subnet_that_moves_is_told_with_the_addresses_that_it_had_and_has() ->
     allowed, denied = told(before, after)
     assert "db 10.0.4.0/26 → web any" in allowed
     assert "db 10.0.3.0/25 → web any" in denied
-    assert "web → db any" in allowed
+    assert "web → db 10.0.4.0/24 any" in allowed
+    assert "web → db 10.0.3.0/24 any" in denied
+    assert not set(allowed) & set(denied)
+
+
+def test_a_vpc_that_moves_says_no_line_twice() -> None:
+    before = environment(peerings=[])
+    moved = read_environment(
+        {"vpcs": [{"name": "shop", "cidr": "10.7.0.0/16", "subnets": [
+            subnet("web", "10.7.1.0/24", type="public"), subnet("db", "10.7.3.0/24")]}]},
+        "env.json", json.loads,
+    )  # fmt: skip
+    allowed, denied = told(before, World((*moved.vpcs, before.vpc("billing"))))
+    assert len(allowed) == len(set(allowed))
+    assert not set(allowed) & set(denied)
+    assert "web 10.7.1.0/24 → db 10.7.3.0/24 any" in allowed
+    assert "web 10.0.1.0/24 → db 10.0.3.0/24 any" in denied
+    assert "web 10.7.1.0/24 → internet any" in allowed
+
+
+def test_a_port_that_stays_published_is_not_told_where_its_subnet_gets_another_name() -> None:
+    port = [{"protocol": "tcp", "port": 8080, "target_port": 80, "instance": "web"}]
+    before = environment(publish=port, peerings=[])
+    after = environment({"name": "front", "instances": [{"name": "web"}]}, publish=port, peerings=[])
+    allowed, denied = told(before, after)
+    assert "front → db any" in allowed
     assert "web → db any" in denied
+    assert not [line for line in (*allowed, *denied) if "internet → " in line]
 
 
 def test_a_subnet_that_goes_takes_its_traffic_with_it() -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from vpcctl.analysis import packetset
 from vpcctl.analysis.anomalies import Idle, idle_rules
 from vpcctl.analysis.packetset import Space
-from vpcctl.analysis.reachability import FLOWS, MOST_PARTS, Change, Reach, changes
+from vpcctl.analysis.reachability import FLOWS, MOST_PARTS, Change, Reach, Zone, changes
 from vpcctl.analysis.rendering import Line, lines
 from vpcctl.errors import TooFineError
 from vpcctl.model.host import NO_HOST, Host
 from vpcctl.model.network import World
 from vpcctl.model.policy import Direction
+
+ZoneKey = tuple[str | None, str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +27,15 @@ class Forecast:
     idle: tuple[Idle, ...]
     untold: tuple[str, ...] = ()
 
-    def lines(self) -> list[str]:
-        """What is told, line by line."""
-        parts = (
+    def lines(self, most_idle: int | None = None) -> list[str]:
+        """What is told, line by line, with at most so many idle rules; the others are counted."""
+        shown = self.idle[:most_idle]
+        more = len(self.idle) - len(shown)
+        idle = [*map(str, shown), *([f"… and {more} more (-v shows all)"] if more and shown else [])]
+        parts: tuple[tuple[str, Iterable[object]], ...] = (
             ("newly allowed", self.newly_allowed),
             ("newly denied", self.newly_denied),
-            ("without effect", self.idle),
+            ("without effect", idle),
         )
         told = (
             []
@@ -38,7 +43,8 @@ class Forecast:
             else ["no traffic is newly allowed or newly denied"]
         )
         for title, found in parts:
-            told += [f"{title}:", *(f"  {line}" for line in found)] if found else []
+            # Lines that differ only in what is not listed are one line to people.
+            told += [f"{title}:", *dict.fromkeys(f"  {line}" for line in found)] if found else []
         return [*told, *self.untold]
 
     def __str__(self) -> str:
@@ -61,8 +67,12 @@ def forecast(
         with packetset.bounded(most):
             found = list(changes(old, new))
             home = _home(found)
-            allowed += _lines(found, new, home, newly_allowed=True)
-            denied += _lines(found, old, home, newly_allowed=False)
+            moved = _moved(old, new)
+            allowed += _lines(found, new, home, moved, newly_allowed=True)
+            denied += _lines(found, old, home, moved, newly_allowed=False)
+            # An instance keeps its words where its subnet gets another name.
+            same = set(allowed) & set(denied)
+            allowed, denied = ([line for line in side if line not in same] for side in (allowed, denied))
     except TooFineError:
         allowed, denied = [], []
         untold.append(
@@ -85,13 +95,37 @@ def _home(found: list[Change]) -> str:
     return str(common.pop()) if len(common) == 1 else ""
 
 
-def _lines(found: list[Change], reach: Reach, home: str | None, newly_allowed: bool) -> Iterator[Line]:
+def _moved(old: Reach, new: Reach) -> set[ZoneKey]:
+    """The subnets that have another prefix in the later world."""
+    return {
+        key
+        for key, zone in old.zones.items()
+        if zone.vpc is not None and key in new.zones and new.zones[key].addresses != zone.addresses
+    }
+
+
+def _lines(found: list[Change], reach: Reach, home: str, moved: set[ZoneKey], newly_allowed: bool) -> Iterator[Line]:
     for change in found:
         packets = change.newly_allowed if newly_allowed else change.newly_denied
         if packets:
             # A zone may have other addresses in the other world.
             source, destination = (reach.zones[zone.key] for zone in (change.source, change.destination))
-            yield from lines(packets, source, destination, reach, home)
+            placed = {zone.name(home): _placed(zone, home) for zone in (source, destination) if zone.key in moved}
+            for line in lines(packets, source, destination, reach, home):
+                yield _with_prefixes(line, placed) if placed else line
+
+
+def _placed(zone: Zone, home: str) -> str:
+    """A subnet that moves, with the prefix that it has in this world; its name alone would mean both."""
+    prefixes = (str(prefix) for interval in zone.addresses for prefix in packetset.prefixes(interval))
+    return f"{zone.name(home)} {' '.join(prefixes)}"
+
+
+def _with_prefixes(line: Line, placed: Mapping[str, str]) -> Line:
+    sources, destinations = (
+        tuple(placed.get(word, word) for word in words) for words in (line.sources, line.destinations)
+    )
+    return Line(sources, destinations, line.services)
 
 
 def _idle(reach: Reach, vpc: str, subnet: str) -> Iterator[Idle]:

@@ -108,11 +108,11 @@ class Commands(click.Group):
             raise
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
-        """An unknown command is told with the nearest known one."""
-        from vpcctl.documents.reading import nearest
+        """An unknown command is told with the one that was probably meant."""
+        from vpcctl.cli.hints import nearest_command
 
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            ctx.fail(f"command {args[0]!r} not found; {nearest(args[0], sorted(COMMANDS))}")
+            ctx.fail(f"command {args[0]!r} not found; {nearest_command(args[0], COMMANDS)}")
         return super().resolve_command(ctx, args)
 
 

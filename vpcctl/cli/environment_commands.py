@@ -40,7 +40,7 @@ def plan(session: Session, environment: str, prune: bool, as_json: bool) -> None
         )
     if not planned.changes:
         return show("nothing to change")
-    return show(*planned.changes, *expected.lines())
+    return show(*planned.changes, *session.forecast_lines(expected))
 
 
 @click.command

@@ -40,7 +40,9 @@ def status(session: Session, vpc: str | None, as_json: bool) -> None:
             }
         )
     else:
-        show(*found.differences)
+        from vpcctl.engine.execution import principal_first
+
+        show(*session.summary(principal_first(found.differences), "`vpcctl status --json` lists all"))
         show(*(share for share in found.shares if share.remarkable or session.verbosity > 0))
         if found.unfinished:
             show("a change is unfinished")
@@ -62,6 +64,7 @@ def repair(session: Session, vpc: str | None, adopt: bool) -> None:
     repaired = controller.adopt(vpc) if adopt else controller.repair(vpc)
     differences = repaired.differences
     session.say_repaired(differences)
+    session.warn_all(repaired.warnings)
     if differences or not repaired.resumed:
         session.say(f"repaired {counted(len(differences), 'object')}" if differences else "nothing to repair")
 

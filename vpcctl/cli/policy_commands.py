@@ -40,7 +40,7 @@ def apply_policy(
         raise click.UsageError("name a policy file, or - for standard input")
     change = session.controller.apply_policies(*files, *more, vpc=vpc, subnet=subnet, dry_run=dry_run)
     session.warn_all(change.warnings)
-    show(*change.forecast.lines())
+    show(*session.forecast_lines(change.forecast))
     if dry_run:
         return session.say("nothing was changed")
     session.say_repaired(change.repaired)
@@ -62,7 +62,7 @@ def clear_policy(session: Session, vpc: str, subnet: str, dry_run: bool) -> None
     """
     change = session.controller.clear_policy(vpc, subnet, dry_run=dry_run)
     session.warn_all(change.warnings)
-    show(*change.forecast.lines())
+    show(*session.forecast_lines(change.forecast))
     session.say("nothing was changed" if dry_run else f"subnet {subnet} of VPC {vpc} has no policy")
 
 

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import click
 from vpcctl.cli.output import styled, visible, visible_lines
 
 if TYPE_CHECKING:
+    from vpcctl.analysis.impact import Forecast
     from vpcctl.engine.controller import Controller
     from vpcctl.engine.events import Event
     from vpcctl.engine.execution import Difference
@@ -35,6 +36,8 @@ EXIT_STATUSES = {
 }
 # A terminal is told how far a command is if it takes longer than this, in seconds.
 PATIENCE = 1.0
+# Of similar lines a person is shown so many; the others are counted.
+LISTED = 10
 
 
 class Session:
@@ -88,10 +91,23 @@ class Session:
             case _:
                 self.say(str(event))
 
-    def say_repaired(self, differences: Iterable[Difference]) -> None:
-        """Say what was repaired."""
-        for difference in differences:
-            self.say(f"repaired: {difference.past}")
+    def say_repaired(self, differences: Sequence[Difference]) -> None:
+        """Say what was repaired, in a summary if it is much."""
+        from vpcctl.engine.execution import principal_first
+
+        for line in self.summary([f"repaired: {one.past}" for one in principal_first(differences)]):
+            self.say(line)
+
+    def summary(self, lines: Sequence[object], remedy: str = "-v shows all") -> list[str]:
+        """`lines` of one kind, the first LISTED and the number of the others; all of them with -v."""
+        more = len(lines) - LISTED
+        if self.verbosity > 0 or more <= 0:
+            return list(map(str, lines))
+        return [*map(str, lines[:LISTED]), f"… and {more} more ({remedy})"]
+
+    def forecast_lines(self, forecast: Forecast) -> list[str]:
+        """What a change means for traffic; the rules without effect are hints: a summary, all with -v, none with -q."""
+        return forecast.lines(None if self.verbosity > 0 else 0 if self.verbosity < 0 else LISTED)
 
     def warn_all(self, warnings: Iterable[str]) -> None:
         """Warn of each."""

@@ -79,12 +79,14 @@ def list_subnets(session: Session, vpc: str, as_json: bool) -> None:
 @click.option("--subnet", required=True, help="A private subnet.")
 @click.pass_obj
 def create_nat_gateway(session: Session, vpc: str, subnet: str) -> None:
-    """Let a private subnet reach the internet; nothing new gets in.
+    """Let a private subnet reach the internet, as far as its egress policy allows; nothing new gets in.
 
     Example: vpcctl create-nat-gateway --vpc shop --subnet db
     """
-    session.controller.create_nat_gateway(vpc, subnet)
-    session.say(f"subnet {subnet} of VPC {vpc} reaches the internet by a NAT gateway")
+    created = session.controller.create_nat_gateway(vpc, subnet)
+    use = "has a NAT gateway" if created.warnings else "reaches the internet by a NAT gateway"
+    session.say(f"subnet {subnet} of VPC {vpc} {use}")
+    session.warn_all(created.warnings)
 
 
 @click.command

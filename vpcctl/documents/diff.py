@@ -10,7 +10,16 @@ from typing import Any
 from vpcctl.documents.codec import policy_to_json
 from vpcctl.errors import VpcctlError
 from vpcctl.model.difference import differing
-from vpcctl.model.network import DEFAULT_MAX_FLOWS, DEFAULT_MAX_PORTS, Instance, Peering, Subnet, Vpc, World
+from vpcctl.model.network import (
+    DEFAULT_MAX_FLOWS,
+    DEFAULT_MAX_PORTS,
+    DEFAULT_TRANSIT,
+    Instance,
+    Peering,
+    Subnet,
+    Vpc,
+    World,
+)
 from vpcctl.model.policy import NOWHERE, PROTOCOL_NAMES, Policy, Rule
 
 
@@ -32,7 +41,7 @@ def merged(present: World, wanted: World, peerings: tuple[Peering, ...], prune: 
         if not (pair.one in named and pair.other in named) and {pair.one, pair.other} <= there
     )
     pairs = _in_place(dict.fromkeys((*staying, *peerings)), present.peerings, lambda pair: pair)
-    return dataclasses.replace(present, vpcs=everything, peerings=pairs)
+    return dataclasses.replace(present, vpcs=everything, peerings=pairs, transit=wanted.transit)
 
 
 def _settled(vpc: Vpc, before: Vpc) -> Vpc:
@@ -108,6 +117,8 @@ def steps(before: World, wanted: World) -> list[Step]:
         left.remove(name)
     if world.peerings != wanted.peerings:
         take(Step("peerings", peerings="come"))
+    if world.transit != wanted.transit:
+        take(Step("transit range"))
     return found
 
 
@@ -135,7 +146,8 @@ def toward(world: World, wanted: World, step: Step) -> World:
     kept = (pair for pair in pairs if {pair.one, pair.other} <= there)
     if step.peerings == "go":
         kept = (pair for pair in kept if pair in wanted.peerings)
-    return dataclasses.replace(world, vpcs=left, peerings=tuple(kept))
+    # It differs only if `world` has no VPC.
+    return dataclasses.replace(world, vpcs=left, peerings=tuple(kept), transit=wanted.transit)
 
 
 def same_words(one: Policy, other: Policy | None) -> bool:
@@ -169,7 +181,7 @@ UNTOLD = {Subnet: {"released"}}
 
 def object_changes(before: World, after: World) -> list[ObjectChange]:
     """The difference between two worlds, object by object, as people name them."""
-    return list(_changes("the environment", before, after, {"vpcs": _vpcs_changes, "peerings": _peering_changes}))
+    return list(_changes("the environment", before, after, _WORLD))
 
 
 def _changes(what: str, old: Any, new: Any, words: Mapping[str, Words]) -> Iterator[ObjectChange]:
@@ -198,6 +210,14 @@ def _vpcs_changes(before: World, after: World) -> Iterator[ObjectChange]:
 def _peering_changes(before: World, after: World) -> Iterator[ObjectChange]:
     for sign, pairs, others in (("-", before.peerings, after.peerings), ("+", after.peerings, before.peerings)):
         yield from (ObjectChange(sign, f"peering {p.one} and {p.other}") for p in pairs if p not in others)
+
+
+def _transit_change(before: World, after: World) -> Iterator[ObjectChange]:
+    yield ObjectChange("~", "transit range", f"{before.transit} becomes {after.transit}")
+
+
+# In the order in which they are told.
+_WORLD: dict[str, Words] = {"transit": _transit_change, "vpcs": _vpcs_changes, "peerings": _peering_changes}
 
 
 def _prefixes(thing: Vpc | Subnet) -> str:
@@ -314,7 +334,11 @@ def exported(world: World, vpc: str | None = None) -> dict[str, Any]:
     chosen = world.vpcs if vpc is None else (world.vpc(vpc),)
     named = {one.name for one in chosen}
     pairs = [[p.one, p.other] for p in world.peerings if vpc is None or named & {p.one, p.other}]
-    return {"vpcs": [_exported_vpc(one) for one in chosen], "peerings": pairs}
+    document: dict[str, Any] = {"vpcs": [_exported_vpc(one) for one in chosen], "peerings": pairs}
+    # One VPC can go to a machine with another range.
+    if vpc is None and world.transit != DEFAULT_TRANSIT:
+        document["transit"] = str(world.transit)
+    return document
 
 
 def _exported_vpc(vpc: Vpc) -> dict[str, Any]:

@@ -62,11 +62,13 @@ class _Environment(Reader):
     def __init__(self, file: str, load: Callable[[str], tuple[Any, str]], present: World, serial: int):
         super().__init__(file)
         self._load, self._present, self._serial = load, present, serial
+        self._transit = present.transit
         # The host's ports that are published, with the first place of each.
         self._ports: dict[str, str] = {}
 
     def world(self, document: dict[str, Any]) -> World:
         """The world, without the parts in which problems were found."""
+        self._transit = self.transit(document)
         inners = document.get("vpcs", [])
         named = [inner["name"] for inner in inners]
         taken = {vpc.name: vpc.index for vpc in self._present.vpcs}
@@ -79,6 +81,23 @@ class _Environment(Reader):
             if found is not None and f"{place}/name" not in again:
                 vpcs[place] = found
         return self.joined(vpcs, self.pairs(document.get("peerings", []), {*named, *taken}))
+
+    def transit(self, document: dict[str, Any]) -> Network:
+        """The range of the uplinks: the present one, unless the document names another and no VPC uses it."""
+        present = self._present.transit
+        if "transit" not in document:
+            return present
+        found = self.attempt("/transit", fields.parse_own_prefix, document["transit"])
+        if found is None or found == present:
+            return present
+        if self._present.vpcs:
+            words = (
+                f"the transit range is {present}, and VPCs use it; it can become {found} only while no VPC exists:"
+                " remove this field, or run `vpcctl destroy --all` first"
+            )
+            self.problems.append(Problem(self.file, "/transit", words))
+            return present
+        return found
 
     def pairs(self, document: list[Any], known: set[str]) -> dict[str, Peering]:
         """The peerings by their places; `known` are the VPCs that there are."""
@@ -102,9 +121,9 @@ class _Environment(Reader):
         # A peering may name a VPC that stands beside the document; it is put to the world when that is known.
         own = {place: pair for place, pair in pairs.items() if {pair.one, pair.other} <= names_of}
         with contextlib.suppress(VpcctlError):
-            return World(tuple(vpcs.values()), tuple(own.values()), self._present.transit)
+            return World(tuple(vpcs.values()), tuple(own.values()), self._transit)
         # Only now, as it takes the square of the time.
-        world = World(transit=self._present.transit)
+        world = World(transit=self._transit)
         for place, vpc in vpcs.items():
             world = self.guarded(place, world.with_vpc, vpc) or world
         there = {vpc.name for vpc in world.vpcs}
@@ -127,7 +146,10 @@ class _Environment(Reader):
 
     def words(self, document: Any) -> None:
         """Find what is wrong in the words of a document whose structure is wrong somewhere else."""
-        for number, vpc in sound([] if document is GAP else document.get("vpcs", [])):
+        if document is GAP:
+            return
+        self.attempt("/transit", fields.parse_own_prefix, document.get("transit", ANY_PREFIX))
+        for number, vpc in sound(document.get("vpcs", [])):
             place = f"/vpcs/{number}"
             self.attempt(f"{place}/cidr", fields.parse_own_prefix, vpc.get("cidr", ANY_PREFIX))
             self.sets(vpc.get("sets", {}), f"{place}/sets")
@@ -206,7 +228,7 @@ class _Environment(Reader):
 
     def beside_transit(self, name: str, prefix: Network, index: int) -> Vpc:
         made = Vpc(name, (prefix,), index)
-        check_beside_transit(made, self._present.transit)
+        check_beside_transit(made, self._transit)
         return made
 
     def names_within(self, document: dict[str, Any], pointer: str) -> None:

@@ -152,11 +152,16 @@ class Controller:
 
         return self.change(lambda state: operations.delete_subnet(state.world, vpc, name, cascade))
 
-    def create_nat_gateway(self, vpc: str, subnet: str) -> Outcome:
-        """Give a private subnet a way out."""
+    def create_nat_gateway(self, vpc: str, subnet: str) -> Created[SubnetView]:
+        """Give a private subnet a way out; its egress policy decides what may use it."""
+        from vpcctl.engine import traffic
+        from vpcctl.engine.inventory import Created, subnet_views
         from vpcctl.model import operations
 
-        return self.change(lambda state: operations.set_nat_gateway(state.world, vpc, subnet, True))
+        outcome = self.change(lambda state: operations.set_nat_gateway(state.world, vpc, subnet, True))
+        closed = traffic.closed_way_out(self._machine, outcome.after, vpc, subnet)
+        warning = f"the egress policy of subnet {subnet} denies everything to the internet ({closed})"
+        return Created(subnet_views(outcome.after.vpc(vpc), subnet)[0], outcome, (warning,) if closed else ())
 
     def delete_nat_gateway(self, vpc: str, subnet: str) -> Outcome:
         """Take the way out of a private subnet."""
@@ -222,17 +227,25 @@ class Controller:
         self, vpc: str, instance: str, port: int, *, target_port: int | None = None, protocol: str = "tcp"
     ) -> Created[Publication]:
         """Forward a port of the host to an instance; the ingress policy of its subnet decides who may use it."""
-        from vpcctl.engine import arguments
+        from vpcctl.engine import arguments, traffic
         from vpcctl.engine.inventory import Created
         from vpcctl.model import operations
         from vpcctl.model.network import Publication
+        from vpcctl.model.policy import PROTOCOL_NAMES
 
         publication = Publication(arguments.ported(protocol), port, instance, target_port or port)
         outcome = self.change(lambda state: operations.publish_port(state.world, vpc, publication))
         subnet = outcome.after.vpc(vpc).subnet_of(instance)
-        is_open = subnet.policy is None or subnet.policy.ingress is None
-        warning = f"subnet {subnet.name} has no ingress policy, so everybody outside may use it"
-        return Created(publication, outcome, (warning,) if is_open else ())
+        warnings: tuple[str, ...] = ()
+        closed = traffic.closed_port(self._machine, outcome.after, vpc, publication)
+        if closed:
+            to = f"{PROTOCOL_NAMES[publication.protocol]}/{publication.target_port} of {instance}"
+            warnings = (
+                f"the ingress policy of subnet {subnet.name} denies everything from outside to {to} ({closed})",
+            )
+        elif subnet.policy is None or subnet.policy.ingress is None:
+            warnings = (f"subnet {subnet.name} has no ingress policy, so everybody outside may use it",)
+        return Created(publication, outcome, warnings)
 
     def unpublish_port(self, vpc: str, port: int, *, protocol: str = "tcp") -> Outcome:
         """Forward a port of the host no longer, live connections included."""

@@ -51,6 +51,11 @@ class Difference:
         return f"{self.item} {verb} {self.condition.state.value}{detail}"
 
 
+def principal_first(differences: Iterable[Difference]) -> list[Difference]:
+    """`differences` with the objects first on which others depend: namespaces, rulesets, links of instances."""
+    return sorted(differences, key=lambda one: not isinstance(one.item, (Namespace, Ruleset, Veth)))
+
+
 # --- A change -----------------------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vpcctl.documents.sources import Source
     from vpcctl.kernel.logs import Entry
     from vpcctl.kernel.probe import Outside, Result
-    from vpcctl.model.network import Vpc
+    from vpcctl.model.network import Publication, Vpc, World
     from vpcctl.model.oracle import Flow
     from vpcctl.model.policy import Address
 
@@ -167,6 +167,26 @@ def verify(machine: Machine, source: Source, environment: Source | None) -> Veri
         _checked(reach, assertion, f"{document.name}#/{number}") for number, assertion in enumerate(document.content)
     )
     return Verification(checks, warnings, _unplaced(environment, [check.answer for check in checks]))
+
+
+def closed_way_out(machine: Machine, world: World, vpc: str, subnet: str) -> str:
+    """The lines of the egress policy that deny everything to the internet; empty if something passes."""
+    if world.vpc(vpc).subnet(subnet).policy is None:
+        return ""
+    from vpcctl.analysis import closed
+    from vpcctl.analysis.reachability import Reach
+
+    return closed.closed_way_out(Reach(world, machine.host()[0]), vpc, subnet)
+
+
+def closed_port(machine: Machine, world: World, vpc: str, publication: Publication) -> str:
+    """The lines of the ingress policy that deny everything from outside to a port; empty if something passes."""
+    if world.vpc(vpc).subnet_of(publication.instance).policy is None:
+        return ""
+    from vpcctl.analysis import closed
+    from vpcctl.analysis.reachability import Reach
+
+    return closed.closed_port(Reach(world, machine.host()[0]), vpc, publication)
 
 
 def log(machine: Machine, vpc: str, lost: Callable[[], None]) -> FlowLog:

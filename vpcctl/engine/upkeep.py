@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,10 @@ from vpcctl.engine.machine import Machine
 if TYPE_CHECKING:
     from vpcctl.engine.execution import Difference
     from vpcctl.engine.shares import Share
+    from vpcctl.model.network import World
+
+# Namespaces that a warning names; the others are counted.
+NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +33,14 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """What was repaired; `resumed` is true if an interrupted change was resumed, or a reboot was made good."""
+    """What was repaired; `resumed` is true if an interrupted change was resumed, or a reboot was made good.
+
+    `warnings` say what a repair cannot do: move processes out of a namespace that lost its name.
+    """
 
     differences: tuple[Difference, ...]
     resumed: bool
+    warnings: tuple[str, ...] = ()
 
 
 def status(machine: Machine, vpc: str | None) -> Comparison:
@@ -60,5 +69,30 @@ def repair(machine: Machine, vpc: str | None, adopt: bool) -> Repair:
         machine.remark(words)
 
     with machine.changing() as kernel:
-        differences, _ = reconciler.repair(machine.store, kernel, adopt, report, vpc)
-    return Repair(tuple(differences), bool(told))
+        differences, world = reconciler.repair(machine.store, kernel, adopt, report, vpc)
+    # No process outlives a reboot, and none ran in a namespace that was never completed.
+    warnings = () if told else _stranded(differences, world)
+    return Repair(tuple(differences), bool(told), warnings)
+
+
+def _stranded(differences: Iterable[Difference], world: World) -> tuple[str, ...]:
+    """A warning of the processes that may still run in namespaces whose names were removed."""
+    from vpcctl.names import router_namespace
+    from vpcctl.resources.kinds import Namespace
+    from vpcctl.resources.protocol import Status
+
+    routers = {router_namespace(vpc.name) for vpc in world.vpcs}
+    made = [
+        one.item.namespace
+        for one in differences
+        if isinstance(one.item, Namespace)
+        and one.condition.state is Status.ABSENT
+        and one.item.namespace not in routers
+    ]
+    if not made:
+        return ()
+    named = ", ".join(made[:NAMED]) + (f" and {len(made) - NAMED} more" if len(made) > NAMED else "")
+    return (
+        f"made again: {named}; processes that were started before still run in the old namespace, without a network:"
+        " restart them (`lsns --type net` lists namespaces and their processes)",
+    )
