@@ -150,9 +150,7 @@ def log(session: Session, vpc: str, count: int | None, as_json: bool) -> None:
 
     from vpcctl.analysis.rendering import service_in_words
 
-    followed = session.controller.log(
-        vpc, lambda: session.say("some packets are not told: there were more than could be read in time")
-    )
+    followed = session.controller.log(vpc, lambda: session.say("log entries lost: packets arrived too fast"))
     session.say(f"listening to VPC {vpc}; Ctrl-C ends it")
     if not followed.reports:
         session.say(f'no rule of VPC {vpc} has "log": true: nothing is reported until one is applied')
