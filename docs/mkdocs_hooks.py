@@ -30,7 +30,7 @@ LINK = re.compile(r"\[([^\]]+)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def in_site(path: str) -> str | None:
-    """The page of the site for a path of the repository, a folder's README for a folder; None if there is none."""
+    """The page of the site for a path of the repository, a folder's README for a folder; None if the site lacks it."""
     if (ROOT / path).is_dir():
         path = posixpath.join(path, "README.md")
     if path in OUTSIDE:

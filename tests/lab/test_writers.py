@@ -264,7 +264,7 @@ def test_a_writer_without_patience_ends_with_6_and_names_the_holder(
     result = module_lab.python(HASTY, str(STATE_DIR), check=False)
     said = result.stderr.strip()
     pid = module_lab.run(["cat", f"{STATE_DIR}/lock"]).stdout.split()[1]
-    wanted = f"{STATE_DIR} is locked by process {pid} (vpcctl create-vpc) since more than 0.3 s; wait for it, or end it"
+    wanted = f"{STATE_DIR} is still locked by process {pid} (vpcctl create-vpc) after 0.3 s; wait, or stop that process"
     assert (result.returncode, said) == (6, wanted)
     assert run("export").out == before
     # It was the lock alone.

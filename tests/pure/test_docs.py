@@ -238,3 +238,33 @@ def test_the_state_directory_is_the_same_everywhere() -> None:
         if path.is_file() and path.suffix in (".py", ".service") and "/var/lib/" in path.read_text()
     }
     assert stated == {"names.py"}
+
+
+# Archaic or indirect phrases that readers stumbled over.
+UNCLEAR = re.compile(
+    r"\b(mend|mends|mended|mending|there is no|there is none|what was begun|published no more|peered no more|any but|"
+    r"to play by yourself|say --yes|is not told|are not told|since more than|finishing what|cannot be mended)\b",
+    re.IGNORECASE,
+)
+FOR_READERS = (
+    *("README.md", "CONTRIBUTING.md", "SECURITY.md", "rulesets/*.md", "state/README.md"),
+    *("docs/**/*", "vpcctl/**/*"),
+)
+
+
+def test_no_text_for_readers_has_an_unclear_phrase() -> None:
+    files = [path for pattern in FOR_READERS for path in sorted(ROOT.glob(pattern)) if path.is_file()]
+    texts = {path: path.read_text() for path in files if path.suffix != ".pyc"}
+    assert len(texts) > 100
+    found = [
+        f"{path.relative_to(ROOT)}: {phrase}"
+        for path, text in texts.items()
+        for phrase in UNCLEAR.findall(" ".join(text.split()))
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("text", ["There is\nno other path", "It MENDS it", "any but tcp/443", "pass or say --yes"])
+def test_an_unclear_phrase_is_noticed(text: str) -> None:
+    assert UNCLEAR.search(" ".join(text.split()))
+    assert not UNCLEAR.search("Amend it; there is nothing left of the recommended remedy")

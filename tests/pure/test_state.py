@@ -358,7 +358,7 @@ def test_what_is_no_directory_of_ours_is_refused(tmp_path: Path, kind: str) -> N
 
 
 def test_there_is_one_writer_and_the_others_are_told_who_it_is(store: Store) -> None:
-    words = rf"locked by process {os.getpid()} \(.+\) since more than 0 s"
+    words = rf"still locked by process {os.getpid()} \(.+\) after 0 s"
     with store.locked(), pytest.raises(StateError, match=words), store.locked(patience=0):
         pass
     with store.locked(patience=0):
@@ -369,7 +369,7 @@ def test_a_holder_that_does_not_say_its_name_is_another_process(store: Store) ->
     save(store, EMPTY)
     with open(store.directory / LOCK_FILE, "rb") as foreign:
         fcntl.flock(foreign, fcntl.LOCK_EX)
-        with pytest.raises(StateError, match="is locked by another process"), store.locked(patience=0):
+        with pytest.raises(StateError, match="is still locked by another process"), store.locked(patience=0):
             pass
 
 

@@ -122,12 +122,12 @@ class Commands(click.Group):
     epilog="Exit status: " + "; ".join(f"{status} {meaning}" for status, meaning in EXIT_STATUSES.items()) + ".",
 )
 @click.version_option(__version__, prog_name="vpcctl")
-@click.option("--state-dir", metavar="DIR", help="Where state.json and lock are. [env: VPCCTL_STATE_DIR]")
-@click.option("-v", "--verbose", count=True, help="Say more on standard error.")
-@click.option("-q", "--quiet", count=True, help="Say less on standard error.")
+@click.option("--state-dir", metavar="DIR", help="The directory of state.json and lock. [env: VPCCTL_STATE_DIR]")
+@click.option("-v", "--verbose", count=True, help="Print each step on standard error.")
+@click.option("-q", "--quiet", count=True, help="Print only errors.")
 @click.pass_context
 def commands(ctx: click.Context, state_dir: str | None, verbose: int, quiet: int) -> None:
-    """Virtual private clouds on one Linux machine: real isolation, real policies, real packets.
+    """Private networks (VPCs) on one Linux machine, each with its own subnets, router and firewall.
 
     \b
     vpcctl create-vpc --name shop --cidr 10.0.0.0/16
@@ -135,7 +135,7 @@ def commands(ctx: click.Context, state_dir: str | None, verbose: int, quiet: int
     vpcctl apply-policy policy.json
     vpcctl exec --vpc shop --subnet web -- ping 10.0.1.1
 
-    Try it without root and without a trace in `vpcctl lab`.
+    `vpcctl lab` opens a throw-away machine to try it; this needs no root.
     """
     # The object of the context is what makes the kernel, until the session stands in its place.
     ctx.obj = Session(state_dir, verbose - quiet, ctx.obj)

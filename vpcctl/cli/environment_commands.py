@@ -18,7 +18,7 @@ prune_option = click.option("--prune", is_flag=True, help="Remove the VPCs that 
 @json_option
 @click.pass_obj
 def plan(session: Session, environment: str, prune: bool, as_json: bool) -> None:
-    """Say what `apply` would change, object by object, and what traffic that allows and denies.
+    """Show what `apply` would change, and which traffic this would allow and deny.
 
     Example: vpcctl plan shop.json
     """
@@ -48,11 +48,11 @@ def plan(session: Session, environment: str, prune: bool, as_json: bool) -> None
 @prune_option
 @click.pass_obj
 def apply(session: Session, environment: str, prune: bool) -> None:
-    """Make the VPCs that a document names exactly as it says.
+    """Bring the VPCs of an environment document to exactly the described state.
 
     \b
-    Everything is checked before the first change.  Each VPC is one step: where one
-    fails, that VPC is rolled back, the others are done, and the failure is reported.
+    Everything is checked before the first change.  If one
+    VPC fails, it is rolled back, the others are completed, and the failure is reported.
 
     Example: vpcctl apply shop.json
     """
@@ -65,7 +65,7 @@ def apply(session: Session, environment: str, prune: bool) -> None:
 @click.option("--vpc", help="Only this VPC.")
 @click.pass_obj
 def export(session: Session, vpc: str | None) -> None:
-    """Print the present environment as one document; applying it changes nothing.
+    """Print the present environment as a document for `apply`.
 
     Example: vpcctl export > environment.json
     """

@@ -39,7 +39,7 @@ VARIABLE = VariableType()
 @click.option("--vpc", required=True, help="The VPC.")
 @click.option("--subnet", required=True, help="The subnet.")
 @click.option("--name", required=True, help="The instance's name.")
-@click.option("--ip", type=ADDRESS, help="Its address; the lowest free one otherwise.")
+@click.option("--ip", type=ADDRESS, help="Its address; default: the lowest free address.")
 @click.pass_obj
 def create_instance(session: Session, vpc: str, subnet: str, name: str, ip: Any) -> None:
     """Create an instance: a namespace with one interface in the subnet.
@@ -84,11 +84,11 @@ def list_instances(session: Session, vpc: str, subnet: str | None, as_json: bool
 @click.option("--vpc", required=True, help="The VPC.")
 @click.option("--instance", required=True, help="The instance that serves.")
 @click.option("--port", required=True, type=PORT, help="The port of the host.")
-@click.option("--target-port", type=PORT, help="The port of the instance, if it is another one.")
+@click.option("--target-port", type=PORT, help="The port of the instance, if it differs.")
 @click.option("--protocol", default="tcp", type=PROTOCOL, show_default=True)
 @click.pass_obj
 def publish_port(session: Session, vpc: str, instance: str, port: int, target_port: int | None, protocol: str) -> None:
-    """Let a port of the host lead to an instance; its subnet's ingress policy still decides.
+    """Forward a host port to an instance; the ingress policy of its subnet still applies.
 
     Example: vpcctl publish-port --vpc shop --instance web --port 8080 --target-port 80
     """
@@ -103,7 +103,7 @@ def publish_port(session: Session, vpc: str, instance: str, port: int, target_po
 @click.option("--protocol", default="tcp", type=PROTOCOL, show_default=True)
 @click.pass_obj
 def unpublish_port(session: Session, vpc: str, port: int, protocol: str) -> None:
-    """Take a published port back, live connections included.
+    """Unpublish a port; live connections end, too.
 
     Example: vpcctl unpublish-port --vpc shop --port 8080
     """
@@ -113,10 +113,17 @@ def unpublish_port(session: Session, vpc: str, port: int, protocol: str) -> None
 
 @click.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("--vpc", required=True, help="The VPC.")
-@click.option("--subnet", help="The subnet: its own instance, else its first one.")
+@click.option("--subnet", help="A subnet: its instance of the same name, else its first instance.")
 @click.option("--instance", help="The instance.")
-@click.option("--user", help="Log in as this user, without any capability.")
-@click.option("--env", "additions", multiple=True, type=VARIABLE, metavar="NAME=VALUE", help="Set a variable.")
+@click.option("--user", help="Run the command as this user, without any capability.")
+@click.option(
+    "--env",
+    "additions",
+    multiple=True,
+    type=VARIABLE,
+    metavar="NAME=VALUE",
+    help="Set an environment variable; can be repeated.",
+)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_obj
 def exec(
@@ -128,12 +135,12 @@ def exec(
     additions: tuple[tuple[str, str], ...],
     command: tuple[str, ...],
 ) -> None:
-    """Run a command inside an instance; signals and exit status are the command's own.
+    """Run a command inside an instance, and exit with its status.
 
     \b
-    No shell stands in between: use `sh -c '…'` for pipes.  A command that runs as
-    root can leave the namespace and has root's terminal, keys and environment.
-    --user prevents this: the command gets its own terminal, keys and environment.
+    No shell is used: for pipes, run `sh -c '…'`.  A command that runs as root can
+    leave the namespace and has root's terminal, keys and environment.  With --user
+    it cannot leave, and gets its own terminal, keys and environment.
 
     Example: vpcctl exec --vpc shop --subnet web -- curl http://10.0.2.2/
     """

@@ -17,7 +17,7 @@ DRIFT = 3
 @json_option
 @click.pass_obj
 def status(session: Session, vpc: str | None, as_json: bool) -> None:
-    """Compare what is desired with the kernel, object by object; exit 3 where they differ.
+    """Compare the kernel with the desired state, object by object; exit status 3 if they differ.
 
     Example: vpcctl status
     """
@@ -53,10 +53,10 @@ def status(session: Session, vpc: str | None, as_json: bool) -> None:
 
 @click.command
 @click.option("--vpc", help="Only this VPC.")
-@click.option("--adopt", is_flag=True, help="First take back a state file that was lost or damaged.")
+@click.option("--adopt", is_flag=True, help="First restore a state file that was lost or damaged.")
 @click.pass_obj
 def repair(session: Session, vpc: str | None, adopt: bool) -> None:
-    """Bring the kernel to the desired state: after a crash, a reboot, or somebody's `nft flush ruleset`.
+    """Bring the kernel to the desired state: after a crash, a reboot, or `nft flush ruleset`.
 
     Example: vpcctl repair
     """
@@ -70,7 +70,7 @@ def repair(session: Session, vpc: str | None, adopt: bool) -> None:
 
 
 @click.command
-@click.option("--remove", is_flag=True, help="Take the service away again.")
+@click.option("--remove", is_flag=True, help="Remove the service.")
 @click.pass_obj
 def install_service(session: Session, remove: bool) -> None:
     """Install the systemd service that restores everything at boot, before the network is declared up.
@@ -84,11 +84,11 @@ def install_service(session: Session, remove: bool) -> None:
 
 
 @click.command
-@click.option("--all", "everything", is_flag=True, help="All VPCs; required.")
+@click.option("--all", "everything", is_flag=True, help="Remove all VPCs; required.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_obj
 def destroy(session: Session, everything: bool, yes: bool) -> None:
-    """Remove everything that is ours, and nothing else; the host is as before.
+    """Remove everything that vpcctl made, and nothing else; the host is as before.
 
     Example: vpcctl destroy --all --yes
     """
@@ -120,7 +120,7 @@ def _confirm(question: str) -> None:
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def lab(command: tuple[str, ...]) -> None:
-    """Open a throw-away machine of namespaces, with a pretend internet; needs no root, touches nothing.
+    """Open a shell, or run a command, in a throw-away machine with a simulated internet; needs no root.
 
     Example: vpcctl lab -- vpcctl create-vpc --name shop --cidr 10.0.0.0/16
     """
@@ -133,7 +133,7 @@ def lab(command: tuple[str, ...]) -> None:
 @json_option
 @click.pass_obj
 def doctor(session: Session, as_json: bool) -> None:
-    """Say what this machine lacks or has that will get in the way, each with the remedy; exit 1 if it is fatal.
+    """Report missing requirements and conflicting settings, and how to fix them; exit status 1 if one is fatal.
 
     Example: vpcctl doctor
     """

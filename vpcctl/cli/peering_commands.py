@@ -13,7 +13,7 @@ from vpcctl.cli.session import Session, json_option
 @click.option("--vpc2", required=True, help="Another VPC.")
 @click.pass_obj
 def create_peering(session: Session, vpc1: str, vpc2: str) -> None:
-    """Let two VPCs reach each other: routed, not transitive; their policies decide as before.
+    """Connect two VPCs; their policies still apply, and peerings are not transitive.
 
     Example: vpcctl create-peering --vpc1 shop --vpc2 billing
     """
@@ -26,7 +26,7 @@ def create_peering(session: Session, vpc1: str, vpc2: str) -> None:
 @click.option("--vpc2", required=True, help="Another VPC.")
 @click.pass_obj
 def delete_peering(session: Session, vpc1: str, vpc2: str) -> None:
-    """Separate two VPCs, live connections included.
+    """Disconnect two VPCs; live connections end, too.
 
     Example: vpcctl delete-peering --vpc1 shop --vpc2 billing
     """

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 
 @click.command
-@click.option("--vpc", help="The VPC; wins over the document's.")
-@click.option("--subnet", help="The subnet; wins over the document's.")
+@click.option("--vpc", help="The VPC; overrides the document.")
+@click.option("--subnet", help="The subnet; overrides the document.")
 @click.option("--file", "more", multiple=True, metavar="POLICY.json", help="The same as the argument.")
-@click.option("--dry-run", is_flag=True, help="Only say what traffic becomes allowed and denied; needs no root.")
+@click.option(
+    "--dry-run", is_flag=True, help="Only report which traffic would become allowed and denied; needs no root."
+)
 @click.argument("files", nargs=-1, metavar="POLICY.json ...")
 @click.pass_obj
 def apply_policy(
@@ -30,7 +32,7 @@ def apply_policy(
     dry_run: bool,
     files: tuple[str, ...],
 ) -> None:
-    """Compile policies and load them, one atomic transaction for each VPC concerned.
+    """Compile policies and load them, in one atomic transaction for each VPC.
 
     When this returns, the policies hold for live connections too.  `-` is standard input.
 
@@ -53,10 +55,12 @@ def apply_policy(
 @click.command
 @click.option("--vpc", required=True, help="The VPC.")
 @click.option("--subnet", required=True, help="The subnet.")
-@click.option("--dry-run", is_flag=True, help="Only say what traffic becomes allowed and denied; needs no root.")
+@click.option(
+    "--dry-run", is_flag=True, help="Only report which traffic would become allowed and denied; needs no root."
+)
 @click.pass_obj
 def clear_policy(session: Session, vpc: str, subnet: str, dry_run: bool) -> None:
-    """Detach a subnet's policy: its VPC, its peers and its own way out are open to it again.
+    """Remove a subnet's policy; it is then open to its VPC and peers, and all its egress is allowed.
 
     Example: vpcctl clear-policy --vpc shop --subnet web
     """
@@ -69,7 +73,9 @@ def clear_policy(session: Session, vpc: str, subnet: str, dry_run: bool) -> None
 @click.command
 @click.option("--vpc", required=True, help="The VPC.")
 @click.option("--subnet", help="Only the policy of this subnet.")
-@click.option("--hits", "counted", is_flag=True, help="How many flows each rule decided since the ruleset was loaded.")
+@click.option(
+    "--hits", "counted", is_flag=True, help="Also show how many flows each rule decided since the ruleset was loaded."
+)
 @json_option
 @click.pass_obj
 def show_policy(session: Session, vpc: str, subnet: str | None, counted: bool, as_json: bool) -> None:
@@ -140,15 +146,15 @@ def _columns(rule: Rule) -> tuple[str, ...]:
 
 
 @click.command("compile")
-@click.option("--vpc", help="The VPC; wins over the document's.")
-@click.option("--subnet", help="The subnet; wins over the document's.")
+@click.option("--vpc", help="The VPC; overrides the document.")
+@click.option("--subnet", help="The subnet; overrides the document.")
 @click.option("--environment", metavar="ENV.json", help="Compile for this environment instead of the present one.")
 @click.argument("files", nargs=-1, metavar="POLICY.json ...")
 @click.pass_obj
 def compile(
     session: Session, vpc: str | None, subnet: str | None, environment: str | None, files: tuple[str, ...]
 ) -> None:
-    """Print the ruleset of a VPC, as `nft -f` takes it, without loading it; needs no root.
+    """Print the ruleset of a VPC in the format of `nft -f`, without loading it; needs no root.
 
     Example: vpcctl compile --environment shop.json --vpc shop
     """
@@ -165,7 +171,7 @@ def compile(
 @json_option
 @click.pass_obj
 def show_ruleset(session: Session, vpc: str, as_json: bool) -> None:
-    """Show a VPC's ruleset as the kernel has it now.
+    """Show a VPC's ruleset from the kernel.
 
     Example: vpcctl show-ruleset --vpc shop
     """

@@ -18,12 +18,16 @@ if TYPE_CHECKING:
 @click.option("--name", required=True, help="The subnet's name.")
 @click.option("--cidr", required=True, type=PREFIX, help="Its prefix, inside the VPC's.")
 @click.option(
-    "--type", "kind", required=True, type=click.Choice(["public", "private"]), help="public reaches the internet."
+    "--type",
+    "kind",
+    required=True,
+    type=click.Choice(["public", "private"]),
+    help="A public subnet reaches the internet, a private one does not.",
 )
-@click.option("--no-instance", is_flag=True, help="Without the instance of the subnet's name.")
+@click.option("--no-instance", is_flag=True, help="Do not create the instance of the same name.")
 @click.pass_obj
 def create_subnet(session: Session, vpc: str, name: str, cidr: Any, kind: str, no_instance: bool) -> None:
-    """Create a subnet, and in it an instance of the same name.
+    """Create a subnet and an instance of the same name in it.
 
     Example: vpcctl create-subnet --vpc shop --name web --cidr 10.0.1.0/24 --type public
     """
@@ -35,10 +39,10 @@ def create_subnet(session: Session, vpc: str, name: str, cidr: Any, kind: str, n
 @click.command
 @click.option("--vpc", required=True, help="The VPC.")
 @click.option("--name", required=True, help="The subnet's name.")
-@click.option("--cascade", is_flag=True, help="With all its instances.")
+@click.option("--cascade", is_flag=True, help="Also delete all other instances in it.")
 @click.pass_obj
 def delete_subnet(session: Session, vpc: str, name: str, cascade: bool) -> None:
-    """Delete a subnet and the instance of its name.
+    """Delete a subnet and the instance of the same name.
 
     Example: vpcctl delete-subnet --vpc shop --name web
     """
@@ -79,7 +83,7 @@ def list_subnets(session: Session, vpc: str, as_json: bool) -> None:
 @click.option("--subnet", required=True, help="A private subnet.")
 @click.pass_obj
 def create_nat_gateway(session: Session, vpc: str, subnet: str) -> None:
-    """Let a private subnet reach the internet, as far as its egress policy allows; nothing new gets in.
+    """Let a private subnet reach the internet, as far as its egress policy allows; no new flows get in.
 
     Example: vpcctl create-nat-gateway --vpc shop --subnet db
     """
@@ -94,12 +98,12 @@ def create_nat_gateway(session: Session, vpc: str, subnet: str) -> None:
 @click.option("--subnet", required=True, help="A private subnet.")
 @click.pass_obj
 def delete_nat_gateway(session: Session, vpc: str, subnet: str) -> None:
-    """Take a private subnet's way to the internet, live connections included.
+    """Cut a private subnet off from the internet; live connections end, too.
 
     Example: vpcctl delete-nat-gateway --vpc shop --subnet db
     """
     session.controller.delete_nat_gateway(vpc, subnet)
-    session.say(f"subnet {subnet} of VPC {vpc} has no NAT gateway any more")
+    session.say(f"subnet {subnet} of VPC {vpc} no longer has a NAT gateway")
 
 
 def subnet_type(subnet: SubnetView) -> str:

@@ -34,7 +34,7 @@ def _caution(session: Session, unplaced: str | None) -> None:
 @click.argument("destination", metavar="TO")
 @click.argument("service")
 @environment_option
-@click.option("--probe", is_flag=True, help="Send real packets too, and say whether the kernel agrees.")
+@click.option("--probe", is_flag=True, help="Also send real packets, and report whether the kernel agrees.")
 @json_option
 @click.pass_obj
 def explain(
@@ -46,7 +46,7 @@ def explain(
     probe: bool,
     as_json: bool,
 ) -> None:
-    """May this flow pass, which line of which file decides, and by which hops?  Exit 0 allowed, 1 denied.
+    """Show whether a flow is allowed, which rule decides, and its path.  Exit status 0: allowed, 1: denied.
 
     \b
     FROM and TO are VPC/NAME (an instance, else a subnet), VPC/ADDRESS, internet or
@@ -137,11 +137,11 @@ def print_answer(answer: Answer) -> None:
 
 @click.command
 @click.option("--vpc", required=True, help="The VPC.")
-@click.option("--count", type=click.IntRange(1), help="End after so many packets.")
+@click.option("--count", type=click.IntRange(1), help="Stop after this many packets.")
 @json_option
 @click.pass_obj
 def log(session: Session, vpc: str, count: int | None, as_json: bool) -> None:
-    """Follow what rules with `"log": true` report: the first packet of each flow, its verdict and its rule.
+    """Print the reports of rules with `"log": true`: the first packet of each flow, its verdict and its rule.
 
     Example: vpcctl log --vpc shop
     """
@@ -150,9 +150,7 @@ def log(session: Session, vpc: str, count: int | None, as_json: bool) -> None:
 
     from vpcctl.analysis.rendering import service_in_words
 
-    followed = session.controller.log(
-        vpc, lambda: session.say("some packets are not told: there were more than could be read in time")
-    )
+    followed = session.controller.log(vpc, lambda: session.say("log entries lost: packets arrived too fast"))
     session.say(f"listening to VPC {vpc}; Ctrl-C ends it")
     if not followed.reports:
         session.say(f'no rule of VPC {vpc} has "log": true: nothing is reported until one is applied')
@@ -170,7 +168,7 @@ def log(session: Session, vpc: str, count: int | None, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def matrix(session: Session, vpc: str, environment: str | None, as_json: bool) -> None:
-    """Who reaches whom, on what.
+    """Show the allowed traffic between all subnets, peers and the internet.
 
     Example: vpcctl matrix --vpc shop
     """
@@ -200,7 +198,7 @@ def matrix(session: Session, vpc: str, environment: str | None, as_json: bool) -
 @json_option
 @click.pass_obj
 def verify(session: Session, tests: str, environment: str | None, as_json: bool) -> None:
-    """Check assertions about traffic, as CI would; exit 1 if one fails.
+    """Check assertions about traffic, for example in CI; exit status 1 if one fails.
 
     \b
     TESTS.json is an array of {"from": "shop/web", "to": "shop/db",

@@ -13,8 +13,8 @@ from vpcctl.cli.subnet_commands import subnet_document, subnet_type
 if TYPE_CHECKING:
     from vpcctl.engine.inventory import VpcView
 
-FLOWS = "Limit of the flows that the host tracks for it (approximate, for each direction)."
-PORTS = "Limit of the NAT ports that it can use toward one remote service."
+FLOWS = "Limit of the flows that the host tracks for the VPC (approximate, for each direction)."
+PORTS = "Limit of the NAT ports that the VPC can use toward one remote service."
 PROTOCOL = "A protocol without ports: gre, esp, ah, ipip, or a number."
 # As `model` has them; it is imported when a command runs.
 DEFAULT_MAX_FLOWS, DEFAULT_MAX_PORTS = 16384, 8192
@@ -25,7 +25,9 @@ DEFAULT_MAX_FLOWS, DEFAULT_MAX_PORTS = 16384, 8192
 @click.option("--cidr", required=True, type=PREFIX, help="Its prefix, such as 10.0.0.0/16.")
 @click.option("--ipv6-cidr", help="Not supported yet: IPv6 is off and dropped in every VPC.")
 @click.option(
-    "--transit", type=PREFIX, help="The range of the uplinks' addresses, set with the first VPC. [100.64.0.0/16]"
+    "--transit",
+    type=PREFIX,
+    help="The range of the uplinks' addresses; can be set only with the first VPC. [100.64.0.0/16]",
 )
 @click.option("--hardened", is_flag=True, help="Complete all checksums before packets are judged; costs throughput.")
 @click.option("--max-flows", type=int, default=DEFAULT_MAX_FLOWS, show_default=True, help=FLOWS)
@@ -41,7 +43,7 @@ def create_vpc(
     max_ports: int,
     hardened: bool,
 ) -> None:
-    """Create a VPC: its router, its default-deny ruleset, its uplink.
+    """Create a VPC with its router, uplink and default-deny ruleset.
 
     Example: vpcctl create-vpc --name shop --cidr 10.0.0.0/16
     """
@@ -58,7 +60,7 @@ def create_vpc(
 
 @click.command
 @click.option("--name", required=True, help="Its name.")
-@click.option("--cascade", is_flag=True, help="With its subnets, instances and peerings.")
+@click.option("--cascade", is_flag=True, help="Also delete its subnets, instances and peerings.")
 @click.pass_obj
 def delete_vpc(session: Session, name: str, cascade: bool) -> None:
     """Delete a VPC.
@@ -75,7 +77,7 @@ def delete_vpc(session: Session, name: str, cascade: bool) -> None:
 @click.option("--max-ports", type=int, help=PORTS)
 @click.pass_obj
 def set_limits(session: Session, vpc: str, max_flows: int | None, max_ports: int | None) -> None:
-    """Limit a VPC's use of shared resources; live flows continue.
+    """Change a VPC's limits for shared resources; live flows continue.
 
     Example: vpcctl set-limits --vpc shop --max-flows 50000
     """
@@ -94,7 +96,7 @@ def set_limits(session: Session, vpc: str, max_flows: int | None, max_ports: int
 @click.option("--protocol", required=True, help=PROTOCOL)
 @click.pass_obj
 def create_nat_protocol(session: Session, vpc: str, protocol: str) -> None:
-    """Enable source NAT of a protocol without ports for a VPC; one VPC at a time can have it.
+    """Enable source NAT of a protocol without ports for a VPC; only one VPC at a time can use it.
 
     Example: vpcctl create-nat-protocol --vpc shop --protocol gre
     """
@@ -144,7 +146,7 @@ def list_vpcs(session: Session, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def show_vpc(session: Session, name: str, as_json: bool) -> None:
-    """Show a VPC with all that is in it.
+    """Show a VPC and everything in it.
 
     Example: vpcctl show-vpc --name shop
     """

@@ -1,8 +1,8 @@
 """Tables of the old xtables (``iptables-legacy``), which nftables does not list, put into the words of a listing.
 
 The kernel hands a table over as one block of entries (include/uapi/linux/netfilter_ipv4/ip_tables.h); a chain of the
-user's begins behind an ERROR entry with its name.  Matches that are not told apart here become statements that `hooks`
-does not know, so nothing that depends on them is taken for granted.
+user's begins behind an ERROR entry with its name.  Matches that this module does not know become statements that
+`hooks` does not know, so nothing that depends on them is taken for granted.
 """
 
 from __future__ import annotations

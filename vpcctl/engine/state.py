@@ -229,7 +229,7 @@ class Store:
                 holder = os.pread(lock, 512, 0).decode(errors="replace").strip() or "another process"
                 os.close(lock)
                 raise StateError(
-                    f"{self.directory} is locked by {holder} since more than {patience:g} s; wait for it, or end it"
+                    f"{self.directory} is still locked by {holder} after {patience:g} s; wait, or stop that process"
                 ) from None
             except OSError as error:
                 os.close(lock)

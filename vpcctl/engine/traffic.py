@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class Explanation:
     """The answer to a question, and what it was asked of.
 
-    An environment document is judged on no host in particular: `unplaced` is an allowed address that may be one of a
-    host's, on which the flow is denied then; None where there is no doubt.
+    An environment document is judged on no host in particular: `unplaced` is an allowed address that may belong
+    to the host, which would then deny the flow.  None means that no such address is allowed.
     """
 
     answer: Answer

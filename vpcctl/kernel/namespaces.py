@@ -238,7 +238,7 @@ def is_placeholder(name: str, tag: str) -> bool:
 
 
 def owner(name: str) -> str | None:
-    """The tag in the file at the namespace's place, mounted on or bare; None where there is no regular file.
+    """The tag in the file at the namespace's place, mounted on or bare; None if it is not a regular file.
 
     Raises OSError where the kernel lets nobody look below mounts: before Linux 5.2, or without CAP_SYS_ADMIN.
     """

@@ -54,7 +54,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126  # as shells say it
 
 _WELCOME = f"""\
-A throw-away machine: its network, its processes and its /run go when you say `exit`. Other files are the real ones.
+A throw-away machine: its network, processes and /run disappear when you type `exit`. All other files are real.
 
   you       {HOST} on eth0        neighbour on the LAN  {NEIGHBOUR}
   internet  203.0.113.0/24: every address answers ping, TCP and UDP on any port, e.g. {INTERNET}
@@ -62,7 +62,7 @@ A throw-away machine: its network, its processes and its /run go when you say `e
 Try   vpcctl create-vpc --name shop --cidr 10.0.0.0/16
       vpcctl create-subnet --vpc shop --name web --cidr 10.0.1.0/24 --type public
       vpcctl exec --vpc shop --subnet web -- ping -c 1 {INTERNET}
-To be somebody else:  nsenter --net={RUN_LAB}/neighbour bash
+A shell on the neighbour:  nsenter --net={RUN_LAB}/neighbour bash
 """
 
 _SHELL_SETTINGS = """\
