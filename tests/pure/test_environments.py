@@ -22,6 +22,7 @@ from vpcctl.documents.environment import read_environment
 from vpcctl.errors import ConflictError, DocumentError
 from vpcctl.model.network import Instance, Peering, Publication, Subnet, Vpc, World
 from vpcctl.model.policy import TCP
+from vpcctl.resources import topology
 
 FILE = "environment.json"
 SERIAL = 7
@@ -178,6 +179,43 @@ def test_what_is_applied_to_an_empty_machine_is_what_is_exported(document: dict[
     assert by_name(found["vpcs"]) == by_name(document["vpcs"])
     assert pairs_of(found) == pairs_of(document)
     assert exported(applied(found, World())) == found
+
+
+RENAMED = [
+    "- subnet shop/web",
+    "+ subnet shop/front: 10.0.1.0/24, public",
+    "~ instance shop/web: moves to subnet front, 10.0.1.2",
+    "~ instance shop/web-2: moves to subnet front, 10.0.1.3",
+]
+
+
+def test_a_renamed_subnet_keeps_its_instances() -> None:
+    """Their namespaces stay, with the processes in them."""
+    document = json.loads(json.dumps(exported(PRESENT)).replace('"name": "web", "cidr"', '"name": "front", "cidr"'))
+    after = applied(document, PRESENT)
+    assert [str(one) for one in object_changes(PRESENT, after)] == RENAMED
+    before_items, after_items = (
+        {item.key for items in topology.snapshot(world, "id", {}).values() for item in items}
+        for world in (PRESENT, after)
+    )
+    for key in (("Namespace", "shop-web"), ("Namespace", "shop-web-2")):
+        assert key in before_items & after_items
+
+
+def test_an_instance_of_another_subnet_moves_and_its_address_is_told() -> None:
+    before = applied(TWO_SUBNETS, World())
+    document = copy.deepcopy(TWO_SUBNETS)
+    inner = document["vpcs"][0]["subnets"]
+    inner[1]["instances"].append(inner[0]["instances"].pop())
+    assert [str(one) for one in object_changes(before, applied(document, before))] == [
+        "~ instance one/b: moves to subnet db, 10.0.2.3"
+    ]
+
+
+TWO_SUBNETS: dict[str, Any] = {"vpcs": [{"name": "one", "cidr": "10.0.0.0/16", "subnets": [
+    {"name": "web", "cidr": "10.0.1.0/24", "type": "public", "instances": [{"name": "a"}, {"name": "b"}]},
+    {"name": "db", "cidr": "10.0.2.0/24", "type": "private", "instances": [{"name": "c"}]},
+]}]}  # fmt: skip
 
 
 OTHER_TRANSIT = "100.127.0.0/24"

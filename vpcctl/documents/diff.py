@@ -261,6 +261,21 @@ def _protocol_words(old: Vpc, new: Vpc) -> Iterator[str]:
 
 
 def _subnets_changes(old: Vpc, new: Vpc) -> Iterator[ObjectChange]:
+    """The differences between subnets; an instance that leaves one for another moves, as its namespace stays."""
+    moving = {
+        f"instance {new.name}/{one.name}": one
+        for one in new.instances
+        if one.name in old.instances_by_name and old.subnet_of(one.name).name != new.subnet_of(one.name).name
+    }
+    for change in _each_subnet(old, new):
+        if change.what not in moving:
+            yield change
+        elif change.sign == "+":
+            name = moving[change.what].name
+            yield ObjectChange("~", change.what, f"moves to subnet {new.subnet_of(name).name}, {change.detail}")
+
+
+def _each_subnet(old: Vpc, new: Vpc) -> Iterator[ObjectChange]:
     before, after = ({subnet.name: subnet for subnet in vpc.subnets} for vpc in (old, new))
     for name, subnet in before.items():
         if name not in after:
