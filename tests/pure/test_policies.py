@@ -175,7 +175,7 @@ ENDPOINT = "is not an endpoint (any, internet, a prefix or address, subnet:NAME,
         (
             {"action": "accept"},
             "/action",
-            '"accept" is not an action (allow, deny or reject); expected: allow, deny, reject',
+            '"accept" is not an action (allow, deny or reject); write "allow"',
         ),
         ({"prot": "tcp"}, "/prot", "unknown field 'prot'; did you mean 'port'?"),
         ({"protocol": "tpc"}, "/protocol", f"\"tpc\" {PROTOCOL}; did you mean 'tcp'?"),

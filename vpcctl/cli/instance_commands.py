@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vpcctl.cli.output import print_json, print_table
-from vpcctl.cli.session import ADDRESS, Session, json_option
+from vpcctl.cli.session import ADDRESS, PORT, Session, json_option
 from vpcctl.cli.subnet_commands import instance_document
 
 if TYPE_CHECKING:
     from vpcctl.kernel.processes import Elsewhere
 
-PORT = click.IntRange(1, 65535)
 PROTOCOL = click.Choice(["tcp", "udp", "sctp"])
 NAMED = 5  # a warning names at most this many namespaces
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -38,6 +39,8 @@ EXIT_STATUSES = {
 PATIENCE = 1.0
 # Of similar lines a person is shown so many; the others are counted.
 LISTED = 10
+# So much of a wrong word is shown.
+LONGEST_WORD = 40
 
 
 class Session:
@@ -162,4 +165,32 @@ class AddressType(click.ParamType):  # type: ignore[type-arg] # generic in new v
             self.fail(str(error), param, ctx)
 
 
-PREFIX, ADDRESS = PrefixType(), AddressType()
+class PortType(click.IntRange):
+    """A port from 1 to 65535; what other programs accept for a port is refused with what to type."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 65535)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and (advice := _port_advice(value.strip().lower(), param, ctx)):
+            self.fail(f"{value[:LONGEST_WORD]!r} is not a port (1–65535); {advice}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def _port_advice(word: str, param: click.Parameter | None, ctx: click.Context | None) -> str | None:
+    from vpcctl.documents.vocabulary import SERVICES
+
+    option = param.opts[0] if param is not None and param.opts else "--port"
+    if word in SERVICES:
+        return f"use {option} {SERVICES[word]}"
+    if pair := re.fullmatch(r"(?:[0-9.]+:)?([0-9]{1,5}):([0-9]{1,5})", word):
+        has_target = ctx is not None and any(other.name == "target_port" for other in ctx.command.params)
+        return f"use --port {pair[1]}" + (f" --target-port {pair[2]}" if has_target else "")
+    if re.fullmatch(r"[0-9]{1,5}(?:[-,][0-9]{1,5})+", word):
+        return f"use one port at a time, as in {option} {re.split('[-,]', word)[0]}"
+    if both := re.fullmatch(r"(tcp|udp|sctp)/([0-9]{1,5})|([0-9]{1,5})/(tcp|udp|sctp)", word):
+        return f"use {option} {both[2] or both[3]} --protocol {both[1] or both[4]}"
+    return "a number is expected" if len(word) > LONGEST_WORD else None
+
+
+PREFIX, ADDRESS, PORT = PrefixType(), AddressType(), PortType()

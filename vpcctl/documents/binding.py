@@ -105,19 +105,27 @@ def _is(subnet: Subnet, wanted: str) -> bool:
 def _names(world: World, attachment: Attachment) -> Iterator[Problem]:
     """Endpoints that name nothing."""
     vpc = world.vpc(attachment.vpc)
-    known: dict[str, Collection[str]] = {
+    known: dict[str, Collection[str] | None] = {
         "subnet": vpc.subnets_by_name,
         "instance": vpc.instances_by_name,
         "vpc": world.vpcs_by_name,
         "set": {name for name, _ in (*vpc.sets, *attachment.policy.sets)},
     }
-    for place, endpoint in _endpoints(attachment.policy):
-        if endpoint.name is not None and endpoint.name not in known[endpoint.kind]:
-            there = sorted(known[endpoint.kind])
+    yield from unknown_names(endpoints_of(attachment.policy), known, attachment.policy.file)
+
+
+def unknown_names(
+    endpoints: Iterable[tuple[str, Endpoint]], known: Mapping[str, Collection[str] | None], file: str
+) -> Iterator[Problem]:
+    """Those of `endpoints`, each with its pointer, that name nothing in `known`: names by their kind, None for all."""
+    for place, endpoint in endpoints:
+        names = known.get(endpoint.kind)
+        if endpoint.name is not None and names is not None and endpoint.name not in names:
+            there = sorted(names)
             hint = nearest(endpoint.name, there) if there else f"known {endpoint.kind}s: none"
             words = f"{endpoint} names nothing: no {endpoint.kind} {endpoint.name!r} is known here; {hint}"
             expected = "the name of an existing subnet, instance, VPC or set is expected"
-            yield Problem(attachment.policy.file, place, words, expected, place)
+            yield Problem(file, place, words, expected, place)
 
 
 def check_names(world: World, vpcs: set[str], file: str) -> list[Problem]:
@@ -152,7 +160,7 @@ def check_sizes(world: World, files: Mapping[str, str]) -> None:
         raise DocumentError(*problems)
 
 
-def _endpoints(policy: Policy) -> Iterator[tuple[str, Endpoint]]:
+def endpoints_of(policy: Policy) -> Iterator[tuple[str, Endpoint]]:
     """Every endpoint of the policy with its pointer."""
     for direction in Direction:
         for rule in policy.rules(direction) or ():
@@ -172,7 +180,7 @@ def _warnings(world: World, attachment: Attachment) -> Iterator[str]:
                 ' denies what no rule matches (implicit; set "default" to make it explicit)'
             )
     peers = {peer.name for peer in world.peers(vpc.name)} | {vpc.name}
-    for place, endpoint in _endpoints(policy):
+    for place, endpoint in endpoints_of(policy):
         if endpoint.kind == "vpc" and endpoint.name not in peers:
             line = Origin(policy.file, place)
             yield f"{line}: {endpoint} matches nothing until {vpc.name} and {endpoint.name} are peered"

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, TypeVar
 
 from vpcctl import names
 from vpcctl.documents import fields, reading
+from vpcctl.documents.binding import endpoints_of, unknown_names
+from vpcctl.documents.exports import EXAMPLE, refuse_export
 from vpcctl.documents.fastpath import without_plain_parts
-from vpcctl.documents.policies import Reader, check_sets, read_policies, read_policy, sound
+from vpcctl.documents.policies import Reader, check_sets, read_policies, sound
 from vpcctl.documents.recovery import GAP, remains
 from vpcctl.errors import DocumentError, Problem, VpcctlError
 from vpcctl.model.network import (
@@ -28,10 +31,18 @@ from vpcctl.model.network import (
     check_beside_transit,
 )
 from vpcctl.model.operations import with_instance
-from vpcctl.model.policy import PROTOCOLS, Address, Network, Policy
+from vpcctl.model.policy import PROTOCOLS, Address, Endpoint, Network, Policy
 
 _V = TypeVar("_V")
-ANY_PREFIX = "0.0.0.0/0"
+# The fields of VPCs and policies that cannot stand for their sets.
+BESIDE_SETS = frozenset({"name", "cidr", "subnets", "publish", "vpc", "subnet", "ingress", "egress", "default"})
+# What may be wrong in a VPC without hiding the name of a subnet or an instance.
+HARMLESS = re.compile(
+    "/(?:name|cidr|sets|publish|hardened|max_flows|max_ports|nat_protocols)(?:/.*)?"
+    "|/subnets/[0-9]+/(?:cidr|type|nat_gateway|policy)(?:/.*)?"
+    "|/subnets/[0-9]+/instances/[0-9]+/ip",
+    re.DOTALL,
+)
 
 
 def read_environment(
@@ -43,6 +54,7 @@ def read_environment(
     else allocated in the document's order.  `load` returns the parsed document and the name of a policy's path.
     DocumentError with every problem found.
     """
+    refuse_export(document, file)
     if reading.kind_of(document) == "policy":
         raise DocumentError(Problem(file, "", "this is a policy; `vpcctl apply-policy` takes it"))
     vpcs = document.get("vpcs") if isinstance(document, dict) else None
@@ -50,12 +62,61 @@ def read_environment(
         check_sets(vpc, file, f"/vpcs/{number}")
     reader = _Environment(file, load, present or World(), serial)
     reader.problems += reading.structure_problems(without_plain_parts(document), "environment", file)
-    if reader.problems:
-        reader.words(remains(document, reader.problems))
-    reader.finish(document)
-    world = reader.world(document)
+    # Whatever else is wrong is told at the same time.
+    left = remains(document, reader.problems) if reader.problems else document
+    if left is not GAP:
+        reader.doubts = Doubts.of(document, left, reader.problems)
+        world = reader.world(left)
+        reader.tell_unknown_names(document, left)
     reader.finish(document)
     return world
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Doubts:
+    """What must not be said to be absent, as it may stand in a wrong part of the document.
+
+    `vpcs` are the places of VPCs of which some subnet or instance may be unknown; `world` is true if some VPC may be.
+    `sets` are the places of VPCs and policies of which some named set may be unknown.
+    """
+
+    wrong: bool = False
+    world: bool = False
+    vpcs: frozenset[str] = frozenset()
+    sets: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, document: Any, left: Any, problems: Iterable[Problem]) -> Doubts:
+        """The doubts about `document`, of which only `left` could be read."""
+        pointers = [problem.pointer for problem in problems]
+        inners = left.get("vpcs", [])
+        nameless = any(inner is GAP or "name" not in inner for inner in inners)
+        world = nameless or any(re.fullmatch(r"/(?!peerings$)[^/]*", pointer) for pointer in pointers)
+        vpcs, sets = set(), set()
+        for pointer in pointers:
+            if found := re.match(r"/vpcs/[0-9]+(?=/)", pointer):
+                if not HARMLESS.fullmatch(pointer, found.end()) and not _is_named(left, pointer):
+                    vpcs.add(found[0])
+                holder, _, field = pointer.rpartition("/")
+                if field not in BESIDE_SETS:
+                    sets.add(holder)
+        return cls(bool(pointers), world, frozenset(vpcs), frozenset(sets))
+
+
+def _set_names(document: dict[str, Any]) -> Collection[str]:
+    """The names of the sets of a VPC or a policy, those that are wrong too."""
+    sets = document.get("sets")
+    return sets.keys() if isinstance(sets, dict) else ()
+
+
+def _is_named(left: Any, pointer: str) -> bool:
+    """Does `pointer` lead to a subnet whose name is left?"""
+    found = re.fullmatch("/vpcs/([0-9]+)/subnets/([0-9]+)", pointer)
+    if found is None:
+        return False
+    vpc = left["vpcs"][int(found[1])]  # no gap, as something in it is wrong
+    subnet = vpc["subnets"][int(found[2])]
+    return subnet is not GAP and "name" in subnet
 
 
 class _Environment(Reader):
@@ -65,18 +126,24 @@ class _Environment(Reader):
         self._transit = present.transit
         # The host's ports that are published, with the first place of each.
         self._ports: dict[str, str] = {}
+        self.doubts = Doubts()
+        # The endpoints of each policy: the place of its VPC, its own place and its file.
+        self._file_sets: dict[str, list[str]] = {}
+        self._endpoints: list[tuple[str, str, str, list[tuple[str, Endpoint]]]] = []
 
     def world(self, document: dict[str, Any]) -> World:
         """The world, without the parts in which problems were found."""
         self._transit = self.transit(document)
         inners = document.get("vpcs", [])
-        named = [inner["name"] for inner in inners]
+        named = [inner["name"] for _, inner in sound(inners) if "name" in inner]
         taken = {vpc.name: vpc.index for vpc in self._present.vpcs}
         free = (index for index in itertools.count() if index not in taken.values())
-        again = self.twice((f"VPC {name}", f"/vpcs/{number}/name") for number, name in enumerate(named))
+        again = self.twice(
+            (f"VPC {inner['name']}", f"/vpcs/{number}/name") for number, inner in sound(inners) if "name" in inner
+        )
         vpcs = {}
-        for number, inner in enumerate(inners):
-            place, name = f"/vpcs/{number}", inner["name"]
+        for number, inner in sound(inners):
+            place, name = f"/vpcs/{number}", inner.get("name")
             found = self.vpc(inner, place, taken[name] if name in taken else next(free))
             if found is not None and f"{place}/name" not in again:
                 vpcs[place] = found
@@ -102,14 +169,15 @@ class _Environment(Reader):
     def pairs(self, document: list[Any], known: set[str]) -> dict[str, Peering]:
         """The peerings by their places; `known` are the VPCs that there are."""
         found = {}
-        for number, names_of in enumerate(document):
+        for number, names_of in sound(document):
             place = f"/peerings/{number}"
-            strange = [name for name in names_of if name not in known]
-            for inner, name in enumerate(names_of):
-                if name in strange:
+            readable = list(sound(names_of))
+            strange = [name for _, name in readable if name not in known]
+            for inner, name in readable:
+                if name in strange and not self.doubts.world:
                     words = f"VPC {name!r} not found; {reading.nearest(name, sorted(known))}"
                     self.problems.append(Problem(self.file, f"{place}/{inner}", words))
-            pair = self.guarded(place, Peering.between, *names_of)
+            pair = self.guarded(place, Peering.between, *names_of) if len(readable) == len(names_of) else None
             if pair is not None and not strange:
                 found[place] = pair
         again = self.twice((f"the peering of {pair.one} and {pair.other}", place) for place, pair in found.items())
@@ -144,24 +212,36 @@ class _Environment(Reader):
                 again.add(place)
         return again
 
-    def words(self, document: Any) -> None:
-        """Find what is wrong in the words of a document whose structure is wrong somewhere else."""
-        if document is GAP:
+    def tell_unknown_names(self, document: Any, left: Any) -> None:
+        """Tell the endpoints that name nothing, if something else is wrong; else the whole world is asked for them."""
+        if not self.problems:
             return
-        self.attempt("/transit", fields.parse_own_prefix, document.get("transit", ANY_PREFIX))
-        for number, vpc in sound(document.get("vpcs", [])):
-            place = f"/vpcs/{number}"
-            self.attempt(f"{place}/cidr", fields.parse_own_prefix, vpc.get("cidr", ANY_PREFIX))
-            self.sets(vpc.get("sets", {}), f"{place}/sets")
-            for inner, subnet in sound(vpc.get("subnets", [])):
-                self.words_of(subnet, f"{place}/subnets/{inner}")
+        present = self._present.vpcs_by_name
+        declared = {inner["name"] for _, inner in sound(left.get("vpcs", [])) if "name" in inner}
+        for vpc, place, file, endpoints in self._endpoints:
+            number = int(vpc.rpartition("/")[2])
+            inner, written = left["vpcs"][number], document["vpcs"][number]
+            before = present.get(inner.get("name", ""))
+            subnets = [subnet for _, subnet in sound(inner.get("subnets", []))]
+            instances = {one.get("name", "") for subnet in subnets for one, _ in _instances(subnet, "")}
+            known: dict[str, Collection[str] | None] = {
+                "subnet": {one.get("name", "") for one in subnets} | set(before.subnets_by_name if before else ()),
+                "instance": instances | set(before.instances_by_name if before else ()),
+                "vpc": None if self.doubts.world else declared | present.keys(),
+                "set": {*_set_names(written), *self._own_sets(document, place)},
+            }
+            if vpc in self.doubts.vpcs:
+                known["subnet"] = known["instance"] = None
+            if {vpc, place} & self.doubts.sets:
+                known["set"] = None
+            problems = unknown_names(endpoints, known, file)
+            self.problems += [one if file == self.file else one.discreet() for one in problems]
 
-    def words_of(self, subnet: dict[str, Any], pointer: str) -> None:
-        self.attempt(f"{pointer}/cidr", fields.parse_own_prefix, subnet.get("cidr", ANY_PREFIX))
-        self.policy_of(subnet, pointer)
-        for number, instance in sound(subnet.get("instances", [])):
-            if "ip" in instance:
-                self.attempt(f"{pointer}/instances/{number}/ip", fields.parse_address, instance["ip"])
+    def _own_sets(self, document: Any, place: str) -> Iterable[str]:
+        """The names of the sets of the policy at `place`, those that are wrong too."""
+        for part in place.split("/")[1:]:
+            document = document[int(part)] if isinstance(document, list) else document[part]
+        return _set_names(document) if isinstance(document, dict) else self._file_sets.get(place, ())
 
     def policy_of(self, subnet: dict[str, Any], pointer: str) -> Policy | None:
         """The subnet's policy, if it has one."""
@@ -185,15 +265,16 @@ class _Environment(Reader):
     def vpc(self, document: dict[str, Any], pointer: str, index: int) -> Vpc | None:
         """A VPC; without what is in it where something of that is wrong, and None where it is wrong itself."""
         told = len(self.problems)
-        name = document["name"]
-        prefix = self.attempt(f"{pointer}/cidr", fields.parse_own_prefix, document["cidr"])
+        name = document.get("name", "")
+        prefix = self.prefix(document, pointer)
         alone = None
-        if self.guarded(f"{pointer}/name", _is_so, names.check_name, name, "VPC") and prefix is not None:
+        named = name and self.guarded(f"{pointer}/name", _is_so, names.check_name, name, "VPC")
+        if named and prefix is not None:
             alone = self.guarded(f"{pointer}/cidr", self.beside_transit, name, prefix, index)
         inners = document.get("subnets", [])
         subnets = {
             f"{pointer}/subnets/{number}": self.subnet(inner, f"{pointer}/subnets/{number}", name)
-            for number, inner in enumerate(inners)
+            for number, inner in sound(inners)
         }
         sets = self.sets(document.get("sets", {}), f"{pointer}/sets")
         self.names_within(document, pointer)
@@ -208,14 +289,14 @@ class _Environment(Reader):
             with contextlib.suppress(VpcctlError):
                 return Vpc(name, (prefix,), index, *parts)
         self.places_of(there, alone)
-        if len(self.problems) == told:
+        if len(self.problems) == told and not self.doubts.wrong:
             self.guarded(pointer, Vpc, name, (prefix,), index, *parts)
         return alone
 
     def limits(self, document: dict[str, Any], pointer: str) -> tuple[int, int, tuple[int, ...]]:
         """What a VPC may take of what all share, and the protocols without ports that are translated for it."""
         protocols = []
-        for number, word in enumerate(document.get("nat_protocols", ())):
+        for number, word in sound(document.get("nat_protocols", [])):
             place = f"{pointer}/nat_protocols/{number}"
             found = self.attempt(place, fields.parse_portless, word)
             if found in protocols:
@@ -233,18 +314,20 @@ class _Environment(Reader):
 
     def names_within(self, document: dict[str, Any], pointer: str) -> None:
         """Tell the names in a VPC that stand twice."""
-        owner, inners = document["name"], document.get("subnets", [])
+        inners = document.get("subnets", [])
+        owner = f"VPC {document['name']}" if "name" in document else "this VPC"
         self.twice(
-            (f"subnet {inner['name']} of VPC {owner}", f"{pointer}/subnets/{number}/name")
-            for number, inner in enumerate(inners)
+            (f"subnet {inner['name']} of {owner}", f"{pointer}/subnets/{number}/name")
+            for number, inner in sound(inners)
+            if "name" in inner
         )
         wrong = {problem.pointer for problem in self.problems}
         self.twice(
-            (f"instance {instance['name']} of VPC {owner}", f"{place}/name")
-            for number, inner in enumerate(inners)
+            (f"instance {instance['name']} of {owner}", f"{place}/name")
+            for number, inner in sound(inners)
             for instance, place in _instances(inner, f"{pointer}/subnets/{number}")
             # The instance that comes of the subnet's name by itself is no second problem.
-            if f"{place}/name" not in wrong
+            if "name" in instance and f"{place}/name" not in wrong
         )
 
     def places_of(self, subnets: dict[str, Subnet], vpc: Vpc) -> None:
@@ -262,14 +345,17 @@ class _Environment(Reader):
     def published(self, document: dict[str, Any], pointer: str) -> tuple[Publication, ...]:
         """The ports that a VPC publishes, without those that are wrong."""
         inners = document.get("subnets", [])
-        there = sorted({one["name"] for inner in inners for one, _ in _instances(inner, "")})
+        instances = [one for _, inner in sound(inners) for one, _ in _instances(inner, "")]
+        there = sorted({one["name"] for one in instances if "name" in one})
         found = []
-        for number, inner in enumerate(document.get("publish", ())):
+        for number, inner in sound(document.get("publish", [])):
             place = f"{pointer}/publish/{number}"
+            if not inner.keys() >= {"protocol", "port", "instance"}:
+                continue
             # 8080.0 is an integer to JSON Schema, and no port to nftables.
             port, target = int(inner["port"]), int(inner.get("target_port", inner["port"]))
             item = Publication(PROTOCOLS[inner["protocol"]], port, inner["instance"], target)
-            if item.instance not in there:
+            if item.instance not in there and pointer not in self.doubts.vpcs:
                 hint = reading.nearest(item.instance, there) if there else "known instances: none"
                 words = f"port {item.port} is published for instance {item.instance}, which does not exist; {hint}"
                 self.problems.append(Problem(self.file, f"{place}/instance", words))
@@ -280,15 +366,21 @@ class _Environment(Reader):
             found.append(item)
         return tuple(found)
 
+    def prefix(self, document: dict[str, Any], pointer: str) -> Network | None:
+        """The prefix of a VPC or a subnet, if it can be read."""
+        if "cidr" not in document:
+            return None
+        return self.attempt(f"{pointer}/cidr", fields.parse_own_prefix, document["cidr"])
+
     def subnet(self, document: dict[str, Any], pointer: str, vpc: str) -> Subnet | None:
-        prefix = self.attempt(f"{pointer}/cidr", fields.parse_own_prefix, document["cidr"])
-        named = self.guarded(f"{pointer}/name", _is_so, names.check_name, document["name"], "subnet")
+        prefix, name = self.prefix(document, pointer), document.get("name", "")
+        named = name and self.guarded(f"{pointer}/name", _is_so, names.check_name, name, "subnet")
         policy = self.policy_of(document, pointer)
         wanted, addresses = self.instances(document, pointer)
         if prefix is None or not named:
             return None
-        public, gateway = document["type"] == "public", document.get("nat_gateway", False)
-        made = self.guarded(f"{pointer}/cidr", Subnet, document["name"], (prefix,), public, gateway, (), policy)
+        public, gateway = document.get("type") == "public", document.get("nat_gateway", False)
+        made = self.guarded(f"{pointer}/cidr", Subnet, name, (prefix,), public, gateway, (), policy)
         return made and self.populated(made, vpc, wanted, addresses)
 
     def instances(self, document: dict[str, Any], pointer: str) -> tuple[dict[str, str], dict[str, Address]]:
@@ -297,10 +389,10 @@ class _Environment(Reader):
         addresses: dict[str, Address] = {}
         for inner, place in _instances(document, pointer):
             told = len(self.problems)
-            if place != pointer:
+            if place != pointer and "name" in inner:
                 self.guarded(f"{place}/name", names.check_name, inner["name"], "instance")
             address = self.attempt(f"{place}/ip", fields.parse_address, inner["ip"]) if "ip" in inner else None
-            if len(self.problems) == told:
+            if len(self.problems) == told and "name" in inner:
                 wanted[place] = inner["name"]
                 if address is not None:
                     addresses[place] = address
@@ -338,8 +430,13 @@ class _Environment(Reader):
         return [beside] if beside and beside.prefixes == subnet.prefixes else []
 
     def attached(self, policy: Any, pointer: str) -> Policy:
+        vpc = "/".join(pointer.split("/")[:3])
         if not isinstance(policy, str):
-            return read_policy(policy, self.file, f"{pointer}/policy")
+            reader = Reader(self.file)
+            read = reader.policy(policy, f"{pointer}/policy", {})
+            self._endpoints.append((vpc, f"{pointer}/policy", self.file, reader.named))
+            reader.finish()
+            return read.policy
         try:
             document, file = self._load(policy)
             found = read_policies(document, file)
@@ -347,6 +444,8 @@ class _Environment(Reader):
                 raise DocumentError(Problem(file, "", "", "one policy is expected here"))
         except DocumentError as error:
             raise self.discreet(error) from error
+        self._endpoints.append((vpc, f"{pointer}/policy", file, list(endpoints_of(found[0].policy))))
+        self._file_sets[f"{pointer}/policy"] = [name for name, _ in found[0].policy.sets]
         return found[0].policy
 
     def discreet(self, error: DocumentError) -> DocumentError:
@@ -355,7 +454,11 @@ class _Environment(Reader):
         Its author may be somebody who may not read that file.
         """
         files = dict.fromkeys(problem.file for problem in error.problems if isinstance(problem, Problem))
-        told = [problem.discreet() if isinstance(problem, Problem) else problem for problem in error.problems]
+        told = [
+            problem.discreet() if isinstance(problem, Problem) else problem
+            for problem in error.problems
+            if problem not in EXAMPLE
+        ]
         hints = (_not_shown(file, self.file) for file in files)
         return DocumentError(*told, *(hint for hint in hints if hint not in self.problems))
 
@@ -368,9 +471,9 @@ def _not_shown(file: str, document: str) -> Problem:
 
 def _instances(subnet: dict[str, Any], pointer: str) -> Iterator[tuple[dict[str, Any], str]]:
     """The instances of a subnet's document with their places; where it is silent, the one of the subnet's name."""
-    if "instances" not in subnet:
+    if "instances" not in subnet and "name" in subnet:
         yield {"name": subnet["name"]}, pointer
-    for number, instance in enumerate(subnet.get("instances", ())):
+    for number, instance in sound(subnet.get("instances", [])):
         yield instance, f"{pointer}/instances/{number}"
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import re
 from collections.abc import Callable
 
 from vpcctl.documents import reading
@@ -44,6 +45,7 @@ ICMPV6_TYPES = {
 }  # fmt: skip
 SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 TYPE_NAMES = {ICMP: ICMP_TYPES, ICMPV6: ICMPV6_TYPES}
+HIGHEST_ICMP_TYPE = 255
 EVERY_PORT = (0, HIGHEST_PORT)
 
 
@@ -68,7 +70,7 @@ def parse_portless(value: str | int) -> int:
     text = str(value).lower()
     if text in PORTLESS_NAMES:
         return PORTLESS_NAMES[text]
-    if not (text.isascii() and text.isdigit()) or int(text) > HIGHEST_PROTOCOL:
+    if not re.fullmatch("[0-9]{1,3}", text, re.ASCII) or int(text) > HIGHEST_PROTOCOL:
         known = ", ".join(PORTLESS_NAMES)
         raise ValueError(
             f"{reading.quote(value)} is not a protocol without ports; expected: {known}, or a number from 0 to 255"
@@ -89,6 +91,8 @@ def parse_ports(value: str | int, protocol: int | None) -> Range:
         raise ValueError(f"{value} is not a port (1–65535); write {int(value)}")
     low, _, high = str(value).partition("-")
     span = int(low), int(high or low)
+    if span == EVERY_PORT:
+        raise ValueError(f'{reading.quote(value)} begins with 0, and ports begin at 1; omit "port" for every port')
     for port in span:
         if not LOWEST_PORT <= port <= HIGHEST_PORT:
             raise ValueError(f"{port} is not a port (1–65535)")
@@ -107,10 +111,20 @@ def parse_icmp_type(value: str | int, protocol: int | None) -> Range:
     if isinstance(value, str):
         known = TYPE_NAMES[protocol]
         if value not in known:
-            hint = reading.nearest(value, sorted(known))
+            hint = _type_hint(value, known) or reading.nearest(value, sorted(known))
             raise ValueError(f"{reading.quote(value)} is no type of {PROTOCOL_NAMES[protocol]}; {hint}")
         value = known[value]
     return int(value), int(value)
+
+
+def _type_hint(text: str, known: dict[str, int]) -> str | None:
+    """What to write for an ICMP type in words of others: a number in quotes, or the program's name."""
+    if text == "ping":
+        return 'write "echo-request"'
+    if not re.fullmatch("[0-9]{1,3}", text) or int(text) > HIGHEST_ICMP_TYPE:
+        return None
+    name = next((name for name, number in known.items() if number == int(text)), None)
+    return f'write {int(text)} or "{name}"' if name else f"write {int(text)}, without quotes"
 
 
 def parse_limit(text: str, action: Action) -> Limit:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from vpcctl.documents import fields, reading
+from vpcctl.documents.exports import refuse_export
 from vpcctl.documents.fastpath import plainly_valid
 from vpcctl.documents.recovery import GAP, pointers, remains
 from vpcctl.errors import DocumentError, Problem
-from vpcctl.model.policy import Action, Direction, Network, Origin, Policy, Rule
+from vpcctl.model.policy import Action, Direction, Endpoint, Network, Origin, Policy, Rule
 
 _V = TypeVar("_V")
 # A name that a document gives, in the pointers that a Reader makes.
@@ -31,6 +32,7 @@ class PolicyDocument:
 
 def read_policies(document: Any, file: str) -> list[PolicyDocument]:
     """The policies of one parsed file; DocumentError with every problem in it."""
+    refuse_export(document, file)
     if reading.kind_of(document) == "environment":
         words = "this is an environment; `vpcctl apply` takes it"
         raise DocumentError(Problem(file, "", words, "a policy is expected"))
@@ -96,6 +98,8 @@ class Reader:
     def __init__(self, file: str):
         self.file = file
         self.problems: list[Problem] = []
+        # The endpoints that name something, with their pointers.
+        self.named: list[tuple[str, Endpoint]] = []
 
     def finish(self, document: Any = None) -> None:
         """Raise DocumentError if there are problems, those of `document` in the order of their places in it."""
@@ -202,8 +206,15 @@ class Reader:
             places = [(inner, f"{pointer}/{field}/{number}") for number, inner in sound(value)]
         else:
             places = [(value, f"{pointer}/{field}")]
-        found = tuple(one for inner, place in places if (one := self.attempt(place, read, inner, *more)) is not None)
-        return None if whole and whole(found) else found
+        alone = len(places) == 1 and not (isinstance(value, list) and len(value) > 1)
+        found = []
+        for inner, place in places:
+            one = self.attempt(place, read, inner, *more)
+            if one is not None:
+                found.append(one)
+            if isinstance(one, Endpoint) and one.name is not None:
+                self.named.append((f"{pointer}/{field}" if alone else place, one))
+        return None if whole and whole(tuple(found)) else tuple(found)
 
 
 def sound(values: list[Any]) -> Iterator[tuple[int, Any]]:

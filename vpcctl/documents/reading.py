@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from importlib import resources
 from typing import Any
 
+from vpcctl.documents import notations, vocabulary
 from vpcctl.errors import DocumentError, Problem
 
 # Deeper than any document of ours, far below what would exhaust the interpreter.
@@ -25,6 +26,7 @@ MOST_VALUES = 5_000_000
 MOST_DIGITS = 100
 LONGEST_QUOTE = 60
 LONGEST_WORD = 64
+BEGINS_WITH_MARK = "the file begins with a byte order mark; save it as UTF-8 without BOM"
 TOO_DEEP = "this is nested too deeply to be a document of ours"
 # Stands in a place for a key that was found in a document.
 HIDDEN = "…"
@@ -39,6 +41,8 @@ class _Object(dict[str, Any]):
 
 def parse(text: str, file: str) -> Any:
     """The JSON value in `text`; DocumentError for what is no JSON, or ambiguous JSON (RFC 8259, 4)."""
+    if text.startswith(notations.BOM):
+        raise DocumentError(_whole(file, BEGINS_WITH_MARK))
     values = sum(map(text.count, "[{,"))
     if values > MOST_VALUES:
         raise DocumentError(_whole(file, f"too many values; at most {MOST_VALUES} are allowed"))
@@ -51,9 +55,7 @@ def parse(text: str, file: str) -> Any:
             parse_float=_fraction,
         )
     except json.JSONDecodeError as error:
-        found = f"line {error.lineno}, column {error.colno}"
-        # The decoder's words name what is expected, and tell nothing of what is there.
-        raise DocumentError(_whole(file, f"this is not JSON ({found}: {error.msg})")) from error
+        raise DocumentError(_not_json(text, file, error)) from error
     except RecursionError as error:
         raise DocumentError(_whole(file, TOO_DEEP)) from error
     except ValueError as error:
@@ -62,6 +64,15 @@ def parse(text: str, file: str) -> Any:
     if problems:
         raise DocumentError(*problems)
     return document
+
+
+def _not_json(text: str, file: str, error: json.JSONDecodeError) -> Problem:
+    place = f"line {error.lineno}, column {error.colno}"
+    # The decoder's words name what is expected, and tell nothing of what is there.
+    expected = f"this is not JSON ({place}: {error.msg})"
+    known = notations.explanation(text, error.pos)
+    words = f"this is not JSON ({place}: {known[0]}); {known[1]}" if known else expected
+    return Problem(file, "", words, expected)
 
 
 def _whole(file: str, words: str) -> Problem:
@@ -173,17 +184,22 @@ def _told(error: Any, file: str) -> Iterator[Problem]:
     title = _title(error)
     if error.validator == "additionalProperties" and isinstance(error.instance, dict):
         known = sorted(error.schema.get("properties", ()))
+        kind_here = vocabulary.kind_by_fields(known)
         for key in error.instance:
             if key not in known and known:
-                words = f"unknown field {_shortened(key)!r}; {nearest(key, known)}"
+                advice = vocabulary.field_hint(key, kind_here, error.absolute_path) or nearest(key, known)
+                words = f"unknown field {_shortened(key)!r}; {advice}"
                 expected = f"only these fields are expected here: {', '.join(known)}"
                 yield Problem(file, f"{pointer}/{escape(key)}", words, expected, place)
     elif error.validator == "required":
         owner = error.instance.get("name")
         kind = title.removesuffix(" (an object)").partition(" ")[2]
         inside = f" in {kind} {quote(owner)}" if isinstance(owner, str) else ""
+        kind_here = vocabulary.kind_by_fields(error.schema["properties"])
+        meant = {vocabulary.stands_for(key, kind_here) for key in error.instance}
         for key in error.validator_value:
-            if key not in error.instance:
+            # A field by another name is a problem already.
+            if key not in error.instance and key not in meant:
                 wanted = error.schema["properties"][key]["title"]
                 rest = f"{wanted} is expected"
                 expected = f"the field {key!r} is missing: {rest}"
@@ -192,9 +208,21 @@ def _told(error: Any, file: str) -> Iterator[Problem]:
         words = f"{quote(error.instance)} is not {title}"
         yield Problem(file, f"{pointer}/{escape(str(error.instance))}", words, f"{title} is expected as a key", place)
     else:
-        words = error.validator_value if error.validator == "enum" else error.schema.get("x-words")
-        hint = f"; {nearest(error.instance, words)}" if words else ""
+        known = error.validator_value if error.validator == "enum" else error.schema.get("x-words")
+        meaning = _advice(error) or (nearest(error.instance, known) if known else None)
+        hint = f"; {meaning}" if meaning else ""
         yield Problem(file, pointer, f"{quote(error.instance)} is not {title}{hint}", f"{title} is expected", place)
+
+
+def _advice(error: Any) -> str | None:
+    """What to write instead of a word of another firewall."""
+    path = list(error.absolute_path)
+    named = [part for part in _known_parts(path) if isinstance(part, str)]
+    if not named or "sets" in named:
+        return None
+    if "default" in named or named[-1] == "action":
+        return vocabulary.action_hint(error.instance, "default" in named)
+    return vocabulary.value_hint(named[-1], error.instance, "publish" in named)
 
 
 def _known_parts(path: Iterable[str | int]) -> Iterator[str | int]:

@@ -12,6 +12,10 @@ from vpcctl.errors import Problem
 GAP: Any = object()
 # What is wrong is put aside with what cannot be understood without it.
 _DEPENDENT = {"protocol": ("port", "icmp_type")}
+# The arrays of objects that can be read although something is missing in them.
+_KEPT = ("vpcs", "subnets", "instances", "publish")
+# The fields of a subnet that cannot stand for its instances.
+_BESIDE_INSTANCES = ("name", "cidr", "type", "nat_gateway", "policy")
 # A rule without an action is none; with this one the rest of it can be read.
 _STAND_IN = {"action": "allow"}
 
@@ -49,7 +53,10 @@ def _take_out(left: dict[str, Any], path: list[str]) -> None:
         found = inner[int(last)]
         rule = isinstance(found, dict) and path[-2] in ("ingress", "egress") and path[-3:-2] != ["sets"]
         # What is wrong with an object itself is that something is missing in it.
-        inner[int(last)] = {**_STAND_IN, **found} if rule else GAP
+        if rule:
+            inner[int(last)] = {**_STAND_IN, **found}
+        elif not isinstance(found, dict) or path[-2] not in _KEPT or path[-3:-2] == ["sets"]:
+            inner[int(last)] = GAP
     elif len(path) == 1:
         inner[last] = GAP
     elif in_rule and last in _STAND_IN:
@@ -57,6 +64,12 @@ def _take_out(left: dict[str, Any], path: list[str]) -> None:
     else:
         for key in (last, *(_DEPENDENT.get(last, ()) if in_rule else ())):
             inner.pop(key, None)
+        if path[-3:-2] == ["subnets"] and last not in _BESIDE_INSTANCES:
+            # What was taken out may have been the instances; none is better than the one of the subnet's name.
+            inner.setdefault("instances", [])
+        if in_rule:
+            # What was taken out may have stood for the action.
+            inner.update({**_STAND_IN, **inner})
 
 
 def _copy(value: Any) -> Any:

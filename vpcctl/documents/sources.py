@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vpcctl.documents import files
+from vpcctl.documents.notations import other_encoding
 from vpcctl.documents.policies import PolicyDocument, read_policies
 from vpcctl.documents.reading import parse
 from vpcctl.errors import DocumentError, Problem
@@ -93,7 +94,10 @@ def _named(place: str) -> tuple[Any, str]:
 def _parsed(read: Callable[[], bytes], name: str) -> Any:
     """The JSON that `read` returns."""
     try:
-        text = read().decode()
+        data = read()
+        if encoding := other_encoding(data):
+            raise DocumentError(f"{name}: is text in {encoding}; save it as UTF-8 without BOM")
+        text = data.decode()
     except OSError as error:
         raise DocumentError(f"{name}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
