@@ -289,7 +289,7 @@ def test_a_dry_run_tells_and_changes_nothing(shop: Shop) -> None:
     change = shop.controller.apply_policies(Document(DB, "db.json"), vpc="shop", dry_run=True)
     assert [(one.vpc, one.subnet, one.rules, one.changed) for one in change.attached] == [("shop", "db", 1, True)]
     assert {line.destinations for line in change.forecast.newly_denied} == {("db",)}
-    assert change.warnings[0].startswith("db.json#: ingress of shop/db denies what no rule matches")
+    assert change.warnings[0].startswith("db.json#: ingress of shop/db denies traffic that no rule matches")
     assert shop.everything == before
     assert shop.events == []
 

@@ -534,7 +534,7 @@ def test_a_dry_run_tells_the_implied_default(vpcctl, folder: Path, recorded: Pat
     assert said.out.splitlines() == [
         "newly denied:", "  web → web any", "  db → web any", "  internet → web (10.0.1.2) tcp/80",
     ]  # fmt: skip
-    assert said.err.startswith("warning: new.json#: ingress of shop/web denies what no rule matches (implicit;")
+    assert said.err.startswith("warning: new.json#: ingress of shop/web denies traffic that no rule matches (implicit;")
 
 
 def test_a_dry_run_judges_several_files_together(vpcctl, folder: Path, recorded: Path) -> None:

@@ -177,7 +177,7 @@ def _warnings(world: World, attachment: Attachment) -> Iterator[str]:
         if policy.rules(direction) is not None and direction not in dict(policy.defaults):
             yield (
                 f"{policy.origin()}: {direction.value} of {attachment.vpc}/{attachment.subnet}"
-                ' denies what no rule matches (implicit; set "default" to make it explicit)'
+                ' denies traffic that no rule matches (implicit; set "default" to make it explicit)'
             )
     peers = {peer.name for peer in world.peers(vpc.name)} | {vpc.name}
     for place, endpoint in endpoints_of(policy):
