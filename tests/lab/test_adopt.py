@@ -10,6 +10,7 @@ import pytest
 
 from tests.lab.machine import TWO_VPCS, differences, photograph
 from tests.lab.warm import Ran, Warm
+from vpcctl.engine.state import FORMAT
 from vpcctl.lab import STATE_DIR, Lab
 
 STATE = f"{STATE_DIR}/state.json"
@@ -157,9 +158,12 @@ def test_with_the_copy_lost_too_nothing_is_adopted_and_nothing_deleted(module_la
 
 def test_a_newer_record_is_refused_and_untouched_even_when_adopting(module_lab: Lab, run: Warm) -> None:
     whole = content(module_lab) or ""
-    newer = resealed(json.loads(whole) | {"format": 2})
+    newer = resealed(json.loads(whole) | {"format": FORMAT + 1})
     put(module_lab, newer)
-    words = "has format 2, and this vpcctl knows formats up to 1; use the vpcctl that wrote it, or a newer one"
+    words = (
+        f"has format {FORMAT + 1}, and this vpcctl knows formats up to {FORMAT};"
+        " use the vpcctl that wrote it, or a newer one"
+    )
     all_refused(module_lab, run, words)
     _refused(run("repair --adopt", status=None), (words,))
     assert content(module_lab) == newer

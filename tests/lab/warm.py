@@ -12,6 +12,7 @@ import fcntl
 import importlib
 import json
 import os
+import pkgutil
 import re
 import signal
 import socket
@@ -27,13 +28,9 @@ from typing import Any
 PATIENCE = 60.0
 LOG = "/run/strace.log"
 SIOCGIFFLAGS, IFF_UP = 0x8913, 0x1  # linux/sockios.h, linux/if.h
-# What commands import late is imported before the first of them, or each would do it anew.
-MODULES = (
-    "analysis.explain", "analysis.impact", "cli.environment_commands", "cli.instance_commands", "cli.machine_commands",
-    "cli.peering_commands", "cli.policy_commands", "cli.subnet_commands", "cli.traffic_commands", "cli.vpc_commands",
-    "doctor", "documents.binding", "documents.diff", "documents.environment", "engine.reconciler", "engine.state",
-    "kernel.linux", "kernel.routes", "model.operations",
-)  # fmt: skip
+# What commands import late is imported before the first of them: each would do it anew, and with other system calls
+# while Python still writes what it has compiled.
+PACKAGES = ("model", "documents", "compiler", "analysis", "resources", "kernel", "engine", "doctor", "cli")
 
 
 # --- The hand ---------------------------------------------------------------------------------------------------------
@@ -212,8 +209,10 @@ def _in_a_fork(ask: Callable[[], Any]) -> Any:
 
 def serve() -> None:
     """Obey until standard input ends."""
-    for module in MODULES:
-        importlib.import_module(f"vpcctl.{module}")
+    for package in PACKAGES:
+        top = importlib.import_module(f"vpcctl.{package}")
+        for module in pkgutil.walk_packages(top.__path__, f"{top.__name__}."):
+            importlib.import_module(module.name)
     for line in sys.stdin:
         words = json.loads(line)
         answer = {"run": run, "routers": routers}[words.pop("act")](**words)

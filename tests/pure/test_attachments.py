@@ -140,7 +140,8 @@ def warnings(document: dict, world: World = PEERED) -> list[str]:
 
 def test_an_implied_denial_is_said_and_a_stated_one_is_not() -> None:
     assert warnings({"ingress": []}) == [
-        'web.json#/0: ingress of one/web denies traffic that no rule matches (implicit; set "default" to make it explicit)'
+        "web.json#/0: ingress of one/web denies traffic that no rule matches"
+        ' (implicit; set "default" to make it explicit)'
     ]
     assert len(warnings({"ingress": [], "egress": []})) == 2
     assert warnings({"ingress": [], "default": {"ingress": "deny"}}) == []

@@ -678,7 +678,8 @@ def test_applying_a_policy_says_what_it_does_and_the_second_time_that_it_does_no
     first, second = run("apply-policy", "web.json"), run("apply-policy", "web.json")
     assert "one/web: applied (1 rule)" in first.stderr
     assert (
-        'ingress of one/web denies traffic that no rule matches (implicit; set "default" to make it explicit)' in first.stderr
+        'ingress of one/web denies traffic that no rule matches (implicit; set "default" to make it explicit)'
+        in first.stderr
     )
     assert "one/web: unchanged (1 rule)" in second.stderr
 
