@@ -128,6 +128,7 @@ def test_the_commands_of_the_page_repair_it(busy: Lab, tmp_path: Path, title: st
 def test_every_section_is_tried_here_or_there() -> None:
     elsewhere = {
         "A namespace belongs elsewhere": "tests/lab/test_namespaces.py",
+        "A VPC cannot be removed completely": "tests/pure/test_reconciler.py",
         "Hardened VPCs": "tests/lab/test_checksums.py",
         "The state file is newer": "tests/lab/test_adopt.py",
         "The state is locked": "tests/lab/test_surroundings.py",
