@@ -83,10 +83,11 @@ def log(machine: Lab) -> Iterator[Listening]:
     listening = Listening(machine)
     try:
         assert listening.complaint() == "listening to VPC shop; Ctrl-C ends it\n"
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not listening.entries(0.2):  # until a packet that is logged is told
             assert time.monotonic() < deadline
             machine.python(SEND, "5001", "1", "1", netns="shop-web")
+        listening.entries(2)  # on a busy machine more than one was sent before the first was told
         yield listening
     finally:
         listening.process.kill()
@@ -99,7 +100,7 @@ def test_a_line_tells_the_vpc_the_verdict_the_rule_and_the_packet(machine: Lab, 
     machine.python(SEND, "5002", "1", "1", netns="shop-web")
     machine.run(["ping", "-n", "-c", "1", "-W", "1", "10.0.2.2"], netns="shop-web", check=False)
     packet = {"source": "10.0.1.2", "destination": "10.0.2.2"}
-    assert log.entries(1.5) == [
+    assert log.entries(3) == [
         # The first packet of each flow that is allowed.
         {"prefix": "vpcctl shop allow _standard input_#/ingress/0", **packet, "protocol": 17, "port": 5000},
         {"prefix": "vpcctl shop allow _standard input_#/ingress/0", **packet, "protocol": 17, "port": 5000},
@@ -115,4 +116,4 @@ def test_more_than_can_be_read_in_time_is_told_and_listening_goes_on(machine: La
     assert log.complaint() == "log entries lost: packets arrived too fast\n"
     log.entries(1)
     machine.python(SEND, "5000", "1", "1", netns="shop-web")
-    assert [one["port"] for one in log.entries(1.5)] == [5000]
+    assert [one["port"] for one in log.entries(3)] == [5000]
