@@ -23,7 +23,7 @@ import pytest
 
 from tests.lab import wire
 from tests.lab.tenants import FAR, Station, Tenants
-from tests.lab.traffic import assert_moving, assert_nothing_lost, start_flow, stations
+from tests.lab.traffic import assert_moving, assert_nothing_lost, eventually, start_flow, stations
 from tests.lab.wire import (
     ICMP,
     SCTP,
@@ -518,9 +518,9 @@ def test_live_flows_survive_that_a_vpc_is_hardened_and_softened(network: Network
             detour = network.lab.run(["tc", "filter", "show", "dev", "in-one", "ingress"], netns="hard-router").stdout
             assert bool(detour) == hardened
             assert_moving([udp, tcp], time.monotonic())
+        assert eventually(lambda: min(end.sent for end in (*udp.counts(), *tcp.counts())) > 100)
         # While the link comes or goes datagrams are lost; TCP sends again.
         assert_nothing_lost([tcp])
-        assert min(end.sent for end in (*udp.counts(), *tcp.counts())) > 100
 
 
 def test_the_detour_lets_nobody_pretend_to_be_somebody_else(network: Network) -> None:

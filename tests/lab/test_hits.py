@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab.machine import apply, run_all
-from tests.lab.traffic import Flow, eventually, start_flow, stations
+from tests.lab.traffic import SEND, Flow, eventually, start_flow, stations
 from vpcctl.lab import Lab
 
 SHOP = (
@@ -26,15 +26,6 @@ RULES = [
     {"action": "allow", "protocol": "icmp", "icmp_type": "echo-request", "limit": "100/second"},
 ]
 POLICY = {"vpc": "shop", "subnet": "db", "ingress": RULES}
-# Datagrams from as many ports as there are to be flows, each said so many times.
-SEND = """
-import socket, sys
-port, flows, times = map(int, sys.argv[1:])
-for number in range(flows):
-    mouth = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    for _ in range(times):
-        mouth.sendto(b"x", ("10.0.2.2", port))
-"""
 
 # The same flow whenever it runs.
 AGAIN = """

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab.machine import apply, run_all
+from tests.lab.traffic import SEND
 from vpcctl.lab import Lab
 
 SHOP = (
@@ -29,15 +30,6 @@ POLICY = {
         {"action": "deny", "protocol": "udp", "port": 5002},
     ],
 }
-# Datagrams from as many ports as there are to be flows, each said so many times.
-SEND = """
-import socket, sys
-port, flows, times = map(int, sys.argv[1:])
-for number in range(flows):
-    mouth = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    for _ in range(times):
-        mouth.sendto(b"x", ("10.0.2.2", port))
-"""
 
 
 @pytest.fixture(scope="module")

@@ -425,7 +425,7 @@ def calls(tenants: Tenants, netns: str | None, address: str, service: int, *port
 
 @pytest.fixture
 def ssh(fresh: Tenants) -> Iterator[None]:
-    """Something on the host's port 22 that repeats what it is told."""
+    """Something on the host's port 22 that sends back what it receives."""
     process = fresh.lab.popen(["python3", "-c", ANSWER])
     assert process.stdout
     assert process.stdout.readline() == "ready\n"

@@ -23,6 +23,16 @@ from vpcctl.lab import Lab
 PROGRAM = Path(__file__).with_name("station.py")
 ICMP_ECHO = 8
 
+# Datagrams from as many ports as there are to be flows, each said so many times.
+SEND = """
+import socket, sys
+port, flows, times = map(int, sys.argv[1:])
+for number in range(flows):
+    mouth = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    for _ in range(times):
+        mouth.sendto(b"x", ("10.0.2.2", port))
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Count:
@@ -167,8 +177,7 @@ def stuck(flows: list[Flow], after: float) -> list[str]:
 
 def assert_moving(flows: list[Flow], after: float) -> None:
     """Every flow carries something that is sent after the moment `after`; waits for it."""
-    eventually(lambda: not stuck(flows, after))
-    assert not stuck(flows, after), stuck(flows, after)
+    assert eventually(lambda: not stuck(flows, after)), stuck(flows, after)
 
 
 def assert_nothing_lost(flows: list[Flow]) -> None:
@@ -177,8 +186,8 @@ def assert_nothing_lost(flows: list[Flow]) -> None:
         for station in (flow.client, flow.server):
             station.tell("rate", name=flow.name, rate=0)
     for flow in flows:
-        eventually(lambda flow=flow: _missing(flow) == (0, 0), 5)
-        assert _missing(flow) == (0, 0), f"{flow.name} lost records: {flow.counts()}"
+        whole = eventually(lambda flow=flow: _missing(flow) == (0, 0), 5)
+        assert whole, f"{flow.name} lost records: {flow.counts()}"
 
 
 def _missing(flow: Flow) -> tuple[int, int]:
@@ -194,13 +203,15 @@ def _arrived(flow: Flow, after: float) -> bool:
 
 
 def eventually(condition: Callable[[], bool], patience: float = 60) -> bool:
-    """Does it become true?"""
+    """Does it become true?  It is asked once more when the time is over, because this process may have been asleep."""
     end = time.monotonic() + patience
-    while not condition():
-        if time.monotonic() > end:
+    while True:
+        late = time.monotonic() > end
+        if condition():
+            return True
+        if late:
             return False
         time.sleep(0.01)
-    return True
 
 
 @contextlib.contextmanager

@@ -328,7 +328,7 @@ def ends_exist(world: World, flow: Flow) -> bool:
             place.vpc is None or any(place.address in one.addresses for one in world.vpc(place.vpc).instances)
             for place in (flow.source, flow.destination)
         )
-        and "no address of the internet" not in oracle.decide(world, flow).stages[0].origin
+        and "not an internet address" not in oracle.decide(world, flow).stages[0].origin
     )
 
 

@@ -52,7 +52,7 @@ def begins(flow: Flow) -> bool:
 
 def line_of(origin: str) -> str:
     """An origin; where the topology decides, as much of the reason as the oracle gives."""
-    if any(words in origin for words in ("is no address of the internet", " of the host")):
+    if any(words in origin for words in ("is not an internet address", " of the host")):
         return origin.partition(";")[0]
     reasons = ("this port is not published", "nothing is published there", "this is not published")
     if origin in reasons or "; ask for " in origin:
@@ -241,14 +241,14 @@ POLICY = "env.json#/vpcs/0/subnets/1/policy"
         ("203.0.113.7", "shop/data", "tcp/80", DENY, "nothing is published there"),
         ("billing/api", "shop/data", "tcp/5432", DENY, f"{POLICY}/ingress (default deny)"),
         ("apart/api", "shop/data", "tcp/5432", DENY, "VPCs apart and shop are not peered"),
-        ("shop/10.0.1.77", "shop/data", "tcp/5432", DENY, "10.0.1.77 is no instance of VPC shop"),
+        ("shop/10.0.1.77", "shop/data", "tcp/5432", DENY, "10.0.1.77 is not an instance of VPC shop"),
         # Forgotten where it is: the answer says what to write.
         ("shop/web", "10.0.3.2", "tcp/1", DENY,
-         "10.0.3.2 is no address of the internet; shop/10.0.3.2 is one of VPC shop"),
+         "10.0.3.2 is not an internet address; shop/10.0.3.2 is one of VPC shop"),
         ("shop/data", "10.1.0.2", "tcp/1", DENY,
-         "10.1.0.2 is no address of the internet; billing/10.1.0.2 is one of VPC billing"),
-        ("169.254.0.1", "shop/web", "tcp/8080", DENY, "169.254.0.1 is no address of the internet"),
-        ("shop/web", "2001:db8::1", "tcp/80", DENY, "2001:db8::1 is no address of the internet"),
+         "10.1.0.2 is not an internet address; billing/10.1.0.2 is one of VPC billing"),
+        ("169.254.0.1", "shop/web", "tcp/8080", DENY, "169.254.0.1 is not an internet address"),
+        ("shop/web", "2001:db8::1", "tcp/80", DENY, "2001:db8::1 is not an internet address"),
         ("shop/web", "shop/data", "icmpv6/echo-request", DENY, "no packet has these addresses and this protocol"),
     ],
 )  # fmt: skip
@@ -331,7 +331,7 @@ def test_what_nobody_reaches_is_not_the_internet_with_or_without_a_host(address:
     for host in (NO_HOST, HOST):
         answer = ask(shop(host), "shop/web", address, "any")
         assert answer.verdict == DENY
-        assert answer.deciding.origin.partition(";")[0] == f"{address} is no address of the internet"
+        assert answer.deciding.origin.partition(";")[0] == f"{address} is not an internet address"
         assert answer.hops[-1] == "shop-router, which drops it"
     transit = "100.64.0.0/16 is the range of the VPCs' uplinks"
     assert (transit in answer.deciding.origin) is address.startswith("100.64.")
@@ -339,7 +339,7 @@ def test_what_nobody_reaches_is_not_the_internet_with_or_without_a_host(address:
 
 def test_an_address_of_a_vpc_stays_one_where_the_host_has_it_too() -> None:
     answer = ask(shop(HOST), "shop/web", "10.0.3.1", "tcp/1")
-    assert answer.deciding.origin == "10.0.3.1 is no address of the internet; shop/10.0.3.1 is one of VPC shop"
+    assert answer.deciding.origin == "10.0.3.1 is not an internet address; shop/10.0.3.1 is one of VPC shop"
 
 
 @pytest.mark.parametrize(
@@ -427,7 +427,7 @@ def test_the_name_of_an_instance_wins_over_that_of_a_subnet() -> None:
 @pytest.mark.parametrize(
     ("source", "destination", "error", "message"),
     [
-        ("web", "shop/db", DocumentError, '"web" is no end of a flow: VPC/NAME, VPC/ADDRESS, internet or a public'),
+        ("web", "shop/db", DocumentError, '"web" is not an end of a flow: VPC/NAME, VPC/ADDRESS, internet or a public'),
         ("internet", "203.0.113.7", DocumentError, "internet → 203.0.113.7: one side must be in a VPC"),
         ("shp/web", "shop/db", ConflictError, "VPC 'shp' not found; known VPCs: apart, billing, shop"),
         ("shop/wbe", "shop/db", ConflictError, "instance or subnet 'wbe' not found in VPC shop; did you mean 'web'?"),
@@ -435,7 +435,7 @@ def test_the_name_of_an_instance_wins_over_that_of_a_subnet() -> None:
         ("shop/web", "shop/10.0.9.9", ConflictError, "10.0.9.9 is in no subnet of VPC shop"),
         ("shop/web", "shop/10.0.3.0/24", ConflictError, "instance or subnet '10.0.3.0/24' not found in VPC shop"),
         ("shop/web", "shop/", ConflictError, "instance or subnet '' not found in VPC shop"),
-        ("shop/web", "", DocumentError, '"" is no end of a flow'),
+        ("shop/web", "", DocumentError, '"" is not an end of a flow'),
         ("/", "shop/db", ConflictError, "VPC '' not found"),
     ],
 )  # fmt: skip

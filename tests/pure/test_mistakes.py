@@ -121,9 +121,9 @@ RULES: list[tuple[dict[str, Any], str, str]] = [
     ({**TCP, "port": "8000:8010"}, "port", f'"8000:8010" {PORTS}; write "8000-8010"'),
     ({**TCP, "port": "443/tcp"}, "port", f'"443/tcp" {PORTS}; write "protocol": "tcp", "port": 443'),
     ({**TCP, "port": "0-65535"}, "port", f'"0-65535" begins with 0, and ports begin at 1; {ALL_PORTS}'),
-    ({**ICMP, "icmp_type": "8"}, "icmp_type", '"8" is no type of icmp; write 8 or "echo-request"'),
-    ({**ICMP, "icmp_type": "77"}, "icmp_type", '"77" is no type of icmp; write 77, without quotes'),
-    ({**ICMP, "icmp_type": "ping"}, "icmp_type", '"ping" is no type of icmp; write "echo-request"'),
+    ({**ICMP, "icmp_type": "8"}, "icmp_type", '"8" is not a type of icmp; write 8 or "echo-request"'),
+    ({**ICMP, "icmp_type": "77"}, "icmp_type", '"77" is not a type of icmp; write 77, without quotes'),
+    ({**ICMP, "icmp_type": "ping"}, "icmp_type", '"ping" is not a type of icmp; write "echo-request"'),
     ({**ALLOW, "source": "*"}, "source", f'"*" {ENDPOINT}; write "any"'),
     (
         {**ALLOW, "source": "sg-0a1b"},
@@ -343,9 +343,8 @@ def test_errors_of_structure_and_of_meaning_are_told_together() -> None:
         "/vpcs/0/subnets/0/policy/ingress/0/source: subnet:dbb names nothing: no subnet 'dbb' is known here;"
         " did you mean 'db'?",
         "/vpcs/0/subnets/0/policy/inbound: unknown field 'inbound'; write \"ingress\"",
-        "/vpcs/0/subnets/1/name: subnet web of VPC shop stands in this document already, at"
-        " #/vpcs/0/subnets/0; keep one",
-        "/vpcs/0/subnets/1/instances/1/name: instance a of VPC shop stands in this document already, at"
+        "/vpcs/0/subnets/1/name: subnet web of VPC shop is already in this document, at #/vpcs/0/subnets/0; keep one",
+        "/vpcs/0/subnets/1/instances/1/name: instance a of VPC shop is already in this document, at"
         " #/vpcs/0/subnets/1/instances/0; keep one",
         "/vpcs/0/subnets/2/cidr: subnet db: 10.0.1.0/24 overlaps subnet web (10.0.1.0/24)",
         "/vpcs/0/subnets/3/cidr: subnet far: 10.9.0.0/24 is not inside VPC shop (10.0.0.0/16)",
@@ -353,14 +352,14 @@ def test_errors_of_structure_and_of_meaning_are_told_together() -> None:
         "/vpcs/0/publish/1: the field 'instance' is missing: a name (1–32 of A-Z a-z 0-9 - _, beginning with a"
         " letter or digit) is expected",
         "/vpcs/0/publish/1/protocol: \"TCP\" is not a protocol with ports (tcp, udp or sctp); did you mean 'tcp'?",
-        "/vpcs/1/name: VPC shop stands in this document already, at #/vpcs/0; keep one",
+        "/vpcs/1/name: VPC shop is already in this document, at #/vpcs/0; keep one",
         "/vpcs/1/hardend: unknown field 'hardend'; did you mean 'hardened'?",
         "/peerings/0/1: VPC 'blue' not found; expected: shop",
         '/peerings/1: ["shop"] is not a pair of VPC names',
     ]
 
 
-# What is wrong, and the one pointer that is told: nothing that follows from it.
+# A mistake, and the only pointer that is reported: its consequences are not reported as well.
 NO_CASCADES: list[tuple[dict[str, Any], str]] = [
     (
         {"vpcs": [shop({"name": "db", "cidr": "10.0.1.0/24"}, subnet("web", 2, policy=allow("subnet:db")))]},

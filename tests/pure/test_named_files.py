@@ -186,7 +186,7 @@ def test_the_control_whoever_names_the_file_himself_is_told(
         *canaries(text),
         "unknown field",
         "is not",
-        "stands here twice",
+        "is here twice",
         "missing",
         "names nothing",
         "a limit goes with",

@@ -196,7 +196,7 @@ ENDPOINT = "is not an endpoint (any, internet, a prefix or address, subnet:NAME,
         (
             {"icmp_type": "echo-requst", "protocol": "icmp"},
             "/icmp_type",
-            "\"echo-requst\" is no type of icmp; did you mean 'echo-request'?",
+            "\"echo-requst\" is not a type of icmp; did you mean 'echo-request'?",
         ),
         (
             {"source": "10.0.0.1/28"},

@@ -765,7 +765,7 @@ def fell(machine: Machine, item: Item) -> set[tuple[str, ...]]:
 
 @pytest.mark.parametrize("name", TEARDOWNS)
 def test_what_can_be_removed_is_removed_and_a_second_run_finishes(life: Life, name: str) -> None:
-    """Whichever object refuses to go: the failure is told, no other object stays, and nothing new takes its place."""
+    """Whichever object cannot be removed: the failure is reported, all others go, and nothing new takes its place."""
     step, tried, stayed = TEARDOWNS[name], 0, 0
     for item in removed_by(life, step):
         machine = clinging(life, item.key)

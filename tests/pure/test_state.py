@@ -198,7 +198,7 @@ def test_a_newer_format_is_refused_with_the_remedy(store: Store, found: object) 
 def test_a_format_that_never_was_is_damage(store: Store, found: object) -> None:
     save(store, EMPTY)
     resealed(store, lambda document: document.update(format=found))
-    with pytest.raises(StateError, match=rf"is damaged \({json.dumps(found)} is no format\)"):
+    with pytest.raises(StateError, match=rf"is damaged \({json.dumps(found)} is not a format\)"):
         store.load()
 
 

@@ -181,7 +181,7 @@ def test_explain_as_json_has_its_shape(vpcctl) -> None:
         (("shp/web", "shop/db", "tcp/1"), 4, "VPC 'shp' not found; known VPCs: shop"),
         (("shop/web", "shop/db", "tpc/1"), 2, "\"tpc/1\" is not a service: did you mean 'tcp'?;"),
         (("shop/web", "shop/db", "tcp/0"), 2, '"tcp/0" is not a service: 0 is not a port (1–65535)'),
-        (("shop/web", "db", "tcp/1"), 2, '"db" is no end of a flow: VPC/NAME, VPC/ADDRESS, internet or a public'),
+        (("shop/web", "db", "tcp/1"), 2, '"db" is not an end of a flow: VPC/NAME, VPC/ADDRESS, internet or a public'),
         (("internet", "internet", "tcp/1"), 2, "internet → internet: one side must be in a VPC"),
         (("shop/web", "shop/db", "icmp/echo-reply"), 2, '"icmp/echo-reply": no flow begins with that'),
     ],

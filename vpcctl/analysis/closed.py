@@ -1,4 +1,4 @@
-"""Is a way that was just opened closed by a policy all the same, and by which lines?"""
+"""Does a policy block a path that was just opened, and which of its lines do?"""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def _misplaced(reach: Reach, side: End, inner: str, place: int) -> str:
         return ""
     if side.zone.vpc is not None:
         known = any(address in instance.addresses for instance in vpc.instances)
-        return "" if known else f"{address} is no instance of VPC {inner}"
+        return "" if known else f"{address} is not an instance of VPC {inner}"
     if _within(side, reach.addresses(side.zone, inner, place)):
         return ""
     if _within(side, reach.kept(inner, place)):
@@ -155,7 +155,7 @@ def _misplaced(reach: Reach, side: End, inner: str, place: int) -> str:
     hint = f"; {owners[0]}/{address} is one of VPC {owners[0]}" if owners else ""
     if address in reach.world.transit:
         hint = f"; {reach.world.transit} is the range of the VPCs' uplinks"
-    return f"{address} is no address of the internet{hint}"
+    return f"{address} is not an internet address{hint}"
 
 
 def _nowhere(reach: Reach, end: End, inner: str) -> bool:

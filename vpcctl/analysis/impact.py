@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from vpcctl.analysis import packetset
@@ -27,11 +27,9 @@ class Forecast:
     idle: tuple[Idle, ...]
     untold: tuple[str, ...] = ()
 
-    def lines(self, most_idle: int | None = None) -> list[str]:
-        """What is told, line by line, with at most so many idle rules; the others are counted."""
-        shown = self.idle[:most_idle]
-        more = len(self.idle) - len(shown)
-        idle = [*map(str, shown), *([f"… and {more} more (-v shows all)"] if more and shown else [])]
+    def lines(self, shorten: Callable[[Sequence[object]], Iterable[object]] = list) -> list[str]:
+        """The forecast as lines of text; `shorten` chooses which rules without effect are listed."""
+        idle = tuple(shorten(self.idle))
         parts: tuple[tuple[str, Iterable[object]], ...] = (
             ("newly allowed", self.newly_allowed),
             ("newly denied", self.newly_denied),

@@ -102,6 +102,6 @@ def _outside(reach: Reach, text: str, home: str, end: int) -> End:
         number = packetset.number(ipaddress.ip_address(text))
     except ValueError:
         raise DocumentError(
-            f"{quote(text)} is no end of a flow: VPC/NAME, VPC/ADDRESS, internet or a public address is expected"
+            f"{quote(text)} is not an end of a flow: VPC/NAME, VPC/ADDRESS, internet or a public address is expected"
         ) from None
     return End(text, zone, ((number, number),))

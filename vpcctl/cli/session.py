@@ -1,4 +1,4 @@
-"""What all commands share: the controller, words to people, and the words of a command line."""
+"""What all commands share: the controller, messages, and the types of options."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ EXIT_STATUSES = {
     77: "lacks privilege",
     130: "interrupted",
 }
-# A terminal is told how far a command is if it takes longer than this, in seconds.
+# Progress is shown on a terminal if a command takes longer than this, in seconds.
 PATIENCE = 1.0
-# Of similar lines a person is shown so many; the others are counted.
+# At most so many similar lines are shown; the others are counted.
 LISTED = 10
-# So much of a wrong word is shown.
+# At most so many characters of a wrong word are shown.
 LONGEST_WORD = 40
 
 
@@ -110,7 +110,7 @@ class Session:
 
     def forecast_lines(self, forecast: Forecast) -> list[str]:
         """What a change means for traffic; the rules without effect are hints: a summary, all with -v, none with -q."""
-        return forecast.lines(None if self.verbosity > 0 else 0 if self.verbosity < 0 else LISTED)
+        return forecast.lines(lambda idle: self.summary(idle) if self.verbosity >= 0 else ())
 
     def warn_all(self, warnings: Iterable[str]) -> None:
         """Warn of each."""

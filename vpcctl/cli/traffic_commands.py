@@ -75,7 +75,7 @@ def explain(
             flow = f"{one['from']} → {one['to']} {one['service']}"
             show(f"  probe {flow}: {WORDS[one['expected']]}, the kernel {agrees} ({one['seen']})")
     if not all(one["agrees"] for one in probes):
-        raise KernelError("the kernel does not do what the policies say; `vpcctl status` tells what differs")
+        raise KernelError("the kernel does not do what the policies say; `vpcctl status` shows what differs")
     sys.exit(0 if answer.verdict == explaining.ALLOW else 1)
 
 

@@ -99,7 +99,7 @@ def named_namespaces(directory: Path = claims.RUN_NETNS) -> Iterator[Finding]:
         yield Finding(severity, "namespaces", f"{directory} {words}", "" if severity == "ok" else why)
         return
     if not stat.S_ISDIR(status.st_mode):
-        yield Finding("fatal", "namespaces", f"{directory} is no directory", why, "Remove it:", (f"rm {directory}",))
+        yield Finding("fatal", "namespaces", f"{directory} is not a directory", why, "Remove it:", (f"rm {directory}",))
     elif status.st_uid != os.geteuid() and network_state.privileged():
         owner = f"{directory} belongs to user {status.st_uid}"
         yield Finding("fatal", "namespaces", owner, why, "Give it back to root:", (f"chown root:root {directory}",))

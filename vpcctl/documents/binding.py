@@ -143,6 +143,15 @@ def check_names(world: World, vpcs: set[str], file: str) -> list[Problem]:
     ]
 
 
+def check(world: World, vpcs: Iterable[str], file: str) -> None:
+    """Raise DocumentError for what is wrong in the named VPCs of a world that `file` describes: names, and sizes."""
+    named = set(vpcs)
+    problems = check_names(world, named, file)
+    if problems:
+        raise DocumentError(*problems)
+    check_sizes(world, dict.fromkeys(named, file))
+
+
 def check_sizes(world: World, files: Mapping[str, str]) -> None:
     """Raise DocumentError for a VPC with more prefixes in sets than one may have; `files` by the names of VPCs.
 

@@ -207,7 +207,7 @@ class _Environment(Reader):
         for words, place in things:
             before = first.setdefault(words, place)
             if before != place:
-                told = f"{words} stands in this document already, at #{before.removesuffix('/name')}; keep one"
+                told = f"{words} is already in this document, at #{before.removesuffix('/name')}; keep one"
                 self.problems.append(Problem(self.file, place, told))
                 again.add(place)
         return again

@@ -112,7 +112,7 @@ def parse_icmp_type(value: str | int, protocol: int | None) -> Range:
         known = TYPE_NAMES[protocol]
         if value not in known:
             hint = _type_hint(value, known) or reading.nearest(value, sorted(known))
-            raise ValueError(f"{reading.quote(value)} is no type of {PROTOCOL_NAMES[protocol]}; {hint}")
+            raise ValueError(f"{reading.quote(value)} is not a type of {PROTOCOL_NAMES[protocol]}; {hint}")
         value = known[value]
     return int(value), int(value)
 

@@ -21,7 +21,7 @@ _COMMENTED = re.compile(r"(?:\s+|#[^\n]*|//[^\n]*|/\*.*?\*/)*", re.DOTALL)
 _YAML = re.compile(r"---(?:\s|$)|%YAML\s|-[ \t]+\S|[A-Za-z_][\w .-]*:(?:\s|$)")
 _TERRAFORM = re.compile(r"(?:resource|data|variable|module|provider|terraform|locals|output)\b[^\n]*\{")
 _WORD = re.compile(r"[A-Za-z_][\w-]*")
-_COMMENTS = {"//": "//", "/*": "/*", "#": "#"}
+_COMMENTS = ("//", "/*", "#")
 _QUOTES = {
     "'": "a single quote",
     "‘": "a curly quote",
@@ -29,7 +29,7 @@ _QUOTES = {
     "“": "a curly quote",
     "”": "a curly quote",
 }
-_PYTHON = {"True": "true", "False": "false", "None": "null", "TRUE": "true", "FALSE": "false", "NULL": "null"}
+_OTHER_CONSTANTS = frozenset({"True", "False", "None", "TRUE", "FALSE", "NULL"})
 
 
 def other_encoding(data: bytes) -> str | None:
@@ -61,26 +61,20 @@ def _at(text: str, position: int) -> tuple[str, str] | None:
                 f"a comment ({mark})",
                 'JSON has no comments; remove it (a policy or a rule may have a "description")',
             )
-    if rest[:1] in _QUOTES and rest:
-        return _QUOTES[rest[0]], 'JSON has double quotes only; write "…"'
-    closing = rest[:1]
-    if closing == ",":
-        closing = text[_end(_BLANK, text, position + 1) :][:1]
-        if closing in ("}", "]"):
-            return _trailing(closing)
-    elif closing in ("}", "]") and closing and text[:position].rstrip()[-1:] == ",":
-        return _trailing(closing)
+    if quote := _QUOTES.get(rest[:1]):
+        return quote, 'JSON has double quotes only; write "…"'
+    # A parser stops at the comma or, in other versions of Python, behind it.
+    comma = rest[:1] == "," or text[:position].rstrip()[-1:] == ","
+    closing = text[_end(_BLANK, text, position + 1) :][:1] if rest[:1] == "," else rest[:1]
+    if comma and closing in ("}", "]"):
+        return f"a comma before {closing}", "JSON has no trailing commas; remove the comma"
     if word := _WORD.match(rest):
-        if word[0] in _PYTHON:
+        if word[0] in _OTHER_CONSTANTS:
             return "a word that JSON does not have", "write true, false or null"
         after = text[_end(_BLANK, text, position + word.end()) :][:1]
         if after == ":":
             return "a field without quotes", 'write its name in double quotes: "name": …'
     return None
-
-
-def _trailing(closing: str) -> tuple[str, str]:
-    return f"a comma before {closing}", "JSON has no trailing commas; remove the comma"
 
 
 def _end(pattern: re.Pattern[str], text: str, position: int) -> int:

@@ -116,7 +116,7 @@ def _ambiguities(value: Any, file: str, pointer: str, place: str, depth: int) ->
         yield Problem(file, pointer, TOO_DEEP, TOO_DEEP, place)
     elif isinstance(value, dict):
         for key in getattr(value, "duplicates", ()):
-            words = f"the key {_shortened(key)!r} stands here twice; keep one"
+            words = f"the key {_shortened(key)!r} is here twice; keep one"
             yield Problem(file, f"{pointer}/{escape(key)}", words, "an object has the same key twice; keep one", place)
         for key, inner in value.items():
             if isinstance(inner, (dict, list)):

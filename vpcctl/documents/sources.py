@@ -69,15 +69,12 @@ def read_policy_sources(sources: Iterable[Source]) -> list[PolicyDocument]:
 
 def read_environment_source(source: Source) -> World:
     """The world of an environment document, everything in it checked."""
-    from vpcctl.documents.binding import check_names, check_sizes
+    from vpcctl.documents.binding import check
     from vpcctl.documents.environment import read_environment
 
     document = read_source(source)
     world = read_environment(document.content, document.name, document.loader())
-    problems = check_names(world, {vpc.name for vpc in world.vpcs}, document.name)
-    if problems:
-        raise DocumentError(*problems)
-    check_sizes(world, {vpc.name: document.name for vpc in world.vpcs})
+    check(world, (vpc.name for vpc in world.vpcs), document.name)
     return world
 
 
@@ -103,5 +100,5 @@ def _parsed(read: Callable[[], bytes], name: str) -> Any:
     except UnicodeDecodeError as error:
         raise DocumentError(f"{name}: is not text in UTF-8") from error
     except ValueError as error:
-        raise DocumentError(f"{name!r} is no name of a file ({error})") from error
+        raise DocumentError(f"{name!r} is not a file name ({error})") from error
     return parse(text, name)

@@ -87,13 +87,11 @@ def apply_policies(
         outcome = machine.change(attached)
         before, after = outcome.before, outcome.after
     policies = tuple(_attached(before, one) for one in found)
-    subnets = [(one.vpc, one.subnet) for one in found]
-    if dry_run:
-        return _changed(machine, before, after, policies, subnets, warnings)
     # What is the same may have been flushed, and is to hold when this returns.
     changed = {one.vpc for one in policies if one.changed}
-    repaired = machine.assure(dict.fromkeys(one.vpc for one in policies if one.vpc not in changed))
-    return _changed(machine, before, after, policies, subnets, warnings, repaired)
+    same = dict.fromkeys(one.vpc for one in policies if one.vpc not in changed)
+    repaired = () if dry_run else machine.assure(same)
+    return _changed(machine, before, after, policies, warnings, repaired)
 
 
 def clear_policy(machine: Machine, vpc: str, subnet: str, dry_run: bool) -> PolicyChange:
@@ -106,7 +104,7 @@ def clear_policy(machine: Machine, vpc: str, subnet: str, dry_run: bool) -> Poli
     else:
         outcome = machine.change(lambda state: operations.clear_policy(state.world, vpc, subnet))
         before, after = outcome.before, outcome.after
-    return _changed(machine, before, after, (), [], [])
+    return _changed(machine, before, after, (), [])
 
 
 def show_policies(machine: Machine, vpc: str, subnet: str | None, hits: bool) -> tuple[PolicyView, ...]:
@@ -138,12 +136,11 @@ def _changed(
     before: World,
     after: World,
     attached: tuple[AttachedPolicy, ...],
-    subnets: list[tuple[str, str]],
     warnings: list[str],
     repaired: tuple[Difference, ...] = (),
 ) -> PolicyChange:
     from vpcctl.analysis.impact import forecast
 
     host, more = machine.host()
-    expected = forecast(before, after, subnets, host)
+    expected = forecast(before, after, [(one.vpc, one.subnet) for one in attached], host)
     return PolicyChange(before, after, attached, expected, (*warnings, *more), repaired)

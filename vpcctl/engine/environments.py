@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vpcctl.engine.events import ObjectChanged, Progress
 from vpcctl.engine.machine import Machine
-from vpcctl.errors import ConflictError, DocumentError, KernelError, VpcctlError
+from vpcctl.errors import ConflictError, KernelError, VpcctlError
 
 if TYPE_CHECKING:
     from vpcctl.analysis.impact import Forecast
@@ -103,7 +103,7 @@ def apply_environment(machine: Machine, source: Source, prune: bool) -> Environm
 
 def _wanted(document: Document, state: State, prune: bool, load: Loader) -> World:
     """The world after the document is applied to `state`, everything checked; `load` reads policies' files."""
-    from vpcctl.documents.binding import check_names, check_sizes
+    from vpcctl.documents.binding import check
     from vpcctl.documents.diff import merged
     from vpcctl.documents.environment import read_environment
     from vpcctl.model.network import Peering
@@ -111,10 +111,7 @@ def _wanted(document: Document, state: State, prune: bool, load: Loader) -> Worl
     world = read_environment(document.content, document.name, load, state.world, state.serial)
     peerings = tuple(Peering.between(*pair) for pair in document.content.get("peerings", ()))
     wanted = merged(state.world, world, peerings, prune)
-    problems = check_names(wanted, {vpc.name for vpc in world.vpcs}, document.name)
-    if problems:
-        raise DocumentError(*problems)
-    check_sizes(wanted, {vpc.name: document.name for vpc in world.vpcs})
+    check(wanted, (vpc.name for vpc in world.vpcs), document.name)
     return wanted
 
 

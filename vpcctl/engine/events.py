@@ -1,4 +1,4 @@
-"""What the engine reports while it works; ``str(event)`` is what a person may be told."""
+"""What the engine reports while it works; ``str(event)`` is the message for a person."""
 
 from __future__ import annotations
 

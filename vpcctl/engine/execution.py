@@ -3,9 +3,8 @@
 `run` is for a change: the first failure ends it, and the reconciler rolls back.  `carry_out` is for a repair, of which
 each VPC and each instance is its own part: trouble with one holds up no other.
 
-Both tear down as far as they can.  An object that is to go for good, with its VPC, may refuse; the rest of the VPC is
-removed all the same, and every failure is told.  Only the host's table then stays as it is, because it must know each
-uplink until that is gone.
+Both tear down as far as they can.  If the kernel refuses to remove an object of a VPC that is deleted, the rest of the
+VPC is removed nevertheless, and every failure is reported.
 """
 
 from __future__ import annotations
@@ -27,8 +26,6 @@ from vpcctl.resources.protocol import Condition, Kernel
 Shutters = dict[Key, list[Item]]
 # The scope of each object that goes for good together with its scope.
 Leaving = Mapping[Key, str]
-# What could not be removed, by scope.
-Left = dict[str, list[VpcctlError]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,41 +61,46 @@ def leaving(before: Record, after: Record) -> Leaving:
     return {item.key: scope for scope, items in before.items() if scope not in after for item in items}
 
 
-def run(kernel: Kernel, plan: Plan, shutters: Shutters, gone: Leaving) -> Left:
-    """Take every step of `plan`.  The first failure is raised, unless the object is one of `gone`.
+def run(kernel: Kernel, plan: Plan, shutters: Shutters, gone: Leaving) -> Trouble:
+    """Take every step of `plan`, and return what could not be removed of `gone`; any other failure is raised."""
+    teardown = Teardown(kernel, gone, shutters)
+    for step in plan.steps:
+        if not teardown.takes(step):
+            (kernel.remove if isinstance(step, Remove) else kernel.ensure)(step.item)
+    return teardown.trouble
+
+
+class Teardown:
+    """The part of a plan that closes and removes what goes for good; a failure there stops nothing else.
 
     Where a router that goes takes no closed ruleset, its links, the `shutters`, are taken down instead.
     """
-    left: Left = defaultdict(list)
-    for step in plan.steps:
+
+    def __init__(self, kernel: Kernel, gone: Leaving, shutters: Shutters):
+        self._kernel, self._gone, self._shutters = kernel, gone, shutters
+        self._errors: dict[str, list[VpcctlError]] = {}
+
+    @property
+    def trouble(self) -> Trouble:
+        """Why something could not be removed, by scope."""
+        return {scope: KernelError("; ".join(map(str, errors))) for scope, errors in self._errors.items()}
+
+    def takes(self, step: Step) -> bool:
+        """Take `step` and return true, if it is a step of the teardown."""
         item = step.item
-        if _failures(left) and _is_host_table(item):
-            continue
-        if isinstance(step, Remove):
-            if item.key in gone:
-                _remove(kernel, item, left[gone[item.key]])
-            else:
-                kernel.remove(item)
-        elif isinstance(item, Ruleset) and item.closed:
-            _close(kernel, item, shutters)
-        else:
-            kernel.ensure(item)
-    return _failures(left)
-
-
-def _failures(left: Left) -> Left:
-    return {scope: errors for scope, errors in left.items() if errors}
-
-
-def _is_host_table(item: Item) -> bool:
-    return isinstance(item, Ruleset) and item.namespace is None
-
-
-def _remove(kernel: Kernel, item: Item, errors: list[VpcctlError]) -> None:
-    try:
-        kernel.remove(item)
-    except (ConflictError, KernelError) as error:
-        errors.append(error)
+        if self._errors and isinstance(item, Ruleset) and item.namespace is None:
+            # The host's table stays as it is: it has to know the uplinks that are left.
+            return True
+        if isinstance(step, Remove) and item.key in self._gone:
+            try:
+                self._kernel.remove(item)
+            except (ConflictError, KernelError) as error:
+                self._errors.setdefault(self._gone[item.key], []).append(error)
+            return True
+        if isinstance(item, Ruleset) and item.closed:
+            _close(self._kernel, item, self._shutters)
+            return True
+        return False
 
 
 def _close(kernel: Kernel, ruleset: Ruleset, shutters: Shutters) -> None:
@@ -171,7 +173,7 @@ class RepairProgress:
 
     trouble: Trouble
     made: set[Key] = field(default_factory=set)
-    left: Left = field(default_factory=lambda: defaultdict(list))
+    left: Trouble = field(default_factory=dict)
     # Links that are not there, because making them failed or was skipped.
     missing: set[Link] = field(default_factory=set)
 
@@ -185,20 +187,12 @@ def carry_out(kernel: Kernel, repair: RepairPlan, trouble: Trouble) -> RepairPro
     progress = RepairProgress(dict(trouble))
     spaces = {place: key for key, place in repair.homes.items() if key[0] == Namespace.__name__}
     owners = {key[1]: place for place, key in spaces.items()}
+    teardown = Teardown(kernel, repair.gone, repair.shutters)
     for step in repair.plan.steps:
-        item = step.item
-        if isinstance(step, Remove) and item.key in repair.gone:
-            if not (_is_host_table(item) and _failures(progress.left)):
-                _remove(kernel, item, progress.left[repair.gone[item.key]])
-        elif _is_host_table(item) and _failures(progress.left):
-            continue
-        elif isinstance(item, Ruleset) and item.closed:
-            _close(kernel, item, repair.shutters)
-        else:
+        if not teardown.takes(step):
             _take(kernel, repair, step, progress, spaces, owners)
-    progress.left = _failures(progress.left)
-    for scope, errors in progress.left.items():
-        progress.trouble[scope] = KernelError("\n".join(map(str, errors)))
+    progress.left = teardown.trouble
+    progress.trouble |= progress.left
     return progress
 
 

@@ -126,11 +126,11 @@ class Machine:
             bounds.check(state.world, world)
             return world
 
-        tried: list[tuple[State, World]] = []
-        # Other errors may be gone once the lock is held; they are reported then.
-        with contextlib.suppress(VpcctlError):
-            state = self.load()
-            tried.append((state, transform(state)))
-        for state, world in tried:
-            bounds.check(state.world, world)
-        return lambda state: next((world for known, world in tried if known is state), None) or measured(state)
+        try:
+            known = self.load()
+            world = transform(known)
+        except VpcctlError:
+            # It may be gone once the lock is held, and is reported then.
+            return measured
+        bounds.check(known.world, world)
+        return lambda state: world if state is known else measured(state)

@@ -6,7 +6,7 @@ trouble of that place alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 
 from vpcctl.engine.state import Record, State
 from vpcctl.errors import VpcctlError
@@ -72,12 +72,15 @@ def _member(world: World, vpc: str, instance: str) -> list[object]:
     ]
 
 
-def in_words(trouble: Mapping[str, VpcctlError]) -> list[str]:
-    """What stands in the way, a sentence for each place."""
-    return [f"{_place_in_words(place)}: {error}" for place, error in trouble.items()]
+def in_words(trouble: Mapping[str, VpcctlError], left: Container[str] = ()) -> list[str]:
+    """A sentence for each place in `trouble`; those in `left` could not be removed, the others not be repaired."""
+    return [
+        f"{_place_in_words(place)}: {'removal failed' if place in left else 'repair failed, skipped'}: {error}"
+        for place, error in trouble.items()
+    ]
 
 
 def _place_in_words(place: str) -> str:
     if instance_of(place):
-        return f"instance {instance_of(place)} of VPC {vpc_of(place)}: repair failed, skipped"
-    return f"VPC {place}: repair failed, skipped" if place else "the host: repair failed, skipped"
+        return f"instance {instance_of(place)} of VPC {vpc_of(place)}"
+    return f"VPC {place}" if place else "the host"

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from vpcctl import names
 from vpcctl.engine import generations, places
-from vpcctl.engine.execution import Difference, Left, RepairPlan, carry_out, leaving, run, shutters_of
+from vpcctl.engine.execution import Difference, RepairPlan, carry_out, leaving, run, shutters_of
 from vpcctl.engine.places import Trouble
 from vpcctl.engine.state import Record, State, Store, Writer
 from vpcctl.engine.sweep import sweep
@@ -74,7 +74,7 @@ def change(store: Store, kernel: Kernel, transform: Transform, report: Report = 
         if _unfinished(state, kernel):
             found = _finished(writer, kernel, state, report)
             state, trouble = found.state, found.trouble
-            for words in places.in_words(trouble):
+            for words in places.in_words(trouble, found.left):
                 report(words)
         facts = kernel.facts()
         desired = transform(state)
@@ -113,8 +113,9 @@ def change(store: Store, kernel: Kernel, transform: Transform, report: Report = 
                 f"{error}\nthe change itself is in force; fix the cause, then `vpcctl repair` puts it on record"
             ) from error
         if left:
+            words = "\n".join(places.in_words(left, left))
             raise KernelError(
-                f"{_told(left)}\neverything else was removed; fix the cause, then `vpcctl repair` removes the rest"
+                f"{words}\neverything else was removed; fix the cause, then `vpcctl repair` removes the rest"
             )
         return Outcome(state.world, desired, plan)
 
@@ -143,7 +144,7 @@ def repair(
         for difference in found.differences:
             report(f"repaired: {difference.past}")
         kind = KernelError if any(isinstance(one, KernelError) for one in found.trouble.values()) else ConflictError
-        raise kind("\n".join(places.in_words(found.trouble)))
+        raise kind("\n".join(places.in_words(found.trouble, found.left)))
     return found.differences, found.state.world
 
 
@@ -281,20 +282,11 @@ def _finished(writer: Writer, kernel: Kernel, state: State, report: Report, scop
     return _converge(writer, kernel, dataclasses.replace(writer.load(), pending=state.world, pending_host=state.host))
 
 
-def _with_leftovers(finished: State, record: Record, left: Left) -> State:
+def _with_leftovers(finished: State, record: Record, left: Iterable[str]) -> State:
     """`finished` with what could not be removed still on record, and pending, so that the next command tries again."""
     kept = {scope: items for scope, items in record.items() if scope in left or scope == topology.HOST}
     return dataclasses.replace(
         finished, record={**finished.record, **kept}, pending=finished.world, pending_host=finished.host
-    )
-
-
-def _told(left: Left) -> str:
-    """What could not be removed, a line for each failure."""
-    return "\n".join(
-        f"{f'VPC {scope}' if scope else 'the host'}: removal failed: {error}"
-        for scope, errors in left.items()
-        for error in errors
     )
 
 

@@ -36,7 +36,7 @@ def compile_ruleset(
     from vpcctl.documents.binding import attach
     from vpcctl.documents.sources import read_environment_source, read_policy_sources
     from vpcctl.model.network import World
-    from vpcctl.resources.kinds import Ruleset
+    from vpcctl.resources.kinds import Ruleset, next_generation
 
     documents = read_policy_sources(sources)
     rulesets: dict[str | None, Ruleset] = {}
@@ -54,8 +54,7 @@ def compile_ruleset(
     bounds.check(before, world)
     compiled = compile_vpc(world, name, names.tag(owner, name, "ruleset"))
     recorded = rulesets.get(names.router_namespace(name))
-    generation = 1 if recorded is None else recorded.generation + (recorded.fingerprint != compiled.fingerprint)
-    return CompiledRuleset(name, compiled.text(generation), tuple(warnings))
+    return CompiledRuleset(name, compiled.text(next_generation(recorded, compiled.fingerprint)), tuple(warnings))
 
 
 def loaded_text(machine: Machine, vpc: str) -> str:

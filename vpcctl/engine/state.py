@@ -179,7 +179,7 @@ class Store:
             raise damaged("not a state document") from error
         # A boolean is a number to Python, and format 0 never was.
         if isinstance(found, bool) or (isinstance(found, int) and found < 1):
-            raise damaged(f"{json.dumps(found)} is no format")
+            raise damaged(f"{json.dumps(found)} is not a format")
         if not isinstance(found, int) or found > FORMAT:
             raise _NewerError(
                 f"{place} has format {found}, and this vpcctl knows formats up to {FORMAT};"

@@ -270,7 +270,7 @@ def _difference(wanted: list[str], found: list[str]) -> str:
         if texts:
             more = f" and {len(texts) - 1} more" if len(texts) > 1 else ""
             told.append(f"{words} `{texts[0][:DETAIL_LENGTH]}`{more}")
-    return "was changed by hand: " + (", ".join(told) or "its lines stand in another order")
+    return "was changed by hand: " + (", ".join(told) or "its lines are in another order")
 
 
 def listing(nft: Nft, namespace: str | None, families: tuple[str, ...]) -> str:

@@ -74,7 +74,7 @@ def carried(world: World, flow: Flow, host: Host = NO_HOST) -> tuple[Action, str
         return Action.DENY, "no flow begins with that"
     for place in (source, destination):
         if place.vpc is not None and not _is_instance(world.vpc(place.vpc), place.address):
-            return Action.DENY, f"{place.address} is no instance of VPC {place.vpc}"
+            return Action.DENY, f"{place.address} is not an instance of VPC {place.vpc}"
     if source.vpc is not None and destination.vpc is not None:
         if source.vpc == destination.vpc:
             return Action.ALLOW, f"both are in VPC {source.vpc}"
@@ -101,7 +101,7 @@ def _begins(flow: Flow) -> bool:
 def _way_out(world: World, vpc: Vpc, flow: Flow, host: Host) -> tuple[Action, str]:
     address = flow.destination.address
     if not _is_outside(world, vpc, address):
-        return Action.DENY, f"{address} is no address of the internet"
+        return Action.DENY, f"{address} is not an internet address"
     for prefix in host.addresses:
         if address in prefix:
             return Action.DENY, f"{address} is an address of the host"
@@ -119,7 +119,7 @@ def _way_out(world: World, vpc: Vpc, flow: Flow, host: Host) -> tuple[Action, st
 def _way_in(world: World, vpc: Vpc, flow: Flow, host: Host) -> tuple[Action, str]:
     address = flow.source.address
     if not _is_outside(world, vpc, address):
-        return Action.DENY, f"{address} is no address of the internet"
+        return Action.DENY, f"{address} is not an internet address"
     for prefix in host.addresses:
         # What is one address and no prefix is looked up in any case.
         if address in prefix and (host.strict or prefix.num_addresses == 1):
