@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 import vpcctl
+from tests.lab.traffic import eventually
 from vpcctl.errors import PrivilegeError
 from vpcctl.lab import HOST, INTERNET, NEIGHBOUR, STATE_DIR, Lab
 
@@ -84,16 +85,6 @@ def processes(marker: str) -> list[int]:
             except OSError:
                 continue
     return found
-
-
-def eventually(condition: Callable[[], bool], patience: float = 60) -> bool:
-    """Does it become true?"""
-    end = time.monotonic() + patience
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def surroundings() -> dict[str, object]:
@@ -315,11 +306,15 @@ class Terminal:
     def type(self, words: str, until: str) -> str:
         """Type, and read until something appears that matches."""
         os.write(self.descriptor, words.encode())
-        seen, end = "", time.monotonic() + 10
-        while not re.search(until, seen):
-            assert time.monotonic() < end, f"{until!r} did not appear in {seen!r}"
+        seen = ""
+
+        def appeared() -> bool:
+            nonlocal seen
             if select.select([self.descriptor], [], [], 0.1)[0]:
                 seen += os.read(self.descriptor, 4096).decode(errors="replace")
+            return re.search(until, seen) is not None
+
+        assert eventually(appeared), f"{until!r} did not appear in {seen!r}"
         return seen
 
     def start(self, command: str) -> None:

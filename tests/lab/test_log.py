@@ -6,13 +6,12 @@ import json
 import os
 import select
 import sys
-import time
 from collections.abc import Iterator
 
 import pytest
 
 from tests.lab.machine import apply, run_all
-from tests.lab.traffic import SEND
+from tests.lab.traffic import SEND, eventually
 from vpcctl.lab import Lab
 
 SHOP = (
@@ -75,10 +74,12 @@ def log(machine: Lab) -> Iterator[Listening]:
     listening = Listening(machine)
     try:
         assert listening.complaint() == "listening to VPC shop; Ctrl-C ends it\n"
-        deadline = time.monotonic() + 60
-        while not listening.entries(0.2):  # until a packet that is logged is told
-            assert time.monotonic() < deadline
+
+        def told() -> bool:
             machine.python(SEND, "5001", "1", "1", netns="shop-web")
+            return bool(listening.entries(0.2))
+
+        assert eventually(told)
         listening.entries(2)  # on a busy machine more than one was sent before the first was told
         yield listening
     finally:

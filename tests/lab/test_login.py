@@ -110,11 +110,13 @@ class Terminal:
         """Type, and read until something appears that matches; what was read."""
         self.seen = ""
         os.write(self.master, words.encode())
-        end = time.monotonic() + 20
-        while not re.search(until, self.seen, re.DOTALL):
-            assert time.monotonic() < end, f"{until!r} did not appear in {self.seen!r}"
+
+        def appeared() -> bool:
             if select.select([self.master], [], [], 0.1)[0]:
                 self.seen += os.read(self.master, 65536).decode(errors="replace")
+            return re.search(until, self.seen, re.DOTALL) is not None
+
+        assert eventually(appeared), f"{until!r} did not appear in {self.seen!r}"
         return self.seen
 
     def run(self, *command: str, form: str = "") -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from tests.lab import wire
 from tests.lab.tenants import DB, FAR, TWIN, WEB, WEB_2, Station, Tenants
+from tests.lab.traffic import eventually
 from tests.lab.wire import ICMP, SYN, TCP, UDP, Wire, arrived, ipv4
 from vpcctl.lab import INTERNET, STATE_DIR, Lab
 
@@ -55,7 +56,7 @@ def test_a_new_instance_hears_nothing_that_its_policy_denies_from_its_first_mome
             # The same without a policy: the flood is there, and would be heard.
             tenants.wire.vpcctl(*"clear-policy --vpc shop --subnet db".split())
             tenants.wire.vpcctl(*f"create-instance --vpc shop --subnet db --name late --ip {late}".split())
-            _eventually(lambda: received(tenants.lab, "shop-late") > 0)
+            assert eventually(lambda: received(tenants.lab, "shop-late") > 0)
         tenants.wire.vpcctl(*"delete-instance --vpc shop --name late".split())
 
 
@@ -79,21 +80,14 @@ def test_a_change_of_instances_and_policy_at_once_is_under_the_new_policy_from_t
     sender = tenants.instance("late-a", "late", "a", "10.7.1.2")
     packets = [sender.packet("10.7.2.9", UDP, wire.udp(number, 2222, b"")) for number in range(1, 33)]
     with sender.tap.flooding(*packets, rate=300):
-        _eventually(lambda: received(lab, "late-old") > 0)
+        assert eventually(lambda: received(lab, "late-old") > 0)
         for number in range(3):
             machine.vpcctl("apply", "-", document=environment(f"new-{number}", policy={"ingress": []}))
             time.sleep(0.05)
             assert received(lab, f"late-new-{number}") == 0
             machine.vpcctl("apply", "-", document=environment(f"free-{number}"))
-            _eventually(lambda number=number: received(lab, f"late-free-{number}") > 0)
+            assert eventually(lambda number=number: received(lab, f"late-free-{number}") > 0)
     machine.vpcctl("delete-vpc", "--name", "late", "--cascade")
-
-
-def _eventually(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 # --- Words ------------------------------------------------------------------------------------------------------------

@@ -388,7 +388,9 @@ class _Program:
 
     def hear(self, tap: int, word: str, patience: float) -> list[str]:
         wanted, end, found = bytes.fromhex(word), time.monotonic() + patience, []
-        while time.monotonic() < end:
+        late = False
+        while not late:
+            late = time.monotonic() > end
             # All that is there: where a tap has several sockets, the word may be in the first one.
             taken = list(self._take(tap))
             found += [frame.hex() for frame in taken]
