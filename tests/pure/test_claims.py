@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 
 import pytest
-from pyroute2.netlink.exceptions import NetlinkError
 
 from vpcctl.errors import KernelError
 from vpcctl.kernel.claims import Claim, parse
 from vpcctl.kernel.links import contended
+from vpcctl.kernel.netlink import NetlinkError
 
 TAG = "vpcctl/0a1b2c3d/shop/instance/web"
 

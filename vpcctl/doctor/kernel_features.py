@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -146,9 +145,6 @@ def _tried(features: Sequence[Feature]) -> Iterator[tuple[Feature, str]]:
             feature.attempt()
         except (VpcctlError, OSError) as error:
             yield feature, str(error)
-        except Exception as error:
-            # pyroute2's own errors, which are no OSError.
-            yield feature, f"{type(error).__name__}: {error}"
 
 
 # --- One by one -------------------------------------------------------------------------------------------------------
@@ -230,28 +226,33 @@ def _set(path: str, value: str) -> None:
 
 
 def _make_bridge() -> None:
-    with _links() as links:
-        links.link("add", ifname=BRIDGE, kind="bridge", address=MACS[0], br_mcast_snooping=0)
+    from vpcctl.kernel import rtnetlink as rt
+
+    _with_rtnl(lambda rtnl: rtnl.add_link(rt.name_and_mac(BRIDGE, MACS[0]), rt.bridge()))
 
 
 def _make_veth() -> None:
-    with _links() as links:
-        links.link("add", ifname=PORT, kind="veth", address=MACS[1], peer={"ifname": FAR_END, "address": MACS[2]})
+    from vpcctl.kernel import rtnetlink as rt
+
+    _with_rtnl(lambda rtnl: rtnl.add_link(rt.name_and_mac(PORT, MACS[1]), rt.veth(FAR_END, MACS[2])))
 
 
 def _enslave() -> None:
-    with _links() as links:
-        links.link("set", index=_index(PORT), master=_index(BRIDGE))
+    from vpcctl.kernel import rtnetlink as rt
+
+    _with_rtnl(lambda rtnl: rtnl.set_link(rtnl.index(PORT), rt.master(rtnl.index(BRIDGE))))
 
 
 def _set_flag(flag: str, value: int) -> None:
-    with _links() as links:
-        links.brport("set", index=_index(PORT), **{flag: value})
-        [link] = links.link("get", ifname=PORT)
-        data = link.get_nested("IFLA_LINKINFO", "IFLA_INFO_SLAVE_DATA")
+    from vpcctl.kernel import rtnetlink as rt
+
+    def attempt(rtnl: Rtnl) -> None:
+        rtnl.set_link(rtnl.index(PORT), rt.bridge_port({flag: value}))
         # An older kernel takes the request and forgets what it does not know.
-        if data.get_attr(f"IFLA_BRPORT_{flag.upper()}") != value:
+        if rtnl.present(PORT).port.get(flag) != value:
             raise KernelError("the kernel does not keep it")
+
+    _with_rtnl(attempt)
 
 
 def _add_entry() -> None:
@@ -267,28 +268,14 @@ def _set_proxy_delay() -> None:
 
 
 def _add_altname() -> None:
-    with _links() as links:
-        links.link("property_add", index=_index(BRIDGE), altname="vpcctl-alternative-name")
-
-
-def _links() -> Any:
-    from pyroute2 import IPRoute
-
-    return IPRoute()
-
-
-def _index(name: str) -> int:
-    return socket.if_nametoindex(name)
+    _with_rtnl(lambda rtnl: rtnl.add_altname(rtnl.index(BRIDGE), "vpcctl-alternative-name"))
 
 
 def _with_rtnl(action: Callable[[Rtnl], None]) -> None:
     from vpcctl.kernel.links import Rtnl
 
-    rtnl = Rtnl(None)
-    try:
+    with contextlib.closing(Rtnl(None)) as rtnl:
         action(rtnl)
-    finally:
-        rtnl.close()
 
 
 # --- All at once ------------------------------------------------------------------------------------------------------

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import os
 import shutil
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,11 @@ from vpcctl.kernel import namespaces
 from vpcctl.names import TABLE
 
 if TYPE_CHECKING:
-    from vpcctl.kernel.links import Message
+    from vpcctl.kernel.rtnetlink import LinkAddress
 
 TAG = "vpcctl/"
 # Programs by which the managers of firewalls are told something; the first two are kinds of iptables(8).
 TOOLS = ("iptables-nft", "iptables-legacy", "ufw", "firewall-cmd")
-# RTN_UNICAST, include/uapi/linux/rtnetlink.h.
-UNICAST = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,50 +113,40 @@ def _list_ruleset() -> tuple[list[dict[str, Any]], str, dict[str, str]]:
 
 def surroundings() -> Surroundings:
     """The host's links, addresses and routes now, without our own.  Raises KernelError."""
-    from pyroute2 import IPRoute
-    from pyroute2.netlink.exceptions import NetlinkError
+    from vpcctl.kernel.links import Rtnl
+    from vpcctl.kernel.rtnetlink import RTN_UNICAST
 
     try:
-        with IPRoute() as netlink:
-            links = {link["index"]: link for link in netlink.get_links()}
-            addresses = list(netlink.get_addr(family=socket.AF_INET))
-            routes = list(netlink.get_routes(family=socket.AF_INET))
-    except (NetlinkError, OSError) as error:
+        with contextlib.closing(Rtnl(None)) as rtnl:
+            links, addresses, routes = rtnl.links(), rtnl.addresses(4), rtnl.routes(4)
+    except OSError as error:
         raise KernelError("the host's links and routes cannot be listed", str(error)) from error
-    tags = {index: link.get_attr("IFLA_IFALIAS") or "" for index, link in links.items()}
-    names = {index: link.get_attr("IFLA_IFNAME") for index, link in links.items()}
-    foreign = {index: name for index, name in names.items() if not tags[index].startswith(TAG)}
+    names = {link.index: name for name, link in links.items()}
+    foreign = {link.index: name for name, link in links.items() if not link.alias.startswith(TAG)}
     by_address = [one for address in addresses for one in _by_address(address, foreign)]
-    routed = [(one, link) for one in routes for link in _route_links(one) if link in foreign]
+    # The local table's routes are of other kinds.
+    routed = [(one, link) for one in routes if one.kind == RTN_UNICAST for link in one.links if link in foreign]
     by_route = [
-        Reached(network, foreign[link], f"route to {network}")
+        Reached(one.destination, foreign[link], f"route to {one.destination}")
         for one, link in routed
-        if one["dst_len"] and (network := ipaddress.ip_network(f"{one.get_attr('RTA_DST')}/{one['dst_len']}"))
+        if one.destination.prefixlen
     ]
-    ways_out = [foreign[link] for one, link in routed if not one["dst_len"]]
+    ways_out = [foreign[link] for one, link in routed if not one.destination.prefixlen]
     return Surroundings(
         {link: _first_address(addresses, link, names) for link in ways_out},
         tuple(dict.fromkeys(by_address + by_route)),
-        tuple((names[index], tag) for index, tag in tags.items() if tag.startswith(TAG)),
+        tuple((name, link.alias) for name, link in links.items() if link.alias.startswith(TAG)),
     )
 
 
-def _by_address(address: Message, foreign: dict[int, str]) -> Iterator[Reached]:
-    link = foreign.get(address["index"], "lo")
+def _by_address(address: LinkAddress, foreign: dict[int, str]) -> Iterator[Reached]:
+    link = foreign.get(address.link, "lo")
     if link != "lo":
-        interface = ipaddress.ip_interface(f"{address.get_attr('IFA_LOCAL')}/{address['prefixlen']}")
+        interface = ipaddress.ip_interface(address.address)
         yield Reached(interface.network, link, f"address {interface.ip}")
 
 
-def _route_links(route: Message) -> list[int]:
-    """The indices of the links by which a route of whatever table leads somewhere else."""
-    if route["type"] != UNICAST:  # the local table's are of other types
-        return []
-    hops = route.get_attr("RTA_MULTIPATH") or ()
-    return [link for link in (route.get_attr("RTA_OIF"), *(hop["oif"] for hop in hops)) if link is not None]
-
-
-def _first_address(addresses: list[Message], link: str, names: dict[int, str]) -> ipaddress.IPv4Address | None:
+def _first_address(addresses: list[LinkAddress], link: str, names: dict[int, str]) -> ipaddress.IPv4Address | None:
     """The address that masquerading takes: a link's first one."""
-    found = (one.get_attr("IFA_LOCAL") for one in addresses if names.get(one["index"]) == link)
-    return next(map(ipaddress.IPv4Address, found), None)
+    found = (one.address for one in addresses if names.get(one.link) == link)
+    return next((ipaddress.IPv4Interface(one).ip for one in found), None)

@@ -11,17 +11,18 @@ udp_offload.c: skb_checksum_start).  Cutting all of them here would cost four fi
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
 import socket
 import struct
+from collections.abc import Iterator
 from typing import Any
 
-from pyroute2.netlink.exceptions import NetlinkError
-
-from vpcctl.kernel.links import Message, Rtnl
+from vpcctl.kernel.links import Rtnl
 from vpcctl.kernel.namespaces import entered
+from vpcctl.kernel.netlink import NetlinkError
 from vpcctl.resources.kinds import ChecksumLink, Detour
 from vpcctl.resources.protocol import ABSENT, RIGHT, Condition, Status
 
@@ -55,26 +56,29 @@ def ensure_detour(rtnl: Rtnl, item: Detour) -> None:
         return
     remove_detour(rtnl, item)
     index, target = rtnl.index(item.link), rtnl.index(item.through)
-    rtnl.tc("add", "ingress", index)
-    rtnl.tc(
-        "add-filter",
-        "u32",
-        index,
-        parent=INGRESS,
-        prio=1,
-        protocol=ETH_P_IP,
-        target=0,
-        keys=[f"0x0/{MASK:#x}+{OFFSET}"],
-        action={"kind": "mirred", "direction": "egress", "action": "redirect", "ifindex": target},
-    )
+    with _traffic_control(rtnl) as control:
+        control.tc("add", "ingress", index)
+        control.tc(
+            "add-filter",
+            "u32",
+            index,
+            parent=INGRESS,
+            prio=1,
+            protocol=ETH_P_IP,
+            target=0,
+            keys=[f"0x0/{MASK:#x}+{OFFSET}"],
+            action={"kind": "mirred", "direction": "egress", "action": "redirect", "ifindex": target},
+        )
 
 
 def remove_detour(rtnl: Rtnl, item: Detour) -> None:
     """Remove the link's ingress qdisc, with all its filters."""
+    index = rtnl.index(item.link)
     try:
-        rtnl.tc("del", "ingress", rtnl.index(item.link))
+        with _traffic_control(rtnl) as control:
+            control.tc("del", "ingress", index)
     except NetlinkError as error:
-        if error.code not in NOTHING:
+        if error.errno not in NOTHING:
             raise
 
 
@@ -84,9 +88,8 @@ def observe_link(rtnl: Rtnl, item: ChecksumLink) -> Condition:
     condition = rtnl.observe_link(link, item, item.mac)
     if link is None or condition != RIGHT:
         return condition
-    kind = link.get_attr("IFLA_LINKINFO").get_attr("IFLA_INFO_KIND") if link.get_attr("IFLA_LINKINFO") else ""
-    if kind != "ifb":
-        return Condition(Status.DIFFERENT, f"is a link of kind {kind or 'none'}, expected ifb")
+    if link.kind != "ifb":
+        return Condition(Status.DIFFERENT, f"is a link of kind {link.kind or 'none'}, expected ifb")
     if _offloads(rtnl, item.name):
         return Condition(Status.DIFFERENT, "does not complete checksums (tx-checksumming is on)")
     return RIGHT
@@ -97,16 +100,33 @@ def observe_detour(rtnl: Rtnl, item: Detour) -> Condition:
     link, target = rtnl.link(item.link), rtnl.link(item.through)
     if link is None or target is None:
         return ABSENT
-    found = [_described(one) for one in rtnl.dump("get_filters", index=link["index"], parent=INGRESS)]
-    found = [one for one in found if one is not None]
+    with _traffic_control(rtnl) as control:
+        dumped = list(control.get_filters(index=link.index, parent=INGRESS))
+    found = [one for one in map(_described, dumped) if one is not None]
     if not found:
         return ABSENT
-    if found != [(ETH_P_IP, [OFFSET, MASK], TCA_EGRESS_REDIR, target["index"])]:
+    if found != [(ETH_P_IP, [OFFSET, MASK], TCA_EGRESS_REDIR, target.index)]:
         return Condition(Status.DIFFERENT, f"has other filters, expected one that redirects to {item.through}")
     return RIGHT
 
 
-def _described(message: Message) -> tuple[Any, ...] | None:
+@contextlib.contextmanager
+def _traffic_control(rtnl: Rtnl) -> Iterator[Any]:
+    """tc(8) in a namespace, by pyroute2: importing it takes a tenth of a second, so only who needs it does."""
+    from pyroute2 import IPRoute
+    from pyroute2.netlink import exceptions
+
+    with entered(rtnl.namespace):
+        control = IPRoute()
+    try:
+        yield control
+    except exceptions.NetlinkError as error:
+        raise NetlinkError(error.code) from error
+    finally:
+        control.close()
+
+
+def _described(message: Any) -> tuple[Any, ...] | None:
     """The protocol, key, kind of redirection and target of a filter; None for what only holds the filters together."""
     options = message.get_attr("TCA_OPTIONS")
     selector = options.get_attr("TCA_U32_SEL") if hasattr(options, "get_attr") else None

@@ -150,7 +150,7 @@ class Tracking:
             for kind, body in self._received():
                 if kind == NLMSG_ERROR:
                     wanted -= 1
-                    with contextlib.suppress(FileNotFoundError):
+                    if netlink.error_number(body) != errno.ENOENT:
                         netlink.check(body)
 
     def _received(self) -> Iterator[tuple[int, memoryview]]:

@@ -6,16 +6,18 @@ Every link made here has both ends in namespaces made here, so no packet finds a
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
 
 from vpcctl.errors import KernelError
+from vpcctl.kernel import rtnetlink as rt
+from vpcctl.kernel.links import LOOPBACK_IFINDEX, Rtnl
 from vpcctl.kernel.namespaces import CLONE_NEWNET, MS_BIND, mount, setns, unshare
 
 _OWN = "/proc/thread-self/ns/net"
+_EVERYTHING: dict[int, IPv4Network | IPv6Network] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
 
 # A new network namespace copies its IPv4 settings from the real machine (net.core.devconf_inherit_init_net); these are
 # the kernel's own.  ip_forward goes first, because writing it changes others.
@@ -74,8 +76,6 @@ def build(lan: Path, stations: Sequence[Station]) -> None:
 
     The bridge is alone in its namespace: where br_netfilter is loaded, bridged frames would meet its neighbours' rules.
     """
-    from pyroute2.netlink.exceptions import NetlinkError  # a tenth of a second: only who builds pays it
-
     try:
         for mounted in (lan, *(station.mounted for station in stations if station.mounted)):
             _create(mounted)
@@ -86,7 +86,7 @@ def build(lan: Path, stations: Sequence[Station]) -> None:
         for station in stations:
             with inside(station.mounted):
                 _configure(station)
-    except (OSError, NetlinkError) as error:
+    except OSError as error:
         raise KernelError("cannot build the lab's network", str(error)) from error
 
 
@@ -141,42 +141,36 @@ def _refresh() -> None:
 
 def _cable(lan: Path, stations: Sequence[Station]) -> None:
     """The bridge, and a wire from it to each station's eth0."""
-    from pyroute2 import IPRoute
-
     with contextlib.ExitStack() as until_done:
         ends = [until_done.enter_context(open(station.mounted or _OWN)).fileno() for station in stations]
         until_done.enter_context(inside(lan))
-        links = until_done.enter_context(IPRoute())
-        links.link("add", ifname="lan", kind="bridge", br_mcast_snooping=0)
-        bridge = links.link_lookup(ifname="lan")[0]
-        links.link("set", index=bridge, state="up")
+        links = until_done.enter_context(contextlib.closing(Rtnl(None)))
+        links.add_link(rt.name_and_mac("lan"), rt.bridge())
+        bridge = links.index("lan")
+        links.set_up(bridge, True)
         for station, end in zip(stations, ends, strict=True):
-            links.link("add", ifname=station.name, kind="veth", peer={"ifname": "eth0", "net_ns_fd": end})
-            port = links.link_lookup(ifname=station.name)[0]
-            links.link("set", index=port, master=bridge, state="up")
+            links.add_link(rt.name_and_mac(station.name), rt.veth("eth0", namespace=end))
+            port = links.index(station.name)
+            links.set_link(port, rt.master(bridge))
+            links.set_up(port, True)
 
 
 def _configure(station: Station) -> None:
     """Addresses, routes and links up, in the station's namespace."""
-    from pyroute2 import IPRoute
-
-    with IPRoute() as links:
-        loopback, wire = (links.link_lookup(ifname=name)[0] for name in ("lo", "eth0"))
+    with contextlib.closing(Rtnl(None)) as links:
+        loopback, wire = LOOPBACK_IFINDEX, links.index("eth0")
         for index in (loopback, wire):
-            links.link("set", index=index, state="up")
+            links.set_up(index, True)
         for address in station.addresses:
-            links.addr("add", index=wire, address=str(address.ip), prefixlen=address.network.prefixlen)
+            links.add_address(rt.address(wire, address.ip, address.network.prefixlen))
         for gateway in station.gateways:
-            links.route("add", dst="default", gateway=str(gateway), family=_family(gateway))
+            links.add_route(rt.route(_EVERYTHING[gateway.version], wire, gateway))
         for prefix in station.prefixes:
-            links.route("add", dst=str(prefix), oif=loopback, type="local", table=255, scope="host")
+            body = rt.route(prefix, loopback, kind=rt.RTN_LOCAL, table=rt.RT_TABLE_LOCAL, scope=rt.RT_SCOPE_HOST)
+            links.add_route(body)
         if station.speaks_as:
             # arp_announce 2: still ask for neighbours from an address of their own prefix.
             Path("/proc/sys/net/ipv4/conf/eth0/arp_announce").write_text("2")
             own = [address.network for address in station.addresses if address.version == station.speaks_as.version]
             for network in own:
-                links.route("replace", dst=str(network), oif=wire, scope="link", prefsrc=str(station.speaks_as))
-
-
-def _family(address: IPv4Address | IPv6Address) -> int:
-    return socket.AF_INET if address.version == 4 else socket.AF_INET6
+                links.add_route(rt.route(network, wire, source=station.speaks_as, scope=rt.RT_SCOPE_LINK))

@@ -7,21 +7,16 @@ its alias (the mark of ownership) in the next; where a crash came between, the M
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import secrets
-import socket
 from collections.abc import Callable
-from typing import Any, Protocol
-
-from pyroute2 import IPRoute
-from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST
-from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.rtnl import RTM_SETNEIGHTBL, ndmsg
-from pyroute2.netlink.rtnl.ndtmsg import ndtmsg
 
 from vpcctl.errors import ConflictError, GoneError, KernelError
-from vpcctl.kernel import netlink
+from vpcctl.kernel import claims
+from vpcctl.kernel import rtnetlink as rt
 from vpcctl.kernel.namespaces import entered, opened
+from vpcctl.kernel.netlink import NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Channel, NetlinkError
 from vpcctl.resources.kinds import (
     PORT_FLAGS,
     Address,
@@ -41,19 +36,9 @@ from vpcctl.resources.protocol import ABSENT, RIGHT, Condition, Status
 
 # The loopback interface's index in every namespace, whatever somebody inside calls it (include/net/flow.h).
 LOOPBACK, LOOPBACK_IFINDEX = "lo", 1
-RT_TABLE_MAIN = 254
 # Packets that wait in an ifb device; the kernel's 32 are too few for a burst of small ones.
 IFB_QUEUE = 1000
 ABSENCE = {errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENXIO}
-
-
-class Message(Protocol):
-    """What we use of a message of pyroute2, which has no types: fields of its head by key, attributes by name."""
-
-    def __getitem__(self, field: str) -> Any: ...
-
-    def get_attr(self, name: str) -> Any:
-        """The value of an attribute, None where the message has none of that name."""
 
 
 class Rtnl:
@@ -62,42 +47,37 @@ class Rtnl:
     def __init__(self, namespace: str | None):
         self.namespace = namespace
         with entered(namespace):
-            self._channel = IPRoute()
+            self._channel = Channel()
         self._indices = {LOOPBACK: LOOPBACK_IFINDEX}
 
     def close(self) -> None:
         """Close the socket."""
         self._channel.close()
 
-    @property
-    def _socket(self) -> IPRoute:
-        """The socket, without the acknowledgements that followed earlier answers.
-
-        pyroute2 keeps 2 KiB for each, in a queue for broadcasts that nobody reads here.
-        """
-        unread = self._channel.asyncore.msg_queue.root
-        while not unread.empty():
-            unread.get_nowait()
-        return self._channel
-
     # -- links ---------------------------------------------------------------------------------------------------
 
-    def link(self, name: str) -> Message | None:
-        """The link message of `name`, or None."""
+    def link(self, name: str) -> rt.Link | None:
+        """The link of that name, or with it among its alternative names; None if there is none."""
         try:
-            found: list[Message] = self._socket.link("get", ifname=name)
+            found = rt.Link(self._channel.single(rt.RTM_GETLINK, rt.lookup(name)))
         except NetlinkError as error:
-            if error.code in ABSENCE:
+            if error.errno in ABSENCE:
                 return None
             raise
-        if not found:
-            return None
         if name != LOOPBACK:
-            self._indices[name] = found[0]["index"]
-        return found[0]
+            self._indices[name] = found.index
+        return found
 
-    def present(self, name: str) -> Message:
-        """The link message of `name`; GoneError if it is gone: root in an instance can delete it at any time."""
+    def links(self) -> dict[str, rt.Link]:
+        """All links by name.  The loopback interface is `lo`, whatever somebody calls it."""
+        dumped = [rt.Link(body) for body in self._channel.dump(rt.RTM_GETLINK, rt.all_links())]
+        found = {link.name: link for link in dumped}
+        found[LOOPBACK] = next(link for link in dumped if link.index == LOOPBACK_IFINDEX)
+        self._indices = {name: link.index for name, link in found.items()}
+        return found
+
+    def present(self, name: str) -> rt.Link:
+        """The link of that name; GoneError if it is gone: root in an instance can delete it at any time."""
         found = self.link(name)
         if found is None:
             raise GoneError(f"link {name} in {where(self.namespace)} is gone; `vpcctl repair` makes it again")
@@ -116,20 +96,42 @@ class Rtnl:
     def alias(self, name: str) -> str | None:
         """The alias of the link `name`; None if the link does not exist."""
         link = self.link(name)
-        return None if link is None else (link.get_attr("IFLA_IFALIAS") or "")
+        return None if link is None else link.alias
 
     def set_alias(self, name: str, alias: str) -> None:
         """Give the link `name` an alias."""
-        self._socket.link("set", index=self.index(name), ifalias=alias)
+        self.set_link(self.index(name), rt.alias(alias))
+
+    def add_link(self, *attributes: bytes) -> None:
+        """Make a link with such attributes."""
+        self._channel.change(rt.RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, rt.link(0, *attributes))
+
+    def set_link(self, index: int, *attributes: bytes) -> None:
+        """Give the link such attributes."""
+        self._channel.change(rt.RTM_NEWLINK, 0, rt.link(index, *attributes))
+
+    def set_up(self, index: int, up: bool) -> None:
+        """Set the link up or down."""
+        flags = rt.IFF_UP if up else 0
+        self._channel.change(rt.RTM_NEWLINK, 0, rt.link(index, flags=flags, change=rt.IFF_UP))
+
+    def delete_link(self, index: int) -> None:
+        """Delete the link."""
+        self._channel.change(rt.RTM_DELLINK, 0, rt.link(index))
+
+    def add_altname(self, index: int, name: str) -> None:
+        """Give the link an alternative name."""
+        flags = NLM_F_CREATE | NLM_F_EXCL | NLM_F_APPEND
+        self._channel.change(rt.RTM_NEWLINKPROP, flags, rt.link(index, rt.alternative(name)))
 
     def ensure_bridge(self, item: Bridge) -> None:
         if self._is_free(item):
-            self._socket.link("add", ifname=item.name, kind="bridge", address=item.mac, br_mcast_snooping=0)
+            self.add_link(rt.name_and_mac(item.name, item.mac), rt.bridge())
         self._label(item.name, item.tag, item.altname)
 
     def ensure_ifb(self, item: ChecksumLink) -> None:
         if self._is_free(item):
-            self._socket.link("add", ifname=item.name, kind="ifb", address=item.mac, txqlen=IFB_QUEUE)
+            self.add_link(rt.name_and_mac(item.name, item.mac), rt.queue(IFB_QUEUE), rt.kind("ifb"))
         self._label(item.name, item.tag, "")
 
     def ensure_veth(self, item: Veth) -> None:
@@ -139,19 +141,22 @@ class Rtnl:
         self._label(item.name, item.tag, item.altname)
         if item.peer_namespace is None and self.link(item.peer_name) is not None:
             self._label(item.peer_name, item.tag, item.peer_altname)
-            self._socket.link("set", index=self.index(item.peer_name), net_ns_fd="/proc/thread-self/ns/net")
+            home = os.open(claims.OWN, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                self.set_link(self.index(item.peer_name), rt.namespace(home))
+            finally:
+                os.close(home)
             self.forget(item.peer_name)
 
     def _add_veth(self, item: Veth) -> None:
         """Both ends in one request, each with its name and MAC address, in its namespace."""
-        peer: dict[str, object] = {"ifname": item.peer_name, "address": item.peer_mac}
+        own = rt.name_and_mac(item.name, item.mac)
         if item.peer_namespace is None:
-            self._socket.link("add", ifname=item.name, kind="veth", address=item.mac, peer=peer)
+            self.add_link(own, rt.veth(item.peer_name, item.peer_mac))
             return
         descriptor = opened(item.peer_namespace)
         try:
-            peer["net_ns_fd"] = descriptor
-            self._socket.link("add", ifname=item.name, kind="veth", address=item.mac, peer=peer)
+            self.add_link(own, rt.veth(item.peer_name, item.peer_mac, descriptor))
         finally:
             os.close(descriptor)
 
@@ -161,9 +166,7 @@ class Rtnl:
         It is its alias; and its MAC address, which it has from the first moment, where a crash left it bare.
         """
         found = self.link(item.name)
-        return found is not None and (
-            found.get_attr("IFLA_IFALIAS") == item.tag or found.get_attr("IFLA_ADDRESS") == item.mac
-        )
+        return found is not None and (found.alias == item.tag or found.mac == item.mac)
 
     def _is_free(self, item: Bridge | Veth | ChecksumLink) -> bool:
         """Is nothing there under the link's name?  ConflictError for what is not ours."""
@@ -176,15 +179,15 @@ class Rtnl:
     def _label(self, name: str, tag: str, altname: str) -> None:
         """Alias and alternative name, where they are missing."""
         link = self.present(name)
-        if (link.get_attr("IFLA_IFALIAS") or "") != tag:
+        if link.alias != tag:
             self.set_alias(name, tag)
-        if altname and altname not in _altnames(link):
-            self._socket.link("property_add", index=self.index(name), altname=altname)
+        if altname and altname not in link.altnames:
+            self.add_altname(link.index, altname)
 
     def remove_link(self, name: str) -> None:
         """Delete the link; absent is success."""
         if self.link(name) is not None:
-            self._socket.link("del", index=self.index(name))
+            self.delete_link(self.index(name))
         self.forget(name)
 
     def evict(self, name: str, rename: bool = False) -> None:
@@ -196,7 +199,7 @@ class Rtnl:
         try:
             self._evict(name, rename)
         except NetlinkError as error:
-            if error.code not in ABSENCE | {errno.EBUSY, errno.EEXIST}:
+            if error.errno not in ABSENCE | {errno.EBUSY, errno.EEXIST}:
                 raise
         self.forget(name)
 
@@ -204,135 +207,136 @@ class Rtnl:
         link = self.link(name)
         if link is None:
             return
-        index = link["index"]
-        if link.get_attr("IFLA_IFNAME") != name:
-            self._socket.link("property_del", index=index, altname=name)
+        index = link.index
+        if link.name != name:
+            self._channel.change(rt.RTM_DELLINKPROP, NLM_F_EXCL, rt.link(index, rt.alternative(name)))
         elif rename or index == LOOPBACK_IFINDEX:
             other = f"{LOOPBACK}{LOOPBACK_IFINDEX}" if index == LOOPBACK_IFINDEX else f"{name}~{secrets.token_hex(4)}"
-            self._socket.link("set", index=index, state="down")
-            self._socket.link("set", index=index, ifname=other)
+            self.set_up(index, False)
+            self.set_link(index, rt.rename(other))
             if index == LOOPBACK_IFINDEX:
-                self._socket.link("set", index=index, state="up")
+                self.set_up(index, True)
         else:
-            self._socket.link("del", index=index)
+            self.delete_link(index)
 
-    def observe_link(self, link: Message | None, item: Bridge | Veth | ChecksumLink, mac: str) -> Condition:
-        """Compare a link message with the item that it should be."""
+    def observe_link(self, link: rt.Link | None, item: Bridge | Veth | ChecksumLink, mac: str) -> Condition:
+        """Compare a link with the item that it should be."""
         if link is None:
             return ABSENT
-        if (link.get_attr("IFLA_IFALIAS") or "") != item.tag:
+        if link.alias != item.tag:
             return Condition(Status.DIFFERENT, "does not carry our tag")
-        if link.get_attr("IFLA_ADDRESS") != mac:
-            return Condition(Status.DIFFERENT, f"has MAC {link.get_attr('IFLA_ADDRESS')}, expected {mac}")
+        if link.mac != mac:
+            return Condition(Status.DIFFERENT, f"has MAC {link.mac}, expected {mac}")
         return RIGHT
 
     # -- ports ---------------------------------------------------------------------------------------------------
 
     def ensure_port(self, item: Port) -> None:
         index = self.index(item.name)
-        self._socket.link("set", index=index, master=self.index(item.bridge))
+        self.set_link(index, rt.master(self.index(item.bridge)))
         # The kernel refuses these flags in the request that enslaves the port.
-        self._socket.brport("set", index=index, **PORT_FLAGS)
+        self.set_link(index, rt.bridge_port(PORT_FLAGS))
 
     def remove_port(self, item: Port) -> None:
-        self._socket.link("set", index=self.index(item.name), master=0)
+        self.set_link(self.index(item.name), rt.master(0))
 
-    def observe_port(self, link: Message | None, item: Port) -> Condition:
+    def observe_port(self, link: rt.Link | None, item: Port) -> Condition:
         if link is None:
             return ABSENT
-        if link.get_attr("IFLA_MASTER") != self._indices.get(item.bridge):
+        if link.master is None or link.master != self._indices.get(item.bridge):
             return Condition(Status.DIFFERENT, f"is not a port of {item.bridge}")
-        info = link.get_attr("IFLA_LINKINFO")
-        data = info.get_attr("IFLA_INFO_SLAVE_DATA") if info is not None else None
+        found = link.port
         for flag, value in PORT_FLAGS.items():
-            found = data.get_attr(f"IFLA_BRPORT_{flag.upper()}") if data is not None else None
-            if found != value:
-                return Condition(Status.DIFFERENT, f"{flag} is {found}, expected {value}")
+            if found.get(flag) != value:
+                return Condition(Status.DIFFERENT, f"{flag} is {found.get(flag)}, expected {value}")
         return RIGHT
 
     # -- up and down ---------------------------------------------------------------------------------------------
 
     def ensure_up(self, item: LinkUp | Open) -> None:
-        self._socket.link("set", index=self.index(item.link), state="up")
+        self.set_up(self.index(item.link), True)
 
     def remove_up(self, item: LinkUp | Open) -> None:
-        self._socket.link("set", index=self.index(item.link), state="down")
+        self.set_up(self.index(item.link), False)
 
     # -- addresses, neighbours, routes ---------------------------------------------------------------------------
 
+    def add_address(self, body: bytes) -> None:
+        """Add an address as `rtnetlink.address` describes it."""
+        self._channel.change(rt.RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, body)
+
     def ensure_address(self, item: Address) -> None:
-        address, length = item.address.split("/")
-        _tolerating(
-            errno.EEXIST,
-            lambda: self._socket.addr("add", index=self.index(item.link), address=address, prefixlen=int(length)),
-        )
+        _tolerating(errno.EEXIST, lambda: self.add_address(self._address(item)))
 
     def remove_address(self, item: Address) -> None:
-        address, length = item.address.split("/")
-        self._socket.addr("del", index=self.index(item.link), address=address, prefixlen=int(length))
+        self._channel.change(rt.RTM_DELADDR, 0, self._address(item))
+
+    def _address(self, item: Address) -> bytes:
+        own = ipaddress.ip_interface(item.address)
+        return rt.address(self.index(item.link), own.ip, own.network.prefixlen)
+
+    def addresses(self, version: int = 0) -> list[rt.LinkAddress]:
+        """All addresses, of both versions where none is given."""
+        return [rt.read_address(body) for body in self._channel.dump(rt.RTM_GETADDR, rt.all_addresses(version))]
 
     def ensure_neighbour(self, item: Neighbour) -> None:
-        self._socket.neigh(
-            "replace", dst=item.address, lladdr=item.mac, ifindex=self.index(item.link), state=ndmsg.states["permanent"]
-        )
+        body = rt.neighbour(self.index(item.link), ipaddress.ip_address(item.address), item.mac, state=rt.NUD_PERMANENT)
+        self._channel.change(rt.RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
 
     def remove_neighbour(self, item: Neighbour) -> None:
-        self._socket.neigh("del", dst=item.address, ifindex=self.index(item.link))
-
-    def ensure_fdb(self, item: FdbEntry) -> None:
-        self._socket.fdb(
-            "replace", lladdr=item.mac, ifindex=self.index(item.link), flags=ndmsg.flags["master"], state=FDB_STATIC
+        self._channel.change(
+            rt.RTM_DELNEIGH, 0, rt.neighbour(self.index(item.link), ipaddress.ip_address(item.address))
         )
 
+    def ensure_fdb(self, item: FdbEntry) -> None:
+        body = rt.forwarding(self.index(item.link), item.mac, state=FDB_STATIC)
+        self._channel.change(rt.RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
+
     def remove_fdb(self, item: FdbEntry) -> None:
-        self._socket.fdb("del", lladdr=item.mac, ifindex=self.index(item.link), flags=ndmsg.flags["master"])
+        self._channel.change(rt.RTM_DELNEIGH, 0, rt.forwarding(self.index(item.link), item.mac))
+
+    def neighbours(self, family: int) -> list[rt.KnownNeighbour]:
+        """All neighbours of a family of addresses; with AF_BRIDGE the entries of the bridges' databases."""
+        return [rt.read_neighbour(body) for body in self._channel.dump(rt.RTM_GETNEIGH, rt.all_neighbours(family))]
 
     def ensure_route(self, item: Route) -> None:
-        source = {"prefsrc": item.source} if item.source else {}
-        route = {"dst": item.destination, "gateway": item.via, "oif": self.index(item.link), "flags": ONLINK, **source}
         # Where root in an instance has put another route in front of ours, ours is there and cannot replace that one.
-        _tolerating(errno.EEXIST, lambda: self._socket.route("replace", **route))
+        _tolerating(errno.EEXIST, lambda: self.add_route(self._route(item, item.source)))
 
     def remove_route(self, item: Route) -> None:
-        self._socket.route("del", dst=item.destination, gateway=item.via, oif=self.index(item.link))
+        self._channel.change(rt.RTM_DELROUTE, 0, self._route(item, ""))
+
+    def _route(self, item: Route, source: str) -> bytes:
+        return rt.route(
+            ipaddress.ip_network(item.destination),
+            self.index(item.link),
+            ipaddress.ip_address(item.via),
+            ipaddress.ip_address(source) if source else None,
+            flags=ONLINK,
+        )
+
+    def routes(self, version: int = 0) -> list[rt.KnownRoute]:
+        """All routes of all tables, of both versions where none is given."""
+        read = (rt.read_route(body) for body in self._channel.dump(rt.RTM_GETROUTE, rt.all_routes(version)))
+        return [one for one in read if one is not None]
+
+    def add_route(self, body: bytes) -> None:
+        """Add or replace a route as `rtnetlink.route` describes it."""
+        self._channel.change(rt.RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, body)
 
     def ensure_proxy_delay(self, item: ProxyDelay) -> None:
         """`ip ntable change` in one message: older kernels hide the sysctl of that name in user namespaces."""
-        message = ndtmsg()
-        message["family"] = socket.AF_INET
-        message["attrs"] = [
-            ("NDTA_NAME", "arp_cache"),
-            (
-                "NDTA_PARMS",
-                {"attrs": [("NDTPA_IFINDEX", self.index(item.link)), ("NDTPA_PROXY_DELAY", item.milliseconds)]},
-            ),
-        ]
-        message["header"]["type"] = RTM_SETNEIGHTBL
-        message["header"]["flags"] = NLM_F_REQUEST | NLM_F_ACK
-        message.encode()
-        _converse(self.namespace, bytes(message.data))
+        self._channel.change(rt.RTM_SETNEIGHTBL, 0, rt.proxy_delay(self.index(item.link), item.milliseconds))
 
-    def tc(self, *words: object, **arguments: object) -> None:
-        """One request about qdiscs and filters (tc(8))."""
-        self._socket.tc(*words, **arguments)
-
-    def dump(self, what: str, **arguments: object) -> list[Message]:
-        """One of the socket's dumps as a list."""
-        return list(getattr(self._socket, what)(**arguments))
+    def proxy_delays(self) -> dict[int, int]:
+        """Each link's delay in milliseconds, by index."""
+        read = (rt.read_proxy_delay(body) for body in self._channel.dump(rt.RTM_GETNEIGHTBL, rt.all_tables()))
+        return dict(one for one in read if one is not None)
 
 
 # NTF_MASTER entries with NUD_NOARP are what bridge(8) calls `static` (include/uapi/linux/neighbour.h).
-FDB_STATIC = 0x40
-# RTNH_F_ONLINK, include/uapi/linux/rtnetlink.h.
-ONLINK = 4
-
-
-def _converse(namespace: str | None, request: bytes) -> None:
-    """Send one request that pyroute2 has no call for, and raise OSError unless the kernel acknowledges it."""
-    with entered(namespace), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as channel:
-        channel.send(request)
-        for _, body in netlink.messages(channel.recv(4096)):
-            netlink.check(body)
+FDB_STATIC = rt.NUD_NOARP
+ONLINK = rt.RTNH_F_ONLINK
 
 
 def contended(make: Callable[[], None], evict: Callable[[int], object], attempts: int) -> None:
@@ -344,7 +348,7 @@ def contended(make: Callable[[], None], evict: Callable[[int], object], attempts
         try:
             return make()
         except NetlinkError as error:
-            if error.code != errno.EEXIST:
+            if error.errno != errno.EEXIST:
                 raise
         if attempt < attempts - 1:
             evict(attempt)
@@ -355,10 +359,5 @@ def _tolerating(number: int, action: Callable[[], object]) -> None:
     try:
         action()
     except NetlinkError as error:
-        if error.code != number:
+        if error.errno != number:
             raise
-
-
-def _altnames(link: Message) -> list[str]:
-    properties = link.get_attr("IFLA_PROP_LIST")
-    return [] if properties is None else [value for name, value in properties["attrs"] if name == "IFLA_ALT_IFNAME"]

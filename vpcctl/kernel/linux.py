@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import os
-import socket
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyroute2.netlink.exceptions import NetlinkError
-
 from vpcctl.analysis.tracking import Key, Selection, Tracked
 from vpcctl.errors import ConflictError, GoneError, KernelError, PrivilegeError
 from vpcctl.kernel import checksums, claims, conntrack, namespaces, settings, sockets, tables
-from vpcctl.kernel.links import ABSENCE, RT_TABLE_MAIN, Message, Rtnl, contended
+from vpcctl.kernel.links import ABSENCE, Rtnl, contended
 from vpcctl.kernel.lookups import Lookups
+from vpcctl.kernel.netlink import NetlinkError
 from vpcctl.kernel.routes import read_host
+from vpcctl.kernel.rtnetlink import RT_TABLE_MAIN
 from vpcctl.kernel.survey import Survey
 from vpcctl.model.network import NAT_PORTS
 from vpcctl.names import TAGGED
@@ -57,11 +55,11 @@ WHOLE_INTERNET = 1
 
 @contextlib.contextmanager
 def _translated(words: str) -> Iterator[None]:
-    """Raise what the kernel or pyroute2 raises as a KernelError that begins with `words`."""
+    """Raise what the kernel raises as a KernelError that begins with `words`."""
     try:
         yield
     except NetlinkError as error:
-        raise KernelError(words, os.strerror(error.code)) from error
+        raise KernelError(words, os.strerror(error.errno or 0)) from error
     except OSError as error:
         raise KernelError(words, str(error)) from error
 
@@ -91,16 +89,18 @@ class LinuxKernel:
     @_translated("cannot read the host's network state")
     def facts(self) -> HostFacts:
         rtnl = self._rtnl(None)
-        dumped = rtnl.dump("get_links")
-        links = {link["index"]: link.get_attr("IFLA_IFNAME") for link in dumped}
-        ours = {link["index"] for link in dumped if (link.get_attr("IFLA_IFALIAS") or "").startswith(TAGGED)}
+        found = rtnl.links()
+        links = {link.index: name for name, link in found.items()}
+        ours = {link.index for link in found.values() if link.alias.startswith(TAGGED)}
         ways_out, networks = set(), set()
-        for route in rtnl.dump("get_routes", family=socket.AF_INET, table=RT_TABLE_MAIN):
-            indices = _next_hops(route) & links.keys() - ours
-            if indices and route["dst_len"] <= WHOLE_INTERNET:
+        for route in rtnl.routes(4):
+            if route.table != RT_TABLE_MAIN:
+                continue
+            indices = set(route.links) & links.keys() - ours
+            if indices and route.destination.prefixlen <= WHOLE_INTERNET:
                 ways_out |= {links[index] for index in indices}
             elif indices:
-                networks.add(ipaddress.ip_network(f"{route.get_attr('RTA_DST')}/{route['dst_len']}"))
+                networks.add(route.destination)
         values = {link: settings.read(settings.ROOT / f"net/ipv4/conf/{link}/forwarding") for link in ways_out}
         return HostFacts(
             tuple((link, value) for link, value in sorted(values.items()) if value is not None),
@@ -148,7 +148,7 @@ class LinuxKernel:
 
     def _observe_veth(self, survey: Survey, item: Veth) -> Condition:
         near = survey.observe(item)
-        return self._observe_far_end(item, survey.links[item.name]["index"]) if near == RIGHT else near
+        return self._observe_far_end(item, survey.links[item.name].index) if near == RIGHT else near
 
     def _observe_far_end(self, item: Veth, near: int) -> Condition:
         """Compare the other end of a pair, whose end with the index `near` is right.
@@ -159,12 +159,11 @@ class LinuxKernel:
         if namespace is not None and (not namespaces.is_namespace(namespace) or namespaces.foreign(namespace)):
             return RIGHT
         far = self._rtnl(item.peer_namespace).link(item.peer_name)
-        if far is None or far.get_attr("IFLA_LINK") != near or far.get_attr("IFLA_IFNAME") != item.peer_name:
+        if far is None or far.peer != near or far.name != item.peer_name:
             return Condition(Status.DIFFERENT, f"has no end {item.peer_name} in {where(item.peer_namespace)}")
-        if far.get_attr("IFLA_ADDRESS") != item.peer_mac:
-            found = far.get_attr("IFLA_ADDRESS")
-            return Condition(Status.DIFFERENT, f"has MAC {found} at its other end, expected {item.peer_mac}")
-        if item.peer_namespace is None and far.get_attr("IFLA_IFALIAS") != item.tag:
+        if far.mac != item.peer_mac:
+            return Condition(Status.DIFFERENT, f"has MAC {far.mac} at its other end, expected {item.peer_mac}")
+        if item.peer_namespace is None and far.alias != item.tag:
             return Condition(Status.DIFFERENT, f"has an end {item.peer_name} in the host that is not marked as ours")
         return RIGHT
 
@@ -309,7 +308,7 @@ class LinuxKernel:
         found = rtnl.link(name)
         if found is None:
             return False
-        ours = (found.get_attr("IFLA_IFALIAS") == item.tag) if namespace is None else _has_mac(found, item.peer_mac)
+        ours = found.alias == item.tag if namespace is None else found.mac == item.peer_mac
         return ours and self._removed(rtnl, name)
 
     @staticmethod
@@ -318,7 +317,7 @@ class LinuxKernel:
         try:
             rtnl.remove_link(name)
         except NetlinkError as error:
-            if error.code not in ABSENCE:
+            if error.errno not in ABSENCE:
                 raise
         return True
 
@@ -415,19 +414,9 @@ class LinuxKernel:
             self._open.pop(namespace)[0].close()
 
 
-def _next_hops(route: Message) -> set[int]:
-    """The indices of the links that a route may use: one, or those of its several next hops."""
-    single = route.get_attr("RTA_OIF")
-    return {single} if single is not None else {hop["oif"] for hop in route.get_attr("RTA_MULTIPATH") or ()}
-
-
-def _has_mac(link: Message, mac: str) -> bool:
-    return bool(link.get_attr("IFLA_ADDRESS") == mac)
-
-
 def _is_absence(error: KernelError) -> bool:
     cause = error.__cause__
-    return (isinstance(cause, NetlinkError) and cause.code in ABSENCE) or isinstance(error, GoneError)
+    return (isinstance(cause, NetlinkError) and cause.errno in ABSENCE) or isinstance(error, GoneError)
 
 
 def require_privilege() -> None:

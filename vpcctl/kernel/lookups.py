@@ -20,21 +20,32 @@ import struct
 from collections.abc import Iterator
 
 from vpcctl.kernel import netlink
-from vpcctl.kernel.links import ABSENCE, LOOPBACK, LOOPBACK_IFINDEX, ONLINK, RT_TABLE_MAIN, Rtnl
+from vpcctl.kernel import rtnetlink as rt
+from vpcctl.kernel.links import ABSENCE, LOOPBACK, LOOPBACK_IFINDEX, ONLINK, Rtnl
 from vpcctl.kernel.namespaces import entered
-from vpcctl.kernel.netlink import attribute, attributes, error_number
+from vpcctl.kernel.netlink import attributes, error_number
+from vpcctl.kernel.rtnetlink import (
+    IFA_ADDRESS,
+    IFA_LOCAL,
+    IFF_UP,
+    NDA_LLADDR,
+    NUD_PERMANENT,
+    RT_TABLE_MAIN,
+    RTA_DST,
+    RTA_GATEWAY,
+    RTA_OIF,
+    RTA_PREFSRC,
+    RTA_PRIORITY,
+    RTM_GETADDR,
+    RTM_GETLINK,
+    RTM_GETNEIGH,
+    RTM_GETROUTE,
+    RTM_NEWROUTE,
+)
 from vpcctl.kernel.survey import Survey
 from vpcctl.resources.kinds import Address, LinkUp, Neighbour, Open, Route
 from vpcctl.resources.protocol import ABSENT, RIGHT, Condition, Status
 
-# include/uapi/linux/rtnetlink.h
-RTM_NEWROUTE, RTM_GETLINK, RTM_GETADDR, RTM_GETROUTE, RTM_GETNEIGH = 24, 18, 22, 26, 30
-IFLA_IFNAME, IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS = 3, 29, 8
-IFA_ADDRESS, IFA_LOCAL = 1, 2
-NDA_DST, NDA_LLADDR, NUD_PERMANENT = 1, 2, 0x80
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC = 1, 4, 5, 6, 7
-RTPROT_STATIC, RTN_UNICAST = 4, 1
-IFF_UP = 1
 SIOCGIFADDR, SIOCGIFNETMASK = 0x8915, 0x891B
 
 # At most so many messages of one list are read.
@@ -66,8 +77,7 @@ class Lookups(Survey):
         link, wanted = self._link(item.link), ipaddress.ip_interface(item.address)
         if link is None:
             return ABSENT
-        family = _family(wanted.version)
-        listed = self._listed(RTM_GETADDR, struct.pack("=BBBBI", family, 0, 0, 0, link[0]))
+        listed = self._listed(RTM_GETADDR, rt.all_addresses(wanted.version, link[0]))
         for body in listed:
             fields = dict(attributes(body[8:]))
             found = fields.get(IFA_LOCAL, fields.get(IFA_ADDRESS))
@@ -83,8 +93,7 @@ class Lookups(Survey):
         link, wanted = self._link(item.link), ipaddress.ip_address(item.address)
         if link is None:
             return ABSENT
-        request = struct.pack("=BBHiHBB", _family(wanted.version), 0, 0, link[0], 0, 0, 0)
-        body = self._single(RTM_GETNEIGH, request + attribute(NDA_DST, wanted.packed))
+        body = self._single(RTM_GETNEIGH, rt.neighbour(link[0], wanted))
         if body is None:
             return ABSENT
         state = struct.unpack_from("=H", body, 8)[0]
@@ -99,8 +108,7 @@ class Lookups(Survey):
             return ABSENT
         expected = (_packed(item.via), link[0], _packed(item.source))
         other: tuple[bytes, int, bytes] | None = None
-        family = _family(wanted.version)
-        for body in self._listed(RTM_GETROUTE, struct.pack("=8BI", family, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0)):
+        for body in self._listed(RTM_GETROUTE, rt.all_routes(wanted.version, RT_TABLE_MAIN)):
             fields = dict(attributes(body[12:]))
             destination = fields.get(RTA_DST, bytes(wanted.max_prefixlen // 8)), body[1]
             if destination != (wanted.network_address.packed, wanted.prefixlen) or RTA_PRIORITY in fields:
@@ -136,13 +144,8 @@ class Lookups(Survey):
         wanted = ipaddress.ip_network(item.destination)
         if wanted.version != 4:
             return unseen  # for IPv6 this request would add the route
-        request = struct.pack(
-            "=8BI", socket.AF_INET, wanted.prefixlen, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, 0, RTN_UNICAST, ONLINK
-        )
-        request += attribute(RTA_DST, wanted.network_address.packed) + attribute(RTA_GATEWAY, _packed(item.via))
-        request += attribute(RTA_OIF, struct.pack("=I", index))
-        if item.source:
-            request += attribute(RTA_PREFSRC, _packed(item.source))
+        source = ipaddress.ip_address(item.source) if item.source else None
+        request = rt.route(wanted, index, ipaddress.ip_address(item.via), source, flags=ONLINK)
         if self._error(RTM_NEWROUTE, request, 0) == errno.EEXIST:
             return RIGHT
         number = self._error(RTM_NEWROUTE, request, netlink.NLM_F_EXCL)
@@ -202,28 +205,20 @@ class Lookups(Survey):
         if name not in self._found:
             # Root inside may rename lo, and give the name lo to another link: the index is certain.
             index = LOOPBACK_IFINDEX if name == LOOPBACK else 0
-            request = struct.pack("=BxHiII", socket.AF_UNSPEC, 0, index, 0, 0)
-            request += b"" if index else attribute(IFLA_IFNAME, name.encode() + b"\0")
-            mask = struct.pack("=I", RTEXT_FILTER_SKIP_STATS)
-            body = self._single(RTM_GETLINK, request + attribute(IFLA_EXT_MASK, mask))
+            body = self._single(RTM_GETLINK, rt.lookup(name, index))
             self._found[name] = None if body is None else _described(body, name)
         return self._found[name]
 
 
 def _described(body: bytes, name: str) -> tuple[int, int] | None:
-    index, flags = struct.unpack_from("=iI", body, 4)
-    known = dict(attributes(body[16:])).get(IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
-    return (index, flags) if index == LOOPBACK_IFINDEX or known == name else None
+    found = rt.Link(body)
+    return (found.index, found.flags) if found.index == LOOPBACK_IFINDEX or found.name == name else None
 
 
 def _check(body: bytes) -> None:
     """Raise OSError for the error in a message, unless it means that the object does not exist."""
     if error_number(body) not in ABSENCE:
         netlink.check(body)
-
-
-def _family(version: int) -> int:
-    return socket.AF_INET if version == 4 else socket.AF_INET6
 
 
 def _packed(address: str) -> bytes:

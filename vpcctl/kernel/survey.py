@@ -9,9 +9,8 @@ import ipaddress
 import socket
 from functools import cached_property
 
-from pyroute2.netlink.rtnl import ndmsg
-
-from vpcctl.kernel.links import FDB_STATIC, LOOPBACK, LOOPBACK_IFINDEX, RT_TABLE_MAIN, Message, Rtnl
+from vpcctl.kernel.links import FDB_STATIC, Rtnl
+from vpcctl.kernel.rtnetlink import NUD_PERMANENT, RT_TABLE_MAIN, Link
 from vpcctl.resources.kinds import (
     Address,
     Bridge,
@@ -35,69 +34,46 @@ class Survey:
         self._rtnl = rtnl
 
     @cached_property
-    def links(self) -> dict[str, Message]:
-        dumped = self._rtnl.dump("get_links")
-        found = {link.get_attr("IFLA_IFNAME"): link for link in dumped}
-        found[LOOPBACK] = next(link for link in dumped if link["index"] == LOOPBACK_IFINDEX)
-        self._rtnl._indices = {name: link["index"] for name, link in found.items()}
-        return found
+    def links(self) -> dict[str, Link]:
+        """All links by name."""
+        return self._rtnl.links()
 
     @cached_property
     def _names(self) -> dict[int, str]:
-        return {link["index"]: name for name, link in self.links.items()}
+        return {link.index: name for name, link in self.links.items()}
+
+    def _name(self, index: int) -> str:
+        return self._names.get(index, "")
 
     @cached_property
     def addresses(self) -> set[tuple[str, str]]:
         """(link, address/length)"""
-        return {
-            (self._names.get(found["index"], ""), f"{found.get_attr('IFA_ADDRESS')}/{found['prefixlen']}")
-            if found.get_attr("IFA_LOCAL") is None
-            else (self._names.get(found["index"], ""), f"{found.get_attr('IFA_LOCAL')}/{found['prefixlen']}")
-            for found in self._rtnl.dump("get_addr")
-        }
+        return {(self._name(found.link), found.address) for found in self._rtnl.addresses()}
 
     @cached_property
-    def neighbours(self) -> dict[tuple[str, str], tuple[str, int]]:
+    def neighbours(self) -> dict[tuple[str, str], tuple[str | None, int]]:
         """(link, address) to (MAC, state)"""
-        return {
-            (self._names.get(found["ifindex"], ""), found.get_attr("NDA_DST")): (
-                found.get_attr("NDA_LLADDR"),
-                found["state"],
-            )
-            for found in self._rtnl.dump("get_neighbours")
-        }
+        found = self._rtnl.neighbours(socket.AF_UNSPEC)
+        return {(self._name(one.link), one.address): (one.mac, one.state) for one in found}
 
     @cached_property
-    def forwarding(self) -> dict[tuple[str, str], int]:
+    def forwarding(self) -> dict[tuple[str, str | None], int]:
         """(link, MAC) to state, of the bridges' databases"""
-        return {
-            (self._names.get(found["ifindex"], ""), found.get_attr("NDA_LLADDR")): found["state"]
-            for found in self._rtnl.dump("get_neighbours", family=socket.AF_BRIDGE)
-        }
+        return {(self._name(one.link), one.mac): one.state for one in self._rtnl.neighbours(socket.AF_BRIDGE)}
 
     @cached_property
     def routes(self) -> dict[str, tuple[str, str, str]]:
         """destination to (next hop, link, source), of those in the main table that come first: without a metric"""
-        found = {}
-        for route in self._rtnl.dump("get_routes", table=RT_TABLE_MAIN):
-            if route.get_attr("RTA_PRIORITY"):
-                continue
-            everything = "0.0.0.0" if route["family"] == socket.AF_INET else "::"
-            destination = f"{route.get_attr('RTA_DST') or everything}/{route['dst_len']}"
-            link = self._names.get(route.get_attr("RTA_OIF") or 0, "")
-            found[destination] = (route.get_attr("RTA_GATEWAY") or "", link, route.get_attr("RTA_PREFSRC") or "")
-        return found
+        return {
+            str(one.destination): (one.gateway, self._name(one.links[0]) if len(one.links) == 1 else "", one.source)
+            for one in self._rtnl.routes()
+            if one.table == RT_TABLE_MAIN and not one.metric
+        }
 
     @cached_property
     def proxy_delays(self) -> dict[str, int]:
         """link to milliseconds"""
-        found = {}
-        for table in self._rtnl.dump("get_ntables", family=socket.AF_INET):
-            parameters = table.get_attr("NDTA_PARMS")
-            index = parameters.get_attr("NDTPA_IFINDEX") if parameters is not None else None
-            if index and table.get_attr("NDTA_NAME") == "arp_cache":
-                found[self._names.get(index, "")] = parameters.get_attr("NDTPA_PROXY_DELAY")
-        return found
+        return {self._name(index): delay for index, delay in self._rtnl.proxy_delays().items()}
 
     def observe(self, item: Item) -> Condition:
         """Compare one item with the dump."""
@@ -114,7 +90,7 @@ class Survey:
         link = self.links.get(item.link)
         if link is None:
             return ABSENT
-        return RIGHT if link["flags"] & 1 else Condition(Status.DIFFERENT, "is down")
+        return RIGHT if link.up else Condition(Status.DIFFERENT, "is down")
 
     def address(self, item: Address) -> Condition:
         return RIGHT if (item.link, item.address) in self.addresses else ABSENT
@@ -123,7 +99,7 @@ class Survey:
         found = self.neighbours.get((item.link, item.address))
         if found is None:
             return ABSENT
-        if found != (item.mac, ndmsg.states["permanent"]):
+        if found != (item.mac, NUD_PERMANENT):
             return Condition(Status.DIFFERENT, f"is {found[0]} in state {found[1]:#x}, expected {item.mac}, permanent")
         return RIGHT
 
