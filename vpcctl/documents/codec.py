@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from vpcctl.documents.lazy_lists import Damaged, Kept
-from vpcctl.documents.policies import read_rules
 from vpcctl.errors import StateError
 from vpcctl.model.host import HostPart
 from vpcctl.model.network import (
@@ -218,7 +217,7 @@ def _subnet_from_json(document: dict[str, Any], damaged: Damaged) -> Subnet:
 def _policy_from_json(document: dict[str, Any], file: str, pointer: str, damaged: Damaged) -> Policy:
     defaults = document.get("default", {})
     rules = {
-        side: Kept(document[side.value], damaged, read_rules, file, f"{pointer}/{side.value}")
+        side: Kept(document[side.value], damaged, _rules, file, f"{pointer}/{side.value}")
         for side in Direction
         if side.value in document
     }
@@ -231,6 +230,13 @@ def _policy_from_json(document: dict[str, Any], file: str, pointer: str, damaged
         file,
         pointer,
     )
+
+
+def _rules(document: list[Any], file: str, pointer: str) -> tuple[Rule, ...]:
+    # What reads policies is imported by the commands alone that look into one.
+    from vpcctl.documents.policies import read_rules
+
+    return read_rules(document, file, pointer)
 
 
 def _sets(document: dict[str, Any], damaged: Damaged) -> tuple[tuple[str, Sequence[Network]], ...]:

@@ -12,7 +12,6 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator
-from importlib import resources
 from typing import Any
 
 from vpcctl.documents import notations, vocabulary
@@ -151,6 +150,8 @@ def kind_of(document: Any) -> str | None:
 
 def load_schema(name: str) -> dict[str, Any]:
     """One of the schemas that the package ships."""
+    from importlib import resources
+
     schema: dict[str, Any] = json.loads(
         resources.files("vpcctl").joinpath(f"schema/{name}.json").read_text(encoding="utf-8")
     )

@@ -57,7 +57,7 @@ class Rtnl:
     # -- links ---------------------------------------------------------------------------------------------------
 
     def link(self, name: str) -> rt.Link | None:
-        """The link of that name, or with it among its alternative names; None if there is none."""
+        """The link with that name or alternative name; None if no link has it."""
         try:
             found = rt.Link(self._channel.single(rt.RTM_GETLINK, rt.lookup(name)))
         except NetlinkError as error:

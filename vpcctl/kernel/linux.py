@@ -8,11 +8,10 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vpcctl.analysis.tracking import Key, Selection, Tracked
 from vpcctl.errors import ConflictError, GoneError, KernelError, PrivilegeError
-from vpcctl.kernel import checksums, claims, conntrack, namespaces, settings, sockets, tables
+from vpcctl.kernel import checksums, claims, namespaces, settings, sockets, tables
 from vpcctl.kernel.links import ABSENCE, Rtnl, contended
 from vpcctl.kernel.lookups import Lookups
 from vpcctl.kernel.netlink import NetlinkError
@@ -44,11 +43,17 @@ from vpcctl.resources.kinds import (
 from vpcctl.resources.plan import Ensure, Plan
 from vpcctl.resources.protocol import ABSENT, RIGHT, Condition, HostFacts, Status
 
+if TYPE_CHECKING:
+    from vpcctl.analysis.tracking import Key, Selection, Tracked
+    from vpcctl.kernel.conntrack import Tracking
+
 # Open sockets are kept for this many namespaces, so that thousands of instances cost no thousands of descriptors.
 OPEN_NAMESPACES = 32
 # How often the name of an instance's link is made free for ours, and how often by deleting the link that has it.
 ATTEMPTS, GENTLE_ATTEMPTS = 32, 4
 CAP_SYS_ADMIN, CAP_NET_ADMIN = 21, 12
+# How many flows connection tracking holds in a namespace; some kernels hide it from user namespaces.
+TRACKED = settings.ROOT / "net/netfilter/nf_conntrack_count"
 # A VPN that takes the default route over without touching it adds its two halves, 0.0.0.0/1 and 128.0.0.0/1.
 WHOLE_INTERNET = 1
 
@@ -335,14 +340,28 @@ class LinuxKernel:
     def settled(self, namespaces: Iterable[str | None]) -> set[str | None]:
         busy = {namespace for namespace in namespaces if self._tracks(namespace)}
         if busy:
+            from vpcctl.kernel import conntrack
+
             conntrack.settle()
         return busy
 
     def _tracks(self, namespace: str | None) -> bool:
+        """Has connection tracking any entry there, those of packets on their way included?
+
+        Asked by a setting, where there is one: it is quick, and needs no socket, whose closing takes 10 ms.
+        """
+        if namespace is not None and not self._is_there(namespace):
+            return False
+        with _translated("cannot read connection tracking"), namespaces.entered(namespace):
+            count = settings.read(TRACKED)
+        if count is not None:
+            return count != "0"
         with self._tracking(namespace) as tracking:
             return tracking is not None and tracking.count() > 0
 
     def flows(self, namespace: str | None, selection: Selection | None = None) -> Iterator[Tracked]:
+        if not self._tracks(namespace):
+            return
         with self._tracking(namespace) as tracking:
             if tracking is not None:
                 yield from tracking.flows(selection)
@@ -365,8 +384,10 @@ class LinuxKernel:
 
     @staticmethod
     @contextlib.contextmanager
-    def _tracking(namespace: str | None) -> Iterator[conntrack.Tracking | None]:
+    def _tracking(namespace: str | None) -> Iterator[Tracking | None]:
         """The connection tracking of a namespace; None for one that is gone or not ours."""
+        from vpcctl.kernel import conntrack
+
         if namespace is not None and not LinuxKernel._is_there(namespace):
             yield None
             return

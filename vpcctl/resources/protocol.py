@@ -6,11 +6,13 @@ import enum
 import ipaddress
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from vpcctl.analysis.tracking import Key, Selection, Tracked
 from vpcctl.resources.kinds import Item
 from vpcctl.resources.plan import Plan
+
+if TYPE_CHECKING:
+    from vpcctl.analysis.tracking import Key, Selection, Tracked
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
