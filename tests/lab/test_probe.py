@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 
 import pytest
 
 from tests.golden import RULESETS
-from vpcctl.lab import HOST, INTERNET, Lab
+from vpcctl.lab import HOST, INTERNET, NEIGHBOUR, RUN_LAB, Lab
 
 # `shop/web` to `shop/db`: TCP 1–100 leaves, 50–300 may enter, 200 is rejected on the way out, the rest is dropped.
 ENVIRONMENT = RULESETS / "golden" / "both-gates" / "environment.json"
@@ -98,3 +100,62 @@ def test_a_foreign_firewall_on_the_way_is_no_verdict(shop: Lab) -> None:
 
 def test_a_namespace_that_is_not_there_is_an_error(shop: Lab) -> None:
     assert "namespace shop-nobody is gone" in probe(shop, "[inside(80, receiver='shop-nobody')]")
+
+
+# --- explain --probe, of whoever is outside ---------------------------------------------------------------------------
+
+GATEWAY = "198.51.100.1"
+# The neighbour's addresses on a second LAN, and in a network behind it.
+ON_LAN_2, BEHIND = "192.0.2.9", "192.168.7.5"
+LANS = (
+    f"link add eth1 type veth peer name lan2 netns {RUN_LAB}/neighbour",
+    "address add 192.0.2.1/24 dev eth1",
+    "link set eth1 up",
+    f"route add 192.168.7.0/24 via {NEIGHBOUR}",
+)
+AT_THE_NEIGHBOUR = (
+    f"address add {ON_LAN_2}/24 dev lan2",
+    "link set lan2 up",
+    f"address add {BEHIND}/32 dev lo",
+)
+
+
+@pytest.fixture(scope="module")
+def town(shop: Lab) -> Lab:
+    """The lab with more networks around the host, and a published port of pub/web."""
+    for words in LANS:
+        shop.run(["ip", *words.split()])
+    for words in AT_THE_NEIGHBOUR:
+        shop.run(["ip", *words.split()], netns="neighbour")
+    shop.vpcctl("create-vpc", "--name", "pub", "--cidr", "10.9.0.0/16")
+    shop.vpcctl("create-subnet", "--vpc", "pub", "--name", "web", "--cidr", "10.9.1.0/24", "--type", "public")
+    shop.vpcctl("publish-port", "--vpc", "pub", "--instance", "web", "--port", "8080", "--target-port", "80")
+    return shop
+
+
+@contextlib.contextmanager
+def without_a_default_route(town: Lab) -> Iterator[None]:
+    town.run(["ip", "route", "delete", "default"])
+    try:
+        yield
+    finally:
+        town.run(["ip", "route", "add", "default", "via", GATEWAY])
+
+
+def explained(town: Lab, source: str, destination: str, status: int = 0) -> tuple[bool, str]:
+    """Does the kernel agree about tcp/80, and what became of the packet?"""
+    done = town.vpcctl("explain", source, destination, "tcp/80", "--probe", "--json", status=status)
+    (tried,) = json.loads(done.stdout)["probes"]
+    return tried["agrees"], tried["seen"]
+
+
+def test_what_needs_no_default_route_is_probed_without_one(town: Lab) -> None:
+    with without_a_default_route(town):
+        assert explained(town, "pub/web", str(NEIGHBOUR)) == (True, f"left the host by eth0 from {HOST}")
+        assert explained(town, "pub/web", ON_LAN_2) == (True, "left the host by eth1 from 192.0.2.1")
+        assert explained(town, "pub/web", BEHIND) == (True, f"left the host by eth0 from {HOST}")
+        assert explained(town, "pub/web", str(HOST), 1) == (True, "did not reach the host, answer: none")
+        assert explained(town, "shop/web", "shop/db", 0)[0]
+        assert explained(town, str(NEIGHBOUR), "pub/web") == (True, f"arrived from {NEIGHBOUR}")
+        done = town.vpcctl("explain", "pub/web", "internet", "tcp/80", "--probe", status=5)
+        assert f"cannot send a packet to {INTERNET} from the host: [Errno 101] Network is unreachable" in done.stderr
