@@ -19,10 +19,10 @@ from typing import Any
 from vpcctl import names
 from vpcctl.compiler import compile_vpc
 from vpcctl.documents import reading
-from vpcctl.documents.binding import attach, check_names
+from vpcctl.documents.binding import attach, check_names, sound_policies
 from vpcctl.documents.environment import read_environment
 from vpcctl.documents.fields import TYPE_NAMES
-from vpcctl.documents.policies import read_policies
+from vpcctl.documents.policies import PolicyFile, read_policies, read_policy_file
 from vpcctl.errors import DocumentError
 from vpcctl.model.network import World
 from vpcctl.model.oracle import Flow, Place
@@ -163,19 +163,26 @@ def _policy_without(policy: Policy, lines: tuple[str, ...]) -> Policy:
 def refusal(folder: Path) -> str:
     """What is said of the document in `folder`, one problem a line; nothing if it is accepted.
 
-    `policy.json` is read by itself, and then attached where an `environment.json` stands beside it.  Without one it
+    Policies are read by themselves, or attached where an `environment.json` stands beside them.  Without policies it
     is the environment that is wrong.
     """
+    given = sorted(path.name for path in folder.glob("policy*.json"))
     try:
-        if (folder / "policy.json").exists():
-            found = read_policies(*_parsed(folder, "policy.json"))
-            if (folder / "environment.json").exists():
-                attach(Case(folder).world, found)
+        if not given or (folder / "environment.json").exists():
+            world = environment(folder)
+            attach(world, sound_policies([_policy_file(folder, name) for name in given], lambda: world))
         else:
-            environment(folder)
+            read_policies(*_parsed(folder, *given))
     except DocumentError as error:
         return f"{error}\n"
     return ""
+
+
+def _policy_file(folder: Path, name: str) -> PolicyFile:
+    try:
+        return read_policy_file(*_parsed(folder, name))
+    except DocumentError as error:
+        return PolicyFile(problems=error.problems)
 
 
 def _parsed(folder: Path, name: str) -> tuple[Any, str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 
 import pytest
 
 from tests.golden import RULESETS
-from vpcctl.lab import HOST, INTERNET, Lab
+from vpcctl.lab import HOST, INTERNET, NEIGHBOUR, RUN_LAB, Lab
 
 # `shop/web` to `shop/db`: TCP 1–100 leaves, 50–300 may enter, 200 is rejected on the way out, the rest is dropped.
 ENVIRONMENT = RULESETS / "golden" / "both-gates" / "environment.json"
@@ -98,3 +100,134 @@ def test_a_foreign_firewall_on_the_way_is_no_verdict(shop: Lab) -> None:
 
 def test_a_namespace_that_is_not_there_is_an_error(shop: Lab) -> None:
     assert "namespace shop-nobody is gone" in probe(shop, "[inside(80, receiver='shop-nobody')]")
+
+
+# --- explain --probe, of whoever is outside ---------------------------------------------------------------------------
+
+GATEWAY = "198.51.100.1"
+# The neighbour's addresses on a second LAN, and in a network behind it.
+ON_LAN_2, BEHIND = "192.0.2.9", "192.168.7.5"
+LANS = (
+    f"link add eth1 type veth peer name lan2 netns {RUN_LAB}/neighbour",
+    "address add 192.0.2.1/24 dev eth1",
+    "link set eth1 up",
+    f"route add 192.168.7.0/24 via {NEIGHBOUR}",
+    # A network with nobody in it.
+    "link add docker0 type bridge",
+    "address add 172.17.0.1/16 dev docker0",
+    "link set docker0 up",
+)
+AT_THE_NEIGHBOUR = (
+    f"address add {ON_LAN_2}/24 dev lan2",
+    "link set lan2 up",
+    f"address add {BEHIND}/32 dev lo",
+)
+
+
+@pytest.fixture(scope="module")
+def town(shop: Lab) -> Lab:
+    """The lab with more networks around the host, and a published port of pub/web."""
+    for words in LANS:
+        shop.run(["ip", *words.split()])
+    for words in AT_THE_NEIGHBOUR:
+        shop.run(["ip", *words.split()], netns="neighbour")
+    shop.vpcctl("create-vpc", "--name", "pub", "--cidr", "10.9.0.0/16")
+    shop.vpcctl("create-subnet", "--vpc", "pub", "--name", "web", "--cidr", "10.9.1.0/24", "--type", "public")
+    shop.vpcctl("publish-port", "--vpc", "pub", "--instance", "web", "--port", "8080", "--target-port", "80")
+    return shop
+
+
+@contextlib.contextmanager
+def ingress(town: Lab, action: str) -> Iterator[None]:
+    """Do this with every call of the published port."""
+    town.vpcctl("apply-policy", "-", input=json.dumps({"vpc": "pub", "subnet": "web", "ingress": [{"action": action}]}))
+    try:
+        yield
+    finally:
+        town.vpcctl("clear-policy", "--vpc", "pub", "--subnet", "web")
+
+
+@contextlib.contextmanager
+def settings(town: Lab, **values: str) -> Iterator[None]:
+    """IPv4 settings of interfaces, each named `INTERFACE__SETTING`, as they are to be meanwhile."""
+    places = [f"/proc/sys/net/ipv4/conf/{name.replace('__', '/')}" for name in values]
+    before = [town.run(["cat", place]).stdout for place in places]
+    for place, value in zip(places, values.values(), strict=True):
+        town.run(["sh", "-c", 'echo "$1" >"$0"', place, value])
+    try:
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            town.run(["sh", "-c", 'echo "$1" >"$0"', place, value])
+
+
+@contextlib.contextmanager
+def without_a_default_route(town: Lab) -> Iterator[None]:
+    town.run(["ip", "route", "delete", "default"])
+    try:
+        yield
+    finally:
+        town.run(["ip", "route", "add", "default", "via", GATEWAY])
+
+
+def explained(town: Lab, source: str, destination: str, status: int = 0) -> tuple[bool, str]:
+    """Does the kernel agree about tcp/80, and what became of the packet?"""
+    done = town.vpcctl("explain", source, destination, "tcp/80", "--probe", "--json", status=status)
+    (tried,) = json.loads(done.stdout)["probes"]
+    return tried["agrees"], tried["seen"]
+
+
+OUTSIDE = (str(NEIGHBOUR), GATEWAY, str(INTERNET), "203.0.113.7", BEHIND, "8.8.8.8")
+
+
+@pytest.mark.parametrize("source", OUTSIDE)
+def test_a_flow_from_outside_is_sent_by_who_hears_the_answer(town: Lab, source: str) -> None:
+    with ingress(town, "allow"):
+        assert explained(town, source, "pub/web") == (True, f"arrived from {source}")
+    with ingress(town, "reject"):
+        assert explained(town, source, "pub/web", 1) == (True, "did not arrive, answer: reset")
+
+
+@pytest.mark.parametrize("source", [ON_LAN_2, "192.0.2.77", str(NEIGHBOUR), "198.51.100.77", BEHIND, str(INTERNET)])
+def test_a_flow_from_a_lan_comes_by_the_link_of_that_lan(town: Lab, source: str) -> None:
+    """From any other link the host takes no packet with its source."""
+    strict = dict.fromkeys(("all__rp_filter", "eth0__rp_filter", "eth1__rp_filter"), "1")
+    with settings(town, **strict, eth1__forwarding="1"):
+        assert explained(town, source, "pub/web") == (True, f"arrived from {source}")
+
+
+CALL = f"""
+import socket
+try:
+    socket.create_connection(("192.0.2.1", 8080), 2, ("{ON_LAN_2}", 0))
+except OSError as error:
+    print(type(error).__name__)
+"""
+
+
+def test_a_flow_from_a_lan_whose_link_does_not_forward_is_lost_as_a_call_from_there_is(town: Lab) -> None:
+    # Nobody listens in the instance: a call that comes there is refused.
+    with settings(town, eth1__forwarding="1"):
+        assert town.python(CALL, netns="neighbour").stdout == "ConnectionRefusedError\n"
+        assert explained(town, ON_LAN_2, "pub/web") == (True, f"arrived from {ON_LAN_2}")
+    assert town.python(CALL, netns="neighbour").stdout == "TimeoutError\n"
+    assert explained(town, ON_LAN_2, "pub/web", 5) == (False, "did not arrive, answer: none")
+
+
+def test_a_flow_from_a_link_without_a_machine_of_the_lab_is_not_probed(town: Lab) -> None:
+    done = town.vpcctl("explain", "172.17.0.5", "pub/web", "tcp/80", "--probe", status=4)
+    assert "the host reaches 172.17.0.5 by docker0, where no machine of the lab is" in done.stderr
+
+
+def test_what_needs_no_default_route_is_probed_without_one(town: Lab) -> None:
+    with without_a_default_route(town):
+        assert explained(town, "pub/web", str(NEIGHBOUR)) == (True, f"left the host by eth0 from {HOST}")
+        assert explained(town, "pub/web", ON_LAN_2) == (True, "left the host by eth1 from 192.0.2.1")
+        assert explained(town, "pub/web", BEHIND) == (True, f"left the host by eth0 from {HOST}")
+        assert explained(town, "pub/web", str(HOST), 1) == (True, "did not reach the host, answer: none")
+        assert explained(town, "shop/web", "shop/db", 0)[0]
+        assert explained(town, str(NEIGHBOUR), "pub/web") == (True, f"arrived from {NEIGHBOUR}")
+        for ends in (("pub/web", "internet"), ("internet", "pub/web")):
+            done = town.vpcctl("explain", *ends, "tcp/80", "--probe", status=5)
+            assert "Network is unreachable" in done.stderr
+            assert str(INTERNET) in done.stderr

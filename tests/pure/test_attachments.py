@@ -6,9 +6,9 @@ import pytest
 
 from tests.story import policy, subnet, told
 from vpcctl.documents import binding
-from vpcctl.documents.binding import attach
-from vpcctl.documents.policies import PolicyDocument, read_policies
-from vpcctl.errors import DocumentError
+from vpcctl.documents.binding import attach, sound_policies
+from vpcctl.documents.policies import PolicyDocument, PolicyFile, read_policies, read_policy_file
+from vpcctl.errors import DocumentError, StateError
 from vpcctl.model import operations
 from vpcctl.model.network import World
 from vpcctl.model.policy import Policy
@@ -129,6 +129,130 @@ def test_the_names_in_policies_of_a_whole_world_are_checked_too() -> None:
     without = operations.delete_subnet(world, "one", "db", True)
     assert [problem.pointer for problem in binding.check_names(without, {"one"}, "web.json")] == ["/ingress/0/source"]
     assert binding.check_names(without, {"two"}, "web.json") == []
+
+
+# -- documents of which a part cannot be read ----------------------------------------------------------------------
+
+
+def wrong(*found: object, world: World = PEERED, **chosen: str) -> list[str]:
+    """What is told of files with these contents, 1.json and so on, without the words after the first ones."""
+    files = [read_policy_file(one, f"{number}.json") for number, one in enumerate(found, 1)]
+    with pytest.raises(DocumentError) as caught:
+        sound_policies(files, lambda: world, **chosen)
+    return [str(problem).partition("; ")[0] for problem in caught.value.problems]
+
+
+UNKNOWN = "unknown field"
+
+
+def test_policies_without_a_problem_are_handed_over_and_no_world_is_asked_for() -> None:
+    files = [PolicyFile(tuple(documents({"subnet": name}))) for name in ("web", "nowhere")]
+
+    def present() -> World:
+        raise AssertionError
+
+    assert [one.subnet for one in sound_policies(files, present)] == ["web", "nowhere"]
+
+
+def test_everything_that_is_wrong_in_any_file_is_told_in_the_order_of_the_files_and_places() -> None:
+    rules = [{"action": "allow", "source": "subnet:wbe"}, {"action": "alow", "destination": ["any", "set:x", 5]}]
+    found = wrong({"ingress": rules, "subnet": "web"}, {"subnet": "10.0.0.0/28"}, {"subnet": "wev"}, "no policy")
+    assert found == [
+        "1.json#/ingress/0/source: subnet:wbe names nothing: no subnet 'wbe' is known here",
+        '1.json#/ingress/1/action: "alow" is not an action (allow, deny or reject)',
+        "1.json#/ingress/1/destination/1: set:x names nothing: no set 'x' is known here",
+        "1.json#/ingress/1/destination/2: 5 is not an endpoint (any, internet, a prefix or address, subnet:NAME,"
+        " instance:NAME, vpc:NAME or set:NAME)",
+        "2.json#: subnet web of VPC one has a policy in this command already, at 1.json#",
+        "3.json#/subnet: subnet 'wev' not found",
+        '4.json#: "no policy" is not a policy (an object)',
+    ]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"subnet": 5},
+        {"subnett": "web"},
+        {"subnett": 5},
+        {"name": "web"},
+        {"subnet": "wrong name"},
+        {"vpc": 5, "subnet": "web"},
+        {"network": "one", "subnet": "web"},
+        {"subnet": "db", "sets": 5, "ingress": [{"action": "allow", "source": "set:x"}]},
+        {"subnet": "db", "set": {"x": []}, "ingress": [{"action": "allow", "source": "set:x"}]},
+        {"subnet": "db", "lists": {"x": []}, "ingress": [{"action": "allow", "source": "set:x"}]},
+        {"subnet": "db", "sets": {"x": 5}, "ingress": [{"action": "allow", "source": "set:x"}]},
+        {"subnet": "db", "sets": {"x y": []}, "ingress": [{"action": "allow", "source": "set:x-y"}]},
+        {"policies": {"subnet": "web"}},
+        {"policys": [{"subnet": "web"}], "vpc": "one"},
+        {"vpc": 5, "policies": [{"subnet": "web"}, {"subnet": "web", "vpc": "two"}]},
+        {"vpc": "one", "policies": [{"subnet": "web", "vpc": 5}]},
+        {"vpc": "oen", "policies": [{"subnet": "web"}, {"subnet": "web"}, {"subnet": "db"}], "description": "x"},
+        {"sets": 5, "policies": [{"subnet": "db", "ingress": [{"action": "allow", "source": "set:x"}]}]},
+        {"subnet": "db", "ingress": [{"action": "allow", "source": "subnet:a b"}]},
+        {"subnet": "db", "ingress": {"action": "allow", "source": "subnet:x"}},
+        ["web"],
+    ],
+)
+def test_what_only_follows_from_a_wrong_part_is_not_told(document: object) -> None:
+    both = subnet("two", "web", "10.0.0.80/28")(PEERED)
+    # Another file is wrong in any case.
+    told_once = [problem for problem in wrong(document, 0, world=both) if problem.startswith("1.json")]
+    assert len(told_once) == 1
+
+
+def test_an_unknown_field_that_cannot_be_the_subnet_hides_nothing() -> None:
+    which = 'which subnet? add a field "subnet" (name or prefix), or use --subnet'
+    which = which.partition("; ")[0]
+    assert wrong({"comment": "web"}) == [f"1.json#: {which}", f"1.json#/comment: {UNKNOWN} 'comment'"]
+    assert wrong({"version": 2}) == [f"1.json#: {which}", f"1.json#/version: {UNKNOWN} 'version'"]
+
+
+def test_what_the_command_line_says_stands_for_what_cannot_be_read() -> None:
+    document = {"subnet": 5, "vpc": 6, "ingress": [{"action": "allow", "source": "subnet:api"}]}
+    fields = ["1.json#/subnet: 5 is not a subnet (its name or its prefix)", "1.json#/vpc: 6 is not a name"]
+
+    def found(**chosen: str) -> list[str]:
+        return [problem.partition(" (1–32")[0] for problem in wrong(document, **chosen)]
+
+    # Without a VPC the name may be right in one of them.
+    assert found() == fields
+    assert found(vpc="one", subnet="web") == [
+        *fields,
+        "1.json#/ingress/0/source: subnet:api names nothing: no subnet 'api' is known here",
+    ]
+    assert found(vpc="two", subnet="x") == ["1.json#: subnet 'x' not found in VPC two", *fields]
+    assert found(vpc="three") == ["1.json#: VPC 'three' not found", *fields]
+
+
+def test_names_are_judged_in_every_vpc_for_which_a_document_may_be() -> None:
+    both = subnet("two", "web", "10.0.0.80/28")(PEERED)
+    rules = [{"action": "allow", "source": ["subnet:db", "subnet:api", "instance:x", "vpc:three", "set:x"]}]
+    names = ["instance:x", "vpc:three", "set:x"]
+
+    def named(document: dict) -> list[str]:
+        found = wrong({"ingress": rules} | document, 0, world=both)
+        return [words.split()[1] for words in found if " names nothing: " in words]
+
+    assert named({"subnet": "web"}) == names
+    assert named({"subnet": 5}) == names
+    assert named({"subnet": "db"}) == ["subnet:api", *names]
+    assert named({"subnet": "x", "vpc": "one"}) == ["subnet:api", *names]
+    assert named({"vpc": "two"}) == ["subnet:db", *names]
+    # A subnet or a VPC that does not exist may have any names.
+    assert named({"subnet": "x"}) == named({"vpc": "x"}) == ["vpc:three"]
+
+
+def test_where_the_world_cannot_be_read_the_documents_are_wrong_nevertheless() -> None:
+    files = [read_policy_file({"subnet": "nowhere", "x": 1}, "web.json")]
+
+    def present() -> World:
+        raise StateError("the state is damaged")
+
+    with pytest.raises(DocumentError) as caught:
+        sound_policies(files, present)
+    assert [problem.pointer for problem in caught.value.problems] == ["/x"]
 
 
 # -- warnings ------------------------------------------------------------------------------------------------------

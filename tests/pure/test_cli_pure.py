@@ -243,7 +243,7 @@ def test_a_damaged_state_file_is_status_6(vpcctl: Main, session: Rehearsal) -> N
 
 
 def test_every_line_of_a_long_error_is_marked(vpcctl: Main, files: Path) -> None:
-    (files / "bad.json").write_text('{"ingress": [{"action": "x"}, {"prot": 1}]}')
+    (files / "bad.json").write_text('{"subnet": "web", "ingress": [{"action": "x"}, {"prot": 1}]}')
     _, said = vpcctl("apply-policy", "bad.json", status=2)
     assert len(said.splitlines()) == 3
     assert all(line.startswith("vpcctl: bad.json#/ingress/") for line in said.splitlines())
@@ -251,9 +251,17 @@ def test_every_line_of_a_long_error_is_marked(vpcctl: Main, files: Path) -> None
 
 def test_the_problems_of_all_files_are_told_at_once(vpcctl: Main, files: Path) -> None:
     for name in ("a.json", "b.json"):
-        (files / name).write_text('{"x": 1}')
+        (files / name).write_text('{"subnet": "web", "x": 1}')
     _, said = vpcctl("apply-policy", "a.json", "b.json", "c.json", status=2)
-    assert [line.split()[1] for line in said.splitlines()] == ["a.json#/x:", "b.json#/x:", "c.json:"]
+    assert [line.split()[1] for line in said.splitlines()] == ["a.json#/x:", "b.json#:", "b.json#/x:", "c.json:"]
+    assert "subnet web of VPC one has a policy in this command already, at a.json#; keep one" in said
+
+
+def test_a_wrong_document_is_told_before_a_damaged_record(vpcctl: Main, files: Path, session: Rehearsal) -> None:
+    (files / "bad.json").write_text('{"subnet": "nowhere", "x": 1}')
+    (session.state_dir / "state.json").write_text("{")
+    _, said = vpcctl("apply-policy", "bad.json", status=2)
+    assert [line.split()[1] for line in said.splitlines()] == ["bad.json#/x:"]
 
 
 def test_drift_is_status_3_and_repair_ends_it(run: Run, session: Rehearsal) -> None:
@@ -617,7 +625,7 @@ def test_what_a_terminal_would_obey_is_made_visible(vpcctl: Main, session: Rehea
 
 
 def test_an_error_is_one_line_whatever_its_place_is_called(vpcctl: Main, files: Path) -> None:
-    (files / "bad.json").write_text(json.dumps({OBEYED: 1}))
+    (files / "bad.json").write_text(json.dumps({"subnet": "web", OBEYED: 1}))
     (files / "shop.json").write_text(
         json.dumps({"vpcs": [{"name": "one", "cidr": "10.0.0.0/26", "subnets": [
             {"name": "web", "cidr": "10.0.0.0/28", "type": "public", "policy": OBEYED}]}]})
@@ -723,6 +731,17 @@ def test_compile_shows_what_is_loaded_when_nothing_is_to_change(vpcctl: Main, se
     shown, _ = vpcctl("compile", "--vpc", "one")
     assert shown == compile_vpc(state.world, "one", loaded.tag).text(loaded.generation)
     assert loaded.fingerprint in shown
+
+
+def test_compile_tells_what_is_wrong_in_the_environment_and_in_the_policies(vpcctl: Main, files: Path) -> None:
+    (files / "bad.json").write_text('{"subnet": "wbe", "x": 1}')
+    words = ("compile", "--environment", "shop.json", "bad.json")
+    _, said = vpcctl(*words, status=2)
+    assert [line.split()[1] for line in said.splitlines()] == ["bad.json#/subnet:", "bad.json#/x:"]
+    (files / "shop.json").write_text('{"vpcs": [{"name": "one", "cidr": "10.0.0.1/26"}], "peering": []}')
+    _, said = vpcctl(*words, status=2)
+    places = ["shop.json#/vpcs/0/cidr:", "shop.json#/peering:", "bad.json#/x:"]
+    assert [line.split()[1] for line in said.splitlines()] == places
 
 
 def test_compile_of_several_vpcs_asks_which(vpcctl: Main) -> None:

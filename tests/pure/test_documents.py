@@ -18,7 +18,7 @@ from vpcctl.compiler import compile_vpc
 from vpcctl.documents import binding, reading
 from vpcctl.documents.environment import read_environment
 from vpcctl.documents.fastpath import plainly_valid, without_plain_parts
-from vpcctl.documents.policies import read_policies
+from vpcctl.documents.policies import read_policies, read_policy_file
 from vpcctl.errors import DocumentError, Problem
 from vpcctl.model.network import World
 
@@ -142,10 +142,16 @@ def test_a_distorted_policy_is_compiled_or_refused_and_nothing_else(chance: rand
     for problem in problems:
         assert problem.file == "web.json"
         assert points_into(problem.pointer, document), (problem, document)
+    world = told("create its private subnet db")
     if not problems:
-        attached, _ = refusal(lambda: binding.attach(told("create its private subnet db"), found))
+        attached, _ = refusal(lambda: binding.attach(world, found))
         if attached:
             compiles(attached[0])
+        return
+    # With the names in what is left of it more is told, and nothing less.
+    _, more = refusal(lambda: binding.sound_policies([read_policy_file(document, "web.json")], lambda: world))
+    assert set(problems) <= set(more)
+    assert all(points_into(problem.pointer, document) for problem in more), (more, document)
 
 
 def test_a_set_without_a_name_is_refused_by_its_place() -> None:

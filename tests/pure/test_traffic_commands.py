@@ -204,6 +204,19 @@ def test_a_probe_of_an_environment_is_refused(vpcctl) -> None:
     assert "--probe asks the kernel" in said.err
 
 
+@pytest.mark.parametrize(
+    ("ends", "why"),
+    [
+        (("203.0.113.7", "shop/web"), "from outside only published ports can be called, and shop/web tcp/81 is none"),
+        (("shop/web", "shop/10.0.3.77"), "each end in a VPC must be an instance, and the two must differ"),
+        (("shop/db", "shop/db"), "each end in a VPC must be an instance, and the two must differ"),
+    ],
+)
+def test_where_nothing_can_be_sent_a_probe_says_why(vpcctl, recorded: Path, ends: tuple[str, str], why: str) -> None:
+    said = vpcctl("explain", *ends, "tcp/81", "--probe")
+    assert (said.status, said.err) == (4, f"vpcctl: nothing to probe: {why}\n")
+
+
 def test_explain_judges_the_present_world(vpcctl, recorded: Path) -> None:
     assert vpcctl("explain", "shop/web", "shop/db", "tcp/5432").status == 0
     assert vpcctl("explain", "shop/web", "shop/db", "tcp/22").status == 1

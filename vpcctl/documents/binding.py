@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from vpcctl.documents.policies import MOST_PREFIXES, PolicyDocument
+from vpcctl.documents.policies import MOST_PREFIXES, PolicyDocument, PolicyFile
 from vpcctl.documents.reading import nearest
-from vpcctl.errors import DocumentError, Problem
+from vpcctl.errors import DocumentError, Problem, VpcctlError
 from vpcctl.model.network import Subnet, Vpc, World
 from vpcctl.model.policy import Direction, Endpoint, Network, Origin, Policy
 
@@ -22,6 +22,39 @@ class Attachment:
     policy: Policy
 
 
+@dataclass(frozen=True, slots=True)
+class _Aim:
+    """What a document is for: its attachment, if that is certain, and the problems if it fits nowhere.
+
+    `vpcs` are the VPCs to which it may belong; none if that is not known.
+    """
+
+    attachment: Attachment | None = None
+    vpcs: tuple[Vpc, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+def sound_policies(
+    files: Sequence[PolicyFile], present: Callable[[], World], vpc: str | None = None, subnet: str | None = None
+) -> list[PolicyDocument]:
+    """The policies of `files`; if a part of any cannot be read, DocumentError with everything that is wrong in all.
+
+    `present` returns the world that the policies are for.  It is called only if there are problems, to judge the names
+    in what can be read.  `vpc` and `subnet` as in `attach`.
+    """
+    problems = [problem for file in files for problem in file.problems]
+    if not problems:
+        return [document for file in files for document in file.documents]
+    try:
+        world = present()
+    except DocumentError as error:
+        raise DocumentError(*error.problems, *problems) from error
+    except VpcctlError as error:
+        # The documents are wrong whatever the world is.
+        raise DocumentError(*problems) from error
+    raise DocumentError(*_aimed(world, files, vpc, subnet)[1])
+
+
 def attach(
     world: World, documents: Iterable[PolicyDocument], vpc: str | None = None, subnet: str | None = None
 ) -> tuple[World, list[Attachment], list[str]]:
@@ -30,24 +63,7 @@ def attach(
     `vpc` and `subnet` win over what the documents say.  DocumentError with every document that fits nowhere or names
     something that is not there.
     """
-    attachments: list[Attachment] = []
-    problems: list[Problem | str] = []
-    for document in documents:
-        try:
-            attachments.append(_target(world, document, vpc, subnet))
-        except DocumentError as error:
-            problems += error.problems
-    for one, other in _pairs(attachments):
-        problems.append(
-            Problem(
-                other.policy.file,
-                other.policy.pointer,
-                f"subnet {other.subnet} of VPC {other.vpc} has a policy in this command already, at"
-                f" {one.policy.origin()}; keep one",
-            )
-        )
-    for attachment in attachments:
-        problems += _names(world, attachment)
+    attachments, problems = _aimed(world, [PolicyFile(tuple(documents))], vpc, subnet)
     if problems:
         raise DocumentError(*problems)
     for attachment in attachments:
@@ -58,60 +74,96 @@ def attach(
     return world, attachments, [warning for attachment in attachments for warning in _warnings(world, attachment)]
 
 
-def _pairs(attachments: list[Attachment]) -> Iterator[tuple[Attachment, Attachment]]:
-    """The second and later attachments of a subnet, each with the first."""
-    first: dict[tuple[str, str], Attachment] = {}
-    for attachment in attachments:
-        kept = first.setdefault((attachment.vpc, attachment.subnet), attachment)
-        if kept is not attachment:
-            yield kept, attachment
+def _aimed(
+    world: World, files: Iterable[PolicyFile], vpc: str | None, subnet: str | None
+) -> tuple[list[Attachment], list[Problem | str]]:
+    """The attachments of the policies, and everything that is wrong in `files`."""
+    attachments: list[Attachment] = []
+    first: dict[tuple[str, str], Policy] = {}
+    problems: list[Problem | str] = []
+    for file in files:
+        found: list[Problem] = []
+        for document in file.documents:
+            aim = _aim(world, document, vpc, subnet)
+            found += aim.problems
+            if aim.attachment is not None:
+                attachments.append(aim.attachment)
+                found += _taken(aim.attachment, first)
+            found += _unknown(world, aim.vpcs, document.policy, document.named, "sets" in document.unread)
+        # The policies of a file may have one wrong field in common.
+        problems += file.in_order(dict.fromkeys(found))
+    return attachments, problems
 
 
-def _target(world: World, document: PolicyDocument, vpc: str | None, subnet: str | None) -> Attachment:
+def _taken(attachment: Attachment, first: dict[tuple[str, str], Policy]) -> Iterator[Problem]:
+    """The problem of a subnet that has a policy already; `first` are those before, by VPC and subnet."""
+    policy = attachment.policy
+    before = first.setdefault((attachment.vpc, attachment.subnet), policy)
+    if before is not policy:
+        words = f"subnet {attachment.subnet} of VPC {attachment.vpc} has a policy in this command already"
+        yield Problem(policy.file, policy.pointer, f"{words}, at {before.origin()}; keep one")
+
+
+def _aim(world: World, document: PolicyDocument, vpc: str | None, subnet: str | None) -> _Aim:
     policy = document.policy
     wanted, chosen = subnet or document.subnet, vpc or document.vpc
-    if wanted is None:
-        raise DocumentError(
-            Problem(policy.file, policy.pointer, 'which subnet? add a field "subnet" (name or prefix), or use --subnet')
-        )
-    place = policy.pointer if subnet else f"{policy.pointer}/subnet"
-    known = {one.name for one in world.vpcs}
-    if chosen is not None and chosen not in known:
-        where = policy.pointer if vpc else f"{policy.pointer}/vpc"
-        raise DocumentError(Problem(policy.file, where, f"VPC {chosen!r} not found; {nearest(chosen, sorted(known))}"))
-    found = [
-        (one, candidate)
-        for one in world.vpcs
-        if chosen in (None, one.name)
-        for candidate in one.subnets
-        if _is(candidate, wanted)
-    ]
+    homes = tuple(one for one in world.vpcs if chosen in (None, one.name))
+    problems = []
+    if wanted is None and "subnet" not in document.unread:
+        words = 'which subnet? add a field "subnet" (name or prefix), or use --subnet'
+        problems.append(Problem(policy.file, policy.pointer, words))
+    if chosen is not None and not homes:
+        words = f"VPC {chosen!r} not found; {nearest(chosen, sorted(world.vpcs_by_name))}"
+        problems.append(Problem(policy.file, policy.pointer if vpc else document.vpc_pointer, words))
+    if wanted is None or problems:
+        return _Aim(None, homes, tuple(problems))
+    found = [(one, candidate) for one in homes for candidate in one.subnets if _is(candidate, wanted)]
+    candidates = tuple(one for one, _ in found)
     if len(found) == 1:
-        return Attachment(found[0][0].name, found[0][1].name, policy)
-    if found:
-        named = ", ".join(sorted(one.name for one, _ in found))
-        words = f'several VPCs have a subnet {wanted!r}: {named}; name one with "vpc" or --vpc'
-    else:
-        have = sorted({candidate.name for one in world.vpcs if chosen in (None, one.name) for candidate in one.subnets})
-        inside = f" in VPC {chosen}" if chosen else ""
-        words = f"subnet {wanted!r} not found{inside}; " + (nearest(wanted, have) if have else "known subnets: none")
-    raise DocumentError(Problem(policy.file, place, words))
+        return _Aim(Attachment(found[0][0].name, found[0][1].name, policy), candidates)
+    if found and chosen is None and "vpc" in document.unread:
+        return _Aim(None, candidates)
+    place = policy.pointer if subnet else f"{policy.pointer}/subnet"
+    words = _several(candidates, wanted) if found else _no_subnet(homes, wanted, chosen)
+    # Without a VPC by name, a subnet that is not found may be meant for one that does not exist yet.
+    return _Aim(None, candidates or (homes if chosen else ()), (Problem(policy.file, place, words),))
+
+
+def _several(vpcs: Iterable[Vpc], wanted: str) -> str:
+    there = ", ".join(sorted(one.name for one in vpcs))
+    return f'several VPCs have a subnet {wanted!r}: {there}; name one with "vpc" or --vpc'
+
+
+def _no_subnet(vpcs: Iterable[Vpc], wanted: str, chosen: str | None) -> str:
+    there = sorted({candidate.name for one in vpcs for candidate in one.subnets})
+    inside = f" in VPC {chosen}" if chosen else ""
+    return f"subnet {wanted!r} not found{inside}; " + (nearest(wanted, there) if there else "known subnets: none")
 
 
 def _is(subnet: Subnet, wanted: str) -> bool:
     return subnet.name == wanted or wanted in map(str, subnet.prefixes)
 
 
-def _names(world: World, attachment: Attachment) -> Iterator[Problem]:
-    """Endpoints that name nothing."""
-    vpc = world.vpc(attachment.vpc)
-    known: dict[str, Collection[str] | None] = {
-        "subnet": vpc.subnets_by_name,
-        "instance": vpc.instances_by_name,
-        "vpc": world.vpcs_by_name,
-        "set": {name for name, _ in (*vpc.sets, *attachment.policy.sets)},
-    }
-    yield from unknown_names(endpoints_of(attachment.policy), known, attachment.policy.file)
+def _unknown(
+    world: World,
+    vpcs: Collection[Vpc],
+    policy: Policy,
+    endpoints: Iterable[tuple[str, Endpoint]],
+    sets_unread: bool = False,
+) -> Iterator[Problem]:
+    """Those of the policy's `endpoints` that name nothing in any of `vpcs`, to one of which it belongs."""
+    known: dict[str, Collection[str] | None] = {"vpc": world.vpcs_by_name or None}
+    if vpcs:
+        known["subnet"] = _together([vpc.subnets_by_name for vpc in vpcs])
+        known["instance"] = _together([vpc.instances_by_name for vpc in vpcs])
+    if vpcs and not sets_unread:
+        known["set"] = {name for sets in (policy.sets, *(vpc.sets for vpc in vpcs)) for name, _ in sets}
+    yield from unknown_names(endpoints, known, policy.file)
+
+
+def _together(names: Sequence[Mapping[str, object]]) -> Collection[str]:
+    # As a rule it is one, of which no copy is made.
+    return names[0] if len(names) == 1 else frozenset[str]().union(*names)
 
 
 def unknown_names(
@@ -139,7 +191,7 @@ def check_names(world: World, vpcs: set[str], file: str) -> list[Problem]:
         if vpc.name in vpcs
         for subnet in vpc.subnets
         if subnet.policy is not None
-        for problem in _names(world, Attachment(vpc.name, subnet.name, subnet.policy))
+        for problem in _unknown(world, [vpc], subnet.policy, endpoints_of(subnet.policy))
     ]
 
 

@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 
 from vpcctl import names
 from vpcctl.documents import fields, reading
-from vpcctl.documents.binding import endpoints_of, unknown_names
+from vpcctl.documents.binding import unknown_names
 from vpcctl.documents.exports import EXAMPLE, refuse_export
 from vpcctl.documents.fastpath import without_plain_parts
-from vpcctl.documents.policies import Reader, check_sets, read_policies, sound
+from vpcctl.documents.policies import PolicyDocument, Reader, check_sets, read_policy_file, sound
 from vpcctl.documents.recovery import GAP, remains
 from vpcctl.errors import DocumentError, Problem, VpcctlError
 from vpcctl.model.network import (
@@ -127,8 +127,9 @@ class _Environment(Reader):
         # The host's ports that are published, with the first place of each.
         self._ports: dict[str, str] = {}
         self.doubts = Doubts()
+        # The names of the sets in a policy's file, by the policy's place; None if they cannot be read.
+        self._file_sets: dict[str, list[str] | None] = {}
         # The endpoints of each policy: the place of its VPC, its own place and its file.
-        self._file_sets: dict[str, list[str]] = {}
         self._endpoints: list[tuple[str, str, str, list[tuple[str, Endpoint]]]] = []
 
     def world(self, document: dict[str, Any]) -> World:
@@ -232,7 +233,7 @@ class _Environment(Reader):
             }
             if vpc in self.doubts.vpcs:
                 known["subnet"] = known["instance"] = None
-            if {vpc, place} & self.doubts.sets:
+            if {vpc, place} & self.doubts.sets or self._file_sets.get(place, []) is None:
                 known["set"] = None
             problems = unknown_names(endpoints, known, file)
             self.problems += [one if file == self.file else one.discreet() for one in problems]
@@ -241,7 +242,7 @@ class _Environment(Reader):
         """The names of the sets of the policy at `place`, those that are wrong too."""
         for part in place.split("/")[1:]:
             document = document[int(part)] if isinstance(document, list) else document[part]
-        return _set_names(document) if isinstance(document, dict) else self._file_sets.get(place, ())
+        return _set_names(document) if isinstance(document, dict) else self._file_sets.get(place) or ()
 
     def policy_of(self, subnet: dict[str, Any], pointer: str) -> Policy | None:
         """The subnet's policy, if it has one."""
@@ -439,14 +440,21 @@ class _Environment(Reader):
             return read.policy
         try:
             document, file = self._load(policy)
-            found = read_policies(document, file)
-            if len(found) != 1:
+            found = read_policy_file(document, file)
+            if len(found.documents) == 1:
+                self._noted(found.documents[0], vpc, f"{pointer}/policy")
+            if found.problems:
+                raise DocumentError(*found.problems)
+            if len(found.documents) != 1:
                 raise DocumentError(Problem(file, "", "", "one policy is expected here"))
         except DocumentError as error:
             raise self.discreet(error) from error
-        self._endpoints.append((vpc, f"{pointer}/policy", file, list(endpoints_of(found[0].policy))))
-        self._file_sets[f"{pointer}/policy"] = [name for name, _ in found[0].policy.sets]
-        return found[0].policy
+        return found.documents[0].policy
+
+    def _noted(self, found: PolicyDocument, vpc: str, place: str) -> None:
+        """Keep what is needed to judge the names in the policy of a file, which is for the subnet of `place`."""
+        self._endpoints.append((vpc, place, found.policy.file, list(found.named)))
+        self._file_sets[place] = None if "sets" in found.unread else [name for name, _ in found.policy.sets]
 
     def discreet(self, error: DocumentError) -> DocumentError:
         """What is wrong with a file that this document names, and nothing of what is in the file.

@@ -1,16 +1,20 @@
-"""What people write as policies, read: `read_policies` tells all problems of a document at once."""
+"""What people write as policies, read: all problems of a document are told at once.
+
+`read_policies` refuses a document that has a problem.  `read_policy_file` returns what can be read of it, so that the
+names in it can be judged too.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from vpcctl.documents import fields, reading
 from vpcctl.documents.exports import refuse_export
 from vpcctl.documents.fastpath import plainly_valid
-from vpcctl.documents.recovery import GAP, pointers, remains
+from vpcctl.documents.recovery import GAP, keep_names, pointers, remains, unread_fields
 from vpcctl.errors import DocumentError, Problem
 from vpcctl.model.policy import Action, Direction, Endpoint, Network, Origin, Policy, Rule
 
@@ -23,29 +27,79 @@ MOST_PREFIXES = 500_000
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PolicyDocument:
-    """One policy as read: `vpc` and `subnet` are the words of the document, None where it is silent."""
+    """One policy as read: `vpc` and `subnet` are the words of the document, None where it is silent.
+
+    `vpc_pointer` is the place of `vpc`, which a file may say once for all of its policies.  `named` are the endpoints
+    that name something, with their pointers.  `unread` are those of the fields `vpc`, `subnet` and `sets` that may be
+    in a wrong part of the document.
+    """
 
     vpc: str | None
     subnet: str | None
     policy: Policy
+    vpc_pointer: str = ""
+    named: tuple[tuple[str, Endpoint], ...] = ()
+    unread: frozenset[str] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PolicyFile:
+    """What can be read of a file of policies, and the problems with the rest.
+
+    `content` is the parsed file if it has problems: they are told in the order of their places in it.
+    """
+
+    documents: tuple[PolicyDocument, ...] = ()
+    problems: tuple[Problem | str, ...] = ()
+    content: Any = None
+
+    def in_order(self, more: Iterable[Problem]) -> list[Problem | str]:
+        """Its problems and `more` that were found in it."""
+        return _in_order([*self.problems, *more], self.content) if self.problems else list(more)
 
 
 def read_policies(document: Any, file: str) -> list[PolicyDocument]:
     """The policies of one parsed file; DocumentError with every problem in it."""
+    found = read_policy_file(document, file)
+    if found.problems:
+        raise DocumentError(*found.problems)
+    return list(found.documents)
+
+
+def read_policy_file(document: Any, file: str) -> PolicyFile:
+    """What can be read of one parsed file, and every problem in it."""
+    try:
+        _check_kind(document, file)
+    except DocumentError as error:
+        return PolicyFile(problems=error.problems)
+    reader = Reader(file)
+    left = document
+    if not plainly_valid(document):
+        reader.problems += reading.structure_problems(document, "policy", file)
+        # Whatever else is wrong is told at the same time.
+        left = remains(document, reader.problems)
+        keep_names(document, left)
+        reader.unread = dict(unread_fields(document, left))
+    found = tuple(reader.documents(left))
+    if not reader.problems:
+        return PolicyFile(found)
+    return PolicyFile(found, tuple(_in_order(reader.problems, document)), document)
+
+
+def _check_kind(document: Any, file: str) -> None:
+    """Raise DocumentError for a document that is none of policies, or too large."""
     refuse_export(document, file)
     if reading.kind_of(document) == "environment":
         words = "this is an environment; `vpcctl apply` takes it"
         raise DocumentError(Problem(file, "", words, "a policy is expected"))
     check_sets(document, file)
-    reader = Reader(file)
-    sound = document
-    if not plainly_valid(document):
-        reader.problems += reading.structure_problems(document, "policy", file)
-        # Whatever else is wrong is told at the same time.
-        sound = remains(document, reader.problems)
-    found = list(reader.documents(sound))
-    reader.finish(document)
-    return found
+
+
+def _in_order(problems: Iterable[Problem | str], document: Any) -> list[Problem | str]:
+    """The problems of one file in the order of their places in `document`, its content."""
+    places = {pointer: number for number, pointer in enumerate(pointers(document))}
+    last = len(places)
+    return sorted(problems, key=lambda one: places.get(one.pointer, last) if isinstance(one, Problem) else last)
 
 
 def check_sets(document: Any, file: str, pointer: str = "") -> None:
@@ -100,15 +154,15 @@ class Reader:
         self.problems: list[Problem] = []
         # The endpoints that name something, with their pointers.
         self.named: list[tuple[str, Endpoint]] = []
+        # By the pointers of policies: which of their decisive fields may stand in a wrong part.
+        self.unread: Mapping[str, frozenset[str]] = {}
 
     def finish(self, document: Any = None) -> None:
         """Raise DocumentError if there are problems, those of `document` in the order of their places in it."""
         if self.problems:
-            place = {pointer: number for number, pointer in enumerate(pointers(document))}
-            after = len(place)
-            places = [place.get(one.pointer, after) if one.file == self.file else after for one in self.problems]
-            order = sorted(range(len(places)), key=places.__getitem__)
-            raise DocumentError(*(self.problems[number] for number in order))
+            own = [one for one in self.problems if one.file == self.file]
+            others = [one for one in self.problems if one.file != self.file]
+            raise DocumentError(*_in_order(own, document), *others)
 
     def attempt(self, pointer: str, read: Callable[..., _V], *arguments: Any) -> _V | None:
         """`read(*arguments)`; where that raises ValueError, a problem at `pointer` and None."""
@@ -129,13 +183,21 @@ class Reader:
         elif "policies" in document:
             sets = self.sets(document.get("sets", {}), "/sets")
             for number, inner in sound(document["policies"]):
-                found = self.policy(inner, f"/policies/{number}", sets)
-                yield dataclasses.replace(found, vpc=found.vpc or document.get("vpc"))
+                yield self.within(document, self.policy(inner, f"/policies/{number}", sets))
         else:
             yield self.policy(document, "", {})
 
+    def within(self, document: dict[str, Any], found: PolicyDocument) -> PolicyDocument:
+        """The policy `found` with what `document`, which holds it, says for all of its policies."""
+        silent = {"sets"} | {field for field in ("vpc", "subnet") if getattr(found, field) is None}
+        found = dataclasses.replace(found, unread=found.unread | self.unread.get("", frozenset()) & silent)
+        if found.vpc is not None or "vpc" in found.unread or "vpc" not in document:
+            return found
+        return dataclasses.replace(found, vpc=document["vpc"], vpc_pointer="/vpc")
+
     def policy(self, document: dict[str, Any], pointer: str, shared: dict[str, tuple[Network, ...]]) -> PolicyDocument:
         sets = {**shared, **self.sets(document.get("sets", {}), f"{pointer}/sets")}
+        before = len(self.named)
         rules = {
             direction: self.rules(document[direction.value], f"{pointer}/{direction.value}")
             if direction.value in document
@@ -152,7 +214,15 @@ class Reader:
             self.file,
             pointer,
         )
-        return PolicyDocument(document.get("vpc"), document.get("subnet"), policy)
+        unread = self.unread.get(pointer, frozenset())
+        return PolicyDocument(
+            document.get("vpc"),
+            document.get("subnet"),
+            policy,
+            f"{pointer}/vpc",
+            tuple(self.named[before:]),
+            unread,
+        )
 
     def sets(self, document: dict[str, Any], pointer: str) -> dict[str, tuple[Network, ...]]:
         return {

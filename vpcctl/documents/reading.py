@@ -246,10 +246,16 @@ def _title(error: Any) -> str:
 
 def nearest(word: Any, known: list[str]) -> str:
     """A hint for a typo: the nearest of `known`, else all of them."""
+    close = closest(word, known)
+    return f"did you mean {close!r}?" if close else "expected: " + ", ".join(known)
+
+
+def closest(word: Any, known: list[str]) -> str | None:
+    """The one of `known` for which `word` may be a typo; None if it is like none of them."""
     text = str(word).lower()
     # What is longer is no typo, and comparing it takes time.
     close = difflib.get_close_matches(text, known, n=1) if len(text) <= LONGEST_WORD else []
-    return f"did you mean {close[0]!r}?" if close else "expected: " + ", ".join(known)
+    return close[0] if close else None
 
 
 def quote(value: Any) -> str:

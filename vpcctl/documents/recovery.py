@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from vpcctl import names
+from vpcctl.documents import reading, vocabulary
 from vpcctl.documents.reading import escape
 from vpcctl.errors import Problem
 
@@ -16,6 +19,8 @@ _DEPENDENT = {"protocol": ("port", "icmp_type")}
 _KEPT = ("vpcs", "subnets", "instances", "publish")
 # The fields of a subnet that cannot stand for its instances.
 _BESIDE_INSTANCES = ("name", "cidr", "type", "nat_gateway", "policy")
+# The fields of a policy without which its names cannot be judged, and the type of their values.
+_DECISIVE: Mapping[str, type] = {"vpc": str, "subnet": str, "sets": dict}
 # A rule without an action is none; with this one the rest of it can be read.
 _STAND_IN = {"action": "allow"}
 
@@ -37,6 +42,36 @@ def pointers(value: Any, pointer: str = "") -> Iterator[str]:
     elif isinstance(value, list):
         for number, inner in enumerate(value):
             yield from pointers(inner, f"{pointer}/{number}")
+
+
+def keep_names(document: Any, left: Any) -> None:
+    """Put back into `left` the names of sets that are wrong, and what tells that this is a collection."""
+    if isinstance(document, dict) and "policies" in document and left is not GAP:
+        left.setdefault("policies", [])
+    for _, written, rest in _beside_what_is_left(document, left):
+        if "sets" in rest:
+            for name in filter(names.NAME.fullmatch, written["sets"]):
+                rest["sets"].setdefault(name, [])
+
+
+def unread_fields(document: Any, left: Any) -> Iterator[tuple[str, frozenset[str]]]:
+    """The pointers of the policies, and of what holds them, with the decisive fields that may be in a wrong part."""
+    for pointer, written, rest in _beside_what_is_left(document, left):
+        kind = "policy" if pointer or "policies" not in written else "collection"
+        lost = {key: _meant(key, kind) for key in written if key not in rest}
+        unread = {
+            field
+            for field, type_ in _DECISIVE.items()
+            if field not in rest
+            # A field that is like none of ours may be any that takes such a value.
+            and any(
+                meant in (field, "policies") or (not meant and isinstance(written[key], type_))
+                for key, meant in lost.items()
+            )
+        }
+        if "sets" in rest and written["sets"].keys() != rest["sets"].keys():
+            unread.add("sets")
+        yield pointer, frozenset(unread)
 
 
 def _take_out(left: dict[str, Any], path: list[str]) -> None:
@@ -70,6 +105,30 @@ def _take_out(left: dict[str, Any], path: list[str]) -> None:
         if in_rule:
             # What was taken out may have stood for the action.
             inner.update({**_STAND_IN, **inner})
+
+
+def _beside_what_is_left(document: Any, left: Any) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """The policies of a file, and the object that holds them, each with its pointer and with what is left of it."""
+    if isinstance(document, dict) and left is not GAP:
+        yield "", document, left
+    holds = isinstance(document, dict) and "policies" in document
+    written, rest = (document["policies"], left["policies"]) if holds and left is not GAP else (document, left)
+    if isinstance(written, list) and rest is not GAP:
+        place = "/policies" if holds else ""
+        for number, (policy, remainder) in enumerate(zip(written, rest, strict=False)):
+            if remainder is not GAP:
+                yield f"{place}/{number}", policy, remainder
+
+
+def _meant(key: str, kind: str) -> str | None:
+    """The field that somebody means who writes `key` in an object of that kind, None if that is not known."""
+    known = _fields(kind)
+    return key if key in known else vocabulary.stands_for(key, kind) or reading.closest(key, known)
+
+
+@functools.cache
+def _fields(kind: str) -> list[str]:
+    return sorted({*_DECISIVE, "policies"} | reading.load_schema("policy")["$defs"][kind]["properties"].keys())
 
 
 def _copy(value: Any) -> Any:

@@ -14,9 +14,9 @@ from typing import Any
 
 from vpcctl.documents import files
 from vpcctl.documents.notations import other_encoding
-from vpcctl.documents.policies import PolicyDocument, read_policies
+from vpcctl.documents.policies import PolicyFile, read_policy_file
 from vpcctl.documents.reading import parse
-from vpcctl.errors import DocumentError, Problem
+from vpcctl.errors import DocumentError
 from vpcctl.model.network import World
 
 STANDARD_INPUT = "(standard input)"
@@ -52,19 +52,17 @@ def read_source(source: Source) -> Document:
     return Document(content, name, Path(place).parent)
 
 
-def read_policy_sources(sources: Iterable[Source]) -> list[PolicyDocument]:
-    """The policies of all sources; DocumentError with the problems of all of them."""
-    found: list[PolicyDocument] = []
-    problems: list[Problem | str] = []
-    for source in sources:
-        try:
-            document = read_source(source)
-            found += read_policies(document.content, document.name)
-        except DocumentError as error:
-            problems += error.problems
-    if problems:
-        raise DocumentError(*problems)
-    return found
+def read_policy_sources(sources: Iterable[Source]) -> list[PolicyFile]:
+    """What can be read of the policies of each source, with the problems; `binding.sound_policies` tells them."""
+    return [_policy_file(source) for source in sources]
+
+
+def _policy_file(source: Source) -> PolicyFile:
+    try:
+        document = read_source(source)
+    except DocumentError as error:
+        return PolicyFile(problems=error.problems)
+    return read_policy_file(document.content, document.name)
 
 
 def read_environment_source(source: Source) -> World:

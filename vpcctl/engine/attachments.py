@@ -67,10 +67,10 @@ def apply_policies(
 ) -> PolicyChange:
     """Attach the policies of documents; `vpc` and `subnet` win over what the documents say."""
     from vpcctl.compiler import bounds
-    from vpcctl.documents.binding import attach
+    from vpcctl.documents.binding import attach, sound_policies
     from vpcctl.documents.sources import read_policy_sources
 
-    documents = read_policy_sources(sources)
+    documents = sound_policies(read_policy_sources(sources), lambda: machine.load().world, vpc, subnet)
     found: list[Attachment] = []
     warnings: list[str] = []
 

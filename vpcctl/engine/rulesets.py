@@ -33,15 +33,18 @@ def compile_ruleset(
     With `environment` it is compiled for that document, else for the present world.
     """
     from vpcctl.compiler import bounds, compile_vpc
-    from vpcctl.documents.binding import attach
+    from vpcctl.documents.binding import attach, sound_policies
     from vpcctl.documents.sources import read_environment_source, read_policy_sources
     from vpcctl.model.network import World
     from vpcctl.resources.kinds import Ruleset, next_generation
 
-    documents = read_policy_sources(sources)
+    def present() -> World:
+        return machine.load().world if environment is None else read_environment_source(environment)
+
+    documents = sound_policies(read_policy_sources(sources), present, vpc, subnet)
     rulesets: dict[str | None, Ruleset] = {}
     if environment is not None:
-        before, world, owner = World(), read_environment_source(environment), "environment"
+        before, world, owner = World(), present(), "environment"
     else:
         state = machine.load()
         before, world, owner = state.world, state.world, state.state_id

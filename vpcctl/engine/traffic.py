@@ -134,10 +134,18 @@ def probe(explanation: Explanation, stand_in: StandIn) -> tuple[Probed, ...]:
     reach = explanation.reach
     chosen = witnesses(reach, explanation.answer, stand_in.address)
     if not chosen:
-        raise ConflictError("nothing to probe: neither end is an instance")
+        raise ConflictError(f"nothing to probe: {_nothing_to_probe(explanation.answer)}")
     with Prober() as prober:
         results = prober.probe([probe_of(reach.world, flow, stand_in.outside(flow), reach.host) for flow, _ in chosen])
     return tuple(Probed(flow, passes, result) for (flow, passes), result in zip(chosen, results, strict=True))
+
+
+def _nothing_to_probe(answer: Answer) -> str:
+    """Why no packet can be sent for a question."""
+    if answer.source.zone.vpc is None:
+        called = f"{answer.destination.text} {answer.service}"
+        return f"from outside only published ports can be called, and {called} is none"
+    return "each end in a VPC must be an instance, and the two must differ"
 
 
 def matrix(machine: Machine, vpc: str, environment: Source | None) -> TrafficMatrix:

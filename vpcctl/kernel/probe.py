@@ -118,6 +118,10 @@ class Outside:
     leaving: bool = False
 
 
+# The host itself: whatever leaves it for an address outside is seen there, by whatever link.
+HERE = Outside(None, LOOPBACK, leaving=True)
+
+
 def probe_of(world: World, flow: Flow, outside: Outside, host: Host = NO_HOST) -> Probe:
     """The probe that tries `flow` in the kernel; ConflictError, StopIteration where an end in a VPC is no instance.
 

@@ -1,4 +1,6 @@
-"""The host's own addresses, from the kernel's routing table `local`, through rtnetlink(7); needs no privilege.
+"""What the routes say of addresses, through rtnetlink(7): which are the host's own, and where others are.
+
+Needs no privilege.
 
 Through `netlink` and not pyroute2, whose import takes longer than answering a question.
 """
@@ -15,12 +17,12 @@ from dataclasses import dataclass
 from vpcctl.errors import KernelError
 from vpcctl.kernel import netlink
 from vpcctl.model.host import Host
-from vpcctl.model.policy import Network
+from vpcctl.model.policy import Address, Network
 
 # include/uapi/linux/rtnetlink.h
 RTM_NEWROUTE, RTM_GETROUTE = 24, 26
-RTN_LOCAL, RTN_BROADCAST, RTN_ANYCAST = 2, 3, 4
-RTA_DST, RTA_SRC, RTA_IIF, RTA_OIF, RTA_PREFSRC, RTA_TABLE = 1, 2, 3, 4, 7, 15
+RTN_UNICAST, RTN_LOCAL, RTN_BROADCAST, RTN_ANYCAST = 1, 2, 3, 4
+RTA_DST, RTA_SRC, RTA_IIF, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC, RTA_TABLE = 1, 2, 3, 4, 5, 7, 15
 RT_TABLE_LOCAL = 255
 # struct rtmsg
 _ROUTE = struct.Struct("=8BI")
@@ -39,6 +41,43 @@ class _Route:
     kind: int
     link: int
     own: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """The machine to which the host hands packets for an address: `address` is that machine's own.
+
+    `link` is the host's link to it, and `own` the host's address there.
+    """
+
+    address: Address
+    link: str
+    own: Address
+
+
+def next_hop(address: Address) -> Hop | None:
+    """The next machine on the way to `address`.
+
+    None if there is not exactly one, as for the host's own and for broadcast addresses, or if the host has no address
+    to call it from.  Raises KernelError without a route.
+    """
+    family, length = (socket.AF_INET if address.version == 4 else socket.AF_INET6), address.max_prefixlen
+    body = _ROUTE.pack(family, length, 0, 0, 0, 0, 0, 0, 0) + netlink.attribute(RTA_DST, address.packed)
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as channel:
+            channel.send(netlink.message(RTM_GETROUTE, 0, body))
+            kind, answer = next(netlink.messages(channel.recv(netlink.BUFFER)))
+            if kind == netlink.NLMSG_ERROR:
+                netlink.check(answer)
+            found = dict(netlink.attributes(answer[_ROUTE.size :]))
+            if _ROUTE.unpack_from(answer)[7] != RTN_UNICAST or RTA_PREFSRC not in found:
+                return None
+            link = socket.if_indextoname(*struct.unpack("=I", found[RTA_OIF]))
+    except OSError as error:
+        raise KernelError(f"the host has no route to {address}", str(error)) from error
+    return Hop(
+        ipaddress.ip_address(found.get(RTA_GATEWAY, address.packed)), link, ipaddress.ip_address(found[RTA_PREFSRC])
+    )
 
 
 def read_host() -> Host:

@@ -32,7 +32,6 @@ from vpcctl.lab import responder
 HOST = IPv4Address("198.51.100.2")
 NEIGHBOUR = IPv4Address("198.51.100.20")
 INTERNET = IPv4Address("203.0.113.10")
-LAN = IPv4Network("198.51.100.0/24")
 
 RUN_LAB = Path("/run/lab")
 STATE_DIR = Path("/run/vpcctl-state")

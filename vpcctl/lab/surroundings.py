@@ -1,16 +1,20 @@
-"""What stands for the internet where vpcctl runs: the lab's pretend one, or whatever is behind the host's way out."""
+"""What stands for the internet where vpcctl runs: the lab's machines, or whatever the host sends its packets to."""
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import socket
+from pathlib import Path
 
 from vpcctl.engine.traffic import StandIn
 from vpcctl.errors import ConflictError, KernelError
-from vpcctl.kernel.probe import Outside
-from vpcctl.lab import HOST, INTERNET, LAN, RUN_LAB
+from vpcctl.kernel.namespaces import entered
+from vpcctl.kernel.probe import HERE, Outside
+from vpcctl.kernel.routes import Hop, next_hop, read_host
+from vpcctl.lab import HOST, INTERNET, RUN_LAB
 from vpcctl.model.oracle import Flow
+from vpcctl.model.policy import Address
+
+_INTERNET, _NEIGHBOUR = RUN_LAB / "internet", RUN_LAB / "neighbour"
 
 
 def stand_in() -> StandIn:
@@ -23,26 +27,44 @@ def outside(flow: Flow) -> Outside:
 
     A packet to the outside is seen as it leaves the host, by whatever link: its receiver may be anybody's machine.
     One from the outside has to be sent by a machine there; the lab has some.  ConflictError where none is to be had,
-    KernelError where the host has no way out.
+    KernelError where the host has no route to the sender.
     """
     if flow.source.vpc is not None:
-        return _way_out()
-    if "VPCCTL_LAB" not in os.environ or not (RUN_LAB / "internet").exists():
+        return HERE
+    address = flow.source.address
+    if "VPCCTL_LAB" not in os.environ or not _INTERNET.exists():
         raise ConflictError(
-            f"cannot probe a flow from outside: this host cannot send as {flow.source.address}; try the port from"
-            " another machine"
+            f"cannot probe a flow from outside: this host cannot send as {address}; try the port from another machine"
         )
-    station = "neighbour" if flow.source.address in LAN else "internet"
-    return Outside(RUN_LAB / station, HOST)
+    hop = next_hop(address)
+    if hop is None:
+        # No machine outside has this address, so it is forged in any case.
+        return Outside(_NEIGHBOUR, HOST)
+    return Outside(_sender(address, hop), hop.own)
 
 
-def _way_out() -> Outside:
-    """The host, with the address that it has on its way to the internet."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+def _sender(address: Address, hop: Hop) -> Path:
+    """The machine of the lab that sends as `address`: the one to which the host sends the answers.
+
+    From any other machine a packet may come by a link where its source cannot be, and be dropped (rp_filter); and its
+    sender does not hear the answers.  On a LAN of the neighbour, that one sends for those who are not there.
+    """
+    for station in (_INTERNET, _NEIGHBOUR):
+        with entered(str(station)):
+            if read_host().has(hop.address):
+                return station
+    if _is_beside(_NEIGHBOUR, hop.own):
+        return _NEIGHBOUR
+    raise ConflictError(
+        f"cannot probe a flow from outside: the host reaches {address} by {hop.link}, where no machine of the lab is"
+    )
+
+
+def _is_beside(station: Path, host: Address) -> bool:
+    """Does the station reach this address of the host without a gateway?"""
+    with entered(str(station)):
         try:
-            way.connect((str(INTERNET), 9))  # asks for the route; nothing is sent
-        except OSError as error:
-            raise KernelError(
-                "the host has no way to the internet, so there is nothing to probe", str(error)
-            ) from error
-        return Outside(None, ipaddress.IPv4Address(way.getsockname()[0]), leaving=True)
+            hop = next_hop(host)
+        except KernelError:
+            return False
+    return hop is not None and hop.address == host
