@@ -23,6 +23,7 @@ DEFAULT_STATE_DIR = "/var/lib/vpcctl"
 TABLE = "vpcctl"
 TAGGED = "vpcctl/"  # how every tag begins
 UPLINK = "uplink"
+PEER_PREFIX = "pr-"  # how the name of each link to a peer begins
 INSTANCE_LINK = "eth0"
 CHECKSUMS = "checksums"  # the link that completes checksums, in the router of a hardened VPC
 HASH_LENGTH = 6
@@ -61,7 +62,7 @@ def port(instance: str) -> str:
 
 def peer_link(peer: str) -> str:
     """The link to the VPC `peer`, in the router namespace."""
-    return interface("pr-", peer)
+    return interface(PEER_PREFIX, peer)
 
 
 def host_uplink(vpc: str) -> str:

@@ -117,6 +117,8 @@ def run(words: list[str], input: str, strace: list[str] | None) -> dict[str, Any
 
 def _become(words: list[str], streams: list[int], gate: int, opener: int) -> None:
     """Turn the fork into the command; it starts when nobody holds the other end of the gate."""
+    # Otherwise the first of several equal commands may make other system calls than those after it.
+    sys.dont_write_bytecode = True
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
     os.close(opener)

@@ -76,9 +76,19 @@ def test_every_kind_has_one_place_in_the_registry() -> None:
 @pytest.mark.parametrize("name", [name for name, _ in STORY])
 def test_things_are_made_in_the_order_of_their_kinds(name: str) -> None:
     made = diff([], snapshot(told(name)))
-    ranks = [RANK[type(step.item)] for step in made.steps]
-    assert ranks == sorted(ranks)
     assert all(isinstance(step, Ensure) for step in made.steps)
+    items = [step.item for step in made.steps]
+    links = [item for item in items if RANK[type(item)] <= RANK[Veth]]
+    opened = [item for item in items if isinstance(item, Open)]
+    between = items[len(links) : len(items) - len(opened)]
+    assert items == [*links, *between, *opened]
+    # What stands on links comes namespace by namespace.
+    namespaces = list(dict.fromkeys(item.namespace for item in between))
+    parts = [[item for item in between if item.namespace == one] for one in namespaces]
+    assert between == [item for part in parts for item in part]
+    for some in (links, *parts):
+        ranks = [RANK[type(item)] for item in some]
+        assert ranks == sorted(ranks)
 
 
 def test_from_nothing_to_nothing_there_is_nothing_to_do() -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vpcctl.engine.events import ObjectChanged, Progress
 from vpcctl.engine.machine import Machine
-from vpcctl.errors import ConflictError, KernelError, VpcctlError
+from vpcctl.errors import ConflictError, VpcctlError
 
 if TYPE_CHECKING:
     from vpcctl.analysis.impact import Forecast
@@ -55,42 +55,63 @@ def plan_environment(machine: Machine, source: Source, prune: bool) -> Environme
 
 
 def apply_environment(machine: Machine, source: Source, prune: bool) -> EnvironmentApplied:
-    """Make the VPCs that a document names as it says, one after the other.
+    """Make the VPCs that a document names as it says, all in one change.
 
-    Everything is checked before the first change.  Where a VPC fails it is rolled back, the others are made, and the
-    error is raised at the end.
+    Everything is checked before it.  Where a VPC fails it is rolled back, the others are made, and the error is raised
+    at the end.
     """
-    from vpcctl.compiler import bounds
     from vpcctl.documents.diff import object_changes, steps, toward
     from vpcctl.documents.sources import read_once, read_source
+    from vpcctl.engine.reconciler import PEERINGS
 
     document = read_source(source)
     load = read_once(document.loader())
-    state = machine.load()
-    wanted = _wanted(document, state, prune, load)
-    bounds.check(state.world, wanted)
-    way = steps(state.world, wanted)
+    known = machine.load()
+    first = _wanted(document, known, prune, load)
+    way = steps(known.world, first)
+    taken: list[ObjectChange] = []
+    refused: dict[str, VpcctlError] = {}
+
+    def chosen(state: State, without: frozenset[str]) -> World:
+        """The world after the steps that can be taken: not those of the parts `without`, nor what needs them."""
+        nonlocal way
+        world = state.world
+        if state is known:
+            wanted = first
+        else:
+            wanted = _wanted(document, state, prune, load)
+            way = steps(world, wanted)
+        taken.clear()
+        refused.clear()
+        for step in way:
+            if step.vpcs & without:
+                continue
+            try:
+                after = toward(world, wanted, _without_peerings(step) if PEERINGS in without else step)
+            except ConflictError as error:
+                refused[step.label] = error
+                continue
+            taken.extend(object_changes(world, after))
+            world = after
+        return world
+
+    def begun(vpc: str) -> None:
+        for number, step in enumerate(way, 1):
+            if vpc in step.vpcs:
+                machine.report(Progress(number, len(way), step.label))
+
+    _, failed = machine.change_parts(chosen, begun)
     failures: list[VpcctlError] = []
-    changes: list[ObjectChange] = []
-
-    def taken(found: State, step: Step) -> World:
-        return toward(found.world, _wanted(document, found, prune, load), step)
-
-    for number, step in enumerate(way, 1):
-        machine.report(Progress(number, len(way), step.label))
-        try:
-            outcome = machine.change(functools.partial(taken, step=step))
-        except (ConflictError, KernelError) as error:
+    for step in way:
+        parts = sorted(step.vpcs & failed.keys())
+        if step.peerings != "stay" and PEERINGS in failed:
+            parts.append(PEERINGS)
+        error = refused.get(step.label) or next((failed[part] for part in parts), None)
+        if error is not None:
             failures.append(error)
             machine.remark(f"{step.label}: not done; {error}")
-        except VpcctlError:
-            if number > 1:
-                machine.remark(f"ended before {step.label}, which is step {number} of {len(way)}")
-            raise
-        else:
-            for change in object_changes(outcome.before, outcome.after):
-                changes.append(change)
-                machine.report(ObjectChanged(change))
+    for change in taken:
+        machine.report(ObjectChanged(change))
     if failures:
         counted = f"{len(failures)} of {len(way)} step{'' if len(way) == 1 else 's'}"
         raise type(failures[0])(f"{counted} {'was' if len(failures) == 1 else 'were'} not done: {failures[0]}")
@@ -98,7 +119,11 @@ def apply_environment(machine: Machine, source: Source, prune: bool) -> Environm
     changed = frozenset[str]().union(*(step.vpcs for step in way))
     named = (vpc["name"] for vpc in document.content.get("vpcs", ()))
     repaired = machine.assure(name for name in named if name not in changed)
-    return EnvironmentApplied(tuple(changes), len(way), repaired)
+    return EnvironmentApplied(tuple(taken), len(way), repaired)
+
+
+def _without_peerings(step: Step) -> Step:
+    return dataclasses.replace(step, peerings="stay")
 
 
 def _wanted(document: Document, state: State, prune: bool, load: Loader) -> World:

@@ -10,7 +10,7 @@ VPC is removed nevertheless, and every failure is reported.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from vpcctl.engine import places
@@ -61,12 +61,29 @@ def leaving(before: Record, after: Record) -> Leaving:
     return {item.key: scope for scope, items in before.items() if scope not in after for item in items}
 
 
-def run(kernel: Kernel, plan: Plan, shutters: Shutters, gone: Leaving) -> Trouble:
-    """Take every step of `plan`, and return what could not be removed of `gone`; any other failure is raised."""
+class StepFailed(Exception):
+    """A step about `item` failed; the cause is a ConflictError or a KernelError."""
+
+    def __init__(self, item: Item, cause: VpcctlError):
+        super().__init__(str(cause))
+        self.item, self.cause = item, cause
+
+
+def run(
+    kernel: Kernel, plan: Plan, shutters: Shutters, gone: Leaving, begun: Callable[[Item], None] = lambda item: None
+) -> Trouble:
+    """Take every step of `plan`, and return what could not be removed of `gone`; any other failure is StepFailed.
+
+    `begun` is told each item before its step.
+    """
     teardown = Teardown(kernel, gone, shutters)
     for step in plan.steps:
-        if not teardown.takes(step):
-            (kernel.remove if isinstance(step, Remove) else kernel.ensure)(step.item)
+        begun(step.item)
+        try:
+            if not teardown.takes(step):
+                (kernel.remove if isinstance(step, Remove) else kernel.ensure)(step.item)
+        except (ConflictError, KernelError) as error:
+            raise StepFailed(step.item, error) from error
     return teardown.trouble
 
 

@@ -16,7 +16,8 @@ from vpcctl.names import DEFAULT_STATE_DIR
 
 if TYPE_CHECKING:
     from vpcctl.engine.execution import Difference
-    from vpcctl.engine.reconciler import Outcome
+    from vpcctl.engine.places import Trouble
+    from vpcctl.engine.reconciler import Choose, Outcome
     from vpcctl.engine.state import State, Store
     from vpcctl.model.network import World
     from vpcctl.resources.protocol import Kernel
@@ -100,15 +101,30 @@ class Machine:
             self.report(StepTaken(step))
         return outcome
 
+    def change_parts(self, choose: Choose, begun: Callable[[str], None]) -> tuple[Outcome, Trouble]:
+        """Likewise for several VPCs at once, of which one that fails holds up no other; why VPCs failed."""
+        from vpcctl.engine import reconciler
+
+        whole = self._within_bounds(lambda state: choose(state, frozenset()))
+
+        def chosen(state: State, without: frozenset[str]) -> World:
+            return choose(state, without) if without else whole(state)
+
+        with self.changing() as kernel:
+            outcome, failed = reconciler.change_parts(self.store, kernel, chosen, self.remark, begun)
+        for step in outcome.plan.steps:
+            self.report(StepTaken(step))
+        return outcome, failed
+
     def assure(self, vpcs: Iterable[str]) -> tuple[Difference, ...]:
         """Bring the kernel to the record for VPCs that a change without a difference did not look at; what differed."""
         from vpcctl.engine import reconciler
 
-        repaired: list[Difference] = []
+        chosen = list(vpcs)
+        if not chosen:
+            return ()
         with self.changing() as kernel:
-            for vpc in vpcs:
-                repaired += reconciler.repair(self.store, kernel, report=self.remark, vpc=vpc)[0]
-        return tuple(repaired)
+            return tuple(reconciler.repair(self.store, kernel, report=self.remark, vpcs=chosen)[0])
 
     def remark(self, words: str) -> None:
         """Report something that a person should know now."""

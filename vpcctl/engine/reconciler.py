@@ -18,12 +18,12 @@ of the VPC is repaired.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from vpcctl import names
 from vpcctl.engine import generations, places
-from vpcctl.engine.execution import Difference, RepairPlan, carry_out, leaving, run, shutters_of
+from vpcctl.engine.execution import Difference, RepairPlan, StepFailed, carry_out, leaving, run, shutters_of
 from vpcctl.engine.places import Trouble
 from vpcctl.engine.state import Record, State, Store, Writer
 from vpcctl.engine.sweep import sweep
@@ -33,11 +33,14 @@ from vpcctl.model.network import World, uplink_pair
 from vpcctl.model.policy import Network
 from vpcctl.resources import plan as plans
 from vpcctl.resources import topology
-from vpcctl.resources.kinds import Item, Namespace, Ruleset, Veth
+from vpcctl.resources.kinds import RANK, Item, Namespace, Ruleset, Veth
 from vpcctl.resources.plan import Plan
 from vpcctl.resources.protocol import HostFacts, Kernel, Status
 
 Transform = Callable[[State], World]
+# The world to come, in which these parts stay as they are in the state: VPCs by name, or PEERINGS.
+Choose = Callable[[State, frozenset[str]], World]
+PEERINGS = "all peerings"  # no VPC can be called so
 Report = Callable[[str], None]
 # The names of VPCs, or HOST; None stands for all.
 Scopes = frozenset[str] | None
@@ -63,6 +66,16 @@ class Outcome:
     plan: Plan
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A change that is about to be made: the world to come, what the host adds, the record then, and the plan."""
+
+    desired: World
+    host: HostPart
+    after: Record
+    plan: Plan
+
+
 def change(store: Store, kernel: Kernel, transform: Transform, report: Report = lambda words: None) -> Outcome:
     """Make the world what `transform` makes of it, in the record and in the kernel.
 
@@ -70,54 +83,191 @@ def change(store: Store, kernel: Kernel, transform: Transform, report: Report = 
     the message says that `vpcctl repair` will.
     """
     with store.locked() as writer:
-        state, trouble = writer.load(), {}
-        if _unfinished(state, kernel):
-            found = _finished(writer, kernel, state, report)
-            state, trouble = found.state, found.trouble
-            for words in places.in_words(trouble, found.left):
-                report(words)
+        state, trouble = _ready(writer, kernel, report)
         facts = kernel.facts()
-        desired = transform(state)
-        _check_leftovers(state, desired)
-        host = _host_part(state, desired, facts)
-        loaded = _loaded(state.items)
-        snapshot = topology.snapshot(desired, state.state_id, loaded, state.world, host=host)
-        after = generations.raised(kernel, snapshot, loaded, all_of=False)
-        plan = _plan(kernel, state, desired, host, after)
-        if not plan and (desired, host) == (state.world, state.host):
-            return Outcome(state.world, desired, plan)
-        kernel.check(plan)
-        intent = dataclasses.replace(
-            state,
-            boot_id=kernel.boot_id(),
-            pending=desired,
-            pending_host=host,
-            record=_merged(state.record, after),
-        )
-        intent = _intent_saved(writer, state, intent)
+        attempt = _attempt(kernel, state, transform(state), facts)
+        if not _changes(state, attempt):
+            return Outcome(state.world, attempt.desired, attempt.plan)
+        kernel.check(attempt.plan)
+        intent = _intent_saved(writer, state, _intent(kernel, state, attempt))
         try:
-            left = run(kernel, plan, shutters_of(state.record), leaving(state.record, after))
-            _forget(kernel, plan, desired, host, after, facts.local, state)
+            left = _carried(kernel, state, attempt, facts)
+        except (StepFailed, VpcctlError) as error:
+            cause = error.cause if isinstance(error, StepFailed) else error
+            _roll_back(writer, kernel, intent, cause, trouble)
+            raise cause from error
+        _committed(writer, intent, attempt, left, trouble)
+        if left:
+            raise _left_words(left)
+        return Outcome(state.world, attempt.desired, attempt.plan)
+
+
+def change_parts(
+    store: Store,
+    kernel: Kernel,
+    choose: Choose,
+    report: Report = lambda words: None,
+    begun: Callable[[str], None] = lambda vpc: None,
+) -> tuple[Outcome, Trouble]:
+    """Likewise for a change of several VPCs at once, where one that fails is put back and holds up no other.
+
+    `choose` makes of the state the world to come in which the parts that it is given stay as they are.  Returns why
+    parts failed, by the names of VPCs or PEERINGS.  Raises what `choose` raises, and a failure that concerns no single
+    part, with nothing changed.  `begun` is told each VPC when its part begins.
+    """
+    failed: Trouble = {}
+    with store.locked() as writer:
+        state, trouble = _ready(writer, kernel, report)
+        facts = kernel.facts()
+        while True:
+            desired = choose(state, frozenset(failed))
+            try:
+                attempt = _attempt(kernel, state, desired, facts)
+                found = _problems(kernel, state, attempt)
+            except ConflictError as error:
+                # What the host is like, or has left, is in the way of new VPCs alone.
+                known = {vpc.name for vpc in state.world.vpcs}
+                found = {vpc.name: error for vpc in desired.vpcs if vpc.name not in known}
+            if not found.keys() - failed.keys():
+                break
+            failed |= found
+        if not _changes(state, attempt):
+            return Outcome(state.world, desired, attempt.plan), failed
+        intent = _intent_saved(writer, state, _intent(kernel, state, attempt))
+        homes = places.homes(intent.record)
+        told: set[str] = set()
+
+        def begin(item: Item) -> None:
+            vpc = places.vpc_of(homes.get(item.key, topology.HOST))
+            if RANK[type(item)] > RANK[Ruleset] and vpc not in told:
+                told.add(vpc)
+                begun(vpc)
+
+        try:
+            left = _carried(kernel, state, attempt, facts, begin)
+        except StepFailed as error:
+            part = _part(homes, error.item)
+            if part == topology.HOST:
+                _roll_back(writer, kernel, intent, error.cause, trouble)
+                raise error.cause from error
+            failed[part] = error.cause
+            after = _without_failed(writer, kernel, intent, choose, state, failed, trouble)
+            return Outcome(state.world, after, attempt.plan), failed
         except VpcctlError as error:
             _roll_back(writer, kernel, intent, error, trouble)
             raise
-        finished = dataclasses.replace(intent, world=desired, host=host, record=after)
-        if left:
-            finished = _with_leftovers(finished, intent.record, left)
-        elif not trouble.keys() & set(places.homes(after).values()):
-            finished = finished.settled
+        _committed(writer, intent, attempt, left, trouble)
+        if topology.HOST in left:
+            raise _left_words(left)
+        failed |= {scope: _left_words({scope: error}) for scope, error in left.items()}
+        return Outcome(state.world, desired, attempt.plan), failed
+
+
+def _ready(writer: Writer, kernel: Kernel, report: Report) -> tuple[State, Trouble]:
+    """The state with no change unfinished, and the places whose repair failed."""
+    state = writer.load()
+    if not _unfinished(state, kernel):
+        return state, {}
+    found = _finished(writer, kernel, state, report)
+    for words in places.in_words(found.trouble, found.left):
+        report(words)
+    return found.state, found.trouble
+
+
+def _attempt(kernel: Kernel, state: State, desired: World, facts: HostFacts) -> Attempt:
+    _check_leftovers(state, desired)
+    host = _host_part(state, desired, facts)
+    loaded = _loaded(state.items)
+    snapshot = topology.snapshot(desired, state.state_id, loaded, state.world, host=host)
+    after = generations.raised(kernel, snapshot, loaded, all_of=False)
+    return Attempt(desired, host, after, _plan(kernel, state, desired, host, after))
+
+
+def _changes(state: State, attempt: Attempt) -> bool:
+    return bool(attempt.plan) or (attempt.desired, attempt.host) != (state.world, state.host)
+
+
+def _part(homes: Mapping[places.Key, str], item: Item) -> str:
+    """The part of a change that fails with the item: a VPC, PEERINGS, or HOST for the whole."""
+    of_peering = any(name.startswith(names.PEER_PREFIX) for _, name in (*item.links, *item.needs))
+    return PEERINGS if of_peering else places.vpc_of(homes.get(item.key, topology.HOST))
+
+
+def _problems(kernel: Kernel, state: State, attempt: Attempt) -> Trouble:
+    """What prevents the attempt, by VPC.  A problem that concerns no single VPC is raised."""
+    homes = places.homes(_merged(state.record, attempt.after))
+    parts = RepairPlan(attempt.plan, (), homes, leaving(state.record, attempt.after), {})
+    return {places.vpc_of(place): error for place, error in parts.check(kernel).items()}
+
+
+def _intent(kernel: Kernel, state: State, attempt: Attempt) -> State:
+    return dataclasses.replace(
+        state,
+        boot_id=kernel.boot_id(),
+        pending=attempt.desired,
+        pending_host=attempt.host,
+        record=_merged(state.record, attempt.after),
+    )
+
+
+def _carried(
+    kernel: Kernel,
+    state: State,
+    attempt: Attempt,
+    facts: HostFacts,
+    begun: Callable[[Item], None] = lambda item: None,
+) -> Trouble:
+    """Carry the attempt out; what could not be removed.  Raises StepFailed, or VpcctlError for no single step."""
+    left = run(kernel, attempt.plan, shutters_of(state.record), leaving(state.record, attempt.after), begun)
+    _forget(kernel, attempt.plan, attempt.desired, attempt.host, attempt.after, facts.local, state)
+    return left
+
+
+def _committed(writer: Writer, intent: State, attempt: Attempt, left: Trouble, trouble: Trouble) -> None:
+    """Put on record that the attempt is done, except for what is `left`; `trouble` is from before it."""
+    finished = dataclasses.replace(intent, world=attempt.desired, host=attempt.host, record=attempt.after)
+    if left:
+        finished = _with_leftovers(finished, intent.record, left)
+    elif not trouble.keys() & set(places.homes(attempt.after).values()):
+        finished = finished.settled
+    try:
+        writer.save(finished)
+    except StateError as error:
+        raise StateError(
+            f"{error}\nthe change itself is in force; fix the cause, then `vpcctl repair` puts it on record"
+        ) from error
+
+
+def _left_words(left: Trouble) -> KernelError:
+    words = "\n".join(places.in_words(left, left))
+    return KernelError(f"{words}\neverything else was removed; fix the cause, then `vpcctl repair` removes the rest")
+
+
+def _without_failed(
+    writer: Writer, kernel: Kernel, intent: State, choose: Choose, before: State, failed: Trouble, trouble: Trouble
+) -> World:
+    """Put back the VPCs that failed, make all others, and return the world then; `failed` gets those that fail now.
+
+    `before` is the state before the change, `trouble` is from before it.
+    """
+    while True:
+        desired = choose(before, frozenset(failed))
         try:
-            writer.save(finished)
-        except StateError as error:
-            raise StateError(
-                f"{error}\nthe change itself is in force; fix the cause, then `vpcctl repair` puts it on record"
-            ) from error
-        if left:
-            words = "\n".join(places.in_words(left, left))
-            raise KernelError(
-                f"{words}\neverything else was removed; fix the cause, then `vpcctl repair` removes the rest"
-            )
-        return Outcome(state.world, desired, plan)
+            found = _converge(writer, kernel, dataclasses.replace(intent, pending=desired, pending_host=intent.host))
+        except VpcctlError as error:
+            _roll_back(writer, kernel, intent, error, trouble)
+            raise
+        new = {places.vpc_of(place): error for place, error in found.trouble.items() if place not in trouble}
+        again = failed.keys() & new.keys()
+        if again and PEERINGS not in failed:
+            # A VPC that was put back is still in trouble: it is a peering of it that cannot be made.
+            new[PEERINGS] = new[next(iter(again))]
+        elif not new.keys() - again:
+            for vpc in again:
+                failed[vpc] = _not_rolled_back(failed[vpc], str(new[vpc]))
+            return found.state.world
+        failed |= {part: error for part, error in new.items() if part not in failed}
+        intent = found.state
 
 
 def repair(
@@ -125,20 +275,20 @@ def repair(
     kernel: Kernel,
     adopt: bool = False,
     report: Report = lambda words: None,
-    vpc: str | None = None,
+    vpcs: Collection[str] | None = None,
 ) -> tuple[list[Difference], World]:
     """Bring the kernel to the state on record; return the differences that were repaired.
 
-    With `adopt` the record is first taken back from its copy, for a file that was lost or damaged.  With `vpc` only
-    that VPC is looked at, and what the host has for all of them; what an earlier command left is finished for all.
+    With `adopt` the record is first taken back from its copy, for a file that was lost or damaged.  With `vpcs` only
+    these VPCs are looked at, and what the host has for all of them; what an earlier command left is finished for all.
     Raises for the VPCs whose repair failed, once the others are repaired.
     """
     with store.locked() as writer:
         state = writer.adopt() if adopt else writer.load()
-        if vpc is not None:
+        for vpc in vpcs or ():
             state.world.vpc(vpc)
-        whole = vpc is None or state.unfinished or _rebooted(state, kernel)
-        scopes = None if vpc is None or whole else frozenset({topology.HOST, vpc})
+        whole = vpcs is None or state.unfinished or _rebooted(state, kernel)
+        scopes = None if vpcs is None or whole else frozenset({topology.HOST, *vpcs})
         found = _finished(writer, kernel, state, report, scopes)
     if found.trouble:
         for difference in found.differences:
@@ -406,9 +556,11 @@ def _roll_back(writer: Writer, kernel: Kernel, intent: State, error: VpcctlError
     except VpcctlError as failure:
         second = str(failure)
     if second:
-        raise KernelError(
-            f"{error}\nand rolling back failed ({second}); fix the cause, then `vpcctl repair` completes it"
-        ) from error
+        raise _not_rolled_back(error, second) from error
+
+
+def _not_rolled_back(error: VpcctlError, why: str) -> KernelError:
+    return KernelError(f"{error}\nand rolling back failed ({why}); fix the cause, then `vpcctl repair` completes it")
 
 
 def _loaded(items: Iterable[Item]) -> dict[tuple[str, ...], Ruleset]:

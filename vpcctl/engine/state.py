@@ -99,6 +99,7 @@ class Store:
         self.copies = copies
         # What was read last: who looks before taking the lock finds the same there as a rule.
         self._last: tuple[bytes, State] | None = None
+        self._new: State | None = None
 
     @property
     def _copy(self) -> Path:
@@ -148,7 +149,9 @@ class Store:
                 f"{self.directory / STATE_FILE} is missing, but what it described is still there;"
                 " `vpcctl repair --adopt` takes it back"
             )
-        return State(secrets.token_hex(4))
+        # The same one each time, so that what was made of it before the lock still stands.
+        self._new = self._new or State(secrets.token_hex(4))
+        return self._new
 
     def has_copy(self) -> bool:
         """Is there a copy that describes anything?  A copy that is not ours to read is as good as none."""

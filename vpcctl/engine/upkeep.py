@@ -69,7 +69,7 @@ def repair(machine: Machine, vpc: str | None, adopt: bool) -> Repair:
         machine.remark(words)
 
     with machine.changing() as kernel:
-        differences, world = reconciler.repair(machine.store, kernel, adopt, report, vpc)
+        differences, world = reconciler.repair(machine.store, kernel, adopt, report, None if vpc is None else [vpc])
     # No process outlives a reboot, and none ran in a namespace that was never completed.
     warnings = () if told else _stranded(differences, world)
     return Repair(tuple(differences), bool(told), warnings)

@@ -21,7 +21,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from vpcctl.kernel.links import Rtnl
-from vpcctl.kernel.namespaces import entered
 from vpcctl.kernel.netlink import NetlinkError
 from vpcctl.resources.kinds import ChecksumLink, Detour
 from vpcctl.resources.protocol import ABSENT, RIGHT, Condition, Status
@@ -116,7 +115,7 @@ def _traffic_control(rtnl: Rtnl) -> Iterator[Any]:
     from pyroute2 import IPRoute
     from pyroute2.netlink import exceptions
 
-    with entered(rtnl.namespace):
+    with rtnl.inside():
         control = IPRoute()
     try:
         yield control
@@ -155,7 +154,7 @@ def _ethtool(rtnl: Rtnl, name: str, command: int, value: int) -> int:
     data = ctypes.create_string_buffer(struct.pack("=II", command, value), 8)
     # struct ifreq is 40 bytes, the name 16 of them.
     request = struct.pack("16sP16x", name.encode(), ctypes.addressof(data))
-    with entered(rtnl.namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as channel:
+    with rtnl.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as channel:
         fcntl.ioctl(channel, SIOCETHTOOL, request)
     answer: int = struct.unpack("=II", data.raw)[1]
     return answer

@@ -6,6 +6,7 @@ its alias (the mark of ownership) in the next; where a crash came between, the M
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import os
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from vpcctl.errors import ConflictError, GoneError, KernelError
 from vpcctl.kernel import claims
 from vpcctl.kernel import rtnetlink as rt
-from vpcctl.kernel.namespaces import entered, opened
+from vpcctl.kernel.namespaces import inside, opened
 from vpcctl.kernel.netlink import NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Channel, NetlinkError
 from vpcctl.resources.kinds import (
     PORT_FLAGS,
@@ -46,13 +47,31 @@ class Rtnl:
 
     def __init__(self, namespace: str | None):
         self.namespace = namespace
-        with entered(namespace):
-            self._channel = Channel()
         self._indices = {LOOPBACK: LOOPBACK_IFINDEX}
+        # Whose the namespace is was checked once, when it was opened: it is entered again by this descriptor.
+        self._descriptor = None if namespace is None else opened(namespace)
+        try:
+            with self.inside():
+                self._channel = Channel()
+        except BaseException:
+            self._close_descriptor()
+            raise
 
     def close(self) -> None:
-        """Close the socket."""
+        """Close the socket, and leave the namespace alone."""
         self._channel.close()
+        self._close_descriptor()
+
+    def _close_descriptor(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def inside(self) -> contextlib.AbstractContextManager[None]:
+        """Move the calling thread into the namespace for the duration."""
+        if self._descriptor is None:
+            return contextlib.nullcontext()
+        return inside(self._descriptor, str(self.namespace))
 
     # -- links ---------------------------------------------------------------------------------------------------
 
@@ -209,7 +228,7 @@ class Rtnl:
             return
         index = link.index
         if link.name != name:
-            self._channel.change(rt.RTM_DELLINKPROP, NLM_F_EXCL, rt.link(index, rt.alternative(name)))
+            self._channel.change(rt.RTM_DELLINKPROP, 0, rt.link(index, rt.alternative(name)))
         elif rename or index == LOOPBACK_IFINDEX:
             other = f"{LOOPBACK}{LOOPBACK_IFINDEX}" if index == LOOPBACK_IFINDEX else f"{name}~{secrets.token_hex(4)}"
             self.set_up(index, False)

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from vpcctl.kernel.conntrack import Tracking
 
 # Open sockets are kept for this many namespaces, so that thousands of instances cost no thousands of descriptors.
-OPEN_NAMESPACES = 32
+OPEN_NAMESPACES = 128
 # How often the name of an instance's link is made free for ours, and how often by deleting the link that has it.
 ATTEMPTS, GENTLE_ATTEMPTS = 32, 4
 CAP_SYS_ADMIN, CAP_NET_ADMIN = 21, 12
@@ -146,7 +146,7 @@ class LinuxKernel:
     def _surveyed(self, namespace: str | None, items: list[Item], survey: Survey) -> dict[Item, Condition]:
         found: dict[Item, Condition] = {}
         handlers = {item: HANDLERS[type(item)] for item in items}
-        with namespaces.entered(namespace):
+        with self._rtnl(namespace).inside():
             found.update({item: one.observe(self, survey, item) for item, one in handlers.items() if one.inside})
         found.update({item: one.observe(self, survey, item) for item, one in handlers.items() if not one.inside})
         return found
@@ -251,11 +251,11 @@ class LinuxKernel:
         namespaces.remove(item.namespace, item.tag)
 
     def _ensure_setting(self, item: Setting | LinkSetting) -> None:
-        with namespaces.entered(item.namespace):
+        with self._rtnl(item.namespace).inside():
             settings.ensure(item)
 
     def _restore_setting(self, item: LinkSetting) -> None:
-        with namespaces.entered(item.namespace):
+        with self._rtnl(item.namespace).inside():
             settings.restore(item)
 
     def _ensure_ruleset(self, item: Ruleset) -> None:
@@ -352,7 +352,7 @@ class LinuxKernel:
         """
         if namespace is not None and not self._is_there(namespace):
             return False
-        with _translated("cannot read connection tracking"), namespaces.entered(namespace):
+        with _translated("cannot read connection tracking"), self._rtnl(namespace).inside():
             count = settings.read(TRACKED)
         if count is not None:
             return count != "0"
@@ -410,7 +410,8 @@ class LinuxKernel:
     def _nft(self, namespace: str | None) -> tables.Nft:
         rtnl, nft = self._handles(namespace)
         if nft is None:
-            nft = tables.context(namespace)
+            with rtnl.inside():
+                nft = tables.context(None)
             self._open[namespace] = (rtnl, nft)
         return nft
 

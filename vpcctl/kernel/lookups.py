@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from vpcctl.kernel import netlink
 from vpcctl.kernel import rtnetlink as rt
 from vpcctl.kernel.links import ABSENCE, LOOPBACK, LOOPBACK_IFINDEX, ONLINK, Rtnl
-from vpcctl.kernel.namespaces import entered
 from vpcctl.kernel.netlink import attributes, error_number
 from vpcctl.kernel.rtnetlink import (
     IFA_ADDRESS,
@@ -57,7 +56,6 @@ class Lookups(Survey):
 
     def __init__(self, rtnl: Rtnl):
         super().__init__(rtnl)
-        self._namespace = rtnl.namespace
         self._channel = self._opened()
         self._found: dict[str, tuple[int, int] | None] = {}
 
@@ -129,7 +127,7 @@ class Lookups(Survey):
     def _has_address(self, link: str, wanted: ipaddress.IPv4Interface | ipaddress.IPv6Interface) -> bool:
         """Does the link have the address with this mask, and under the link's own name as the label?"""
         asked = struct.pack("16sHH4s16x", link.encode(), socket.AF_INET, 0, wanted.ip.packed)
-        with entered(self._namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as line:
+        with self._rtnl.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as line:
             try:
                 found = [fcntl.ioctl(line, kind, asked)[20:24] for kind in (SIOCGIFADDR, SIOCGIFNETMASK)]
             except OSError as error:
@@ -156,7 +154,7 @@ class Lookups(Survey):
     # -- netlink(7) ----------------------------------------------------------------------------------------------
 
     def _opened(self) -> socket.socket:
-        with entered(self._namespace):
+        with self._rtnl.inside():
             channel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
         # The kernel filters lists by the request, and refuses a request that it cannot filter by.
         channel.setsockopt(netlink.SOL_NETLINK, netlink.NETLINK_GET_STRICT_CHK, 1)

@@ -113,20 +113,27 @@ def entered(name: str | None) -> Iterator[None]:
         return
     there = opened(name)
     try:
-        home = os.open(claims.OWN, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            try:
-                setns(there, CLONE_NEWNET)
-            except OSError as error:
-                raise KernelError(f"cannot enter namespace {name}", error.strerror or str(error)) from error
-            try:
-                yield
-            finally:
-                setns(home, CLONE_NEWNET)
-        finally:
-            os.close(home)
+        with inside(there, name):
+            yield
     finally:
         os.close(there)
+
+
+@contextlib.contextmanager
+def inside(there: int, name: str) -> Iterator[None]:
+    """Likewise into the namespace of a descriptor that `opened` gave for `name`."""
+    home = os.open(claims.OWN, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            setns(there, CLONE_NEWNET)
+        except OSError as error:
+            raise KernelError(f"cannot enter namespace {name}", error.strerror or str(error)) from error
+        try:
+            yield
+        finally:
+            setns(home, CLONE_NEWNET)
+    finally:
+        os.close(home)
 
 
 def opened(name: str, tag: str = "") -> int:

@@ -6,9 +6,10 @@ the only place that knows them:
 1. Whatever lets traffic through less comes first, whatever lets more through comes last.  So a VPC that goes gets the
    closed ruleset before anything; changed rulesets are loaded before links go or come; the far ends of new links are
    opened last of all.
-2. Items are made in the order of `kinds.REGISTRY` and removed in the reverse.  Removing a namespace or a link
-   removes what is in it, so those steps are left out; but a link that ends in a namespace which stays is always
-   removed by name, because a process inside can keep a removed namespace alive.
+2. Items are made in the order of `kinds.REGISTRY` and removed in the reverse; what stands on links is made namespace
+   by namespace, in that order within each, so that few are open at a time.  Removing a namespace or a link removes
+   what is in it, so those steps are left out; but a link that ends in a namespace which stays is always removed by
+   name, because a process inside can keep a removed namespace alive.
 3. The host's table knows an uplink before the link exists and until it is gone: where some come and some go, the
    table is loaded twice.
 """
@@ -18,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from vpcctl.resources.kinds import RANK, Item, Link, Namespace, Port, Ruleset, Veth
+from vpcctl.resources.kinds import RANK, Item, Link, Namespace, Open, Port, Ruleset, Veth
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +88,22 @@ def order(
         first.append(Ensure(guard))
         last = [Ensure(item) for item in early if item.key == guard.key]
         early = [item for item in early if item.key != guard.key]
-    late = [item for item in made if RANK[type(item)] > RANK[Ruleset]]
+    late = _by_namespace(item for item in made if RANK[type(item)] > RANK[Ruleset])
     going = list(_explicit(removed))
     return Plan((*first, *map(Ensure, early), *map(Remove, going), *map(Ensure, late), *last))
+
+
+def _by_namespace(made: Iterable[Item]) -> list[Item]:
+    """All links, then what stands on them namespace by namespace, then what opens; each in the order of `made`."""
+    made = list(made)
+    places = {namespace: place for place, namespace in enumerate(dict.fromkeys(item.namespace for item in made))}
+
+    def place(item: Item) -> tuple[int, int]:
+        if isinstance(item, Open):
+            return 2, 0
+        return (1, places[item.namespace]) if RANK[type(item)] > RANK[Veth] else (0, 0)
+
+    return sorted(made, key=place)
 
 
 def dependents(replaced: Iterable[Item], desired: Iterable[Item], made: Iterable[Item]) -> list[Item]:
