@@ -104,13 +104,13 @@ def dumped(channel: socket.socket) -> Iterator[tuple[int, memoryview]]:
 
 
 class Channel:
-    """A socket of NETLINK_ROUTE in the namespace in which it is opened: one request after the other.
+    """A socket of netlink in the namespace in which it is opened: one request after the other.
 
     Each request has its number.  What is left of the answer to one that was interrupted is passed over.
     """
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+    def __init__(self, subsystem: int = socket.NETLINK_ROUTE) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, subsystem)
         # An acknowledgement is not to repeat the request.
         self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
         self._numbers = itertools.count(1)

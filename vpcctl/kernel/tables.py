@@ -1,6 +1,7 @@
 """nftables through libnftables: load a batch, read back what is there and compare it.
 
-A context opens its netlink socket when it is constructed, and stays bound to the namespace of that moment.
+A context opens its sockets when it is constructed, and stays bound to the namespace of that moment.  Which tables there
+are it asks itself (include/uapi/linux/netfilter/nf_tables.h): libnftables would read everything that is in them.
 
 Theory of operation of a load.  To delete a table in the transaction that adds its successor loses packets, for two
 reasons in net/netfilter/nf_tables_api.c: a packet that another CPU is judging by the old chains at that instant finds
@@ -16,17 +17,21 @@ spare, which `observe` tells and the next load or unload clears away.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import re
+import struct
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from vpcctl.compiler import table_comment
 from vpcctl.compiler.nft import removal
 from vpcctl.errors import ConflictError, KernelError
+from vpcctl.kernel import netlink
 from vpcctl.kernel.namespaces import CLONE_NEWNET, entered, unshare
 from vpcctl.names import TABLE, TAGGED
 from vpcctl.resources.kinds import Ruleset, where
@@ -41,6 +46,15 @@ _LIST = re.compile(r"\{ ([^{}]*) \}")
 _FILLED = re.compile(r"(\n\t\tflags dynamic[^\n]*\n(?:\t\ttimeout [^\n]*\n)?)\t\telements = \{[^{}]*\}\n")
 _MEMBER = re.compile(r'(?:[^,"]|"[^"]*")+')
 DETAIL_LENGTH = 120
+# Subsystem 10 is that of nf_tables.
+NFT_MSG_GETTABLE = 10 << 8 | 1
+NFTA_TABLE_NAME, NFTA_TABLE_FLAGS, NFTA_TABLE_USERDATA, NFT_TABLE_F_DORMANT = 1, 2, 6, 1
+# The first kind of a table's user data is its comment (libnftnl: NFTNL_UDATA_TABLE_COMMENT).
+COMMENT = 0
+# NFPROTO_..., include/uapi/linux/netfilter.h
+FAMILIES = {"inet": 1, "ip": 2, "arp": 3, "netdev": 5, "bridge": 7, "ip6": 10}
+# struct nfgenmsg
+_FAMILY = struct.Struct("=BBH")
 
 
 class Nft(Protocol):
@@ -55,18 +69,65 @@ class Nft(Protocol):
 
     def set_stateless_output(self, on: bool, /) -> object: ...
 
-    def set_terse_output(self, on: bool, /) -> object: ...
+    def tables(self) -> dict[tuple[str, str], Loaded]:
+        """The tables that are there, by family and name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A table that is loaded: its comment, empty for none, and whether it is asleep and judges nothing."""
+
+    comment: str
+    asleep: bool
+
+
+class Context:
+    """See Nft; the methods of libnftables' binding, and the list of tables."""
+
+    def __init__(self) -> None:
+        from nftables import Nftables
+
+        nft = Nftables()
+        self.cmd, self.set_handle_output = nft.cmd, nft.set_handle_output
+        self.set_json_output, self.set_stateless_output = nft.set_json_output, nft.set_stateless_output
+        self._channel = netlink.Channel(netlink.NETLINK_NETFILTER)
+
+    def __del__(self) -> None:
+        # As the binding does with its own.
+        with contextlib.suppress(AttributeError):
+            self._channel.close()
+
+    def tables(self) -> dict[tuple[str, str], Loaded]:
+        """The tables that are there, by family and name."""
+        return dict(map(_read_table, self._channel.dump(NFT_MSG_GETTABLE, _FAMILY.pack(0, 0, 0))))
+
+
+def _read_table(body: bytes) -> tuple[tuple[str, str], Loaded]:
+    number = body[0]
+    family = next((name for name, one in FAMILIES.items() if one == number), str(number))
+    found = dict(netlink.attributes(body[_FAMILY.size :]))
+    (flags,) = struct.unpack("!I", found.get(NFTA_TABLE_FLAGS, bytes(4)))
+    name = found[NFTA_TABLE_NAME].rstrip(b"\0").decode(errors="replace")
+    comment = _comment(found.get(NFTA_TABLE_USERDATA, b""))
+    return (family, name), Loaded(comment, bool(flags & NFT_TABLE_F_DORMANT))
+
+
+def _comment(data: bytes) -> str:
+    """The comment in a table's user data: parts, each with its kind and its length before it."""
+    while len(data) >= 2:
+        kind, length = data[0], data[1]
+        if kind == COMMENT:
+            return data[2 : 2 + length].rstrip(b"\0").decode(errors="replace")
+        data = data[2 + length :]
+    return ""
 
 
 def context(namespace: str | None) -> Nft:
     """A libnftables context that is bound to `namespace`; KernelError without libnftables.so.1."""
     try:
         ctypes.CDLL(LIBRARY)  # before the binding, whose destructor complains where it is missing
-        from nftables import Nftables
-
         with entered(namespace):
-            made: Nft = Nftables()
-            return made
+            return Context()
     except OSError as error:
         raise KernelError(
             f"{LIBRARY} is missing, without which no firewall can be loaded; install it: apt-get install libnftables1",
@@ -102,34 +163,18 @@ def _run(nft: Nft, namespace: str | None, batch: str) -> str:
 
 def comments(nft: Nft, families: tuple[str, ...], table: str = TABLE) -> dict[str, str]:
     """The comment of our table in each of `families` that has one; a table without a comment has an empty one."""
-    found = {}
-    for family, lines in _outlines(nft, families, table).items():
-        line = next((line for line in lines if line.startswith("comment ")), "")
-        found[family] = line.removeprefix("comment ").strip('"')
-    return found
+    found = nft.tables()
+    return {family: found[family, table].comment for family in families if (family, table) in found}
 
 
 def loaded(nft: Nft) -> set[tuple[str, int]]:
     """Fingerprint and generation of each ruleset of ours that is loaded in the context's namespace."""
-    found = set()
+    found, tables = set(), nft.tables()
     for table in (TABLE, SPARE):
-        for comment in comments(nft, ("inet",), table).values():
-            _, fingerprint, generation = [*comment.split(" "), "", ""][:3]
-            if comment.startswith(TAGGED) and generation.isdigit():
-                found.add((fingerprint, int(generation)))
-    return found
-
-
-def _outlines(nft: Nft, families: Iterable[str], table: str) -> dict[str, list[str]]:
-    """The lines of the table, without its sets' elements, in each of `families` that has it."""
-    found = {}
-    nft.set_terse_output(True)
-    nft.set_json_output(False)
-    for family in families:
-        status, output, _ = nft.cmd(f"list table {family} {table}")
-        if status == 0:
-            found[family] = [line.strip() for line in output.splitlines()]
-    nft.set_terse_output(False)
+        comment = tables["inet", table].comment if ("inet", table) in tables else ""
+        _, fingerprint, generation = [*comment.split(" "), "", ""][:3]
+        if comment.startswith(TAGGED) and generation.isdigit():
+            found.add((fingerprint, int(generation)))
     return found
 
 
@@ -159,7 +204,8 @@ def load(nft: Nft, item: Ruleset) -> None:
 
 def _asleep(nft: Nft, families: Iterable[str], table: str) -> bool:
     """Does the table judge nothing, in any of the families?"""
-    return any("flags dormant" in lines for lines in _outlines(nft, families, table).values())
+    found = nft.tables()
+    return any(found[family, table].asleep for family in families if (family, table) in found)
 
 
 def _hand_over(
@@ -307,9 +353,10 @@ def counters(nft: Nft) -> dict[str, int]:
 
 def foreign(item: Ruleset, nft: Nft) -> list[str]:
     """The tables, as family and name, that stand under a name of ours and are somebody else's."""
+    found = nft.tables()
     return [
         f"{family} {table}"
         for table in (TABLE, SPARE)
-        for family, comment in comments(nft, item.families, table).items()
-        if not comment.startswith(item.tag)
+        for family in item.families
+        if (family, table) in found and not found[family, table].comment.startswith(item.tag)
     ]
