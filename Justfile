@@ -51,6 +51,7 @@ bench *NAME_ARGS:
         name=$(basename "$file" .py)
         printf '\n--- %s\n' "$name"
         case $name in
+            bare) ;; # a part of commands
             dataplane) echo "compares with another checkout: ./run bench dataplane CHECKOUT" ;;
             *) vpcctl lab -- python -m "tests.bench.$name" ;;
         esac
