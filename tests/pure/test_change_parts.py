@@ -149,6 +149,15 @@ def test_where_the_host_has_the_range_of_the_uplinks_new_vpcs_alone_are_refused(
     machine.check(outcome.after)
 
 
+def test_a_conflict_of_the_hosts_part_is_raised_where_no_vpc_is_new() -> None:
+    machine = at("create VPC one")
+    machine.kernel.foreign.add((Ruleset.__name__, "None"))
+    before = machine.state
+    with pytest.raises(ConflictError, match="not ours"):
+        change(machine, "publish a port")
+    assert machine.state == before
+
+
 def test_each_vpc_is_told_once_when_its_part_begins() -> None:
     machine, told_ones = at("create VPC one"), []
     reconciler.change_parts(machine.store, machine.kernel, choosing(told("peer them")), begun=told_ones.append)

@@ -128,6 +128,8 @@ def change_parts(
                 # What the host is like, or has left, is in the way of new VPCs alone.
                 known = {vpc.name for vpc in state.world.vpcs}
                 found = {vpc.name: error for vpc in desired.vpcs if vpc.name not in known}
+                if not found:
+                    raise
             if not found.keys() - failed.keys():
                 break
             failed |= found
