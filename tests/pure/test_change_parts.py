@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from tests.rehearsal import FACTS, Crash, Machine, Stubborn, Watched
+from tests.failing_machine import FACTS, Crash, Machine, Stubborn, Watched
 from tests.story import LEAPS, told
 from vpcctl.documents.diff import steps, toward
 from vpcctl.engine import places, reconciler
