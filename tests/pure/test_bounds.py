@@ -369,3 +369,74 @@ def test_rules_without_effect_are_told_in_bounded_words() -> None:
     told = forecast(empty(), world, [("shop", "db")])
     assert len(told.idle) >= 199
     assert dataclasses.astuple(told.idle[-1])[1] is True
+
+
+# -- what many rules cost, counted -----------------------------------------------------------------------------------
+
+
+def mixed(count: int) -> list[dict]:
+    """Rules for sources of several lengths, ports and ranges, as people have them by the thousand."""
+    chance = random.Random(count)
+    rules = []
+    for _ in range(count):
+        length = chance.choice([32, 32, 32, 32, 24, 16])
+        octets = [chance.randrange(1, 255) if 8 * place < length else 0 for place in range(1, 4)]
+        low = chance.randrange(1, 60_000)
+        rules.append(
+            {"action": chance.choice(["allow", "deny"]), "protocol": chance.choice(["tcp", "udp"])}
+            | {"port": low if chance.random() < 0.7 else f"{low}-{low + chance.randrange(1, 100)}"}
+            | {"source": ".".join(["172", *map(str, octets)]) + f"/{length}"}
+        )
+    return rules
+
+
+@pytest.mark.parametrize("count", [500, 2_000])
+def test_what_many_rules_cost_grows_with_their_number(count: int) -> None:
+    """Counted, not timed: a rule more costs the same, however many others it has beside it."""
+    before, after = empty(), attached(mixed(count))
+    assert not forecast(before, after, [("shop", "db")], most=80 * count).untold
+    effort = Effort()
+    gate(View.of(after, "shop"), after.vpc("shop").subnet("db"), Direction.INGRESS, effort)
+    assert effort.steps < 60 * count
+
+
+def test_rules_that_no_traffic_can_meet_cost_no_effort() -> None:
+    """The subnet is private, and all these senders are on the internet."""
+    rules = [*mixed(2_000), {"action": "allow", "protocol": "tcp", "port": 80, "source": "subnet:web"}]
+    found = forecast(empty(), attached(rules), [], most=200)
+    assert not found.untold
+    assert [str(line) for line in found.newly_denied] == ["web → db any except tcp/80", "db → db any"]
+
+
+def test_a_rule_that_changes_among_many_costs_what_it_matches() -> None:
+    rules = [{**rule, "source": f"10.1.{number % 256}.0/24"} for number, rule in enumerate(mixed(2_000))]
+    before = attached([*rules, {"action": "allow"}])
+    new = {"action": "deny", "protocol": "tcp", "port": 61_000, "source": "subnet:web"}
+    after = attached([*rules[:1_000], new, *rules[1_000:], {"action": "allow"}], world=before)
+    found = forecast(before, after, [], most=3_000)
+    assert not found.untold
+    assert [str(line) for line in found.newly_denied] == ["web → db tcp/61000"]
+    assert not found.newly_allowed
+    assert forecast(after, before, [], most=3_000).newly_allowed == found.newly_denied
+
+
+def test_where_the_search_for_idle_rules_is_left_out_that_is_said() -> None:
+    world = attached(mixed(100))
+    found = forecast(empty(), world, [("shop", "db")], hints=500)
+    assert not found.idle
+    assert not found.untold
+    words = "shop/db: did not search this many rules for rules without effect; `vpcctl apply-policy --dry-run` does"
+    assert str(found).splitlines()[-1] == words
+    assert words not in found.lines(lambda hints: ())
+
+
+def test_a_dry_run_searches_more_rules_than_a_change(session: Rehearsal, tmp_path: Path) -> None:
+    place = tmp_path / "mixed.json"
+    place.write_text(json.dumps(document([*mixed(2_500), {"action": "allow"}, {"action": "deny"}], 0)))
+    dry = session.controller.apply_policies(place, dry_run=True).forecast
+    done = session.controller.apply_policies(place).forecast
+    assert dry.idle
+    assert not dry.unsought
+    assert not done.idle
+    assert len(done.unsought) == 1
+    assert (dry.newly_denied, dry.newly_allowed) == (done.newly_denied, done.newly_allowed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import json
 import os
 import re
@@ -794,3 +795,12 @@ def test_pruning_hands_a_published_port_over(run: Run, files: Path, session: Reh
     found: World = session.load().world
     assert [vpc.name for vpc in found.vpcs] == ["heir"]
     assert run("status").stdout == "in sync\n"
+
+
+def test_a_command_leaves_the_collector_of_cycles_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    """What calls `main` may run for months."""
+    before = gc.get_threshold()
+    for words in (["--help"], ["no-such-command"]):
+        with pytest.raises(SystemExit):
+            main(words)
+        assert gc.get_threshold() == before

@@ -125,7 +125,7 @@ def truly_idle(found: tuple[Rule, ...], default: Action) -> dict[int, bool]:
 
 def told(found: tuple[Rule, ...], default: Action) -> list[Idle]:
     """What is said of the rules, of all packets to the receivers."""
-    gate = Reach(world(found, default)).gate("alpha", "web", Direction.INGRESS)
+    gate = Reach(world(found, default)).rules("alpha", "web", Direction.INGRESS)
     receivers = [(packetset.number(address(text)),) * 2 for text in RECEIVERS]
     return list(idle_rules(gate, FLOWS & Space.of(None, receivers, None, None)))
 

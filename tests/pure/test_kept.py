@@ -247,6 +247,14 @@ def test_lists_that_were_written_equally_are_equal_undecoded() -> None:
     assert len(calls) == 2
 
 
+def test_lists_of_different_lengths_differ_undecoded() -> None:
+    calls: list[Any] = []
+    one, other = (Kept(kept, StateError, once(calls)) for kept in ([1, 2], [1]))
+    assert one != other
+    assert one != (1,)
+    assert calls == []
+
+
 def test_the_same_rules_of_two_places_are_not_equal() -> None:
     """Their origins differ."""
     document = {"ingress": [{"action": "allow"}]}

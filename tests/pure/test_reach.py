@@ -168,10 +168,11 @@ def test_what_decides_is_the_first_layer_that_matches(world: World) -> None:
                     assert found is None
                     continue
                 rules = subnet.policy.rules(direction) or ()
-                assert len(found.layers) == len(rules)
+                assert len(found.ranges) == len(rules)
+                layers = [Space.of(*ranges) for ranges in found.ranges]
                 for (source, destination, protocol, port), decision in packetset.boxes(found.deciding):
                     corner = (source[0], destination[1], protocol[0], port[1])
-                    matching = [n for n, layer in enumerate(found.layers) if packetset.at(layer, corner) is not None]
+                    matching = [n for n, layer in enumerate(layers) if corner in layer]
                     assert decision == (matching[0] if matching else DEFAULT)
                     action = rules[decision].action if matching else subnet.policy.default(direction)
                     assert found.action(decision) is action

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+from collections.abc import Sequence
 from itertools import pairwise, product
 
 import pytest
@@ -15,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vpcctl.analysis import packetset
-from vpcctl.analysis.packetset import EVERYTHING, IPV6_BASE, NOTHING, SIZES, UNDECIDED, Partition, Space
+from vpcctl.analysis.packetset import EVERYTHING, IPV6_BASE, NOTHING, SIZES, Partition, Space
+from vpcctl.model.policy import joined
 
 # The first number of each cell.  The ends of every dimension and the seam of the IP versions are among them.
 STARTS = (
@@ -30,6 +32,7 @@ CELLS = [
 ]
 UNIVERSE = list(product(*(range(len(cells)) for cells in CELLS)))
 Cell = tuple[int, ...]
+UNDECIDED = None
 some = settings(max_examples=60, deadline=None)
 
 rows = [st.none() | st.lists(st.integers(0, len(cells) - 1), max_size=3) for cells in CELLS]
@@ -85,6 +88,14 @@ def partitions(draw: st.DrawFn) -> Partition:
     return packetset.product(
         ranges(chosen), draw(st.integers(0, 3)), draw(st.sampled_from([UNDECIDED, UNDECIDED, 0, 1]))
     )
+
+
+def first_decided(several: list[Partition]) -> Partition:
+    """The first of several functions that is not UNDECIDED, packet by packet."""
+    found: Partition = UNDECIDED
+    for one in reversed(several):
+        found = packetset.combine(lambda here, there: there if here is UNDECIDED else here, one, found)
+    return found
 
 
 def test_the_cells_fill_the_space() -> None:
@@ -158,7 +169,7 @@ def test_boxes_are_disjoint_and_make_up_the_set(one: tuple) -> None:
 @some
 @given(st.lists(partitions(), min_size=1, max_size=4))
 def test_the_boxes_of_a_function_fill_the_space(several: list[Partition]) -> None:
-    function = packetset.first_match(several)
+    function = first_decided(several)
     found = list(packetset.boxes(function))
     assert sum(volume(box) for box, _ in found) == math.prod(SIZES)
     for box, value in found:
@@ -166,28 +177,50 @@ def test_the_boxes_of_a_function_fill_the_space(several: list[Partition]) -> Non
 
 
 @some
-@given(st.lists(partitions(), max_size=9))
-def test_the_first_that_is_decided_decides(several: list[Partition]) -> None:
-    each = [values_at(one) for one in several]
-    decided = values_at(packetset.first_match(several))
+@given(st.lists(products, max_size=7))
+def test_of_rules_in_order_the_first_that_matches_decides(several: list[tuple]) -> None:
+    found = values_at(packetset.swept(list(map(ranges, several)), lambda numbers: numbers[0] if numbers else UNDECIDED))
+    holding = list(map(members, several))
     for cell in UNIVERSE:
-        assert decided[cell] == next((one[cell] for one in each if one[cell] is not UNDECIDED), UNDECIDED)
-
-
-def appended(one: Partition, other: Partition) -> Partition:
-    if isinstance(one, packetset.Node) or isinstance(other, packetset.Node):
-        return packetset.DEEPER
-    return one + other
+        assert found[cell] == next((number for number, held in enumerate(holding) if cell in held), UNDECIDED)
 
 
 @some
-@given(st.lists(products, min_size=1, max_size=7))
-def test_a_fold_keeps_the_order(several: list[tuple]) -> None:
-    layers = [packetset.product(ranges(chosen), (number,), ()) for number, chosen in enumerate(several)]
-    found = values_at(packetset.fold(appended, layers))
+@given(st.lists(products, max_size=7), st.sets(st.integers(0, 6)))
+def test_unsure_rules_do_not_end_the_list(several: list[tuple], unsure: set[int]) -> None:
+    def one_more(numbers: Sequence[int]) -> tuple[int, ...]:
+        sure = next((place for place, number in enumerate(numbers) if number not in unsure), len(numbers))
+        return tuple(numbers[: sure + 2])
+
+    found = values_at(packetset.swept(list(map(ranges, several)), one_more, 1, unsure))
     holding = list(map(members, several))
     for cell in UNIVERSE:
-        assert found[cell] == tuple(number for number, held in enumerate(holding) if cell in held)
+        assert found[cell] == one_more([number for number, held in enumerate(holding) if cell in held])
+
+
+@some
+@given(spaces())
+def test_the_ranges_around_a_set_are_the_smallest(one: tuple) -> None:
+    packets, cells = one
+    around = packetset.around(packets)
+    assert cells_of(Space.of(*around)) == set(product(*({cell[place] for cell in cells} for place in range(4))))
+    for place, row in enumerate(around):
+        assert row is None or row == joined(row)
+        assert row != [(0, SIZES[place] - 1)]
+
+
+@some
+@given(products, products)
+def test_a_rule_is_clipped_to_a_region(rule: tuple, region: tuple) -> None:
+    limits = packetset.around(Space.of(*ranges(region)))
+    left = packetset.clipped(ranges(rule), limits)
+    within = Space.of(*ranges(region))
+    assert (left is None) is not bool(Space.of(*ranges(rule)) & within)
+    if left is not None:
+        assert Space.of(*left) & within == Space.of(*ranges(rule)) & within
+        # It has no cuts but its own inside of the region, and those of the region.
+        assert all(row is None or chosen is not None or limit is not None
+                   for row, chosen, limit in zip(left, ranges(rule), limits, strict=True))  # fmt: skip
 
 
 @some
@@ -203,7 +236,7 @@ def test_functions_are_combined_packet_by_packet(one: Partition, other: Partitio
 @some
 @given(st.lists(partitions(), min_size=1, max_size=4), spaces())
 def test_values_are_those_that_some_packet_has(several: list[Partition], within: tuple) -> None:
-    function = packetset.first_match(several)
+    function = first_decided(several)
     each = values_at(function)
     assert packetset.values(function) == set(each.values())
     assert packetset.values(function, within[0]) == {each[cell] for cell in within[1]}

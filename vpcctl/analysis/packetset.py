@@ -3,8 +3,11 @@
 Theory of operation.  A *partition* of the packet space is a decision diagram: a node cuts one dimension into
 intervals and leads to a node of a later dimension for each, or to a value.  Nodes are shared and neighbouring equal
 parts are joined, so equal functions are the same object and a path through the diagram is a box; the boxes of a
-partition are disjoint by construction.  A first-match rule list becomes a partition by merging halves, which costs
-about n log n, not n² (compare interval decision diagrams, Strehl and Thiele 1998).
+partition are disjoint by construction (compare interval decision diagrams, Strehl and Thiele 1998).
+
+An ordered list of rules becomes a partition by a sweep along each dimension in turn.  Between two neighbouring cuts the
+same rules match, and what these come to in the later dimensions is computed once.  A rule that matches everything in
+the later dimensions ends the list there.  So the cost is about n log n where few rules overlap at one place.
 
 Where the lists of several dimensions cross each other freely a diagram can grow with their product.  `bounded` limits
 what may be spent on diagrams within it, and TooFineError ends what would need more.
@@ -18,7 +21,8 @@ import contextlib
 import ipaddress
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from operator import itemgetter
 from typing import Any
 
 from vpcctl.errors import TooFineError
@@ -34,6 +38,8 @@ VERSION_4: Interval = (0, IPV6_BASE - 1)
 VERSION_6: Interval = (IPV6_BASE, SIZES[0] - 1)
 Box = tuple[Interval, Interval, Interval, Interval]
 Value = Any  # hashable, and compared for equality
+# What a rule matches: inclusive ranges for each dimension, None for all of it.
+Ranges = Sequence[Sequence[Interval] | None]
 
 
 class Node:
@@ -100,7 +106,7 @@ def _dimension(partition: Partition) -> int:
     return partition.dimension if isinstance(partition, Node) else _VALUE
 
 
-def product(ranges: Sequence[Sequence[Interval] | None], value: Value, otherwise: Value) -> Partition:
+def product(ranges: Ranges, value: Value, otherwise: Value) -> Partition:
     """`value` for packets that lie in one of the inclusive `ranges` of each dimension (None: anywhere)."""
     inner: Partition = value
     for dimension in reversed(range(_VALUE)):
@@ -176,38 +182,71 @@ def transform(operation: Callable[[Value], Value], partition: Partition) -> Part
     return walk(partition)
 
 
-UNDECIDED: Value = None
+def swept(
+    rules: Sequence[Ranges], settled: Callable[[Sequence[int]], Value], more: int = 0, unsure: Container[int] = ()
+) -> Partition:
+    """The partition whose value at each packet is `settled` of the numbers of the rules that match it, ascending.
 
+    The list ends with the first rule that is not in `unsure`, or so many rules `more` behind it; where it is longer,
+    the rest is left out at random.
+    """
+    # The last dimension that a rule limits: behind it, the rule matches everything.
+    last = [max((place for place in range(_VALUE) if rule[place] is not None), default=-1) for rule in rules]
+    memory: dict[tuple[int, Sequence[int]], Partition] = {}
 
-def first_match(partitions: Sequence[Partition]) -> Partition:
-    """The first of `partitions` that is not UNDECIDED decides, packet by packet."""
-    return fold(_first, partitions) if partitions else UNDECIDED
+    def ended(numbers: Sequence[int], dimension: int) -> Sequence[int]:
+        """`numbers` up to the last one that can count."""
+        left = more + 1
+        for place, number in enumerate(numbers, 1):
+            if last[number] < dimension and (left <= more or number not in unsure):
+                left -= 1
+                if not left:
+                    return tuple(numbers[:place])
+        return tuple(numbers)
 
+    def walk(numbers: Sequence[int], dimension: int) -> Partition:
+        found = memory.get((dimension, numbers), DEEPER)
+        if found is DEEPER:
+            found = memory[dimension, numbers] = made(numbers, dimension)
+        return found
 
-def within(partitions: Sequence[Partition], region: Space) -> list[Partition]:
-    """`partitions` inside of `region`, and UNDECIDED elsewhere."""
+    def made(numbers: Sequence[int], dimension: int) -> Partition:
+        while dimension < _VALUE:
+            if any(rules[number][dimension] is not None for number in numbers):
+                return _node(dimension, *cut(numbers, dimension))
+            dimension += 1
+        return settled(numbers)
 
-    def settled(part: Partition, inside: Partition) -> Partition:
-        if part is UNDECIDED or inside is False:
-            return UNDECIDED
-        return part if inside is True else DEEPER
+    def cut(numbers: Sequence[int], dimension: int) -> tuple[list[int], list[Partition]]:
+        """The places at which rules begin or end to match, and what lies before each."""
+        here: list[int] = []
+        turns: dict[int, list[int]] = {SIZES[dimension]: []}
+        for number in numbers:
+            chosen = rules[number][dimension]
+            if chosen is None:
+                here.append(number)
+                continue
+            for low, high in chosen if len(chosen) < 2 else joined(chosen):
+                turns.setdefault(low, []).append(number)
+                turns.setdefault(high + 1, []).append(number)
+        bounds: list[int] = []
+        parts: list[Partition] = []
+        for place in sorted(turns):
+            if place:
+                matching = ended(here, dimension + 1)
+                spend(len(matching))
+                bounds.append(place)
+                parts.append(walk(matching, dimension + 1))
+            # Ranges of one rule do not touch: it begins here, or it ends.
+            for number in turns[place]:
+                found = bisect_left(here, number)
+                if found < len(here) and here[found] == number:
+                    del here[found]
+                else:
+                    here.insert(found, number)
+        return bounds, parts
 
-    return [merged(settled, part, region.partition) for part in partitions]
-
-
-def fold(settled: Callable[[Partition, Partition], Partition], partitions: Sequence[Partition]) -> Partition:
-    """All of `partitions`, which are not none, merged in their order; `settled` must be associative."""
-    layer = list(partitions)
-    while len(layer) > 1:
-        odd = layer[len(layer) & ~1 :]
-        layer = [merged(settled, *pair) for pair in zip(layer[::2], layer[1::2], strict=False)] + odd
-    return layer[0]
-
-
-def _first(one: Partition, other: Partition) -> Partition:
-    if one is UNDECIDED:
-        return other
-    return one if other is UNDECIDED or not isinstance(one, Node) else DEEPER
+    return walk(ended(range(len(rules)), 0), 0)
 
 
 def _zipped(
@@ -247,13 +286,14 @@ def values(partition: Partition, within: Space | None = None) -> set[Value]:
             found.add(part)
             continue
         seen.add(pair)
-        spend(len(part.parts))
+        known = len(waiting)
         if part.dimension < _dimension(region):
             waiting += ((inner, region) for inner in part.parts)
         elif part.dimension > region.dimension:
             waiting += ((part, inner) for inner in region.parts)
         else:
             waiting += _meeting(part, region)
+        spend(len(waiting) - known + 1)
     return found
 
 
@@ -266,6 +306,55 @@ def _meeting(one: Node, region: Node) -> Iterator[tuple[Partition, Partition]]:
             for part in dict.fromkeys(one.parts[first : last + 1]):
                 yield part, inner
         low = bound
+
+
+def around(space: Space) -> list[list[Interval] | None]:
+    """The smallest ranges for each dimension that hold all of a set; None where they are the whole dimension."""
+    ranges: list[list[Interval] | None] = []
+    layer: dict[Partition, None] = {space.partition: None} if space else {}
+    for dimension in range(_VALUE):
+        found: set[Interval] = set()
+        inner: dict[Partition, None] = {}
+        for part in layer:
+            for interval, rest in cuts(part, dimension):
+                if rest is not False:
+                    found.add(interval)
+                    inner[rest] = None
+        spend(len(found))
+        layer = inner
+        whole = joined(found)
+        ranges.append(None if whole == [(0, SIZES[dimension] - 1)] else whole)
+    return ranges
+
+
+def clipped(rule: Ranges, region: Ranges) -> Ranges | None:
+    """What is left of a rule within `region`, whose ranges are disjoint and ascending; None if that is nothing."""
+    found: list[Sequence[Interval] | None] = []
+    for chosen, limits in zip(rule, region, strict=True):
+        if chosen is None or limits is None:
+            limited = limits if chosen is None else chosen
+            if limited is not None and not limited:
+                return None
+            found.append(chosen)
+            continue
+        inside = [part for interval in chosen for part in _overlaps(interval, limits)]
+        if not inside:
+            return None
+        # What holds all of the region limits nothing.
+        found.append(None if len(inside) >= len(limits) and joined(inside) == list(limits) else inside)
+    return found
+
+
+def _overlaps(interval: Interval, limits: Sequence[Interval]) -> Iterator[Interval]:
+    low, high = interval
+    for place in range(bisect_left(limits, low, key=_upper), len(limits)):
+        first, last = limits[place]
+        if first > high:
+            break
+        yield max(low, first), min(high, last)
+
+
+_upper: Callable[[Interval], int] = itemgetter(1)
 
 
 def at(partition: Partition, point: Sequence[int]) -> Value:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vpcctl.analysis import packetset
-from vpcctl.analysis.packetset import Interval, Partition, Space
+from vpcctl.analysis.packetset import Interval, Partition, Ranges, Space
 from vpcctl.errors import TooFineError
 from vpcctl.model.difference import differing
 from vpcctl.model.host import NO_HOST, Host
@@ -64,19 +64,14 @@ class Zone:
 
 
 @dataclass(frozen=True, slots=True)
-class GateSpaces:
-    """One direction of one subnet's policy.
-
-    `layers` hold each rule's number where the rule matches and UNDECIDED elsewhere; `deciding` has for each packet the
-    number of the rule that decides, or DEFAULT.
-    """
+class GateRules:
+    """One direction of one subnet's policy; `ranges` hold what each rule matches."""
 
     vpc: str
     subnet: str
     direction: Direction
     policy: Policy
-    layers: tuple[Partition, ...]
-    deciding: Partition
+    ranges: tuple[Ranges, ...]
 
     def rule(self, decision: int | str) -> Rule | None:
         """The rule that a value of `deciding` means, None for DEFAULT."""
@@ -90,6 +85,33 @@ class GateSpaces:
     @property
     def rules(self) -> Sequence[Rule]:
         return self.policy.rules(self.direction) or ()
+
+    def within(self, region: Space) -> tuple[list[int], list[Ranges]]:
+        """The numbers of the rules that match something near the region, and what they match there."""
+        limits = packetset.around(region)
+        found = [(number, left) for number, rule in enumerate(self.ranges) if (left := packetset.clipped(rule, limits))]
+        packetset.spend(len(found))
+        return [number for number, _ in found], [left for _, left in found]
+
+    def passed(self, region: Space) -> Space:
+        """What the gate lets through of the packets in `region`; it means nothing outside of that.
+
+        A rule's number does not matter here, so this has fewer parts than `deciding`.
+        """
+        numbers, inside = self.within(region)
+        allows = [self.rules[number].action is Action.ALLOW for number in numbers]
+        default = self.policy.default(self.direction) is Action.ALLOW
+        return Space(packetset.swept(inside, lambda found: allows[found[0]] if found else default))
+
+
+@dataclass(frozen=True, slots=True)
+class GateSpaces(GateRules):
+    """Likewise with `deciding`, which has for each packet the number of the rule that decides, or DEFAULT.
+
+    Where the gate was asked for within a region, `deciding` means nothing outside of it.
+    """
+
+    deciding: Partition
 
     @property
     def allowed(self) -> Space:
@@ -116,20 +138,28 @@ def gate(
 
 
 def _gate(world: World, vpc: Vpc, subnet: Subnet, policy: Policy, direction: Direction, region: Space) -> GateSpaces:
-    rules = policy.rules(direction) or ()
+    rules = _rules(world, vpc, subnet.name, policy, direction)
+    numbers, inside = rules.within(region)
+    deciding = packetset.swept(inside, lambda found: numbers[found[0]] if found else DEFAULT)
+    return GateSpaces(vpc.name, subnet.name, direction, policy, rules.ranges, deciding)
+
+
+def _rules(world: World, vpc: Vpc, subnet: str, policy: Policy, direction: Direction) -> GateRules:
+    ranges = _meaning(world, vpc, policy, policy.rules(direction) or ())
+    return GateRules(vpc.name, subnet, direction, policy, ranges)
+
+
+def _meaning(world: World, vpc: Vpc, policy: Policy, rules: Sequence[Rule]) -> tuple[Ranges, ...]:
+    """What each rule matches."""
     meanings = Meanings(world, vpc, policy)
     meant = functools.cache(lambda endpoint: [packetset.interval(prefix) for prefix in meanings.prefixes(endpoint)])
-    layers = [packetset.product(_ranges(meant, rule), number, packetset.UNDECIDED) for number, rule in enumerate(rules)]
-    if region != packetset.EVERYTHING:
-        layers = packetset.within(layers, region)
-    deciding = packetset.first_match([*(layer for layer in layers if layer is not packetset.UNDECIDED), DEFAULT])
-    return GateSpaces(vpc.name, subnet.name, direction, policy, tuple(layers), deciding)
+    return tuple(_ranges(meant, rule) for rule in rules)
 
 
 Meant = Callable[[Endpoint], list[Interval]]
 
 
-def _ranges(meant: Meant, rule: Rule) -> list[list[Interval] | None]:
+def _ranges(meant: Meant, rule: Rule) -> Ranges:
     """A rule's match as ranges for each dimension; `meant` has the addresses of an endpoint."""
     ports = rule.ports if rule.ports is not None else rule.icmp_types
     return [
@@ -160,7 +190,9 @@ class Reach:
     def __init__(self, world: World, host: Host = NO_HOST, most: float = MOST_PARTS):
         self.world, self.host, self.most = world, host, most
         self._gates: dict[tuple[str, str, Direction], GateSpaces | TooFineError | None] = {}
+        self._rules: dict[tuple[str, str, Direction], GateRules | None] = {}
         self._passed: dict[tuple[str, str, Direction], Space] = {}
+        self._passing: dict[tuple[str, str, Direction, bool, Space], Space | TooFineError] = {}
         self._outside: dict[tuple[str, int], _Outside] = {}
 
     @functools.cached_property
@@ -186,6 +218,15 @@ class Reach:
         if isinstance(known, TooFineError):
             raise known
         return known
+
+    def rules(self, vpc: str, subnet: str, direction: Direction) -> GateRules | None:
+        """The rules of the gate, without computing which of them decide; None where it has no policy."""
+        key = (vpc, subnet, direction)
+        if key not in self._rules:
+            found = self.world.vpc(vpc)
+            policy = found.subnet(subnet).policy
+            self._rules[key] = None if policy is None else _rules(self.world, found, subnet, policy, direction)
+        return self._rules[key]
 
     def judged(self, vpc: str, subnet: str, direction: Direction, packets: Space) -> tuple[GateSpaces | None, Space]:
         """The gate, as far as it concerns `packets` at least, and which of these it lets through."""
@@ -296,17 +337,50 @@ class Reach:
                 found |= Space.of(None, targets, [(item.protocol, item.protocol)], ports)
         return found & FLOWS
 
-    def allowed(self, source: Zone, destination: Zone) -> Space:
-        """What passes from one zone to the other: carried, and allowed by both gates."""
+    def allowed(self, source: Zone, destination: Zone, among: Space = packetset.EVERYTHING) -> Space:
+        """What passes from one zone to the other, of the packets in `among`: carried, and allowed by both gates."""
         with packetset.bounded(self.most):
-            return self._allowed(source, destination)
+            return self._allowed(source, destination, among)
 
-    def _allowed(self, source: Zone, destination: Zone) -> Space:
-        found = self.carried(source, destination)
-        for zone, direction in ((source, Direction.EGRESS), (destination, Direction.INGRESS)):
+    def _allowed(self, source: Zone, destination: Zone, among: Space) -> Space:
+        found = self.carried(source, destination) & among
+        for zone, other, direction in (
+            (source, destination, Direction.EGRESS),
+            (destination, source, Direction.INGRESS),
+        ):
             if zone.vpc is not None and found:
-                _, found = self.judged(zone.vpc, str(zone.subnet), direction, found)
+                found &= self._let_through(zone, other, direction, found, among)
         return found
+
+    def _let_through(self, zone: Zone, other: Zone, direction: Direction, packets: Space, among: Space) -> Space:
+        """What the gate lets through, of `packets` at least.
+
+        It is computed once for all zones inside, and once for the internet: most rules meet one of the two.
+        """
+        rules = self.rules(str(zone.vpc), str(zone.subnet), direction)
+        if rules is None:
+            return packetset.EVERYTHING
+        key = (rules.vpc, rules.subnet, direction, other.vpc is None, among)
+        if key not in self._passing:
+            try:
+                region = self._met(zone, other, direction) & among
+                with packetset.bounded(self.most):
+                    self._passing[key] = rules.passed(region)
+            except TooFineError as error:
+                self._passing[key] = error
+        found = self._passing[key]
+        # Fewer packets have fewer cases.
+        return rules.passed(packets) if isinstance(found, TooFineError) else found
+
+    def _met(self, zone: Zone, other: Zone, direction: Direction) -> Space:
+        """All that can come to the gate of a zone from inside; or from the internet, if the other zone is that."""
+        source, destination = (zone, other) if direction is Direction.EGRESS else (other, zone)
+        if other.vpc is None:
+            return self.carried(source, destination)
+        vpc = self.world.vpc(str(zone.vpc))
+        near = [packetset.interval(prefix) for prefix in inside(self.world, vpc)]
+        ends = (zone.addresses, near) if direction is Direction.EGRESS else (near, zone.addresses)
+        return Space.of(*ends, None, None)
 
 
 def _sources(prefixes: Iterable[Network]) -> Space:
@@ -336,18 +410,20 @@ def changes(before: Reach, after: Reach) -> Iterator[Change]:
         (source.key, destination.key): (source, destination)
         for reach in (before, after)
         for source, destination in reach.pairs()
-        if not likeness.between(source, destination)
     }
     for source, destination in keys.values():
-        old, new = (_allowed_in(reach, source, destination) for reach in (before, after))
+        among = likeness.apart(source, destination)
+        if not among:
+            continue
+        old, new = (_allowed_in(reach, source, destination, among) for reach in (before, after))
         if old != new:
             yield Change(source, destination, new - old, old - new)
 
 
-def _allowed_in(reach: Reach, source: Zone, destination: Zone) -> Space:
+def _allowed_in(reach: Reach, source: Zone, destination: Zone, among: Space) -> Space:
     if source.key not in reach.zones or destination.key not in reach.zones:
         return packetset.NOTHING
-    return reach.allowed(reach.zones[source.key], reach.zones[destination.key])
+    return reach.allowed(reach.zones[source.key], reach.zones[destination.key], among)
 
 
 # What does not change what passes: fields of the world besides its VPCs, of a VPC besides its subnets, of a subnet
@@ -358,6 +434,10 @@ _OF_SUBNET = {"policy", "released"}
 _OF_PEER = _OF_VPC | {"publications", "sets", "nat_protocols"}
 
 
+# The packets of so many changed rules are told from all others; of more, it costs less to look at all packets.
+_FEW_RULES = 64
+
+
 class _Likeness:
     """Where it is plain, without computing any gate, that nothing differs between two worlds; each answer kept."""
 
@@ -365,14 +445,18 @@ class _Likeness:
         self._worlds = before.world, after.world
         self._whole = before.host == after.host and not differing(before.world, after.world) - _BESIDE
         self._vpcs: dict[str, bool] = {}
-        self._policies: dict[tuple[str, str], bool] = {}
+        self._gates: dict[tuple[str, str, Direction], Space] = {}
 
-    def between(self, source: Zone, destination: Zone) -> bool:
-        """Is the traffic between two zones plainly the same?"""
-        if not self._whole:
-            return False
-        zones = [(zone.vpc, str(zone.subnet)) for zone in (source, destination) if zone.vpc is not None]
-        return all(self._of_vpc(vpc) for vpc, _ in zones) and all(self._of_policy(*zone) for zone in zones)
+    def apart(self, source: Zone, destination: Zone) -> Space:
+        """The packets between two zones with which there may be a difference; all others plainly fare the same."""
+        ends = ((source, Direction.EGRESS), (destination, Direction.INGRESS))
+        gates = [(zone.vpc, str(zone.subnet), direction) for zone, direction in ends if zone.vpc is not None]
+        if not self._whole or not all(self._of_vpc(vpc) for vpc, _, _ in gates):
+            return packetset.EVERYTHING
+        found = packetset.NOTHING
+        for gate in gates:
+            found |= self._of_gate(*gate)
+        return found
 
     def _of_vpc(self, name: str) -> bool:
         if name not in self._vpcs:
@@ -389,11 +473,41 @@ class _Likeness:
         before, after = (sorted(world.peers(name), key=lambda peer: peer.name) for world in self._worlds)
         return _alike(before, after, _OF_PEER)
 
-    def _of_policy(self, vpc: str, subnet: str) -> bool:
-        if (vpc, subnet) not in self._policies:
+    def _of_gate(self, vpc: str, subnet: str, direction: Direction) -> Space:
+        key = (vpc, subnet, direction)
+        if key not in self._gates:
             one, other = (world.vpc(vpc).subnet(subnet).policy for world in self._worlds)
-            self._policies[vpc, subnet] = one == other
-        return self._policies[vpc, subnet]
+            self._gates[key] = packetset.NOTHING if one == other else self._policies_apart(vpc, one, other, direction)
+        return self._gates[key]
+
+    def _policies_apart(self, vpc: str, one: Policy | None, other: Policy | None, direction: Direction) -> Space:
+        if one is None or other is None or one.sets != other.sets or one.default(direction) != other.default(direction):
+            return packetset.EVERYTHING
+        old, new = (policy.rules(direction) or () for policy in (one, other))
+        alike = _common(old, new)
+        old, new = old[alike:], new[alike:]
+        alike = _common(old[::-1], new[::-1])
+        old, new = old[: len(old) - alike], new[: len(new) - alike]
+        if len(old) + len(new) > _FEW_RULES:
+            return packetset.EVERYTHING
+        # Names may mean something else in the other world only where the VPC differs, too.
+        world = self._worlds[1]
+        found = packetset.NOTHING
+        for ranges in _meaning(world, world.vpc(vpc), other, [*old, *new]):
+            found |= Space.of(*ranges)
+        return found
+
+
+def _common(ones: Sequence[Rule], others: Sequence[Rule]) -> int:
+    """How many rules at the beginning of both match and do the same."""
+    for number, pair in enumerate(zip(ones, others, strict=False)):
+        one, other = (
+            (rule.action is Action.ALLOW, rule.protocol, rule.ports, rule.icmp_types, rule.sources, rule.destinations)
+            for rule in pair
+        )
+        if one != other:
+            return number
+    return min(len(ones), len(others))
 
 
 def _alike(ones: Sequence[Any], others: Sequence[Any], beside: set[str]) -> bool:

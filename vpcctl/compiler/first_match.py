@@ -170,9 +170,13 @@ class PortBits:
 
     def of(self, box: Box | Product) -> int:
         """The bits of all ranges of a box or product; all ICMP types if its protocol is ICMP and it names none."""
+        spans, typed = box.spans, box.protocol in ICMP_PROTOCOLS
+        if len(spans) == 1:
+            # The shared integer itself, not a copy.
+            return self.bits(ALL_TYPES if spans[0] is None and typed else spans[0])
         found = 0
-        for span in box.spans:
-            found |= self.bits(ALL_TYPES if span is None and box.protocol in ICMP_PROTOCOLS else span)
+        for span in spans:
+            found |= self.bits(ALL_TYPES if span is None and typed else span)
         return found
 
     def ranges(self, bits: int, most: int = ALL_VALUES[1] + 1) -> list[tuple[int, int]] | None:
@@ -249,16 +253,19 @@ class _Index:
     def __init__(self, boxes: Iterable[Box], ports: PortBits, effort: Effort):
         peers: dict[int, set[int]] = {4: {0}, 6: {0}}
         self._asks_for_all = self._tells_owns_apart = False
+        # The places that some box has itself: nobody asks what is below any other.
+        self._asked: set[Place] = set()
         for box in boxes:
-            if box.peer:
-                peers[box.peer[0]].add(box.peer[2])
+            for version, value, length in (box.peer,) if box.peer else EVERYWHERE:
+                peers[version].add(length)
+                self._asked.add((version, length, value >> (WIDTH[version] - length)))
             if box.protocol is None:
                 self._asks_for_all = True
             if _own_place(box) != WIDER:
                 self._tells_owns_apart = True
         self._lengths = {version: sorted(found) for version, found in peers.items()}
         self._nodes: dict[Node, Occupied] = {}
-        self._covered: dict[tuple[int, Prefix | None, int, int, int], int] = {}
+        self._covered: dict[tuple[int, Prefix | None, Place], int] = {}
         self._effort, self._weight, self._space = effort, ports.weight, ports.space
         # The last result of `_around`, which is called several times for each box.
         self._peer: Prefix | None = None
@@ -275,26 +282,36 @@ class _Index:
             ]
         return self._places
 
+    def _slots(self, box: Box) -> tuple[int, ...]:
+        """The slots of the boxes with the protocol of `box`, or with none."""
+        if box.protocol is None:
+            return (self.UNSPECIFIED,)
+        return (box.protocol, self.UNSPECIFIED) if self._asks_for_all else (box.protocol,)
+
     def covered(self, box: Box) -> int:
         """The ports at which earlier boxes match every packet of `box`."""
-        slots = (self.UNSPECIFIED,) if box.protocol is None else (box.protocol, self.UNSPECIFIED)
+        slots = self._slots(box)
         owns = (None,) if box.own is None else (None, box.own)
         found = ~0
+        covered = self._covered.get
         for places in self._around(box):
             taken = 0
             for slot in slots:
                 for place in places:
                     for own in owns:
-                        taken |= self._covered.get((slot, own, *place), 0)
+                        match = covered((slot, own, place))
+                        if match is not None:
+                            taken |= match
             found &= taken
         return found
 
     def level_of(self, box: Box, kind: str | None, rank: Rank, bits: int) -> int:
         """The lowest level at which `box` comes after every placed box that it overlaps."""
         best, steps = 1, 0
-        slots = (self.ALL,) if box.protocol is None else (box.protocol, self.UNSPECIFIED)
+        slots = (self.ALL,) if box.protocol is None else self._slots(box)
+        nodes = self._nodes.get
         for key in self._seen_from(box, slots):
-            node = self._nodes.get(key)
+            node = nodes(key)
             steps += 1
             if node is None:
                 continue
@@ -322,9 +339,10 @@ class _Index:
         slot = self.UNSPECIFIED if box.protocol is None else box.protocol
         steps = 1
         sides = (_own_place(box), EVERY) if self._tells_owns_apart else (EVERY,)
-        for *around, here in self._around(box):
+        for *wider, here in self._around(box):
+            around = [place for place in wider if place in self._asked]
             if kind is not None and not box.unsure:
-                match = (slot, box.own, *here)
+                match = (slot, box.own, here)
                 before = self._covered.get(match)
                 self._covered[match] = bits if before is None else before | bits
             for kept in (slot, self.ALL) if self._asks_for_all else (slot,):
@@ -362,12 +380,13 @@ def stack(boxes: Sequence[Box | Product], effort: Effort) -> list[list[Box | Pro
     levels: list[list[Box | Product]] = []
     for box in boxes:
         effort.rule = box.rule
-        pieces = [box] if isinstance(box, Product) else _trimmed(box, index, ports)
+        whole = ports.of(box)
+        pieces = [box] if isinstance(box, Product) else _trimmed(box, whole, index, ports)
         if len(pieces) > 1:
             effort.take(len(pieces) - 1)
             effort.spend(ports.space * len(pieces))
         for piece in pieces:
-            bits = ports.of(piece)
+            bits = whole if piece is box else ports.of(piece)
             kind: str | None
             if isinstance(piece, Box) and not piece.unsure:
                 kind, rank = piece.verdict, piece.rank
@@ -388,12 +407,12 @@ def _anchors(box: Box | Product) -> Iterable[Box]:
     return box.anchors() if isinstance(box, Product) else (box,)
 
 
-def _trimmed(box: Box, index: _Index, ports: PortBits) -> list[Box]:
-    """The pieces of a box that earlier boxes leave."""
-    whole = ports.of(box)
-    bits = whole & ~index.covered(box)
-    if bits == whole:
+def _trimmed(box: Box, whole: int, index: _Index, ports: PortBits) -> list[Box]:
+    """The pieces of a box that earlier boxes leave; `whole` are its ports."""
+    covered = index.covered(box)
+    if not covered & whole:
         return [box]
+    bits = whole & ~covered
     spans = ports.ranges(bits, MOST_PIECES)
     return [box] if spans is None else [box._replace(ports=span) for span in spans]
 
@@ -405,9 +424,12 @@ def spread(boxes: Sequence[Box], effort: Effort) -> list[list[Box]]:
     """
     ports = PortBits(box.ports for box in boxes)
     lengths: dict[int, set[int]] = {4: {0}, 6: {0}}
+    # The places of the boxes themselves: nobody asks what is below any other.
+    asked: set[tuple[int | None, int, int, int]] = set()
     for box in boxes:
-        if box.peer:
-            lengths[box.peer[0]].add(box.peer[2])
+        version, value, length = box.peer or (4, 0, 0)
+        lengths[version].add(length)
+        asked.add((box.protocol, version, length, value >> (WIDTH[version] - length)))
     at: dict[tuple[int | None, int, int, int], _Owns] = defaultdict(_Owns)
     below: dict[tuple[int | None, int, int, int], _Owns] = defaultdict(_Owns)
     sets: list[list[Box]] = []
@@ -428,7 +450,7 @@ def spread(boxes: Sequence[Box], effort: Effort) -> list[list[Box]]:
         sets[number].append(box)
         at[here].add(box.own, bits, number + 1)
         for place in places:
-            if place != here:
+            if place != here and place in asked:
                 below[place].add(box.own, bits, number + 1)
     return sets
 

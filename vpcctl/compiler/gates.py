@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from vpcctl.compiler.effort import Effort
 from vpcctl.compiler.first_match import WIDTH, Box, Prefix, Product, spread, stack
@@ -46,8 +46,7 @@ class Gate:
     chains: tuple[Chain, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(NamedTuple):
     """What a lookup's key is made of, and what is done with its packets."""
 
     version: int | None
@@ -81,7 +80,7 @@ def gate(view: View, subnet: Subnet, direction: Direction, effort: Effort | None
     policy = subnet.policy
     if policy is None:
         return None
-    rules = policy.rules(direction) or ()
+    rules = tuple(policy.rules(direction) or ())
     if not rules and policy.default(direction) is Action.ALLOW:
         return None
     return _Builder(view, subnet, policy, direction, rules, effort or Effort()).build()

@@ -77,6 +77,9 @@ def matches(
             yield Product(lists.version, peers, owns, rule.protocol, spans, verdict, lists.rule, unsure)
         else:
             effort.take(lists.boxes)
+            if lists.boxes == 1:
+                yield Box(lists.peers[0], lists.owns[0], rule.protocol, lists.spans[0], verdict, lists.rule, unsure)
+                continue
             for peer, own, span in product(lists.peers, lists.owns, lists.spans):
                 yield Box(peer, own, rule.protocol, span, verdict, lists.rule, unsure)
 
@@ -103,6 +106,7 @@ def _lists(view: View, subnet: Subnet, policy: Policy, direction: Direction, eff
             effort.spend(len(known[key]))
         return known[key]
 
+    versions = view.vpc.versions
     for number, rule in enumerate(policy.rules(direction) or ()):
         effort.rule = number
         here, there = rule.destinations, rule.sources
@@ -114,14 +118,14 @@ def _lists(view: View, subnet: Subnet, policy: Policy, direction: Direction, eff
         if peers == ANYWHERE and owns == ANYWHERE:
             yield Lists(number, None, peers, owns, spans)
             continue
-        for version in view.vpc.versions:
+        for version in versions:
             pair = _of_version(peers, version), _of_version(owns, version)
             if all((*pair, spans)):
                 yield Lists(number, version, *pair, spans)
 
 
 def _of_version(prefixes: Prefixes, version: int) -> Prefixes:
-    if not _listed(prefixes) or all(prefix[0] == version for prefix in prefixes):
+    if prefixes is ANYWHERE or not _listed(prefixes) or all(prefix[0] == version for prefix in prefixes):
         return prefixes
     return tuple(prefix for prefix in prefixes if prefix[0] == version)
 
@@ -135,9 +139,10 @@ def _shared(found: list[Lists]) -> set[Prefixes]:
 
 
 def _resolved(view: View, policy: Policy, endpoints: tuple[Endpoint, ...]) -> Iterator[Network]:
+    versions = view.vpc.versions
     for endpoint in endpoints:
         for prefix in view.resolve(endpoint, policy):
-            if prefix.version in view.vpc.versions:
+            if prefix.version in versions:
                 yield prefix
 
 
@@ -145,6 +150,8 @@ def _peers(view: View, subnet: Subnet, policy: Policy, endpoints: Endpoints) -> 
     if endpoints is None or any(endpoint.kind == "any" for endpoint in endpoints):
         return ANYWHERE
     prefixes = _joined(_resolved(view, policy, endpoints))
+    if len(prefixes) == 1 and prefixes[0][2]:
+        return (prefixes[0],)
     if any(length == 0 for _, _, length in prefixes) and len(view.vpc.versions) == 1:
         return ANYWHERE
     # In an order of their own, so that the order of a user's list does not show in the text.

@@ -6,7 +6,7 @@ written, are equal where they were written equally, and are written back as they
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, overload
 
 from vpcctl.errors import VpcctlError
@@ -51,14 +51,19 @@ class Kept(Sequence[Value]):
     def __getitem__(self, place: Any) -> Any:
         return self.values[place]
 
+    def __iter__(self) -> Iterator[Value]:
+        return iter(self.values)
+
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
         if isinstance(other, Kept):
             if (self._decode, self._more, self.kept) == (other._decode, other._more, other.kept):
                 return True
-            other = other.values
-        return self.values == other if isinstance(other, tuple) else NotImplemented
+        elif not isinstance(other, tuple):
+            return NotImplemented
+        # Lists of different lengths differ, whatever is in them.
+        return len(self) == len(other) and self.values == tuple(other)
 
     def __hash__(self) -> int:
         return hash(self.values)

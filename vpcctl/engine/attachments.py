@@ -91,7 +91,7 @@ def apply_policies(
     changed = {one.vpc for one in policies if one.changed}
     same = dict.fromkeys(one.vpc for one in policies if one.vpc not in changed)
     repaired = () if dry_run else machine.assure(same)
-    return _changed(machine, before, after, policies, warnings, repaired)
+    return _changed(machine, before, after, policies, warnings, repaired, dry_run)
 
 
 def clear_policy(machine: Machine, vpc: str, subnet: str, dry_run: bool) -> PolicyChange:
@@ -138,9 +138,13 @@ def _changed(
     attached: tuple[AttachedPolicy, ...],
     warnings: list[str],
     repaired: tuple[Difference, ...] = (),
+    dry_run: bool = False,
 ) -> PolicyChange:
-    from vpcctl.analysis.impact import forecast
+    from vpcctl.analysis.impact import MOST_HINT_PARTS, forecast
+    from vpcctl.analysis.reachability import MOST_PARTS
 
     host, more = machine.host()
-    expected = forecast(before, after, [(one.vpc, one.subnet) for one in attached], host)
+    subnets = [(one.vpc, one.subnet) for one in attached]
+    # Who changes something waits for the traffic that changes; who only asks has time for hints.
+    expected = forecast(before, after, subnets, host, hints=MOST_PARTS if dry_run else MOST_HINT_PARTS)
     return PolicyChange(before, after, attached, expected, (*warnings, *more), repaired)
