@@ -84,7 +84,7 @@ def _firewalls(
     try:
         listing = network_state.ruleset()
     except KernelError as error:
-        why = "Another firewall on this machine may drop what the VPCs send, and doctor cannot see it."
+        why = "Another firewall on this machine may drop the VPCs' packets, and doctor cannot see it."
         yield Finding(
             "warning" if network_state.privileged() else "note",
             foreign_firewalls.SUBJECT,

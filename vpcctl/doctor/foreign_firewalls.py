@@ -20,7 +20,7 @@ from vpcctl.doctor.rule_matches import UNKNOWN, SamplePacket
 SUBJECT = "foreign firewall"
 UPLINKS = "vpc-"
 SERVICES = (("tcp", 443), ("udp", 53), ("icmp", 0))
-OUT, BACK, IN = "what VPCs send out", "the answers that come back", "what comes in for published ports"
+OUT, BACK, IN = "packets from VPCs", "replies to VPCs", "packets to published ports"
 # Connection tracking's bits on a flow that we translate (include/uapi/linux/netfilter/nf_conntrack_common.h).
 ANSWERED = frozenset({"seen-reply", "confirmed", "snat"})
 FORWARDED = frozenset({"dnat"})
@@ -112,7 +112,7 @@ def findings(
             found[one.decision.chain].append(one)
     if not found:
         chains = {one.decision.chain for one in judged}
-        return [Finding("ok", SUBJECT, f"chains of others on our packets' way, which let them pass: {len(chains)}")]
+        return [Finding("ok", SUBJECT, f"no foreign chain drops the VPCs' packets; chains checked: {len(chains)}")]
     return [_finding(listing, chain, members, transit, tools) for chain, members in found.items()]
 
 
@@ -126,16 +126,17 @@ def _finding(
     if dropped:
         told = "; ".join(f"{place} drops {' and '.join(directions)}" for place, directions in _reasons(dropped).items())
         severity = "warning" if all(one.packet.protocol == "icmp" for one in dropped) else "fatal"
-        why = "A drop is final: what vpcctl's own table accepts is lost all the same, without a word."
+        why = "A drop is final: these packets are lost, even if vpcctl's own table accepts them."
         return Finding(severity, SUBJECT, f"{owner}: {told} ({_affected(dropped)})", why, words, commands)
     directions = _listed(dict.fromkeys(one.direction for one in members))
     doubts = _listed(list(map(str, _reasons(members))))
     return Finding(
         "warning",
         SUBJECT,
-        f"{owner}: whether {directions} may pass ({_affected(members)}) depends on {doubts}",
-        "Doctor does not understand all of these rules, or they depend on more than one packet; they may drop it.",
-        f"Try it with real traffic, or let it pass whatever those rules do. {words}",
+        f"{owner}: whether {directions} pass ({_affected(members)}) depends on {doubts}",
+        "Doctor does not understand all of these rules, or they depend on more than one packet. They may drop what has"
+        " to pass.",
+        f"Test with real traffic, or make sure that these packets pass. {words}",
         commands,
     )
 
@@ -175,7 +176,7 @@ def manager(listing: Listing, chain: BaseChain) -> str:
     for owner, beginning in (("Docker", "DOCKER"), ("ufw", "ufw-"), ("libvirt", "LIBVIRT_"), ("Kubernetes", "KUBE-")):
         if any(name.startswith(beginning) for name in names):
             return owner
-    return "iptables" if chain.family == "ip" and chain.name.isupper() else "somebody's nftables ruleset"
+    return "iptables" if chain.family == "ip" and chain.name.isupper() else "another nftables ruleset"
 
 
 def remedy(
@@ -186,21 +187,23 @@ def remedy(
     published = any(one.direction == IN for one in members)
     if owner == "firewalld" and "firewall-cmd" in tools:
         trusted = f"firewall-cmd --permanent --zone=trusted --add-source={transit}"
-        return "Put the uplinks' range into the trusted zone:", (trusted, "firewall-cmd --reload")
+        return "Add the uplinks' range to the trusted zone:", (trusted, "firewall-cmd --reload")
     if owner == "ufw" and "ufw" in tools and chain.hook == "forward":
         incoming = (f"ufw route allow to {transit}",) if published else ()
-        return "Allow the uplinks' range to be routed:", (f"ufw route allow from {transit}", *incoming)
+        return "Allow routed traffic of the uplinks' range:", (f"ufw route allow from {transit}", *incoming)
     for place in (DOCKER_USER, chain.name):
         openings = _openings(chain, {one.direction for one in members}, transit)
         if place in listing.companions(chain) and _helps(listing, chain, place, openings, members):
             break
     else:
-        return "No rule in front of it helps: change what is named here, so that it lets VPCs' packets pass.", ()
+        return "No rule at the head of a chain helps. Let VPCs' packets pass in the rule or policy named here.", ()
     reload = (
-        "Docker leaves that chain to you" if place == DOCKER_USER else f"{owner} may drop the rules when it reloads"
+        f"Docker reserves the chain {DOCKER_USER} for your rules."
+        if place == DOCKER_USER
+        else f"A reload of {owner} may remove these rules."
     )
-    keep = f"{reload}, and they do not outlive a reboot: keep them where your other rules are kept."
-    return f"Accept it first. {keep}", tuple(_commands(chain, place, openings, _iptables(chain, tools)))
+    words = f"Accept these packets first. {reload} A reboot removes them: save them with your other rules."
+    return words, tuple(_commands(chain, place, openings, _iptables(chain, tools)))
 
 
 def _commands(chain: BaseChain, place: str, openings: Sequence[Opening], iptables: str) -> Iterator[str]:
