@@ -1,7 +1,7 @@
 """Will the firewalls of others on this host let our packets pass?  Pure: from a listing of the ruleset to findings.
 
 A VPC's packets cross the host from its uplink to the way out, and their answers come back.  `accept` in our own table
-cannot overrule a drop in another one, so every foreign chain that they meet has to let them pass.
+cannot override a drop in another one, so every foreign chain that they meet has to let them pass.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CONNTRACK, DSTNAT, SRCNAT = -200, -100, 100
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A VPC's way across the host.
+    """The path of a VPC's packets across the host.
 
     `address` is its router's, `host` the one by which the host is known on the way out (None: not known), `published`
     are its published ports as (protocol's name, port).
@@ -68,7 +68,7 @@ def packets(passage: Passage) -> Iterator[tuple[str, SamplePacket]]:
 
 
 def seen(packet: SamplePacket, direction: str, chain: BaseChain, host: IPv4Address | None) -> SamplePacket:
-    """The packet as a chain sees it on its own hook: before a packet is routed, and where the host stands for it."""
+    """The packet as a chain sees it on its own hook: before routing, and with the host's address after translation."""
     known = UNKNOWN if host is None else host
     if chain.hook == "prerouting":
         translated = direction == OUT or chain.priority > DSTNAT
@@ -103,7 +103,7 @@ def findings(
     """One finding for each foreign chain that drops, or may drop, what has to pass; one `ok` if no chain does.
 
     `tools` are the programs that the machine has, of `host.TOOLS`, each with the name to call it by; without them
-    remedies are told in nft's words.
+    remedies use nft.
     """
     judged = verdicts(listing, ours, passages)
     found: dict[BaseChain, list[ChainVerdict]] = defaultdict(list)
@@ -119,7 +119,7 @@ def findings(
 def _finding(
     listing: Listing, chain: BaseChain, members: list[ChainVerdict], transit: str, tools: Mapping[str, str]
 ) -> Finding:
-    """What to say of a chain that does not let `members` pass for sure."""
+    """The finding for a chain that may not let `members` pass."""
     words, commands = remedy(listing, chain, members, transit, tools)
     owner = manager(listing, chain)
     dropped = [one for one in members if one.decision.verdict == "drop"]
@@ -169,7 +169,7 @@ def _listed(words: Collection[str]) -> str:
 
 
 def manager(listing: Listing, chain: BaseChain) -> str:
-    """Whose a table is, as far as the names of its chains tell."""
+    """The owner of a table, as far as the names of its chains show it."""
     names = listing.companions(chain)
     if chain.table.startswith("firewalld"):
         return "firewalld"
@@ -249,7 +249,7 @@ def _openings(chain: BaseChain, directions: Collection[str], transit: str) -> li
         Opening(f'{key} "{UPLINKS}*"', f"-{key[0]} {UPLINKS}+", _equal({"meta": {"key": key}}, f"{UPLINKS}*"))
         for key in ("iifname", "oifname")
     )
-    # The flows that uplinks began, whatever their addresses are at this point.
+    # The flows that uplinks began, even if their addresses are translated at this point.
     opening = Opening(
         f"ct original ip saddr {transit}",
         f"-m conntrack --ctorigsrc {transit}",

@@ -1,8 +1,8 @@
-"""What the kernel can do, found out by doing it in a network of its own that is gone afterwards.
+"""Test the features of the kernel in a temporary network namespace.
 
 A child process leaves the host's network and mounts (with a user namespace where it lacks privilege), tries every
 feature that a VPC is built from, one by one so that the missing one has a name, and then makes a whole sample world
-and reads it back.  Nothing of it is ever in the host's network, and all of it ends with the child.
+and reads it back.  The test never touches the host's network, and all its objects end with the child.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _not_tried(reason: str) -> Finding:
 
 
 def _in_scratch(features: Sequence[Feature] | None) -> list[dict[str, object]]:
-    """In the child: leave the host, try, and tell what is missing."""
+    """In the child: leave the host, try, and return what is missing."""
     _leave()
     missing = [feature.missing(reason) for feature, reason in _tried(needed() if features is None else features)]
     if features is None and not missing:
@@ -151,7 +151,7 @@ def _tried(features: Sequence[Feature]) -> Iterator[tuple[Feature, str]]:
 
 
 def needed() -> list[Feature]:
-    """Everything that a VPC needs, in the order in which one thing stands on another."""
+    """Everything that a VPC needs, in the order of dependency."""
     return [*_link_features(), *_setting_features(), *map(table_feature, BATCHES), _TRACKING]
 
 
@@ -248,7 +248,7 @@ def _set_flag(flag: str, value: int) -> None:
 
     def attempt(rtnl: Rtnl) -> None:
         rtnl.set_link(rtnl.index(PORT), rt.bridge_port({flag: value}))
-        # An older kernel takes the request and forgets what it does not know.
+        # An older kernel accepts the request and ignores flags that it does not know.
         if rtnl.present(PORT).port.get(flag) != value:
             raise KernelError("the kernel ignores it")
 

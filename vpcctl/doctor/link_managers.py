@@ -1,6 +1,6 @@
-"""Programs that take every link they see for their own: NetworkManager, systemd-networkd, udev.
+"""Programs that may configure every link they see: NetworkManager, systemd-networkd, udev.
 
-Only the host's end of an uplink (``vpc-…``) is ever in their sight: everything else is made inside a namespace.
+They only see the host's end of an uplink (``vpc-…``): everything else is made inside a namespace.
 """
 
 from __future__ import annotations

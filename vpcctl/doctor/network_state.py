@@ -1,4 +1,4 @@
-"""The host as an examination needs to know it: its ruleset, its routes and addresses, who we are."""
+"""The state of the host that the checks need: its ruleset, routes and addresses, and our privilege."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vpcctl.kernel.rtnetlink import LinkAddress
 
 TAG = "vpcctl/"
-# Programs by which the managers of firewalls are told something; the first two are kinds of iptables(8).
+# Programs that configure the managers of firewalls; the first two are kinds of iptables(8).
 TOOLS = ("iptables-nft", "iptables-legacy", "ufw", "firewall-cmd")
 
 

@@ -1,4 +1,4 @@
-"""Prefixes that VPCs and the host both have.  Pure."""
+"""Prefixes that VPCs and the host both use.  Pure."""
 
 from __future__ import annotations
 

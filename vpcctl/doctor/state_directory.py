@@ -1,4 +1,4 @@
-"""The record and what it speaks of: the state directory, and objects of ours that no record knows."""
+"""The record and its objects: the state directory, and objects of ours that are in no record."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def read(store: Store) -> tuple[State | None, list[Finding]]:
 
 
 def command(store: Store, words: str) -> str:
-    """A vpcctl command on this very state directory, for a shell."""
+    """A vpcctl command with this state directory, for a shell."""
     directory = str(store.directory)
     if directory in (DEFAULT_STATE_DIR, os.environ.get("VPCCTL_STATE_DIR")):
         return f"vpcctl {words}"
@@ -106,8 +106,8 @@ def standing(state: State, boot_id: str, store: Store) -> Iterator[Finding]:
 def strays(known: str, recorded: bool, tagged: Sequence[tuple[str, str, str]], directory: Path) -> Iterator[Finding]:
     """Objects with our tag of another state id than `known`.
 
-    `tagged` are (what it is in words, its tag, the command that removes it); `recorded` tells whether there is a
-    record at all.
+    `tagged` are (what it is in words, its tag, the command that removes it); `recorded` is true if there is
+    a record.
     """
     others = [one for one in tagged if one[1].split("/")[1:2] != [known]]
     if not others:

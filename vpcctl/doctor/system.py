@@ -18,9 +18,9 @@ from vpcctl.model.network import World
 
 OLDEST_PYTHON = (3, 11)
 PROC = Path("/proc")
-# Above this part of a limit it is time to raise it.
+# Above this part of a limit, raise the limit.
 NEARLY_FULL = 0.8
-# Entries per bucket of the connection tracking table from which on looking one up is slow.
+# From this number of entries per bucket of the connection tracking table on, a lookup is slow.
 LONG_CHAIN = 8
 BRIDGE_CALLS = tuple(f"net/bridge/bridge-nf-call-{table}" for table in ("iptables", "ip6tables", "arptables"))
 
@@ -29,7 +29,7 @@ BRIDGE_CALLS = tuple(f"net/bridge/bridge-nf-call-{table}" for table in ("iptable
 
 
 def privilege() -> Iterator[Finding]:
-    """Root or not; not being root is no fault."""
+    """Root or not; not being root is not a problem."""
     if network_state.privileged():
         yield Finding("ok", "privilege", "this process may change namespaces and firewalls")
         return
@@ -171,7 +171,7 @@ def forwarding(world: World, ways_out: tuple[str, ...], repair: str) -> Iterator
 
 
 def bridge_calls(world: World, repair: str) -> Iterator[Finding]:
-    """br_netfilter, where it would drag frames of a VPC's bridges into its IP hooks a second time."""
+    """br_netfilter, if it would pass frames of a VPC's bridges through the IP hooks a second time."""
     if settings.read(settings.ROOT / BRIDGE_CALLS[0]) is None:
         yield Finding("ok", "br_netfilter", "br_netfilter is not loaded")
         return
