@@ -1,6 +1,6 @@
 """A firewall-first VPC controller: policies in, one atomic nftables ruleset per VPC out.
 
-What programs in Python use stands here and is imported when it is first asked for (docs/api.md).
+This package exports the Python API (docs/api.md).  A name is imported when it is first used.
 """
 
 from __future__ import annotations

@@ -4,12 +4,12 @@
     ├── DocumentError    2   the author of a document or a command line
     │   ├── TooFineError 2   the same: what was asked has more cases than are worth waiting for
     │   └── AmbiguousError 2 the same: what was asked may be about several objects
-    ├── ConflictError    4   whoever owns what already exists (ours or foreign)
+    ├── ConflictError    4   the owner of the object that already exists (ours or foreign)
     ├── KernelError      5   the administrator of the machine: the kernel or a library refused
     │   └── GoneError    5   the same: what is needed is gone
     ├── StateError       6   the administrator of the state file: locked, damaged or newer
-    ├── PrivilegeError  77   whoever started the command: it lacks a capability
-    └── CommandError   127   whoever named the program that `exec` runs: not found (126: it cannot be run)
+    ├── PrivilegeError  77   the user who started the command: it lacks a capability
+    └── CommandError   127   the user who named the program that `exec` runs: not found (126: cannot run)
 
 The number is the exit status of the command.  Libraries' exceptions are translated into these at the edge
 (``raise … from error``); an exception outside the tree that reaches a user is a defect.
@@ -35,7 +35,7 @@ class Problem:
     """One thing wrong in a document: where it is, what was found, what was expected.
 
     `pointer` is an RFC 6901 JSON pointer, `file` the name that the user typed.  `expected` and `place` are the message
-    and the pointer without anything that was found in the document; where they are empty, nothing of it may be told.
+    and the pointer without any content of the document.  If they are empty, no message may show that content.
     """
 
     file: str
@@ -121,7 +121,7 @@ class CommandError(VpcctlError):
 
 
 class InterruptedChange(KeyboardInterrupt):
-    """Somebody interrupted a change (Ctrl-C); `unfinished` says whether it is left for `repair` to complete."""
+    """The user interrupted a change (Ctrl-C); `unfinished` says whether it is left for `repair` to complete."""
 
     def __init__(self, unfinished: bool):
         super().__init__()

@@ -18,7 +18,7 @@ INTERFACE_LIMIT = 15
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 RESERVED = frozenset({"router"})
 
-# Where the record is, unless somebody names another directory.
+# The default directory of the record.
 DEFAULT_STATE_DIR = "/var/lib/vpcctl"
 TABLE = "vpcctl"
 TAGGED = "vpcctl/"  # how every tag begins
@@ -83,7 +83,7 @@ def instance_namespace(vpc: str, instance: str) -> str:
 def tag(state_id: str, vpc: str, role: str) -> str:
     """The mark of ownership: an ifalias, or the beginning of a table's comment.
 
-    `state_id` tells two state directories on one machine apart; `vpc` is empty for objects of the host.
+    `state_id` distinguishes two state directories on one machine; `vpc` is empty for objects of the host.
     """
     return f"{TAGGED}{state_id}/{vpc}/{role}"
 

@@ -173,9 +173,9 @@ table ip router {
     [
         (FIREWALLS / "docker.nft", "Docker"),
         (FIREWALLS / "firewalld.nft", "firewalld"),
-        (BOGONS, "somebody's nftables ruleset"),
-        (LEAVING, "somebody's nftables ruleset"),
-        (ROUTER, "somebody's nftables ruleset"),
+        (BOGONS, "another nftables ruleset"),
+        (LEAVING, "another nftables ruleset"),
+        (ROUTER, "another nftables ruleset"),
     ],
     ids=["docker", "firewalld", "bogons", "leaving", "router"],
 )
@@ -202,7 +202,7 @@ def test_where_answers_alone_are_dropped_the_packet_goes_out_and_nothing_comes_b
     create(lab)
     load(lab, "table ip t { chain c { type filter hook forward priority 0; policy drop; iifname vpc-shop accept; }; }")
     [found] = bad(doctor(lab, status=1))
-    assert "drops the answers that come back (" in found["what"]
+    assert "drops replies to VPCs (" in found["what"]
     assert not answered(lab, PROBE, 0.5)
     assert arrived(lab)[0] > 0
     follow(lab, found)
@@ -241,7 +241,7 @@ def test_a_published_port_that_is_dropped_is_told(lab: Lab) -> None:
     load(lab, "table ip t { chain c { type filter hook forward priority 0; policy drop;"
               " ct state established accept; iifname vpc-shop accept; }; }")  # fmt: skip
     [found] = bad(doctor(lab, status=1))
-    assert "drops what comes in for published ports (tcp/8080 of vpc-shop)" in found["what"]
+    assert "drops packets to published ports (tcp/8080 of vpc-shop)" in found["what"]
     assert lab.run([*fetch, "--max-time", "1"], netns="neighbour", check=False).returncode != 0
     follow(lab, found)
     assert bad(doctor(lab)) == []
@@ -301,7 +301,7 @@ def test_create_vpc_warns_of_what_is_fatal_and_of_nothing_else(lab: Lab) -> None
     load(lab, FIREWALLS / "docker.nft")
     warned = lab.vpcctl("create-vpc", "--name", "shop", "--cidr", "10.0.0.0/16")
     [line] = [line for line in warned.stderr.splitlines() if line.startswith("warning: ")]
-    assert "chain FORWARD: `policy drop` drops what VPCs send out and the answers that come back" in line
+    assert "chain FORWARD: `policy drop` drops packets from VPCs and replies to VPCs" in line
     assert "of vpc-shop)" in line
     for command in line.partition("; to fix it: ")[2].split("; "):
         lab.run(["sh", "-ec", command])
@@ -313,7 +313,7 @@ def test_create_vpc_warns_of_a_prefix_that_the_host_itself_uses(lab: Lab) -> Non
     warned = lab.vpcctl("create-vpc", "--name", "shop", "--cidr", "198.51.100.0/24")
     [line] = [line for line in warned.stderr.splitlines() if line.startswith("warning: ")]
     assert "198.51.100.0/24 of VPC shop overlaps 198.51.100.0/24 (address 198.51.100.2 on eth0)" in line
-    assert line.endswith("If they have to, give the VPC another prefix")
+    assert line.endswith("If the instances need them, give the VPC another prefix")
 
 
 @pytest.mark.parametrize("name", ["docker", "firewalld", "libvirt", "router"])
@@ -466,8 +466,8 @@ def test_networkmanager_and_networkd_are_seen_and_can_be_told(lab: Lab) -> None:
     lab.run(["mkdir", "-p", "/run/NetworkManager/conf.d", "/run/systemd/netif", "/run/systemd/network"])
     lab.run(["sh", "-c", "printf '[Match]\\nName=*\\n[Network]\\nDHCP=yes\\n' >/run/systemd/network/10-all.network"])
     manager, networkd = bad(doctor(lab))
-    assert "NetworkManager runs" in manager["what"]
-    assert "systemd-networkd takes the uplinks by /run/systemd/network/10-all.network" in networkd["what"]
+    assert "NetworkManager is running" in manager["what"]
+    assert "systemd-networkd manages the uplinks because of /run/systemd/network/10-all.network" in networkd["what"]
     # The commands write below /etc, which here is the real one; the same files count below /run.
     for found in (manager, networkd):
         command = found["commands"][0]
@@ -514,7 +514,7 @@ def test_a_machine_that_was_started_again_needs_repair(lab: Lab) -> None:
     for command in gone:
         lab.run(["sh", "-c", command], check=False)
     found = next(one for one in bad(doctor(lab, status=1)) if one["subject"] == "state")
-    assert "started again" in found["what"]
+    assert "rebooted" in found["what"]
     follow(lab, found)
     assert bad(doctor(lab)) == []
     assert answered(lab, CANARY, 5)

@@ -108,14 +108,14 @@ def matched(
 
 def test_without_foreign_chains_everything_passes() -> None:
     [only] = examined(Listing([]))
-    assert (only.severity, only.what) == ("ok", "chains of others on our packets' way, which let them pass: 0")
+    assert (only.severity, only.what) == ("ok", "no foreign chain drops the VPCs' packets; chains checked: 0")
 
 
 def test_dockers_policy_drops_our_packets_both_ways() -> None:
     [found] = examined(firewall("docker"), SHOP, BLUE)
     assert found.severity == "fatal"
     assert found.what == (
-        "Docker: table ip filter, chain FORWARD: `policy drop` drops what VPCs send out and the answers that come back"
+        "Docker: table ip filter, chain FORWARD: `policy drop` drops packets from VPCs and replies to VPCs"
         " (tcp/443, udp/53, icmp of vpc-shop, vpc-blue)"
     )
 
@@ -142,7 +142,7 @@ def test_where_a_rule_drops_before_dockers_chain_is_asked_the_remedy_comes_befor
                       "expr": [meta("iifname", "vpc-*"), DROP]}}  # fmt: skip
     place = next(number for number, one in enumerate(objects) if "rule" in one)
     [found] = examined(Listing([*objects[:place], first, *objects[place:]]))
-    assert "chain FORWARD, handle 99: `iifname == vpc-* drop` drops what VPCs send out" in found.what
+    assert "chain FORWARD, handle 99: `iifname == vpc-* drop` drops packets from VPCs" in found.what
     assert found.commands[0] == 'nft insert rule ip filter FORWARD iifname "vpc-*" accept'
 
 
@@ -162,7 +162,7 @@ def test_firewalld_rejects_what_we_send_and_lets_answers_pass() -> None:
     [found] = examined(firewall("firewalld"), firewall_cmd="firewall-cmd")
     assert found.severity == "fatal"
     assert found.what.startswith("firewalld: table inet firewalld, chain filter_FWD_public, handle ")
-    assert "drops what VPCs send out (tcp/443, udp/53, icmp of vpc-shop)" in found.what
+    assert "drops packets from VPCs (tcp/443, udp/53, icmp of vpc-shop)" in found.what
     assert found.commands == (
         "firewall-cmd --permanent --zone=trusted --add-source=100.64.0.0/16",
         "firewall-cmd --reload",
@@ -181,7 +181,7 @@ def test_ufw_drops_what_we_send_and_its_own_words_open_it() -> None:
     listing = firewall("ufw")
     [found] = examined(listing, iptables_nft="iptables", ufw="ufw")
     assert (found.severity, found.commands) == ("fatal", ("ufw route allow from 100.64.0.0/16",))
-    assert "ufw: table ip filter, chain FORWARD: `policy drop` drops what VPCs send out (tcp/443, udp/53" in found.what
+    assert "ufw: table ip filter, chain FORWARD: `policy drop` drops packets from VPCs (tcp/443, udp/53" in found.what
     assert "answers" not in found.what
     source = header("ip", "saddr", {"prefix": {"addr": "100.64.0.0", "len": 16}})
     assert severities(examined(opened(listing, "ufw-user-forward", source))) == ["ok"]
@@ -189,7 +189,7 @@ def test_ufw_drops_what_we_send_and_its_own_words_open_it() -> None:
 
 def test_libvirts_own_network_is_not_in_our_way() -> None:
     [found] = examined(firewall("libvirt"))
-    assert (found.severity, found.what) == ("ok", "chains of others on our packets' way, which let them pass: 1")
+    assert (found.severity, found.what) == ("ok", "no foreign chain drops the VPCs' packets; chains checked: 1")
 
 
 def test_only_the_vpc_that_a_rule_names_is_affected() -> None:
@@ -228,7 +228,7 @@ def test_an_answer_is_the_hosts_until_it_is_translated_back() -> None:
     raw = Listing([base(name="c", hook="prerouting", prio=-300), rule(to_host, DROP, of="c")])
     assert severities(examined(raw)) == ["warning"]  # whose address that is, is not known
     [found] = examined(raw, known)
-    assert (found.commands, "No rule in front of it helps" in found.remedy) == ((), True)
+    assert (found.commands, "No rule at the head of a chain helps" in found.remedy) == ((), True)
 
 
 def test_what_leaves_is_the_hosts_once_it_is_translated() -> None:
@@ -252,7 +252,7 @@ def test_an_answer_has_to_leave_for_the_uplink_too() -> None:
         rule(header("ip", "saddr", "100.64.0.1"), ACCEPT, of="c"),
     ]
     [found] = examined(Listing(objects))
-    assert "drops the answers that come back" in found.what
+    assert "drops replies to VPCs" in found.what
 
 
 def test_our_own_tables_are_not_judged() -> None:
@@ -267,7 +267,7 @@ def test_a_published_port_has_to_get_in() -> None:
     objects = [base(policy="drop"), answers, rule(meta("iifname", "vpc-*"), ACCEPT)]
     assert severities(examined(Listing(objects))) == ["ok"]
     [found] = examined(Listing(objects), published)
-    assert "drops what comes in for published ports (tcp/8080 of vpc-shop)" in found.what
+    assert "drops packets to published ports (tcp/8080 of vpc-shop)" in found.what
     forwarded = rule(tracked("status", "dnat"), ACCEPT)
     assert severities(examined(Listing([*objects, forwarded]), published)) == ["ok"]
 
@@ -626,7 +626,7 @@ def test_a_legacy_tables_rules_are_read() -> None:
     out, back = entry(standard(-2), come=b"vpc-"), entry(standard(-2), go=b"vpc-", matches=states(2 | 4))
     assert severities(examined(legacy_table(out, back))) == ["ok"]
     [found] = examined(legacy_table(out))
-    assert "drops the answers that come back" in found.what
+    assert "drops replies to VPCs" in found.what
     other = entry(standard(-2), come=b"vpc-\0")  # a link of exactly that name
     assert severities(examined(legacy_table(other, back))) == ["fatal"]
 
@@ -895,9 +895,10 @@ def test_objects_of_another_state_are_strays() -> None:
     )
     assert list(state_directory.strays("abcd1234", True, [mine], Path("/s"))) == []
     [found] = state_directory.strays("abcd1234", True, [mine, other], Path("/s"))
-    assert (found.commands, "link vpc-b is of state ffff0000" in found.what) == (("remove b",), True)
+    assert found.commands == ("remove b",)
+    assert "link vpc-b belongs to state ffff0000, not to the state in /s" in found.what
     [found] = state_directory.strays("0000aaaa", False, [mine, other], Path("/s"))
-    assert "link vpc-a, link vpc-b are of state abcd1234, ffff0000, with no record in /s" in found.what
+    assert "link vpc-a, link vpc-b belong to state abcd1234, ffff0000, with no record in /s" in found.what
 
 
 # --- Around it --------------------------------------------------------------------------------------------------------

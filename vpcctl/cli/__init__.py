@@ -1,4 +1,4 @@
-"""The command line: words in, words out, exit statuses.  Commands stand in modules by noun and are imported late."""
+"""The command line: words in, words out, exit statuses.  Each noun has a module of commands, imported on first use."""
 
 from __future__ import annotations
 
@@ -91,9 +91,9 @@ class Commands(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Tell an output that fails from other failures, before click makes an exit status of it.
+        """Distinguish a failed output from other failures, before click turns it into an exit status.
 
-        An interrupt is told with what it leaves.
+        The message for an interrupt says what the interrupt leaves.
         """
         try:
             return super().invoke(ctx)
@@ -112,7 +112,7 @@ class Commands(click.Group):
             raise
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
-        """An unknown command is told with the one that was probably meant."""
+        """For an unknown command, suggest the command that was probably meant."""
         from vpcctl.cli.hints import nearest_command
 
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
@@ -141,7 +141,7 @@ def commands(ctx: click.Context, state_dir: str | None, verbose: int, quiet: int
 
     `vpcctl lab` opens a throw-away machine to try it; this needs no root.
     """
-    # The object of the context is what makes the kernel, until the session stands in its place.
+    # The context's object is the function that makes the kernel.  The session replaces it here.
     ctx.obj = Session(state_dir, verbose - quiet, ctx.obj)
 
 
@@ -164,7 +164,7 @@ def main(arguments: list[str] | None = None) -> None:
     except click.exceptions.Abort:
         status = 130
     except VpcctlError as error:
-        # A problem is one line, whatever stands in the names of its file and its place.
+        # A problem is one line, even if the names of its file and its place contain line breaks.
         _complain(*(map(str, error.problems) if isinstance(error, DocumentError) else str(error).split("\n")))
         status = error.exit_status
     except UnwrittenError as error:
@@ -210,10 +210,10 @@ def _complain(*lines: str) -> None:
 
 
 def _unwritten(error: UnwrittenError) -> int:
-    """The status for output that nobody takes; Python shall not try to write it again when it ends."""
+    """The status for output that no reader accepts; Python must not write it again when it exits."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if isinstance(error.cause, BrokenPipeError):
-        # Whoever read it has gone; nothing is left to say (signal(7): SIGPIPE).
+        # The reader closed the pipe, so no message can reach it (signal(7): SIGPIPE).
         return 141
     _complain(f"the output cannot be written: {error.cause.strerror}")
     return KernelError.exit_status

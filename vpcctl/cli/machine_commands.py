@@ -94,7 +94,7 @@ def destroy(session: Session, everything: bool, yes: bool) -> None:
     """
     if not everything:
         raise click.UsageError("pass --all to remove every VPC")
-    # Whoever may not do it is told so before the question.
+    # Without the privilege, fail before the question.
     session.controller.check_privilege()
     vpcs = session.controller.list_vpcs()
     if not yes:

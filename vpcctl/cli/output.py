@@ -17,7 +17,7 @@ OBEYED = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
 def visible(text: str) -> str:
-    """`text` as one line in which whatever a terminal would obey is spelled as JSON spells it: ``\\u001b``."""
+    """`text` as one line; the characters that a terminal obeys are escaped as in JSON: ``\\u001b``."""
     if text.isprintable():
         return text
     return "".join(_spelled(one) if unicodedata.category(one) in OBEYED else one for one in text)

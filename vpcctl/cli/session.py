@@ -44,9 +44,9 @@ LONGEST_WORD = 40
 
 
 class Session:
-    """One run of the program: its controller, made when it is first asked for, and what a person is told.
+    """One run of the program: its controller, made on first use, and its messages to the user.
 
-    `make_kernel` and `read_host` stand in for those of this machine.
+    `make_kernel` and `read_host` replace those of this machine.
     """
 
     def __init__(
@@ -118,11 +118,11 @@ class Session:
             self.warn(warning)
 
     def say(self, words: str) -> None:
-        """Tell a person, on standard error; that nobody hears it must not end a change half-way."""
+        """Write a message to standard error.  If this fails, the change continues."""
         self._print(visible_lines(words))
 
     def warn(self, words: str) -> None:
-        """Tell a person in one line what may not be as meant."""
+        """Write one line of warning about a possible mistake."""
         self._print(f"{styled('warning', 'yellow', sys.stderr)}: {visible(words)}")
 
     def _print(self, text: str) -> None:

@@ -1,7 +1,7 @@
-"""What this machine lacks or has that will get in the way: the examinations behind `vpcctl doctor`.
+"""Find missing requirements and conflicting settings on this machine: the checks behind `vpcctl doctor`.
 
-Each module has one subject and reports `Finding` values: what is wrong, why it matters, how to fix it.  Nothing
-is changed by looking.  `matches`, `hooks`, `passage` and `prefixes` are pure; `host` and `features` touch the kernel,
+Each module has one subject and reports `Finding` values: what is wrong, why it matters, how to fix it.  No
+check changes anything.  `matches`, `hooks`, `passage` and `prefixes` are pure; `host` and `features` touch the kernel,
 the latter in a network of its own.
 """
 
@@ -25,12 +25,12 @@ from vpcctl.model.policy import PROTOCOL_NAMES
 __all__ = ["Finding", "examine", "pressing_findings"]
 
 CLASH = ("warning", prefix_overlaps.SUBJECT)
-# Stands for the first VPC before one exists.
+# An example of the first VPC, before one exists.
 NOBODY = Vpc("example", (ip_network("10.0.0.0/16"),), 0)
 
 
 def examine(store: Store) -> list[Finding]:
-    """Everything that is found about this machine, worst first; `store` holds the record."""
+    """All findings about this machine, worst first; `store` holds the record."""
     from vpcctl.doctor import (  # not needed by `pressing_findings`
         kernel_features,
         link_managers,
@@ -60,11 +60,11 @@ def examine(store: Store) -> list[Finding]:
 
 
 def pressing_findings(world: World, vpc: str) -> list[Finding]:
-    """What keeps the VPC `vpc` from what it is for, as far as that is quickly found: foreign drops, prefix clashes.
+    """The problems of the VPC `vpc` that can be found quickly: foreign drops, prefix clashes.
 
     A clash is cheap to fix while the VPC is empty, so mere warnings are reported too.
 
-    Looks at nothing but the host's ruleset and routes.  Never raises: where they cannot be read, nothing is said.
+    Looks only at the host's ruleset and routes.  Never raises: if they cannot be read, it reports nothing.
     """
     alone = dataclasses.replace(world, vpcs=(world.vpc(vpc),), peerings=())
     try:
@@ -78,13 +78,13 @@ def pressing_findings(world: World, vpc: str) -> list[Finding]:
 def _firewalls(
     world: World, around: network_state.Surroundings, state: State | None, store: Store
 ) -> Iterator[Finding]:
-    """What others' firewalls do to our packets, and tables and links of ours that no record knows."""
+    """What foreign firewalls do to our packets, and our tables and links that are in no record."""
     from vpcctl.doctor import state_directory
 
     try:
         listing = network_state.ruleset()
     except KernelError as error:
-        why = "Another firewall on this machine may drop what the VPCs send, and doctor cannot see it."
+        why = "Another firewall on this machine may drop the VPCs' packets, and doctor cannot see it."
         yield Finding(
             "warning" if network_state.privileged() else "note",
             foreign_firewalls.SUBJECT,

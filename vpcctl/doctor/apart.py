@@ -15,9 +15,9 @@ from vpcctl.kernel import sandbox
 
 
 def apart(body: Callable[[], Any]) -> Any:
-    """What `body` returns, made JSON on the way; it is called in a child that ends with it.
+    """Call `body` in a child process, and return its result, which is sent as JSON.
 
-    Raises KernelError with the words of the VpcctlError or OSError that `body` raised, or if the child was killed.
+    Raises KernelError with the message of the VpcctlError or OSError that `body` raised, or if the child was killed.
     """
     reading, writing = os.pipe()
     child = sandbox.fork(lambda: _report(body, writing))
@@ -43,7 +43,7 @@ def _report(body: Callable[[], Any], writing: int) -> int:
         answer = ["answer", body()]
     except (VpcctlError, OSError) as error:
         answer = ["error", str(error)]
-    # That the answer is not whole tells the parent enough.
+    # An incomplete answer is enough information for the parent.
     with contextlib.suppress(OSError), open(writing, "w") as report:
         json.dump(answer, report)
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What an examination says: one value for each thing that was looked at."""
+"""The result of a check: one value for each thing that was checked."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 # From worst to best.  `fatal`: something that vpcctl promises does not work; `warning`: it may not, or not for long;
-# `note`: good to know; `ok`: looked at and found well.
+# `note`: good to know; `ok`: checked, no problem found.
 SEVERITIES = ("fatal", "warning", "note", "ok")
 
 
@@ -14,7 +14,7 @@ SEVERITIES = ("fatal", "warning", "note", "ok")
 class Finding:
     """`what` was found about `subject`, `why` it matters, and how to fix it: words, and commands for a root shell.
 
-    The commands, run in their order, make the finding go away; a finding that no command can fix has words alone.
+    If the commands run in their order, the finding disappears.  A finding that no command can fix has only words.
     """
 
     severity: str

@@ -1,7 +1,7 @@
 """Will the firewalls of others on this host let our packets pass?  Pure: from a listing of the ruleset to findings.
 
 A VPC's packets cross the host from its uplink to the way out, and their answers come back.  `accept` in our own table
-cannot overrule a drop in another one, so every foreign chain that they meet has to let them pass.
+cannot override a drop in another one, so every foreign chain that they meet has to let them pass.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vpcctl.doctor.rule_matches import UNKNOWN, SamplePacket
 SUBJECT = "foreign firewall"
 UPLINKS = "vpc-"
 SERVICES = (("tcp", 443), ("udp", 53), ("icmp", 0))
-OUT, BACK, IN = "what VPCs send out", "the answers that come back", "what comes in for published ports"
+OUT, BACK, IN = "packets from VPCs", "replies to VPCs", "packets to published ports"
 # Connection tracking's bits on a flow that we translate (include/uapi/linux/netfilter/nf_conntrack_common.h).
 ANSWERED = frozenset({"seen-reply", "confirmed", "snat"})
 FORWARDED = frozenset({"dnat"})
@@ -34,7 +34,7 @@ CONNTRACK, DSTNAT, SRCNAT = -200, -100, 100
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A VPC's way across the host.
+    """The path of a VPC's packets across the host.
 
     `address` is its router's, `host` the one by which the host is known on the way out (None: not known), `published`
     are its published ports as (protocol's name, port).
@@ -68,7 +68,7 @@ def packets(passage: Passage) -> Iterator[tuple[str, SamplePacket]]:
 
 
 def seen(packet: SamplePacket, direction: str, chain: BaseChain, host: IPv4Address | None) -> SamplePacket:
-    """The packet as a chain sees it on its own hook: before a packet is routed, and where the host stands for it."""
+    """The packet as a chain sees it on its own hook: before routing, and with the host's address after translation."""
     known = UNKNOWN if host is None else host
     if chain.hook == "prerouting":
         translated = direction == OUT or chain.priority > DSTNAT
@@ -103,7 +103,7 @@ def findings(
     """One finding for each foreign chain that drops, or may drop, what has to pass; one `ok` if no chain does.
 
     `tools` are the programs that the machine has, of `host.TOOLS`, each with the name to call it by; without them
-    remedies are told in nft's words.
+    remedies use nft.
     """
     judged = verdicts(listing, ours, passages)
     found: dict[BaseChain, list[ChainVerdict]] = defaultdict(list)
@@ -112,30 +112,31 @@ def findings(
             found[one.decision.chain].append(one)
     if not found:
         chains = {one.decision.chain for one in judged}
-        return [Finding("ok", SUBJECT, f"chains of others on our packets' way, which let them pass: {len(chains)}")]
+        return [Finding("ok", SUBJECT, f"no foreign chain drops the VPCs' packets; chains checked: {len(chains)}")]
     return [_finding(listing, chain, members, transit, tools) for chain, members in found.items()]
 
 
 def _finding(
     listing: Listing, chain: BaseChain, members: list[ChainVerdict], transit: str, tools: Mapping[str, str]
 ) -> Finding:
-    """What to say of a chain that does not let `members` pass for sure."""
+    """The finding for a chain that may not let `members` pass."""
     words, commands = remedy(listing, chain, members, transit, tools)
     owner = manager(listing, chain)
     dropped = [one for one in members if one.decision.verdict == "drop"]
     if dropped:
         told = "; ".join(f"{place} drops {' and '.join(directions)}" for place, directions in _reasons(dropped).items())
         severity = "warning" if all(one.packet.protocol == "icmp" for one in dropped) else "fatal"
-        why = "A drop is final: what vpcctl's own table accepts is lost all the same, without a word."
+        why = "A drop is final: these packets are lost, even if vpcctl's own table accepts them."
         return Finding(severity, SUBJECT, f"{owner}: {told} ({_affected(dropped)})", why, words, commands)
     directions = _listed(dict.fromkeys(one.direction for one in members))
     doubts = _listed(list(map(str, _reasons(members))))
     return Finding(
         "warning",
         SUBJECT,
-        f"{owner}: whether {directions} may pass ({_affected(members)}) depends on {doubts}",
-        "Doctor does not understand all of these rules, or they depend on more than one packet; they may drop it.",
-        f"Try it with real traffic, or let it pass whatever those rules do. {words}",
+        f"{owner}: whether {directions} pass ({_affected(members)}) depends on {doubts}",
+        "Doctor does not understand all of these rules, or they depend on more than one packet. They may drop what has"
+        " to pass.",
+        f"Test with real traffic, or make sure that these packets pass. {words}",
         commands,
     )
 
@@ -168,14 +169,14 @@ def _listed(words: Collection[str]) -> str:
 
 
 def manager(listing: Listing, chain: BaseChain) -> str:
-    """Whose a table is, as far as the names of its chains tell."""
+    """The owner of a table, as far as the names of its chains show it."""
     names = listing.companions(chain)
     if chain.table.startswith("firewalld"):
         return "firewalld"
     for owner, beginning in (("Docker", "DOCKER"), ("ufw", "ufw-"), ("libvirt", "LIBVIRT_"), ("Kubernetes", "KUBE-")):
         if any(name.startswith(beginning) for name in names):
             return owner
-    return "iptables" if chain.family == "ip" and chain.name.isupper() else "somebody's nftables ruleset"
+    return "iptables" if chain.family == "ip" and chain.name.isupper() else "another nftables ruleset"
 
 
 def remedy(
@@ -186,21 +187,23 @@ def remedy(
     published = any(one.direction == IN for one in members)
     if owner == "firewalld" and "firewall-cmd" in tools:
         trusted = f"firewall-cmd --permanent --zone=trusted --add-source={transit}"
-        return "Put the uplinks' range into the trusted zone:", (trusted, "firewall-cmd --reload")
+        return "Add the uplinks' range to the trusted zone:", (trusted, "firewall-cmd --reload")
     if owner == "ufw" and "ufw" in tools and chain.hook == "forward":
         incoming = (f"ufw route allow to {transit}",) if published else ()
-        return "Allow the uplinks' range to be routed:", (f"ufw route allow from {transit}", *incoming)
+        return "Allow routed traffic of the uplinks' range:", (f"ufw route allow from {transit}", *incoming)
     for place in (DOCKER_USER, chain.name):
         openings = _openings(chain, {one.direction for one in members}, transit)
         if place in listing.companions(chain) and _helps(listing, chain, place, openings, members):
             break
     else:
-        return "No rule in front of it helps: change what is named here, so that it lets VPCs' packets pass.", ()
+        return "No rule at the head of a chain helps. Let VPCs' packets pass in the rule or policy named here.", ()
     reload = (
-        "Docker leaves that chain to you" if place == DOCKER_USER else f"{owner} may drop the rules when it reloads"
+        f"Docker reserves the chain {DOCKER_USER} for your rules."
+        if place == DOCKER_USER
+        else f"A reload of {owner} may remove these rules."
     )
-    keep = f"{reload}, and they do not outlive a reboot: keep them where your other rules are kept."
-    return f"Accept it first. {keep}", tuple(_commands(chain, place, openings, _iptables(chain, tools)))
+    words = f"Accept these packets first. {reload} A reboot removes them: save them with your other rules."
+    return words, tuple(_commands(chain, place, openings, _iptables(chain, tools)))
 
 
 def _commands(chain: BaseChain, place: str, openings: Sequence[Opening], iptables: str) -> Iterator[str]:
@@ -246,7 +249,7 @@ def _openings(chain: BaseChain, directions: Collection[str], transit: str) -> li
         Opening(f'{key} "{UPLINKS}*"', f"-{key[0]} {UPLINKS}+", _equal({"meta": {"key": key}}, f"{UPLINKS}*"))
         for key in ("iifname", "oifname")
     )
-    # The flows that uplinks began, whatever their addresses are at this point.
+    # The flows that uplinks began, even if their addresses are translated at this point.
     opening = Opening(
         f"ct original ip saddr {transit}",
         f"-m conntrack --ctorigsrc {transit}",

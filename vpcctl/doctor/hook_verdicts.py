@@ -2,8 +2,8 @@
 
 Theory of operation.  A listing is libnftables' JSON (libnftables-json(5)), as the kernel has the ruleset now.  A match
 is true, false or *unknown*: what this module does not understand is unknown, never guessed.  A rule that may or may
-not match is followed both ways.  Where both ways end alike, the answer is known all the same; where they do not, it is
-the list of rules that it depends on.  `accept` ends one base chain, `drop` ends the packet: every base chain on the
+not match is followed in both cases.  If both cases end alike, the answer is known; otherwise it is the
+list of rules that it depends on.  `accept` ends one base chain, `drop` ends the packet: every base chain on the
 hook has to let it pass (nft(8), "Verdict statement").
 """
 
@@ -21,7 +21,7 @@ FAMILIES = ("ip", "inet")
 DEEPEST = 16
 # Where a packet may go after a rule.
 NEXT, OUT = "next", "out"
-# Conditions on what went before, which no single packet tells.
+# Conditions on earlier packets, which a single packet does not show.
 COUNTED = frozenset({"limit", "quota", "ct count", "meter", "xt match"})
 NO_VERDICT = COUNTED | frozenset(
     "match|counter|log|mangle|set|map|dup|flow|last|ct helper|ct timeout|ct expectation|secmark".split("|")

@@ -1,8 +1,8 @@
-"""What the kernel can do, found out by doing it in a network of its own that is gone afterwards.
+"""Test the features of the kernel in a temporary network namespace.
 
 A child process leaves the host's network and mounts (with a user namespace where it lacks privilege), tries every
 feature that a VPC is built from, one by one so that the missing one has a name, and then makes a whole sample world
-and reads it back.  Nothing of it is ever in the host's network, and all of it ends with the child.
+and reads it back.  The test never touches the host's network, and all its objects end with the child.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 SUBJECT = "kernel"
 BRIDGE, PORT, FAR_END = "br-try", "in-try", "far-try"
 MACS = ("02:00:00:00:00:01", "02:00:00:00:00:02", "02:00:00:00:00:03")
-WHY_TABLES = "Without it no ruleset of a VPC can be loaded, and no VPC is made."
-WHY_LINKS = "Without it no subnet can be made whose instances cannot forge and cannot go round the firewall."
+WHY_TABLES = "Without it vpcctl cannot load the ruleset of a VPC, and does not create the VPC."
+WHY_LINKS = "Without it vpcctl cannot create a subnet whose instances cannot spoof addresses or bypass the firewall."
 
 # A world with something of everything that a ruleset is made of.
 SAMPLE: dict[str, Any] = {
@@ -90,9 +90,9 @@ class Feature:
         needs = [f"a kernel with {self.option}"] if self.option else []
         needs += [f"Linux {self.since} or newer"] if self.since else []
         load = (f"modprobe {self.module}",) if self.module else ()
-        words = f"It takes {' and '.join(needs)}" if needs else ""
+        words = f"It requires {' and '.join(needs)}" if needs else ""
         if load:
-            words += "; if that is a module, load it:"
+            words += "; if it is a module, load it:"
         return Finding("fatal", SUBJECT, f"{self.name} does not work ({reason})", self.why, words, load)
 
 
@@ -104,7 +104,7 @@ def findings(features: Sequence[Feature] | None = None) -> list[Finding]:
         return [_not_tried(str(error))]
     missing = [Finding(**(one | {"commands": tuple(one["commands"])})) for one in lacking]
     version = os.uname().release
-    good = Finding("ok", SUBJECT, f"Linux {version} does all that a VPC is made of, as tried in a scratch network")
+    good = Finding("ok", SUBJECT, f"Linux {version} has every feature that a VPC needs, as tested in a scratch network")
     return missing if any(one.severity == "fatal" for one in missing) else [good, *missing]
 
 
@@ -112,14 +112,14 @@ def _not_tried(reason: str) -> Finding:
     return Finding(
         "warning",
         SUBJECT,
-        f"what the kernel can do could not be tried ({reason})",
-        "A feature that is missing shows only when the first VPC is made.",
+        f"cannot test the features of the kernel ({reason})",
+        "A missing feature then causes an error only when you create the first VPC.",
         "Run doctor as root.",
     )
 
 
 def _in_scratch(features: Sequence[Feature] | None) -> list[dict[str, object]]:
-    """In the child: leave the host, try, and tell what is missing."""
+    """In the child: leave the host, try, and return what is missing."""
     _leave()
     missing = [feature.missing(reason) for feature, reason in _tried(needed() if features is None else features)]
     if features is None and not missing:
@@ -135,7 +135,7 @@ def _leave() -> None:
             sandbox._enter_user_namespace()
         namespaces.unshare(namespaces.CLONE_NEWNS | namespaces.CLONE_NEWNET)
     except OSError as error:
-        raise KernelError("the kernel gives no network of its own to try it in", str(error)) from error
+        raise KernelError("cannot create the namespaces for the test", str(error)) from error
     sandbox.mount_own(["/run/netns"])
 
 
@@ -151,7 +151,7 @@ def _tried(features: Sequence[Feature]) -> Iterator[tuple[Feature, str]]:
 
 
 def needed() -> list[Feature]:
-    """Everything that a VPC needs, in the order in which one thing stands on another."""
+    """Everything that a VPC needs, in the order of dependency."""
     return [*_link_features(), *_setting_features(), *map(table_feature, BATCHES), _TRACKING]
 
 
@@ -179,7 +179,7 @@ def _link_features() -> list[Feature]:
 def _setting_features() -> list[Feature]:
     from vpcctl.resources.topology import ROUTER_SETTINGS
 
-    why = "A router namespace needs it set; where it cannot be, no VPC is made."
+    why = "Every router namespace needs it. If vpcctl cannot set it, it does not create the VPC."
     wanted = [(path, value) for path, value, optional in ROUTER_SETTINGS if not optional]
     wanted += [(f"net/ipv4/conf/{BRIDGE}/{name}", value) for name, value in (("proxy_arp_pvlan", "1"),)]
     return [Feature(f"the setting {path}", why, partial(_set, path, value)) for path, value in wanted]
@@ -248,9 +248,9 @@ def _set_flag(flag: str, value: int) -> None:
 
     def attempt(rtnl: Rtnl) -> None:
         rtnl.set_link(rtnl.index(PORT), rt.bridge_port({flag: value}))
-        # An older kernel takes the request and forgets what it does not know.
+        # An older kernel accepts the request and ignores flags that it does not know.
         if rtnl.present(PORT).port.get(flag) != value:
-            raise KernelError("the kernel does not keep it")
+            raise KernelError("the kernel ignores it")
 
     _with_rtnl(attempt)
 
@@ -290,7 +290,7 @@ def _sample() -> Iterator[Finding]:
 
     world = read_environment(SAMPLE, "sample", lambda path: (None, path))
     items = [item for scope in topology.snapshot(world, "doctor", {}).values() for item in scope]
-    why = "Every part of it works by itself, and a VPC as a whole does not."
+    why = "Each feature works by itself, but a complete VPC does not."
     kernel = LinuxKernel()
     try:
         for step in plan.diff((), items).steps:
@@ -301,6 +301,6 @@ def _sample() -> Iterator[Finding]:
                 words = f"in a sample VPC {item} is {condition.state.value}{detail}"
                 yield Finding("fatal", SUBJECT, words, why)
     except VpcctlError as error:
-        yield Finding("fatal", SUBJECT, f"a sample VPC cannot be made: {error}", why)
+        yield Finding("fatal", SUBJECT, f"cannot create a sample VPC: {error}", why)
     finally:
         kernel.close()

@@ -40,7 +40,7 @@ FRAGMENTS_ONLY, GOTO = 0x01, 0x02
 VERDICTS = {-1: "drop", -2: "accept", -5: "return"}
 # struct xt_conntrack_mtinfo2 and 3: match_flags, invert_flags, state_mask, which is one byte in mtinfo1.
 CONNTRACK, CONNTRACK_AT = struct.Struct("=HHH"), 146
-# XT_CONNTRACK_STATE, and XT_CONNTRACK_STATE_ALIAS, which only tells iptables to print `-m state`.
+# XT_CONNTRACK_STATE, and XT_CONNTRACK_STATE_ALIAS, which only makes iptables print `-m state`.
 STATE_ONLY, WRITTEN_AS_STATE = 0x1, 0x2000
 STATES = {1: "invalid", 2: "established", 4: "related", 8: "new", 64: "untracked"}
 
@@ -81,7 +81,7 @@ def _fetched(name: str) -> LegacyTable:
 
 
 def _asked(channel: socket.socket, option: int, request: bytes) -> bytes:
-    """getsockopt(2) with a question in the buffer, which Python's has no way to ask."""
+    """getsockopt(2) with a request in the buffer, which Python's getsockopt does not support."""
     buffer = ctypes.create_string_buffer(request, len(request))
     length = ctypes.c_uint32(len(request))
     libc = ctypes.CDLL(None, use_errno=True)
@@ -193,7 +193,7 @@ def _interface(name: bytes, mask: bytes) -> str:
 def _prefix(address: bytes, mask: bytes) -> Statement | None:
     try:
         network = IPv4Network(f"{IPv4Address(address)}/{IPv4Address(mask)}", strict=False)
-    except ValueError:  # a mask with holes: nobody knows
+    except ValueError:  # a mask with holes: the prefix is unknown
         return None
     return {"prefix": {"addr": str(network.network_address), "len": network.prefixlen}}
 

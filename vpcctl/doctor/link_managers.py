@@ -1,6 +1,6 @@
-"""Programs that take every link they see for their own: NetworkManager, systemd-networkd, udev.
+"""Programs that may configure every link they see: NetworkManager, systemd-networkd, udev.
 
-Only the host's end of an uplink (``vpc-…``) is ever in their sight: everything else is made inside a namespace.
+They only see the host's end of an uplink (``vpc-…``): everything else is made inside a namespace.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PROPERTIES = {"Name": EXAMPLE, "OriginalName": EXAMPLE, "Type": "ether", "Kind":
 def findings(root: Path = Path("/")) -> Iterator[Finding]:
     """Which of them run, and whether they would take an uplink; `root` is where their files are."""
     found = [*_network_manager(root), *_networkd(root), *_udev(root)]
-    yield from found or [Finding("ok", SUBJECT, "neither NetworkManager nor systemd-networkd nor udev runs")]
+    yield from found or [Finding("ok", SUBJECT, "none of NetworkManager, systemd-networkd and udev is running")]
 
 
 # --- NetworkManager ---------------------------------------------------------------------------------------------------
@@ -34,16 +34,16 @@ def _network_manager(root: Path) -> Iterator[Finding]:
     if not (root / "run/NetworkManager").is_dir():
         return
     if any(_unmanaged(pattern) for pattern in _unmanaged_devices(root)):
-        yield Finding("ok", SUBJECT, "NetworkManager runs, and is told to leave the uplinks alone")
+        yield Finding("ok", SUBJECT, "NetworkManager is running, and is configured to ignore the uplinks")
         return
     lines = f"'[keyfile]' 'unmanaged-devices+=interface-name:{EXAMPLE.partition('-')[0]}-*'"
     yield Finding(
         "warning",
         SUBJECT,
-        "NetworkManager runs, and nothing tells it to leave the uplinks alone",
-        "A connection profile without an interface name may be activated on an uplink: its address goes, and a DHCP"
-        " client starts.",
-        "Tell it:",
+        "NetworkManager is running, and is not configured to ignore the uplinks",
+        "NetworkManager may activate a connection profile without an interface name on an uplink. This removes the"
+        " uplink's address and starts a DHCP client.",
+        "Configure it to ignore the uplinks:",
         (f"printf '%s\\n' {lines} > {SNIPPET}", "nmcli general reload"),
     )
 
@@ -76,16 +76,16 @@ def _networkd(root: Path) -> Iterator[Finding]:
         return
     taker = _first_match(root, "*.network")
     if taker is None or _says(taker, "Link", "Unmanaged", ("yes", "true", "1", "on")):
-        reason = f" ({taker} says so)" if taker else ""
-        yield Finding("ok", SUBJECT, f"systemd-networkd runs, and leaves the uplinks alone{reason}")
+        reason = f" (configured in {taker})" if taker else ""
+        yield Finding("ok", SUBJECT, f"systemd-networkd is running, and ignores the uplinks{reason}")
         return
     lines = f"'[Match]' 'Name={EXAMPLE.partition('-')[0]}-*' '[Link]' 'Unmanaged=yes'"
     yield Finding(
         "warning",
         SUBJECT,
-        f"systemd-networkd takes the uplinks by {taker}",
-        "It replaces their addresses and sets their forwarding, and the VPCs lose their way out.",
-        "Tell it to leave them alone:",
+        f"systemd-networkd manages the uplinks because of {taker}",
+        "It replaces their addresses and sets their forwarding, so the VPCs lose their way out.",
+        "Configure it to ignore the uplinks:",
         (f"printf '%s\\n' {lines} > {UNIT}", "networkctl reload"),
     )
 
@@ -96,16 +96,14 @@ def _udev(root: Path) -> Iterator[Finding]:
     taker = _first_match(root, "*.link")
     renames = taker is not None and any(_says(taker, "Link", key) for key in ("Name", "MACAddress"))
     if not renames:
-        yield Finding(
-            "ok", SUBJECT, "udev runs; the uplinks have their names and addresses from the start, and keep them"
-        )
+        yield Finding("ok", SUBJECT, "udev is running, and does not change the uplinks' names or MAC addresses")
         return
     yield Finding(
         "warning",
         SUBJECT,
-        f"udev gives the uplinks another name or address by {taker}",
-        "The host's table knows an uplink by its name, and the router its neighbour by its address.",
-        f"Narrow the [Match] section of {taker}, so that it does not cover {EXAMPLE.partition('-')[0]}-*.",
+        f"udev changes the uplinks' names or MAC addresses because of {taker}",
+        "The host's table identifies an uplink by its name, and the router identifies it by its MAC address.",
+        f"Change the [Match] section of {taker} so that it does not match {EXAMPLE.partition('-')[0]}-*.",
     )
 
 

@@ -1,4 +1,4 @@
-"""The host as an examination needs to know it: its ruleset, its routes and addresses, who we are."""
+"""The state of the host that the checks need: its ruleset, routes and addresses, and our privilege."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vpcctl.kernel.rtnetlink import LinkAddress
 
 TAG = "vpcctl/"
-# Programs by which the managers of firewalls are told something; the first two are kinds of iptables(8).
+# Programs that configure the managers of firewalls; the first two are kinds of iptables(8).
 TOOLS = ("iptables-nft", "iptables-legacy", "ufw", "firewall-cmd")
 
 
@@ -102,7 +102,7 @@ def _list_ruleset() -> tuple[list[dict[str, Any]], str, dict[str, str]]:
     nft.set_json_output(True)
     status, output, complaint = nft.cmd("list ruleset")
     if status:
-        raise KernelError("the host's ruleset cannot be listed", complaint.strip())
+        raise KernelError("cannot list the host's ruleset", complaint.strip())
     objects = json.loads(output)["nftables"] if output else []
     nft.set_json_output(False)
     nft.set_handle_output(True)
@@ -120,7 +120,7 @@ def surroundings() -> Surroundings:
         with contextlib.closing(Rtnl(None)) as rtnl:
             links, addresses, routes = rtnl.links(), rtnl.addresses(4), rtnl.routes(4)
     except OSError as error:
-        raise KernelError("the host's links and routes cannot be listed", str(error)) from error
+        raise KernelError("cannot list the host's links and routes", str(error)) from error
     names = {link.index: name for name, link in links.items()}
     foreign = {link.index: name for name, link in links.items() if not link.alias.startswith(TAG)}
     by_address = [one for address in addresses for one in _by_address(address, foreign)]

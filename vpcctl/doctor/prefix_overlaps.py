@@ -1,4 +1,4 @@
-"""Prefixes that VPCs and the host both have.  Pure."""
+"""Prefixes that VPCs and the host both use.  Pure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def findings(world: World, reached: Sequence[Reached]) -> Iterator[Finding]:
     clashes = [*_of_transit(world, reached), *_of_vpcs(world, reached)]
     yield from clashes
     if not clashes:
-        yield Finding("ok", SUBJECT, f"the host has no part of {world.transit}, nor of any VPC's prefix")
+        yield Finding("ok", SUBJECT, f"no address or route of the host overlaps {world.transit} or a VPC's prefix")
 
 
 def _of_transit(world: World, reached: Sequence[Reached]) -> Iterator[Finding]:
@@ -38,17 +38,17 @@ def _of_transit(world: World, reached: Sequence[Reached]) -> Iterator[Finding]:
         return
     if world.vpcs:
         words = (
-            "Renumber that, or move the VPCs: `vpcctl destroy --all`, and make the first one again with --transit"
-            " and a /16 that nobody here uses."
+            "Renumber that network, or move the VPCs: run `vpcctl destroy --all`, then create the first VPC again with"
+            " --transit and an unused /16."
         )
     else:
-        words = "Make the first VPC with --transit and a /16 that nobody here uses, such as 100.127.0.0/16."
+        words = "Create the first VPC with --transit and an unused /16, such as 100.127.0.0/16."
     yield Finding(
         "fatal" if world.vpcs else "warning",
         SUBJECT,
         f"the transit range {world.transit} overlaps {_told(found)}",
-        "The host's table drops every packet to or from that range that is not an uplink's: the host is cut off from"
-        " that network.",
+        "The host's table drops every packet to or from that range, except the packets of uplinks. The host cannot"
+        " reach that network.",
         words,
     )
 
@@ -62,8 +62,8 @@ def _of_vpcs(world: World, reached: Sequence[Reached]) -> Iterator[Finding]:
                     "warning",
                     SUBJECT,
                     f"{prefix} of VPC {vpc.name} overlaps {_told(found)}",
-                    "Nothing leaks, but the VPC's instances cannot reach those addresses: to them they are in the VPC.",
-                    "If they have to, give the VPC another prefix.",
+                    "Nothing leaks, but the VPC's instances cannot reach those addresses outside the VPC.",
+                    "If the instances need them, give the VPC another prefix.",
                 )
 
 

@@ -1,7 +1,7 @@
-"""Does a packet satisfy a match of a rule?  True, False, or None where this module cannot tell.
+"""Does a packet satisfy a match of a rule?  True, False, or None if this module does not know.
 
-Values are those of libnftables-json(5).  A field that the packet has not (a TCP port of an ICMP packet) makes a match
-false whatever its operator, as in the kernel, where the expression ends the rule.
+Values are those of libnftables-json(5).  A field that the packet does not have (a TCP port of an ICMP packet) makes a
+match false with every operator, as in the kernel, where the expression ends the rule.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ ABSENT, UNKNOWN = _Absent(), _Unknown()
 class SamplePacket:
     """One forwarded IPv4 packet as a hook sees it.
 
-    An interface that the hook does not tell is "" (no interface) or UNKNOWN.  An address that is None is somewhere out
+    An interface that the hook does not know is "" (no interface) or UNKNOWN.  An address that is None is somewhere out
     in the internet, and no rule names it: it is in a prefix only if most addresses are.  `protocol` is tcp, udp or
     icmp; `port` is the service's; a reply comes back from it.  `opener` is the source of the flow's first packet.
     """
@@ -92,7 +92,7 @@ def match(body: Mapping[str, Any], packet: SamplePacket, sets: Sets) -> Truth:
 
 
 def same(left: Any, element: Any, packet: SamplePacket) -> Truth:
-    """Is what `left` yields for this packet the element of a set, of whatever shape?"""
+    """Is what `left` yields for this packet the element of a set, of any shape?"""
     if isinstance(element, Mapping) and "elem" in element:
         element = element["elem"].get("val")
     fields = left.get("concat") if isinstance(left, Mapping) else None
@@ -124,7 +124,7 @@ def _negated(found: Truth, left: Any, packet: SamplePacket) -> Truth:
 
 
 def _elements(right: Any, sets: Sets) -> Sequence[Any] | None:
-    """The elements of a set, anonymous or named; None where `right` is no set."""
+    """The elements of a set, anonymous or named; None if `right` is not a set."""
     if isinstance(right, str) and right.startswith("@"):
         return sets.get(right[1:], ())
     return right["set"] if isinstance(right, Mapping) and "set" in right else None
@@ -136,7 +136,7 @@ def _elements(right: Any, sets: Sets) -> Sequence[Any] | None:
 def value(left: Any, packet: SamplePacket) -> Any:
     """What the left side of a match yields for this packet.
 
-    An int, a str, a frozenset of flags, an IPv4Address, None for the address of somebody in the internet, ABSENT or
+    An int, a str, a frozenset of flags, an IPv4Address, None for an address in the internet, ABSENT or
     UNKNOWN.
     """
     if not isinstance(left, Mapping) or len(left) != 1:
@@ -155,7 +155,7 @@ def value(left: Any, packet: SamplePacket) -> Any:
     if kind == "payload":
         return _header(str(body.get("protocol")), str(body.get("field")), packet)
     if kind == "fib":
-        # Either end of a forwarded packet is a unicast address of somebody else.
+        # Both ends of a forwarded packet are unicast addresses of other machines.
         plain = body.get("result") == "type" and body.get("flags") in (["saddr"], ["daddr"], "saddr", "daddr")
         return "unicast" if plain else UNKNOWN
     return UNKNOWN

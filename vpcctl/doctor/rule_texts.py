@@ -36,7 +36,7 @@ def rule_texts(listing: str) -> dict[tuple[str, str, int], str]:
 
 
 def dormant_tables(listing: str) -> set[tuple[str, str]]:
-    """The tables that are switched off, as (family, name); JSON does not tell them (nft 1.0.6 garbles the flag)."""
+    """The tables that are switched off, as (family, name); JSON does not show them (nft 1.0.6 garbles the flag)."""
     found = set()
     table = ("", "")
     for line in listing.splitlines():
@@ -48,7 +48,7 @@ def dormant_tables(listing: str) -> set[tuple[str, str]]:
 
 
 def in_words(rule: Mapping[str, Any]) -> str:
-    """Something to show where nft's own text of a rule is not at hand."""
+    """A text to show if nft's own text of a rule is not available."""
     words = []
     for kind, body in _statements(rule):
         if kind == "match" and isinstance(body, Mapping):

@@ -1,4 +1,4 @@
-"""The record and what it speaks of: the state directory, and objects of ours that no record knows."""
+"""The record and its objects: the state directory, and objects of ours that are in no record."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def read(store: Store) -> tuple[State | None, list[Finding]]:
         return store.load_whole(), found
     except StateError as error:
         if directory.exists() and not os.access(directory, os.R_OK):
-            words = "Run doctor as the user that makes VPCs."
+            words = "Run doctor as the user that creates the VPCs."
             return None, [*found, Finding("note", SUBJECT, str(error), "Doctor cannot see the VPCs.", words)]
-        why = "Until this is fixed, commands that change something are refused; existing networks keep working."
+        why = "Until this is fixed, vpcctl refuses commands that make changes. Existing networks keep working."
         words, commands = "See docs/operations.md, «A damaged state file».", tuple[str, ...]()
         if store.has_copy():
             words, commands = (
-                "Take back the copy that was made with the last change:",
+                "Restore the copy that the last change made:",
                 (command(store, "repair --adopt"),),
             )
         return None, [*found, Finding("fatal", SUBJECT, str(error), why, words, commands)]
 
 
 def command(store: Store, words: str) -> str:
-    """A vpcctl command on this very state directory, for a shell."""
+    """A vpcctl command with this state directory, for a shell."""
     directory = str(store.directory)
     if directory in (DEFAULT_STATE_DIR, os.environ.get("VPCCTL_STATE_DIR")):
         return f"vpcctl {words}"
@@ -50,18 +50,18 @@ def _directory(directory: Path) -> Iterator[Finding]:
     except OSError:
         return
     if stat.S_ISLNK(status.st_mode):
-        why = "Links are not followed here: whoever can change the link would choose what is read as the record."
-        yield Finding("fatal", SUBJECT, f"{directory} is a symbolic link", why, "Name the real one with --state-dir.")
+        why = "vpcctl does not follow a link here: anyone who can change the link could replace the record."
+        yield Finding("fatal", SUBJECT, f"{directory} is a symbolic link", why, "Pass the real one with --state-dir.")
         return
     quoted = shlex.quote(str(directory))
     if status.st_uid not in (0, os.geteuid()):
-        why = "Its owner can make the record say whatever they like."
+        why = "Its owner can write anything into the record."
         owner = f"{directory} belongs to user {status.st_uid}"
-        yield Finding("fatal", SUBJECT, owner, why, "Take it:", (f"chown {os.geteuid()} {quoted}",))
+        yield Finding("fatal", SUBJECT, owner, why, "Take ownership:", (f"chown {os.geteuid()} {quoted}",))
     if status.st_mode & 0o077:
-        why = "The record names every VPC, address and policy; it is for its owner alone."
-        mode = f"{directory} has mode {stat.S_IMODE(status.st_mode):04o}, 0700 is expected"
-        yield Finding("warning", SUBJECT, mode, why, "Shut it:", (f"chmod 0700 {quoted}",))
+        why = "The record contains every VPC, address and policy. Only its owner may read it."
+        mode = f"{directory} has mode {stat.S_IMODE(status.st_mode):04o}, expected 0700"
+        yield Finding("warning", SUBJECT, mode, why, "Restrict its mode:", (f"chmod 0700 {quoted}",))
 
 
 def _file(file: Path) -> Iterator[Finding]:
@@ -70,9 +70,9 @@ def _file(file: Path) -> Iterator[Finding]:
     except OSError:
         return
     if stat.S_ISREG(status.st_mode) and status.st_mode & 0o077:
-        why = "The record names every VPC, address and policy; it is for its owner alone."
-        mode = f"{file} has mode {stat.S_IMODE(status.st_mode):04o}, 0600 is expected"
-        yield Finding("warning", SUBJECT, mode, why, "Shut it:", (f"chmod 0600 {shlex.quote(str(file))}",))
+        why = "The record contains every VPC, address and policy. Only its owner may read it."
+        mode = f"{file} has mode {stat.S_IMODE(status.st_mode):04o}, expected 0600"
+        yield Finding("warning", SUBJECT, mode, why, "Restrict its mode:", (f"chmod 0600 {shlex.quote(str(file))}",))
 
 
 def standing(state: State, boot_id: str, store: Store) -> Iterator[Finding]:
@@ -81,18 +81,18 @@ def standing(state: State, boot_id: str, store: Store) -> Iterator[Finding]:
         yield Finding(
             "warning",
             SUBJECT,
-            "a command was interrupted before it was done",
-            "The kernel may be half-way between two states; what is denied stays denied meanwhile.",
-            "Finish it:",
+            "a command was interrupted before it was complete",
+            "The kernel may be between two states. Traffic that is denied stays denied.",
+            "Complete it:",
             (command(store, "repair"),),
         )
     if state.items and state.boot_id != boot_id:
         yield Finding(
             "fatal",
             SUBJECT,
-            "the machine was started again after the VPCs were made",
-            "Namespaces, links and firewalls do not outlive a reboot: none of the VPCs exists now.",
-            "Make them again:",
+            "the machine was rebooted after the VPCs were created",
+            "A reboot removes namespaces, links and firewall rules: none of the VPCs exists now.",
+            "Restore them:",
             (command(store, "repair"),),
         )
     elif state.serial and state.pending is None:
@@ -100,14 +100,14 @@ def standing(state: State, boot_id: str, store: Store) -> Iterator[Finding]:
             "ok", SUBJECT, f"{store.directory}: serial {state.serial}, VPCs: {len(state.world.vpcs)}, this boot"
         )
     elif not state.serial:
-        yield Finding("ok", SUBJECT, f"{store.directory}: no VPC has been made yet")
+        yield Finding("ok", SUBJECT, f"{store.directory}: no VPC has been created yet")
 
 
 def strays(known: str, recorded: bool, tagged: Sequence[tuple[str, str, str]], directory: Path) -> Iterator[Finding]:
     """Objects with our tag of another state id than `known`.
 
-    `tagged` are (what it is in words, its tag, the command that removes it); `recorded` tells whether there is a
-    record at all.
+    `tagged` are (what it is in words, its tag, the command that removes it); `recorded` is true if there is
+    a record.
     """
     others = [one for one in tagged if one[1].split("/")[1:2] != [known]]
     if not others:
@@ -117,11 +117,12 @@ def strays(known: str, recorded: bool, tagged: Sequence[tuple[str, str, str]], d
     yield Finding(
         "warning",
         SUBJECT,
-        f"{things} {'are' if len(others) > 1 else 'is'} of state {ids}, "
-        f"{'another state than that' if recorded else 'with no record'} in {directory}",
-        "vpcctl touches nothing that its record does not know, so these stay, and the next VPC of that name is refused."
+        f"{things} {'belong' if len(others) > 1 else 'belongs'} to state {ids}, "
+        f"{'not to the state' if recorded else 'with no record'} in {directory}",
+        "vpcctl never changes an object that its record does not contain, so these stay. It refuses to create a VPC of"
+        " the same name."
         if not recorded
-        else "The host has one table for all uplinks: two states on one machine take it from each other.",
-        "Name the directory that they belong to with --state-dir; if it is lost, remove them:",
+        else "The host has one table for all uplinks: two states on one machine compete for it.",
+        "Pass the directory that they belong to with --state-dir. If it is lost, remove them:",
         tuple(command for _, _, command in others),
     )

@@ -18,9 +18,9 @@ from vpcctl.model.network import World
 
 OLDEST_PYTHON = (3, 11)
 PROC = Path("/proc")
-# Above this part of a limit it is time to raise it.
+# Above this part of a limit, raise the limit.
 NEARLY_FULL = 0.8
-# Entries per bucket of the connection tracking table from which on looking one up is slow.
+# From this number of entries per bucket of the connection tracking table on, a lookup is slow.
 LONG_CHAIN = 8
 BRIDGE_CALLS = tuple(f"net/bridge/bridge-nf-call-{table}" for table in ("iptables", "ip6tables", "arptables"))
 
@@ -29,7 +29,7 @@ BRIDGE_CALLS = tuple(f"net/bridge/bridge-nf-call-{table}" for table in ("iptable
 
 
 def privilege() -> Iterator[Finding]:
-    """Root or not; not being root is no fault."""
+    """Root or not; not being root is not a problem."""
     if network_state.privileged():
         yield Finding("ok", "privilege", "this process may change namespaces and firewalls")
         return
@@ -37,8 +37,8 @@ def privilege() -> Iterator[Finding]:
         "note",
         "privilege",
         "this process lacks CAP_NET_ADMIN and CAP_SYS_ADMIN",
-        "It cannot make VPCs, and doctor cannot see the host's firewall. `vpcctl lab` needs neither.",
-        "Use sudo, or play in `vpcctl lab`.",
+        "It cannot create VPCs, and doctor cannot see the host's firewall. `vpcctl lab` needs neither capability.",
+        "Use sudo, or experiment in `vpcctl lab`.",
     )
 
 
@@ -46,8 +46,9 @@ def python(version: tuple[int, ...] = tuple(sys.version_info[:3])) -> Iterator[F
     """The interpreter's version."""
     found, oldest = (".".join(map(str, one)) for one in (version, OLDEST_PYTHON))
     if version < OLDEST_PYTHON:
-        why = "vpcctl uses what came with that version."
-        yield Finding("fatal", "python", f"Python is {found}, older than {oldest}", why, f"Install Python {oldest}.")
+        why = f"vpcctl uses features that are new in Python {oldest}."
+        wrong = f"found Python {found}, expected {oldest} or later"
+        yield Finding("fatal", "python", wrong, why, f"Install Python {oldest} or later.")
     else:
         yield Finding("ok", "python", f"Python {found}")
 
@@ -62,8 +63,8 @@ def library() -> Iterator[Finding]:
         yield Finding(
             "fatal",
             "libnftables",
-            f"libnftables cannot be used ({error})",
-            "Without it no firewall can be loaded, and vpcctl makes nothing that has none.",
+            f"cannot use libnftables ({error})",
+            "Without it vpcctl cannot load firewall rules, and creates nothing without them.",
             "Install it:",
             ("apt-get install libnftables1",),
         )
@@ -95,7 +96,7 @@ def named_namespaces(directory: Path = claims.RUN_NETNS) -> Iterator[Finding]:
     except FileNotFoundError:
         writable = os.access(directory.parent, os.W_OK)
         severity = "ok" if writable or not network_state.privileged() else "fatal"
-        words = "will be made with the first VPC" if severity == "ok" else "does not exist and cannot be made"
+        words = "will be created with the first VPC" if severity == "ok" else "does not exist and cannot be created"
         yield Finding(severity, "namespaces", f"{directory} {words}", "" if severity == "ok" else why)
         return
     if not stat.S_ISDIR(status.st_mode):
@@ -104,9 +105,9 @@ def named_namespaces(directory: Path = claims.RUN_NETNS) -> Iterator[Finding]:
         owner = f"{directory} belongs to user {status.st_uid}"
         yield Finding("fatal", "namespaces", owner, why, "Give it back to root:", (f"chown root:root {directory}",))
     elif status.st_mode & 0o022:
-        everybody = f"{directory} can be written by others than its owner"
-        risk = "Whoever puts a name there decides which namespace that name means."
-        yield Finding("warning", "namespaces", everybody, risk, "Take that away:", (f"chmod go-w {directory}",))
+        everybody = f"users other than the owner can write to {directory}"
+        risk = "A user who creates a name there decides which namespace the name means."
+        yield Finding("warning", "namespaces", everybody, risk, "Remove this permission:", (f"chmod go-w {directory}",))
     else:
         yield Finding("ok", "namespaces", f"{directory} is usable; names in it: {len(namespaces.names())}")
 
@@ -117,7 +118,7 @@ def lab() -> Iterator[Finding]:
         apart(_enter_user_namespace)
     except KernelError as error:
         severity = "note" if network_state.privileged() else "warning"
-        why = "`vpcctl lab` then works for root alone."
+        why = "Only root can then use `vpcctl lab`."
         words, commands = _allowing()
         yield Finding(severity, "lab", f"user namespaces are denied ({error})", why, words, commands)
         return
@@ -134,7 +135,7 @@ def _allowing() -> tuple[str, tuple[str, ...]]:
     for name, denies, allows, *_ in (*sandbox._USER_NAMESPACE_SWITCHES, *sandbox._SWITCHES):
         if settings.read(settings.ROOT / name.replace(".", "/")) == denies:
             return f"{name} = {denies} denies them:", (f"sysctl -w {name}={allows}",)
-    return "In a container, give it CAP_SYS_ADMIN or a seccomp profile that allows unshare(2).", ()
+    return "If this is a container, give it CAP_SYS_ADMIN or a seccomp profile that allows unshare(2).", ()
 
 
 # --- Forwarding -------------------------------------------------------------------------------------------------------
@@ -147,22 +148,22 @@ def forwarding(world: World, ways_out: tuple[str, ...], repair: str) -> Iterator
             "warning",
             "forwarding",
             "the host has no IPv4 default route",
-            "Public subnets and NAT gateways have nowhere to lead to; VPCs and peerings work.",
-            "Give the host a way out, as by: ip route add default via GATEWAY",
+            "Public subnets and NAT gateways do not reach the internet. VPCs and peerings work.",
+            "Add a default route, for example: ip route add default via GATEWAY",
         )
     links = [*ways_out, *(names.host_uplink(vpc.name) for vpc in world.vpcs)]
     off = [link for link in links if settings.read(settings.ROOT / f"net/ipv4/conf/{link}/forwarding") == "0"]
     if not world.vpcs:
         for link in off:
-            words = f"{link} does not forward; the first VPC switches it on, and the host's table keeps other ways shut"
+            words = f"forwarding is off on {link}; the first VPC enables it, and the host's table blocks all other uses"
             yield Finding("note", "forwarding", words)
     elif off:
         yield Finding(
             "fatal",
             "forwarding",
             f"forwarding is off on {', '.join(off)}, though VPCs exist",
-            "Somebody switched it off (net.ipv4.ip_forward=0 does so on every link): no VPC reaches the internet.",
-            "Switch it on there again:",
+            "It was disabled later (net.ipv4.ip_forward=0 disables it on every link). No VPC reaches the internet.",
+            "Enable it again:",
             (repair,),
         )
     if ways_out and not off:
@@ -170,7 +171,7 @@ def forwarding(world: World, ways_out: tuple[str, ...], repair: str) -> Iterator
 
 
 def bridge_calls(world: World, repair: str) -> Iterator[Finding]:
-    """br_netfilter, where it would drag frames of a VPC's bridges into its IP hooks a second time."""
+    """br_netfilter, if it would pass frames of a VPC's bridges through the IP hooks a second time."""
     if settings.read(settings.ROOT / BRIDGE_CALLS[0]) is None:
         yield Finding("ok", "br_netfilter", "br_netfilter is not loaded")
         return
@@ -180,9 +181,9 @@ def bridge_calls(world: World, repair: str) -> Iterator[Finding]:
             "fatal",
             "br_netfilter",
             f"bridge-nf-call-* is on in {', '.join(held)}",
-            "Bridged frames meet the IP rules as if they came in by a port, and are dropped as strangers."
-            " It is on in every namespace when br_netfilter is loaded after the VPC was made.",
-            "Switch it off there:",
+            "The IP rules see bridged frames as if they had arrived on a port, and drop them."
+            " If br_netfilter is loaded after a VPC was created, the setting is on in every namespace.",
+            "Disable it there:",
             (repair,),
         )
         return
@@ -209,7 +210,7 @@ def connection_tracking(world: World, root: Path = settings.ROOT) -> Iterator[Fi
     folder = root / "net/netfilter"
     most, buckets = (_number(folder / f"nf_conntrack_{name}") for name in ("max", "buckets"))
     if most is None:
-        yield Finding("note", "conntrack", "the limits of connection tracking cannot be seen here")
+        yield Finding("note", "conntrack", "cannot read the limits of connection tracking here")
         return
     counts = {"the host": _number(folder / "nf_conntrack_count") or 0, **_router_counts(world)}
     yield _fullness(counts, most)
@@ -218,14 +219,13 @@ def connection_tracking(world: World, root: Path = settings.ROOT) -> Iterator[Fi
             "warning",
             "conntrack",
             f"connection tracking has {buckets} buckets for up to {most} flows",
-            "A full table is searched in long chains, for every packet.",
-            "Give it more buckets:",
+            "When the table is full, the kernel searches long chains for every packet.",
+            "Increase the number of buckets:",
             (f"sysctl -w net.netfilter.nf_conntrack_buckets={most // 4}",),
         )
     if _number(folder / "nf_conntrack_tcp_loose") is None:
-        yield Finding(
-            "note", "conntrack", "nf_conntrack_tcp_loose is hidden here; each ruleset's SYN rule does the same"
-        )
+        words = "nf_conntrack_tcp_loose is not visible here; the SYN rule of each ruleset has the same effect"
+        yield Finding("note", "conntrack", words)
 
 
 def _fullness(counts: dict[str, int], most: int) -> Finding:
@@ -238,9 +238,9 @@ def _fullness(counts: dict[str, int], most: int) -> Finding:
     return Finding(
         "warning",
         "conntrack",
-        f"connection tracking is nearly full: {told}, of at most {most}",
-        "When it is full, new flows are dropped there.",
-        "Allow more:",
+        f"connection tracking is nearly full: {told}; the limit is {most}",
+        "When it is full, the kernel drops new flows there.",
+        "Raise the limit:",
         (f"sysctl -w net.netfilter.nf_conntrack_max={2 * most}",),
     )
 
@@ -268,8 +268,8 @@ def neighbours(world: World, root: Path = settings.ROOT) -> Iterator[Finding]:
             "warning",
             "neighbours",
             f"the neighbour table holds {most} entries for the whole machine, and {wanted} instances need one each",
-            "When it is full, packets are dropped with “neighbour table overflow” in the kernel's log.",
-            "Allow more:",
+            "When it is full, the kernel drops packets and logs “neighbour table overflow”.",
+            "Raise the limit:",
             commands,
         )
     else:

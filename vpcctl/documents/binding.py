@@ -50,7 +50,7 @@ def sound_policies(
     except DocumentError as error:
         raise DocumentError(*error.problems, *problems) from error
     except VpcctlError as error:
-        # The documents are wrong whatever the world is.
+        # The documents are wrong in every world.
         raise DocumentError(*problems) from error
     raise DocumentError(*_aimed(world, files, vpc, subnet)[1])
 

@@ -1,4 +1,4 @@
-"""A whole environment as one document: put it to a world, tell the difference, and write a world as one."""
+"""A whole environment as one document: apply it to a world, describe the difference, and write a world as one."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ class ObjectChange:
 
 
 Words = Callable[[Any, Any], Iterable["ObjectChange"]]
-# What nobody is told: the addresses that a subnet hands out last.
+# Fields that no difference shows: the addresses that a subnet assigns last.
 UNTOLD = {Subnet: {"released"}}
 
 
@@ -216,7 +216,7 @@ def _transit_change(before: World, after: World) -> Iterator[ObjectChange]:
     yield ObjectChange("~", "transit range", f"{before.transit} becomes {after.transit}")
 
 
-# In the order in which they are told.
+# In the order in which a difference shows them.
 _WORLD: dict[str, Words] = {"transit": _transit_change, "vpcs": _vpcs_changes, "peerings": _peering_changes}
 
 
@@ -296,7 +296,7 @@ def _publication_changes(old: Vpc, new: Vpc) -> Iterator[ObjectChange]:
             yield ObjectChange("+", _published(new, item))
 
 
-# In the order in which they are told.
+# In the order in which a difference shows them.
 _VPC: dict[str, Words] = {
     "prefixes": _about(lambda old, new: [f"{_prefixes(old)} becomes {_prefixes(new)}"]),
     "sets": _about(lambda old, new: ["its named sets"]),

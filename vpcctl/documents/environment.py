@@ -34,7 +34,7 @@ from vpcctl.model.operations import with_instance
 from vpcctl.model.policy import PROTOCOLS, Address, Endpoint, Network, Policy
 
 _V = TypeVar("_V")
-# The fields of VPCs and policies that cannot stand for their sets.
+# The fields of VPCs and policies that cannot replace their sets.
 BESIDE_SETS = frozenset({"name", "cidr", "subnets", "publish", "vpc", "subnet", "ingress", "egress", "default"})
 # What may be wrong in a VPC without hiding the name of a subnet or an instance.
 HARMLESS = re.compile(
@@ -62,7 +62,7 @@ def read_environment(
         check_sets(vpc, file, f"/vpcs/{number}")
     reader = _Environment(file, load, present or World(), serial)
     reader.problems += reading.structure_problems(without_plain_parts(document), "environment", file)
-    # Whatever else is wrong is told at the same time.
+    # Report all other problems at the same time.
     left = remains(document, reader.problems) if reader.problems else document
     if left is not GAP:
         reader.doubts = Doubts.of(document, left, reader.problems)
@@ -74,7 +74,7 @@ def read_environment(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Doubts:
-    """What must not be said to be absent, as it may stand in a wrong part of the document.
+    """Objects that must not be reported as missing, because a wrong part of the document may contain them.
 
     `vpcs` are the places of VPCs of which some subnet or instance may be unknown; `world` is true if some VPC may be.
     `sets` are the places of VPCs and policies of which some named set may be unknown.
@@ -214,7 +214,7 @@ class _Environment(Reader):
         return again
 
     def tell_unknown_names(self, document: Any, left: Any) -> None:
-        """Tell the endpoints that name nothing, if something else is wrong; else the whole world is asked for them."""
+        """If there are other problems, report the endpoints that name nothing; else the whole world is checked."""
         if not self.problems:
             return
         present = self._present.vpcs_by_name
@@ -314,7 +314,7 @@ class _Environment(Reader):
         return made
 
     def names_within(self, document: dict[str, Any], pointer: str) -> None:
-        """Tell the names in a VPC that stand twice."""
+        """Report the names that occur twice in a VPC."""
         inners = document.get("subnets", [])
         owner = f"VPC {document['name']}" if "name" in document else "this VPC"
         self.twice(
@@ -327,12 +327,12 @@ class _Environment(Reader):
             (f"instance {instance['name']} of {owner}", f"{place}/name")
             for number, inner in sound(inners)
             for instance, place in _instances(inner, f"{pointer}/subnets/{number}")
-            # The instance that comes of the subnet's name by itself is no second problem.
+            # The implicit instance that has the subnet's name is not a second problem.
             if "name" in instance and f"{place}/name" not in wrong
         )
 
     def places_of(self, subnets: dict[str, Subnet], vpc: Vpc) -> None:
-        """Tell the subnets that are not inside their VPC, or not apart from those before them."""
+        """Report the subnets that are not inside their VPC, or that overlap an earlier subnet."""
         inside = [
             (place, subnet)
             for place, subnet in subnets.items()
@@ -457,9 +457,9 @@ class _Environment(Reader):
         self._file_sets[place] = None if "sets" in found.unread else [name for name, _ in found.policy.sets]
 
     def discreet(self, error: DocumentError) -> DocumentError:
-        """What is wrong with a file that this document names, and nothing of what is in the file.
+        """The problems with a file that this document names, without any content of the file.
 
-        Its author may be somebody who may not read that file.
+        The author of the document may not be allowed to read that file.
         """
         files = dict.fromkeys(problem.file for problem in error.problems if isinstance(problem, Problem))
         told = [

@@ -14,7 +14,7 @@ from typing import Any
 from vpcctl.documents.reading import load_schema
 
 Check = Callable[[Any], bool]
-# What may stand beside `policies` in one object.
+# The fields that one object may have beside `policies`.
 BESIDE_POLICIES = frozenset({"vpc", "sets", "description"})
 
 

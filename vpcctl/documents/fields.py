@@ -181,7 +181,7 @@ def parse_address(text: str) -> Address:
         raise ValueError(f"{reading.quote(text)} is not an address such as 10.0.1.9") from None
 
 
-# What each expects, for a place of which the value may not be told.
+# What each expects, for messages that must not show the value.
 EXPECTED: dict[Callable[..., object], str] = {
     parse_protocol: "a protocol (a name, or a number 0–255) is expected",
     parse_ports: "a port or a range of them (1–65535) is expected, with protocol tcp, udp or sctp",

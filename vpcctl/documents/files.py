@@ -1,8 +1,8 @@
-"""The one way in which a file is read: a regular file, of bounded size, without waiting for anybody.
+"""The only function that reads files: regular files of bounded size, without blocking.
 
-A name may lead to anything: a device that never ends, a pipe that nobody writes to, a file that is mostly a hole.  So a
-file is opened without waiting (O_NONBLOCK, open(2)), judged by its descriptor, and read up to a bound whatever size it
-claims: files of procfs claim none, and others grow meanwhile.
+A name may lead to anything: a device that never ends, a pipe without a writer, a file that is mostly a hole.  So a
+file is opened without waiting (O_NONBLOCK, open(2)), judged by its descriptor, and read up to a bound.  Its reported
+size does not matter: files of procfs report 0, and others grow meanwhile.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def read(
     """The content of a regular file of at most `most` bytes; OSError for everything else.
 
     `place` is below the descriptor `directory` where that is given.  `follow` follows a symbolic link in the last part
-    of `place`; `owners` are the users whose file it may be, None stands for everybody.
+    of `place`; `owners` are the users who may own the file, None means any user.
     """
     # Looked at first: opening a device can already set something off.
     _check(os.stat(place, dir_fd=directory, follow_symlinks=follow), most, owners)
@@ -127,7 +127,7 @@ def _standard_input(most: int) -> bytes:
     try:
         descriptor = sys.stdin.fileno()
     except (OSError, ValueError):
-        # No file, but an object that stands in for one.
+        # Not a file, but an object that replaces one.
         content = io.BytesIO(sys.stdin.read(most + 1).encode("utf-8", "surrogatepass"))
         return _bounded(content.read, most)
     return _bounded(functools.partial(_patient, descriptor), most)

@@ -1,4 +1,4 @@
-"""Long lists of the record, decoded when somebody first looks into them.
+"""Long lists of the record, decoded on first use.
 
 Every command reads the whole record, and most ask for one VPC: the rules and prefixes of the others stay as they were
 written, are equal where they were written equally, and are written back as they were.

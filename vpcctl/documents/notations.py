@@ -42,7 +42,7 @@ def other_encoding(data: bytes) -> str | None:
 
 
 def explanation(text: str, position: int) -> tuple[str, str] | None:
-    """What stands in `text`, where a JSON parser stopped at `position`, and what to do; None if that is not known."""
+    """What `text` contains where a JSON parser stopped at `position`, and what to do; None if that is not known."""
     first = text[_end(_COMMENTED, text, 0) :][:200]
     if not first:
         return ("the file is empty", "write a JSON object") if not text.strip() else None

@@ -1,4 +1,4 @@
-"""What people write as policies, read: all problems of a document are told at once.
+"""Read the policies that people write, and report all problems of a document at once.
 
 `read_policies` refuses a document that has a problem.  `read_policy_file` returns what can be read of it, so that the
 names in it can be judged too.
@@ -46,7 +46,7 @@ class PolicyDocument:
 class PolicyFile:
     """What can be read of a file of policies, and the problems with the rest.
 
-    `content` is the parsed file if it has problems: they are told in the order of their places in it.
+    `content` is the parsed file if it has problems.  Their order follows their places in it.
     """
 
     documents: tuple[PolicyDocument, ...] = ()
@@ -76,7 +76,7 @@ def read_policy_file(document: Any, file: str) -> PolicyFile:
     left = document
     if not plainly_valid(document):
         reader.problems += reading.structure_problems(document, "policy", file)
-        # Whatever else is wrong is told at the same time.
+        # Report all other problems at the same time.
         left = remains(document, reader.problems)
         keep_names(document, left)
         reader.unread = dict(unread_fields(document, left))
@@ -114,7 +114,7 @@ def check_sets(document: Any, file: str, pointer: str = "") -> None:
 
 
 def _objects(document: Any) -> Iterator[dict[str, Any]]:
-    """The objects in which sets may stand: policies, VPCs, and what holds them, whatever else is wrong with them."""
+    """The objects that may contain sets (policies, VPCs and their containers), even if they have other problems."""
     if isinstance(document, list):
         for inner in document:
             yield from _objects(inner)
@@ -154,7 +154,7 @@ class Reader:
         self.problems: list[Problem] = []
         # The endpoints that name something, with their pointers.
         self.named: list[tuple[str, Endpoint]] = []
-        # By the pointers of policies: which of their decisive fields may stand in a wrong part.
+        # By the pointers of policies: which of their decisive fields a wrong part may contain.
         self.unread: Mapping[str, frozenset[str]] = {}
 
     def finish(self, document: Any = None) -> None:

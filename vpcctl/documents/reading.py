@@ -1,4 +1,4 @@
-"""JSON files as documents: strict reading, and everything wrong with their structure told at once.
+"""JSON files as documents: strict reading, which reports all structural problems at once.
 
 The schemas in ``schema/`` are the contract (JSON Schema 2020-12).  Each node that a person can get wrong has a
 ``title`` that completes the sentence "… is not …".
@@ -27,19 +27,19 @@ LONGEST_QUOTE = 60
 LONGEST_WORD = 64
 BEGINS_WITH_MARK = "the file begins with a byte order mark; save it as UTF-8 without BOM"
 TOO_DEEP = "this is nested too deeply to be a document of ours"
-# Stands in a place for a key that was found in a document.
+# Replaces, in a place, a key that was found in a document.
 HIDDEN = "…"
 SCHEMAS = ("policy", "environment", "assertions")
 
 
 class _Object(dict[str, Any]):
-    """A JSON object that remembers keys which stood in it twice."""
+    """A JSON object that remembers the keys that occurred twice."""
 
     duplicates: tuple[str, ...] = ()
 
 
 def parse(text: str, file: str) -> Any:
-    """The JSON value in `text`; DocumentError for what is no JSON, or ambiguous JSON (RFC 8259, 4)."""
+    """The JSON value in `text`; DocumentError for invalid or ambiguous JSON (RFC 8259, 4)."""
     if text.startswith(notations.BOM):
         raise DocumentError(_whole(file, BEGINS_WITH_MARK))
     values = sum(map(text.count, "[{,"))
@@ -67,7 +67,7 @@ def parse(text: str, file: str) -> Any:
 
 def _not_json(text: str, file: str, error: json.JSONDecodeError) -> Problem:
     place = f"line {error.lineno}, column {error.colno}"
-    # The decoder's words name what is expected, and tell nothing of what is there.
+    # The decoder's message names what is expected, and shows no content of the document.
     expected = f"this is not JSON ({place}: {error.msg})"
     known = notations.explanation(text, error.pos)
     words = f"this is not JSON ({place}: {known[0]}); {known[1]}" if known else expected
@@ -75,7 +75,7 @@ def _not_json(text: str, file: str, error: json.JSONDecodeError) -> Problem:
 
 
 def _whole(file: str, words: str) -> Problem:
-    """A problem of a file as a whole, in words that tell nothing of its content."""
+    """A problem of a whole file, in a message that shows nothing of its content."""
     return Problem(file, "", words, words)
 
 
@@ -253,7 +253,7 @@ def nearest(word: Any, known: list[str]) -> str:
 def closest(word: Any, known: list[str]) -> str | None:
     """The one of `known` for which `word` may be a typo; None if it is like none of them."""
     text = str(word).lower()
-    # What is longer is no typo, and comparing it takes time.
+    # A longer word is not a typo, and comparing it takes time.
     close = difflib.get_close_matches(text, known, n=1) if len(text) <= LONGEST_WORD else []
     return close[0] if close else None
 

@@ -11,13 +11,13 @@ from vpcctl.documents import reading, vocabulary
 from vpcctl.documents.reading import escape
 from vpcctl.errors import Problem
 
-# Stands in an array where something wrong stood, so that what follows keeps its place.
+# Replaces a wrong element of an array, so that the elements after it keep their places.
 GAP: Any = object()
 # What is wrong is put aside with what cannot be understood without it.
 _DEPENDENT = {"protocol": ("port", "icmp_type")}
 # The arrays of objects that can be read although something is missing in them.
 _KEPT = ("vpcs", "subnets", "instances", "publish")
-# The fields of a subnet that cannot stand for its instances.
+# The fields of a subnet that cannot replace its instances.
 _BESIDE_INSTANCES = ("name", "cidr", "type", "nat_gateway", "policy")
 # The fields of a policy without which its names cannot be judged, and the type of their values.
 _DECISIVE: Mapping[str, type] = {"vpc": str, "subnet": str, "sets": dict}
@@ -34,7 +34,7 @@ def remains(document: Any, problems: Iterable[Problem]) -> Any:
 
 
 def pointers(value: Any, pointer: str = "") -> Iterator[str]:
-    """The JSON pointers of `value` and of all that is in it, in the order in which they stand."""
+    """The JSON pointers of `value` and of all that is in it, in document order."""
     yield pointer
     if isinstance(value, dict):
         for key, inner in value.items():
@@ -45,7 +45,7 @@ def pointers(value: Any, pointer: str = "") -> Iterator[str]:
 
 
 def keep_names(document: Any, left: Any) -> None:
-    """Put back into `left` the names of sets that are wrong, and what tells that this is a collection."""
+    """Put back into `left` the names of sets that are wrong, and the field that marks a collection."""
     if isinstance(document, dict) and "policies" in document and left is not GAP:
         left.setdefault("policies", [])
     for _, written, rest in _beside_what_is_left(document, left):
@@ -103,7 +103,7 @@ def _take_out(left: dict[str, Any], path: list[str]) -> None:
             # What was taken out may have been the instances; none is better than the one of the subnet's name.
             inner.setdefault("instances", [])
         if in_rule:
-            # What was taken out may have stood for the action.
+            # The removed part may have contained the action.
             inner.update({**_STAND_IN, **inner})
 
 
@@ -121,7 +121,7 @@ def _beside_what_is_left(document: Any, left: Any) -> Iterator[tuple[str, dict[s
 
 
 def _meant(key: str, kind: str) -> str | None:
-    """The field that somebody means who writes `key` in an object of that kind, None if that is not known."""
+    """The field that an author who writes `key` in an object of that kind probably means; None if that is not known."""
     known = _fields(kind)
     return key if key in known else vocabulary.stands_for(key, kind) or reading.closest(key, known)
 

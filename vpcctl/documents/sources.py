@@ -26,7 +26,7 @@ Loader = Callable[[str], tuple[Any, str]]
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """Parsed JSON; `name` stands for it in messages, and files that it names are found relative to `folder`."""
+    """Parsed JSON; messages call it `name`, and files that it names are relative to `folder`."""
 
     content: Any
     name: str = "document"
@@ -53,7 +53,7 @@ def read_source(source: Source) -> Document:
 
 
 def read_policy_sources(sources: Iterable[Source]) -> list[PolicyFile]:
-    """What can be read of the policies of each source, with the problems; `binding.sound_policies` tells them."""
+    """What can be read of the policies of each source, with the problems; `binding.sound_policies` reports them."""
     return [_policy_file(source) for source in sources]
 
 
@@ -77,7 +77,7 @@ def read_environment_source(source: Source) -> World:
 
 
 def read_once(load: Loader) -> Loader:
-    """`load`, which reads each file once: what was checked is what is used, even if somebody edits it meanwhile."""
+    """`load`, which reads each file once: vpcctl uses what it checked, even if the file is edited meanwhile."""
     return functools.cache(load)
 
 

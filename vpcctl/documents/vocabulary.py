@@ -65,7 +65,7 @@ _CIDRS = frozenset({"cidr", "cidrs", "cidr_blocks", "cidr_ip", "CidrIp", "ip", "
 _SOURCE_PORTS = frozenset({"source_port", "source_ports", "sport", "sports", "src_port"})
 _STATES = frozenset({"state", "ctstate", "ct_state", "connection_state"})
 _ORDER = frozenset({"priority", "order", "rule_number", "precedence"})
-# Which of our fields tells the kind of an object, the first that fits.
+# The field that identifies the kind of an object; the first match decides.
 _KINDS = {
     "action": "rule", "vpcs": "environment", "policies": "collection", "subnets": "vpc", "nat_gateway": "subnet",
     "ip": "instance", "target_port": "publication", "subnet": "policy", "ingress": "default",
@@ -78,7 +78,7 @@ def kind_by_fields(fields: Collection[str]) -> str:
 
 
 def stands_for(word: str, kind: str) -> str | None:
-    """The field of ours that somebody means who writes `word` in an object of that kind."""
+    """The field of ours that an author who writes `word` in an object of that kind means."""
     return RENAMED.get(kind, {}).get(word)
 
 

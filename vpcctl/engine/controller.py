@@ -1,4 +1,4 @@
-"""Everything that a front end can ask: the command line, programs in Python, and whatever else comes.
+"""All requests of the front ends: the command line, programs in Python, and future ones.
 
 A request is one method: values in, values out.  It takes no words of a command line, prints nothing, and raises errors
 of `vpcctl.errors` alone, before anything was changed or with what was changed rolled back.  What a person may want to
@@ -37,7 +37,7 @@ class Controller:
 
     `state_dir` is the directory of the record: by default that of the command line (VPCCTL_STATE_DIR, else
     DEFAULT_STATE_DIR of `names`).  Nothing is opened or locked between two requests, so one controller may live as long
-    as its program, beside commands that somebody types.
+    as its program, beside commands that a user types.
     """
 
     def __init__(

@@ -58,4 +58,4 @@ Report = Callable[[Event], None]
 
 
 def unheard(event: Event) -> None:
-    """Report to nobody."""
+    """Discard all reports."""

@@ -74,7 +74,7 @@ def run(
 ) -> Trouble:
     """Take every step of `plan`, and return what could not be removed of `gone`; any other failure is StepFailed.
 
-    `begun` is told each item before its step.
+    `begun` is called with each item before its step.
     """
     teardown = Teardown(kernel, gone, shutters)
     for step in plan.steps:

@@ -34,9 +34,9 @@ def _raised(kernel: Kernel, items: tuple[Item, ...], known: Rulesets, all_of: bo
 
 
 def _newest(kernel: Kernel, item: Ruleset, recorded: bool) -> int:
-    """The newest generation in the item's namespace that may mean something else than the item; 0 if that is no matter.
+    """The newest generation in the item's namespace that may mean something else than the item; 0 if irrelevant.
 
-    Where a ruleset is loaded no flow has a newer mark than it has.
+    If a ruleset is loaded, no flow has a newer mark than the ruleset has.
     """
     assert item.namespace is not None, "the host's ruleset marks no flows"
     loaded = kernel.loaded(item.namespace)

@@ -1,4 +1,4 @@
-"""One machine as the engine sees it: the record, the kernel, the host's addresses, and somebody who listens."""
+"""One machine as the engine sees it: the record, the kernel, the host's addresses, and a listener."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def homes(record: Record) -> dict[Key, str]:
 def _placed(vpc: str, items: Iterable[Item]) -> Iterator[tuple[Item, str]]:
     """The items of a VPC with their places.
 
-    An instance's are those in its namespace, its link, and what stands on the link's end in the router.
+    The items of an instance are those in its namespace, its link, and the items on the link's end in the router.
     """
     items = list(items)
     routers = {item.namespace for item in items if isinstance(item, Ruleset)}

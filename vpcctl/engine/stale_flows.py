@@ -100,7 +100,7 @@ def _routers(world: World) -> Mapping[str, int]:
 
 
 def _newly_published(world: World, before: World) -> Iterator[Selection]:
-    """The flows that stand in the way of a port that is published now; of whatever VPC."""
+    """The flows of any VPC that block a port that is published now."""
     known = set(_published(before))
     for item in _published(world):
         if item not in known:
@@ -111,7 +111,7 @@ def _newly_published(world: World, before: World) -> Iterator[Selection]:
 
 
 def _newly_served(ports: Iterable[int]) -> Iterator[Selection]:
-    """The flows that stand in the way of a port on which the host serves now."""
+    """The flows that block a port on which the host serves now."""
     for port in ports:
         for protocol in PORTED:
             yield Selection(protocol=protocol, destination_port=port, of_replies=True)

@@ -37,7 +37,7 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class StandIn:
-    """What stands for the internet when packets are sent: an address in it, and where its packets go and come."""
+    """The substitute for the internet when packets are sent: its address, and where its packets go and come."""
 
     address: Address
     outside: Callable[[Flow], Outside]

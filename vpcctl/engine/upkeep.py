@@ -1,4 +1,4 @@
-"""Requests about the machine as a whole: does the kernel stand as desired, and bring it there."""
+"""Requests about the machine as a whole: compare the kernel with the desired state, and repair it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMED = 5
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How the kernel stands to what is desired, and what each VPC uses of shared resources."""
+    """How the kernel differs from the desired state, and what each VPC uses of shared resources."""
 
     differences: tuple[Difference, ...]
     unfinished: bool
@@ -70,7 +70,7 @@ def repair(machine: Machine, vpc: str | None, adopt: bool) -> Repair:
 
     with machine.changing() as kernel:
         differences, world = reconciler.repair(machine.store, kernel, adopt, report, None if vpc is None else [vpc])
-    # No process outlives a reboot, and none ran in a namespace that was never completed.
+    # No process survives a reboot, and none ran in a namespace that was never completed.
     warnings = () if told else _stranded(differences, world)
     return Repair(tuple(differences), bool(told), warnings)
 

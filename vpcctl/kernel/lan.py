@@ -42,8 +42,8 @@ _FRESH = (
     ),
 )
 
-# Whatever has no socket of its own goes to the responder's, with its destination address and port untouched: no NAT,
-# so no two flows can clash and no connection tracking can fill up.
+# A packet without a socket of its own goes to the responder's socket.  Its destination address and port stay: there is
+# no NAT, so no two flows can clash and no connection tracking can fill up.
 _EVERY_PORT = """
 table inet responder {{
     chain every-port {{

@@ -35,7 +35,7 @@ from vpcctl.resources.kinds import (
 )
 from vpcctl.resources.protocol import ABSENT, RIGHT, Condition, Status
 
-# The loopback interface's index in every namespace, whatever somebody inside calls it (include/net/flow.h).
+# The loopback interface's index in every namespace, even if it was renamed inside (include/net/flow.h).
 LOOPBACK, LOOPBACK_IFINDEX = "lo", 1
 # Packets that wait in an ifb device; the kernel's 32 are too few for a burst of small ones.
 IFB_QUEUE = 1000
@@ -88,7 +88,7 @@ class Rtnl:
         return found
 
     def links(self) -> dict[str, rt.Link]:
-        """All links by name.  The loopback interface is `lo`, whatever somebody calls it."""
+        """All links by name.  The loopback interface is `lo`, even if it was renamed."""
         dumped = [rt.Link(body) for body in self._channel.dump(rt.RTM_GETLINK, rt.all_links())]
         found = {link.name: link for link in dumped}
         found[LOOPBACK] = next(link for link in dumped if link.index == LOOPBACK_IFINDEX)
@@ -212,8 +212,8 @@ class Rtnl:
     def evict(self, name: str, rename: bool = False) -> None:
         """Have no link called `name`: delete it, or take the name from one that cannot be deleted or only lends it.
 
-        With `rename` the link is not deleted but set down and renamed, which works for every link and is quicker.  One
-        that is gone or changed meanwhile is no error: who wants the name tries again.
+        With `rename` the link is not deleted but set down and renamed, which works for every link and is quicker.  A
+        link that is gone or changed meanwhile is not an error: the caller tries again.
         """
         try:
             self._evict(name, rename)
@@ -359,7 +359,7 @@ ONLINK = rt.RTNH_F_ONLINK
 
 
 def contended(make: Callable[[], None], evict: Callable[[int], object], attempts: int) -> None:
-    """Make a link whose name somebody else may hold: `evict` frees it, given the number of attempts so far.
+    """Make a link whose name another link may hold: `evict` frees it, given the number of attempts so far.
 
     KernelError when the name was taken again each time.
     """

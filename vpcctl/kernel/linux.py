@@ -158,7 +158,7 @@ class LinuxKernel:
     def _observe_far_end(self, item: Veth, near: int) -> Condition:
         """Compare the other end of a pair, whose end with the index `near` is right.
 
-        Root inside an instance may have moved, renamed or replaced it.  That its namespace is gone is told elsewhere.
+        Root inside an instance may have moved, renamed or replaced it.  Another item reports a missing namespace.
         """
         namespace = item.peer_namespace
         if namespace is not None and (not namespaces.is_namespace(namespace) or namespaces.foreign(namespace)):
@@ -271,7 +271,7 @@ class LinuxKernel:
     def _ensure_veth(self, item: Veth) -> None:
         """Make the pair; where its far end's name is taken, make that free and try again.
 
-        An end may be left of a pair whose other end is in a namespace that somebody deleted.  Root inside an instance
+        One end of a pair may be left after the namespace of the other end was deleted.  Root inside an instance
         may have given the name to another link, and may go on to do so for as long as we try.
         """
         rtnl, far = self._rtnl(item.namespace), item.peer_namespace

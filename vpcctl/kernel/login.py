@@ -12,11 +12,11 @@ from pathlib import Path
 
 from vpcctl.errors import ConflictError, KernelError
 
-# The search path is fixed: root's own may name directories that the user cannot read, or that somebody can write.
+# The search path is fixed: root's own may name directories that the user cannot read, or that others can write.
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MAIL_DIRECTORY = "/var/mail"
 # What describes the terminal, the language and the time to programs.  Everything else may be a secret of root's.  The
-# categories of locale(7) are listed one by one, because any word can stand behind LC_.
+# categories of locale(7) are listed one by one, because any word can follow LC_.
 _CATEGORIES = (
     "ALL CTYPE NUMERIC TIME COLLATE MONETARY MESSAGES PAPER NAME ADDRESS TELEPHONE MEASUREMENT IDENTIFICATION".split()
 )
@@ -75,7 +75,7 @@ def environment(account: pwd.struct_passwd, callers: Mapping[str, str]) -> dict[
 def become(account: pwd.struct_passwd) -> None:
     """Turn this process into one of the user's, for good; KernelError where anything of root's would stay.
 
-    Until the next exec(2) nobody may trace the process: its memory still holds what root read.
+    Until the next exec(2) no process may trace this one: its memory still holds what root read.
     """
     _stand_for_memory()
     _drop_bounds()
@@ -147,7 +147,7 @@ def _join_keyring() -> None:
 def _enter_directory(account: pwd.struct_passwd) -> None:
     """Stay in the working directory where the user can get there by its path, else go home, else to /.
 
-    A directory that one is in already can be used even where the way to it is closed.
+    A process can use its working directory even if the path to it is closed.
     """
     for directory in (_working_directory(), account.pw_dir, "/"):
         with contextlib.suppress(OSError):

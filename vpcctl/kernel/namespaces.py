@@ -35,7 +35,7 @@ MS_SLAVE = 1 << 19
 MS_SHARED = 1 << 20
 MNT_DETACH = 0x2
 
-# More mounts than this on one name are no accident.
+# More mounts than this on one name are deliberate.
 DEEPEST = 64
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -139,9 +139,9 @@ def inside(there: int, name: str) -> Iterator[None]:
 def opened(name: str, tag: str = "") -> int:
     """A descriptor of the namespace `name`, or of that path, for the caller to close.
 
-    What is checked is what was opened, whatever is mounted over the name meanwhile.  A namespace that is called by its
-    whole path is nobody's but the caller's; with `tag` it must be exactly the one with that tag.  Raises GoneError,
-    ConflictError.
+    The check is about the opened namespace, even if another one is mounted over the name meanwhile.  A namespace that
+    is called by its whole path belongs to the caller.  With `tag` it must be exactly the one with that tag.  Raises
+    GoneError, ConflictError.
     """
     try:
         descriptor = os.open(path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -169,7 +169,7 @@ def _check_opened(name: str, status: os.stat_result, tag: str) -> None:
 def foreign(name: str | None, tag: str = "") -> str | None:
     """Why `name` is a namespace that is not ours, or not the one with `tag`, and what to type; None if it is ours.
 
-    None too where nothing is mounted, and for a whole path, which is nobody's but the caller's.
+    None too if nothing is mounted, and for a whole path, which belongs to the caller.
     """
     identity = claims.mounted(name) if name is not None and "/" not in name else None
     return _objection(str(name), identity, tag) if identity is not None else None
@@ -206,9 +206,9 @@ def _is_claimed(claim: Claim | None, tag: str) -> bool:
 def create(name: str, tag: str) -> None:
     """Make a new network namespace and mount it at /run/netns/`name`.
 
-    The file that it is mounted on holds `tag`, which nobody inside can change: it tells whose the namespace is, and,
-    where a crash left the bare file, whose that is.  Raises ConflictError if something else of that name is there.  A
-    thread of its own is unshared and ends, so the caller's namespace is never at risk; mounting keeps the namespace
+    The file that it is mounted on holds `tag`, which no process inside can change.  The tag identifies the owner of the
+    namespace, or of the bare file if a crash left one.  Raises ConflictError if something else of that name is there.
+    A thread of its own is unshared and ends, so the caller's namespace is never at risk; mounting keeps the namespace
     alive.
     """
     _prepare_directory()
@@ -247,7 +247,7 @@ def is_placeholder(name: str, tag: str) -> bool:
 def owner(name: str) -> str | None:
     """The tag in the file at the namespace's place, mounted on or bare; None if it is not a regular file.
 
-    Raises OSError where the kernel lets nobody look below mounts: before Linux 5.2, or without CAP_SYS_ADMIN.
+    Raises OSError where the kernel does not allow a look below mounts: before Linux 5.2, or without CAP_SYS_ADMIN.
     """
     claim = claims.read(name)
     return None if claim is None else claim.tag

@@ -76,7 +76,7 @@ def attributes(data: Data) -> Iterator[tuple[int, Data]]:
 
 
 def error_number(body: Data) -> int:
-    """The error (errno(3)) that the body of NLMSG_ERROR or NLMSG_DONE tells; 0 for success."""
+    """The error (errno(3)) in the body of NLMSG_ERROR or NLMSG_DONE; 0 for success."""
     return -struct.unpack_from("=i", body)[0] if len(body) >= 4 else 0
 
 
@@ -88,7 +88,7 @@ class NetlinkError(OSError):
 
 
 def check(body: Data) -> None:
-    """Raise NetlinkError for an error that such a body tells."""
+    """Raise NetlinkError for an error in such a body."""
     number = error_number(body)
     if number:
         raise NetlinkError(number)

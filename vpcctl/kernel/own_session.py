@@ -163,7 +163,7 @@ def _place(command: int, slave: int | None) -> None:
 
 
 class _Monitor:
-    """Does for the command what the relay says, and tells the relay when the command stops."""
+    """Does for the command what the relay says, and informs the relay when the command stops."""
 
     def __init__(self, command: int, slave: int | None, channel: socket.socket, signals: int):
         self._command, self._slave, self._channel, self._signals = command, slave, channel, signals
@@ -189,14 +189,14 @@ class _Monitor:
                     poll.unregister(self._channel)
 
     def _obey(self) -> bool:
-        """Do what the relay says; False if it has gone.  Whatever ends vpcctl ends the command, too."""
+        """Do what the relay says; False if it has gone.  If vpcctl ends for any reason, the command ends too."""
         try:
             words = self._channel.recv(64)
         except ConnectionResetError:
-            # Whoever was killed with a word of ours unread has hung up, too.
+            # A relay that was killed before it read our message has hung up, too.
             words = b""
         for word in words or (signal.SIGKILL,):
-            # The command has not been awaited, so its number is nobody else's.
+            # The command has not been awaited, so no other process has its number.
             with contextlib.suppress(ProcessLookupError):
                 group = os.getpgid(self._command)
                 if word in (FOREGROUND, BACKGROUND):

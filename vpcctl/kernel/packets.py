@@ -1,4 +1,4 @@
-"""IPv4 packets that begin flows, each with a token by which it, and whatever answers it, is known again.
+"""IPv4 packets that begin flows, each with a token that identifies the packet and its answers.
 
 In TCP the token is the sequence number and in SCTP the initiate tag, both of which answers give back (RFC 9293,
 3.10.7; RFC 9260, 3.3.2 and 8.5).  In all else it follows `MAGIC` in the payload, which echoes and ICMP errors repeat.

@@ -17,7 +17,7 @@ from vpcctl.model.policy import Address
 
 ETH_P_ALL, ETH_P_IP = 0x0003, 0x0800  # include/uapi/linux/if_ether.h
 SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h
-RECEIVE_BUFFER = 8 << 20  # bytes: room for a batch, whatever else is to be heard
+RECEIVE_BUFFER = 8 << 20  # bytes: room for a batch beside all other traffic
 
 # A name under /run/netns, the path of a namespace, or None for the host's.
 Namespace = str | Path | None

@@ -51,7 +51,7 @@ class Probe:
     It goes from `source`, in the namespace `sender`, to `target` and its `port`: a destination port, an ICMP type, or
     None.  In the namespace `receiver` it is one to `destination`, which is not `target` where that is a published
     port.  With `leaving` it is looked for where it leaves that namespace and not where it enters, with `delivered`
-    where the namespace takes it in for itself.  Whatever the policy says, the sender may ping `first_hop` (from an
+    where the namespace takes it in for itself.  Under every policy, the sender may ping `first_hop` (from an
     address of its own where `source` is `borrowed`), and the namespace `last_hop` may ping `destination`, or `control`
     if that is given.
     """
@@ -107,7 +107,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Outside:
-    """What stands for the internet: `namespace` is where its packets are sent and looked for.
+    """The substitute for the internet: its packets are sent and looked for in `namespace`.
 
     `host` is the host's address there, at which ports are published.  With `leaving` the namespace is the host's own,
     and packets are looked for on their way out of it; nothing can be sent *from* such an internet.
@@ -118,12 +118,12 @@ class Outside:
     leaving: bool = False
 
 
-# The host itself: whatever leaves it for an address outside is seen there, by whatever link.
+# The host itself: packets that leave it for an address outside are seen there, on any link.
 HERE = Outside(None, LOOPBACK, leaving=True)
 
 
 def probe_of(world: World, flow: Flow, outside: Outside, host: Host = NO_HOST) -> Probe:
-    """The probe that tries `flow` in the kernel; ConflictError, StopIteration where an end in a VPC is no instance.
+    """The probe that tries `flow` in the kernel; ConflictError, StopIteration if an end in a VPC is not an instance.
 
     To a port that is published a flow from the internet goes by way of the host's address, to any other port straight.
     """

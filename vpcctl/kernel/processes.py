@@ -1,4 +1,4 @@
-"""Where else a user has processes.  Processes of one user may take each other apart (ptrace(2)), whatever the network.
+"""Where else a user has processes.  Processes of one user may trace each other (ptrace(2)) in any network.
 
 A descriptor that another process holds can be copied by pidfd_getfd(2), sockets included.  The kernel asks whether the
 users are the same; it does not ask about network namespaces.

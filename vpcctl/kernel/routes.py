@@ -81,7 +81,7 @@ def next_hop(address: Address) -> Hop | None:
 
 
 def read_host() -> Host:
-    """The host's own addresses as they are now; KernelError where the kernel does not tell them."""
+    """The host's own addresses as they are now; KernelError if the kernel does not report them."""
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as channel:
             _be_strict(channel)
@@ -134,7 +134,7 @@ def _local_routes(channel: socket.socket, family: int) -> Iterator[_Route]:
 
 
 def _route(message: bytes, family: int) -> _Route | None:
-    """The route that a message tells; None for one of another kind or table: kernels before 4.20 know no filter."""
+    """The route in a message; None for one of another kind or table: kernels before 4.20 know no filter."""
     found, length, _, _, table, _, _, kind, _ = _ROUTE.unpack_from(message)
     attributes = dict(netlink.attributes(message[_ROUTE.size :]))
     if RTA_TABLE in attributes:
@@ -147,7 +147,7 @@ def _route(message: bytes, family: int) -> _Route | None:
 
 
 def _be_strict(channel: socket.socket) -> None:
-    """Have the kernel tell the routes of one table alone, where it can."""
+    """Ask the kernel to report only the routes of one table, if it can."""
     try:
         channel.setsockopt(netlink.SOL_NETLINK, netlink.NETLINK_GET_STRICT_CHK, 1)
     except OSError:

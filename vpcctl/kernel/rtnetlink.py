@@ -199,17 +199,17 @@ def all_links() -> bytes:
 
 
 def all_addresses(version: int = 0, link: int = 0) -> bytes:
-    """The question for all addresses, of both versions where none is given; a strict kernel tells those of `link`."""
+    """The query for all addresses, of both versions if none is given; a strict kernel reports only those of `link`."""
     return _ADDRESS.pack(family(version) if version else 0, 0, 0, 0, link)
 
 
 def all_neighbours(number: int = socket.AF_UNSPEC) -> bytes:
-    """The question for all neighbours, or with AF_BRIDGE for the databases of all bridges."""
+    """The query for all neighbours, or with AF_BRIDGE for the databases of all bridges."""
     return _NEIGHBOUR.pack(number, 0, 0, 0, 0)
 
 
 def all_routes(version: int = 0, table: int = 0) -> bytes:
-    """The question for all routes, of both versions where none is given; a strict kernel tells those of `table`."""
+    """The query for all routes, of both versions if none is given; a strict kernel reports only those of `table`."""
     return _ROUTE.pack(family(version) if version else 0, 0, 0, 0, table, 0, 0, 0, 0)
 
 
@@ -311,7 +311,7 @@ class LinkAddress:
 
 
 def read_address(body: bytes) -> LinkAddress:
-    """The address that a message tells."""
+    """The address in a message."""
     _, length, _, _, index = _ADDRESS.unpack_from(body)
     found = dict(attributes(body[_ADDRESS.size :]))
     return LinkAddress(index, f"{_of_address(found.get(IFA_LOCAL, found.get(IFA_ADDRESS)))}/{length}")
@@ -328,7 +328,7 @@ class KnownNeighbour:
 
 
 def read_neighbour(body: bytes) -> KnownNeighbour:
-    """The neighbour that a message tells."""
+    """The neighbour in a message."""
     found_family, index, state, _, _ = _NEIGHBOUR.unpack_from(body)
     found = dict(attributes(body[_NEIGHBOUR.size :]))
     mac = found.get(NDA_LLADDR)
@@ -353,7 +353,7 @@ class KnownRoute:
 
 
 def read_route(body: bytes) -> KnownRoute | None:
-    """The route that a message tells; None for one of another family than IP."""
+    """The route in a message; None for one of another family than IP."""
     found_family, length, _, _, table, _, _, kind, _ = _ROUTE.unpack_from(body)
     if found_family not in (socket.AF_INET, socket.AF_INET6):
         return None

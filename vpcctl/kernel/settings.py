@@ -55,7 +55,7 @@ def ensure(item: Setting | LinkSetting) -> None:
 def restore(item: LinkSetting) -> None:
     """Put back what was there before us, if that is known and the link still exists.
 
-    Forwarding that somebody has switched on for the whole host meanwhile is not ours to switch off.
+    If forwarding was enabled for the whole host meanwhile, it stays enabled.
     """
     if item.previous and read(place(item)) is not None and not forwarding():
         _write(item, item.previous)

@@ -26,7 +26,7 @@ _MESSAGE = struct.Struct("!BBBBHH16s")
 
 
 def served_ports(low: int, high: int) -> tuple[int, ...]:
-    """The ports from `low` to `high` on which somebody can be called from outside, in the caller's namespace."""
+    """The ports from `low` to `high` on which a program of the caller's namespace can be reached from outside."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG) as channel:
         found = {
             port

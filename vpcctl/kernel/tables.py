@@ -6,13 +6,13 @@ are it asks itself (include/uapi/linux/netfilter/nf_tables.h): libnftables would
 Theory of operation of a load.  To delete a table in the transaction that adds its successor loses packets, for two
 reasons in net/netfilter/nf_tables_api.c: a packet that another CPU is judging by the old chains at that instant finds
 their verdict maps emptied (`nft_map_deactivate`), and the new interval sets show their elements only some time after
-the new rules are in force (`nft_set_commit_update`).  So a table that stands hands over to a spare, and the spare to
+the new rules are in force (`nft_set_commit_update`).  So the table in force hands over to a spare, and the spare to
 the new table of the right name.  Each is loaded asleep (dormant, that is without hooks), and then one transaction
 wakes it and puts the other one to sleep, which leaves the rules and maps of both as they are.  The instant of the
 first of these is when the new ruleset begins to hold.
 
 At every instant one table or both judge every packet, and both let pass what both rulesets allow.  A crash leaves a
-spare, which `observe` tells and the next load or unload clears away.
+spare, which `observe` reports and the next load or unload removes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SPARE = f"{TABLE}-next"
 _TABLE_START = re.compile(rf"^table (\w+) {TABLE} \{{$", re.MULTILINE)
 # What nft prints in braces on one line, or as the elements of a set: a list whose order means nothing.
 _LIST = re.compile(r"\{ ([^{}]*) \}")
-# The elements of a set that packets fill: they are nobody's text.
+# The elements of a set that packets fill: they are not part of a ruleset's text.
 _FILLED = re.compile(r"(\n\t\tflags dynamic[^\n]*\n(?:\t\ttimeout [^\n]*\n)?)\t\telements = \{[^{}]*\}\n")
 _MEMBER = re.compile(r'(?:[^,"]|"[^"]*")+')
 DETAIL_LENGTH = 120
@@ -136,7 +136,7 @@ def context(namespace: str | None) -> Nft:
 
 
 def scratch() -> Nft:
-    """A context that is bound to a new namespace of nobody's; both go when it is forgotten."""
+    """A context that is bound to a new namespace without a name; both go when the context is deleted."""
     made: list[Nft | Exception] = []
 
     def unshare_and_open() -> None:
@@ -182,7 +182,7 @@ def loaded(nft: Nft) -> set[tuple[str, int]]:
 
 
 def load(nft: Nft, item: Ruleset) -> None:
-    """Make the ruleset the one in force; ConflictError where a table of its name is somebody else's."""
+    """Make the ruleset the one in force; ConflictError if a table of its name is foreign."""
     blocks = _blocks(item.batch)
     for table in foreign(item, nft):
         raise ConflictError(f"{where(item.namespace)} has a table `{table}` that is not ours; rename or delete it")
@@ -352,7 +352,7 @@ def counters(nft: Nft) -> dict[str, int]:
 
 
 def foreign(item: Ruleset, nft: Nft) -> list[str]:
-    """The tables, as family and name, that stand under a name of ours and are somebody else's."""
+    """The foreign tables, as family and name, that have a name of ours."""
     found = nft.tables()
     return [
         f"{family} {table}"

@@ -3,7 +3,7 @@
 A three-tier shop, a second VPC with the same prefix and a third one are built, served in, guarded, peered and taken
 down.  Each line is a command as one would type it and what came of it.  ✓ says that this is what should come; if
 anything else did, the exit status is 1.  What passes is shown by real connections.  What must not pass is shown by a
-client that gets no answer and a server that heard nothing, which does answer somebody else in the same breath.
+client that gets no answer and a server that heard nothing, which answers another client at the same time.
 
 POLICIES is a folder to take the three tiers' policies from, in place of the library's.
 """
@@ -36,7 +36,7 @@ HOST_LISTINGS = {
     "routes": "ip -4 route show table all",
     "tables": "nft list ruleset",
 }
-# Counts of the moment among the settings, which nobody sets.
+# Settings that are momentary counts, which no program sets.
 COUNTS = {"nf_conntrack_count"}
 
 
@@ -137,7 +137,7 @@ def taken_down(stage: DemoStage, before: dict[str, list[str]]) -> None:
     after = host_now()
     for name, command in HOST_LISTINGS.items():
         stage.say(command, *comparison(before[name], during[name], after[name]))
-    # Settings that came with a kernel module, loaded meanwhile, were nobody's to put back.
+    # Settings that came with a kernel module, loaded meanwhile, need not be restored.
     known = set(map(setting_name, before["settings"]))
     states = [[line for line in state["settings"] if setting_name(line) in known] for state in (before, during, after)]
     stage.say(f"({len(known)} settings under net/)", *comparison(*states))

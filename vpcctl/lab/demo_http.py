@@ -72,7 +72,7 @@ def get(place: str) -> int:
 
 
 def watch(place: str) -> int:
-    """Print the pieces that come from `place`, for as long as the connection stands, however silent it is."""
+    """Print the pieces that come from `place`, for as long as the connection lasts, even if it is silent."""
     with _asked(place, "/pieces") as answer:
         for line in answer:
             print(line.decode().strip(), flush=True)

@@ -118,7 +118,7 @@ class DemoStage:
         return ended
 
     def refused(self, command: str, status: int, reason: str) -> None:
-        """Run a command that must end with `status` and a sentence in which `reason` stands."""
+        """Run a command that must end with `status` and a sentence that contains `reason`."""
         done = run(command)
         good = done.returncode == status and reason in done.stderr
         self.say(command, good, f"refused: {reason}" if good else last_words(done))

@@ -80,7 +80,7 @@ _PROGRAM = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -P -c {shlex.quote(_S
 def run(command: Sequence[str], *, ready: Callable[[sandbox.Standing], None] | None = None) -> int:
     """Run `command` (empty: an interactive shell) in a new lab and return its exit status, 128+n if signal n killed it.
 
-    Raises PrivilegeError where namespaces are denied, KernelError.  `ready` is called once the lab stands.
+    Raises PrivilegeError where namespaces are denied, KernelError.  `ready` is called once the lab is complete.
     """
     return sandbox.run(sandbox.Interior(_furnish, lambda: _become(command)), ready)
 
@@ -127,7 +127,7 @@ def _become(command: Sequence[str]) -> int:
 
 
 def _shell() -> list[str]:
-    """The interactive shell's words; says welcome if there is somebody to say it to."""
+    """The interactive shell's words; prints a welcome if a person can read it."""
     if sys.stdin.isatty():
         os.write(2, _WELCOME.encode())
     return ["bash", "--rcfile", str(RUN_LAB / "bashrc")] if shutil.which("bash") else ["sh"]
@@ -154,9 +154,9 @@ def environment() -> dict[str, str]:
 
 
 class Lab:
-    """A lab that stands while it is open, for tests: ``with Lab() as lab: lab.run(["ip", "link"])``.
+    """A lab that exists while it is open, for tests: ``with Lab() as lab: lab.run(["ip", "link"])``.
 
-    Ends with the process that opened it, even one that is killed.  Any number can stand at the same time.
+    Ends with the process that opened it, even one that is killed.  Any number of labs can exist at the same time.
     """
 
     def __init__(self) -> None:
@@ -278,7 +278,7 @@ class Lab:
         return result
 
     def _words(self, command: Sequence[str], netns: str | None, cwd: str | Path | None) -> list[str]:
-        # A pid that is not held any more may be anybody's, and its namespaces the real machine's.
+        # A pid that is no longer held may belong to any process, and its namespaces may be the real machine's.
         if self._standing is None or self._holder is None or self._holder.poll() is not None:
             raise RuntimeError("the lab is not open, or has ended")
         unnamed = {station.name: station.mounted for station in _STATIONS}

@@ -17,7 +17,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-PORT = 9  # discard(9): nobody calls it on purpose
+PORT = 9  # discard(9): no program calls it on purpose
 
 _REQUEST = re.compile(rb"[A-Z]+ \S+ HTTP/1\.[01]\r?\n")
 _BACKLOG = 4096

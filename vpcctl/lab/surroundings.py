@@ -1,4 +1,4 @@
-"""What stands for the internet where vpcctl runs: the lab's machines, or whatever the host sends its packets to."""
+"""The substitute for the internet where vpcctl runs: the lab's machines, or the destinations of the host's packets."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _INTERNET, _NEIGHBOUR = RUN_LAB / "internet", RUN_LAB / "neighbour"
 
 
 def stand_in() -> StandIn:
-    """The internet for probes: on a real host an address of TEST-NET-3 (RFC 5737), which belongs to nobody."""
+    """The internet for probes: on a real host an address of TEST-NET-3 (RFC 5737), which no machine has."""
     return StandIn(INTERNET, outside)
 
 
 def outside(flow: Flow) -> Outside:
     """Where the outside end of `flow` sends, or is looked for.
 
-    A packet to the outside is seen as it leaves the host, by whatever link: its receiver may be anybody's machine.
-    One from the outside has to be sent by a machine there; the lab has some.  ConflictError where none is to be had,
-    KernelError where the host has no route to the sender.
+    A packet to the outside is observed when it leaves the host, on any link: its receiver may be a foreign machine.
+    One from the outside has to be sent by a machine there; the lab has some.  ConflictError if no such
+    machine exists, KernelError if the host has no route to the sender.
     """
     if flow.source.vpc is not None:
         return HERE

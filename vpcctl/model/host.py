@@ -26,12 +26,12 @@ class Host:
 
     @property
     def receives(self) -> tuple[Network, ...]:
-        """What the host takes in: these are no destinations outside."""
+        """The networks that the host receives for itself: they are not destinations outside."""
         return self.addresses + self.broadcasts
 
     @property
     def sends(self) -> tuple[Network, ...]:
-        """These are no sources outside.
+        """The networks that are not sources outside.
 
         The kernel compares a source with the single addresses alone where nothing asks for more
         (net/ipv4/fib_frontend.c: fib_validate_source).

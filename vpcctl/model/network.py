@@ -23,7 +23,7 @@ Thing = TypeVar("Thing")
 
 
 class Named(Protocol):
-    """What is told apart by its name: a VPC, a subnet, an instance."""
+    """An object that its name identifies: a VPC, a subnet, an instance."""
 
     @property
     def name(self) -> str: ...
@@ -67,12 +67,12 @@ def _index() -> Any:
 
 
 def overlap(one: Network, other: Network) -> bool:
-    """Do two prefixes of whatever family share an address?"""
+    """Do two prefixes, of any family, share an address?"""
     return one.version == other.version and one.overlaps(other)
 
 
 def within(inner: Network, outer: Network) -> bool:
-    """Is a prefix, of whatever family, a part of another?"""
+    """Is a prefix, of any family, a part of another?"""
     if isinstance(inner, ipaddress.IPv4Network):
         return isinstance(outer, ipaddress.IPv4Network) and inner.subnet_of(outer)
     return isinstance(outer, ipaddress.IPv6Network) and inner.subnet_of(outer)
@@ -325,7 +325,7 @@ class Peering:
 
     @classmethod
     def between(cls, one: str, other: str) -> Peering:
-        """The peering of two VPCs, in whatever order they are given."""
+        """The peering of two VPCs, given in any order."""
         if one == other:
             raise DocumentError(f"VPC {one} cannot be peered with itself; name two different VPCs")
         return cls(*sorted((one, other)))

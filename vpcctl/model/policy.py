@@ -44,7 +44,7 @@ class Action(enum.Enum):
 
 
 class Direction(enum.Enum):
-    """The side of a subnet on which a gate stands."""
+    """The direction of a gate: into or out of a subnet."""
 
     INGRESS = "ingress"
     EGRESS = "egress"

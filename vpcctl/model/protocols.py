@@ -1,4 +1,4 @@
-"""What the kernel makes of IP protocols: which ICMP messages begin a flow, and what source NAT can tell apart.
+"""What the kernel makes of IP protocols: which ICMP messages begin a flow, and what source NAT can distinguish.
 
 Facts alone.  The oracle, the analysis and the compiler each reason on them with code of their own.
 """
@@ -14,6 +14,6 @@ from vpcctl.model.policy import ICMP, ICMPV6, SCTP, TCP, UDP
 REPLY_TYPE = {ICMP: {8: 0, 13: 14, 15: 16, 17: 18}, ICMPV6: {128: 129, 139: 140}}
 # The ICMP of each IP version.
 ICMP_OF = {4: ICMP, 6: ICMPV6}
-# Source NAT tells flows apart by their ports, or by the identifier of ICMP, which is kept where that is possible.
+# Source NAT distinguishes flows by their ports, or by the identifier of ICMP, which is kept where that is possible.
 PORTED = (TCP, UDP, SCTP)
 TRANSLATED = (ICMP, *PORTED)

@@ -1,6 +1,6 @@
 """What the words of a policy mean in a world, as prefixes: named objects, and what is outside a VPC.
 
-The analysis stands on this.  The compiler resolves names in its `view`, the oracle in lines of its own: each of the
+The analysis uses this module.  The compiler resolves names in its `view`, the oracle in lines of its own: each of the
 three is tested against the others, so they share no code.
 """
 
@@ -28,7 +28,7 @@ class Meanings:
         self._named |= {("set", name): prefixes for name, prefixes in (*vpc.sets, *policy.sets)}
 
     def prefixes(self, endpoint: Endpoint) -> Sequence[Network]:
-        """The prefixes that `endpoint` means; of every kind except ``any``, which is no list of prefixes."""
+        """The prefixes that `endpoint` means; of every kind except ``any``, which is not a list of prefixes."""
         if endpoint.kind == "any":
             raise AssertionError("any has no prefixes")
         if endpoint.prefix is not None:

@@ -20,7 +20,7 @@ Link = tuple[str | None, str]
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """Base of all kinds.  `identity` names the fields that tell one object of a kind from another."""
+    """Base of all kinds.  `identity` names the fields that identify an object among those of its kind."""
 
     identity: ClassVar[tuple[str, ...]] = ()
     # One that differs cannot be changed in place: it is removed and made again.
@@ -85,9 +85,9 @@ class Setting(Item):
 
 @dataclass(frozen=True, slots=True)
 class Ruleset(Item):
-    """The tables of a namespace, replaced whole.  `families` lists the families in which a table stands.
+    """The tables of a namespace, replaced whole.  `families` lists the families of the tables.
 
-    The text is left out of comparison and of the record: the fingerprint stands for it.  A ruleset from the record has
+    Neither a comparison nor the record uses the text: the fingerprint replaces it.  A ruleset from the record has
     None, and cannot be loaded.
     """
 
@@ -367,7 +367,7 @@ class Route(Item):
 class Kind:
     """How the record writes the objects of a kind: the name of the kind, and the name of each field.
 
-    These names stand in people's state files.  Classes and fields can be renamed without them.
+    These names are in the state files of users.  Classes and fields can be renamed without them.
     """
 
     item: type[Item]

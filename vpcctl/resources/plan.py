@@ -3,10 +3,10 @@
 Theory of operation.  A plan leads from the items on record to the items desired.  Three rules order it, and this is
 the only place that knows them:
 
-1. Whatever lets traffic through less comes first, whatever lets more through comes last.  So a VPC that goes gets the
+1. Steps that let less traffic through come first, steps that let more through come last.  So a VPC that goes gets the
    closed ruleset before anything; changed rulesets are loaded before links go or come; the far ends of new links are
    opened last of all.
-2. Items are made in the order of `kinds.REGISTRY` and removed in the reverse; what stands on links is made namespace
+2. Items are made in the order of `kinds.REGISTRY` and removed in the reverse; what depends on links is made namespace
    by namespace, in that order within each, so that few are open at a time.  Removing a namespace or a link removes
    what is in it, so those steps are left out; but a link that ends in a namespace which stays is always removed by
    name, because a process inside can keep a removed namespace alive.
@@ -94,7 +94,7 @@ def order(
 
 
 def _by_namespace(made: Iterable[Item]) -> list[Item]:
-    """All links, then what stands on them namespace by namespace, then what opens; each in the order of `made`."""
+    """All links, then what depends on them namespace by namespace, then what opens; each in the order of `made`."""
     made = list(made)
     places = {namespace: place for place, namespace in enumerate(dict.fromkeys(item.namespace for item in made))}
 
@@ -107,7 +107,7 @@ def _by_namespace(made: Iterable[Item]) -> list[Item]:
 
 
 def dependents(replaced: Iterable[Item], desired: Iterable[Item], made: Iterable[Item]) -> list[Item]:
-    """What of `desired` stands on a link that is made again, and is not among `made` already."""
+    """What of `desired` depends on a link that is made again, and is not among `made` already."""
     desired = list(desired)
     links = {end for item in replaced for end in item.links}
     # A link that leaves its bridge loses its entries in the forwarding database.

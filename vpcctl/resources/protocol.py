@@ -18,7 +18,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Status(enum.Enum):
-    """How an object stands to the item that describes it."""
+    """How an object compares with the item that describes it."""
 
     RIGHT = "right"
     ABSENT = "absent"

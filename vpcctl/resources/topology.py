@@ -41,8 +41,8 @@ from vpcctl.resources.kinds import (
 HOST = ""
 VPC_FAMILIES = ("arp", "bridge", "inet")
 HOST_FAMILIES = ("inet",)
-# The next hop on a peering link: an address of nobody, bound to the other end's MAC by a permanent neighbour.  The
-# routers need no address of their own on the link.
+# The next hop on a peering link: an address that no machine has.  A permanent neighbour binds it to the other end's
+# MAC.  The routers need no address of their own on the link.
 NEXT_HOP = "169.254.0.1"
 
 # (path below /proc/sys, value, may be absent).  ip_forward comes first: writing it resets other settings (ip-sysctl).
@@ -84,7 +84,7 @@ def snapshot(
     """All items of `world` on `host` by scope: the name of a VPC, or HOST; with `scopes` those alone.
 
     `loaded` are the rulesets of the record by key; a ruleset whose text differs from the recorded one gets the next
-    generation.  Where a VPC is as it was in the world `before`, its recorded ruleset stands, without its text.
+    generation.  If a VPC is unchanged since the world `before`, its recorded ruleset stays in use, without its text.
     Nothing is there for an empty world: the last VPC takes the host's table with it.
     """
     if not world.vpcs:
