@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rehearsal import EMPTY, Crash, Machine, Stubborn, Watched
+from tests.failing_machine import EMPTY, Crash, Machine, Stubborn, Watched
 from tests.story import LEAPS, STORY, Step, nothing, subnet, told
 from vpcctl import names
 from vpcctl.engine import reconciler
