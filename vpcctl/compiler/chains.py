@@ -106,12 +106,16 @@ def router(view: View) -> Parts:
 def nat_postrouting(view: View) -> Parts:
     """Source NAT to the uplink's address, and a backstop behind it."""
     uplink, vpc = quoted(names.UPLINK), view.vpc
-    ours = anonymous([str(prefix) for prefix in vpc.prefixes if prefix.version == 4])
-    ports = share(free_ranges(item.port for item in vpc.publications), vpc.max_ports)
-    match, statement = f"oifname {uplink} ip saddr {ours}", f"snat ip to {view.uplink_address}"
-    rules, ranges = translating("translate", match, statement, ports, vpc.nat_protocols)
-    chains = [base_chain("nat-postrouting", *rules), *ranges]
-    # One question for each packet that stays inside.
+    chains: list[Chain] = []
+    # A NAT chain is no cheaper for what it does not match: the kernel prepares each new flow for translation.
+    if view.translates:
+        ours = anonymous([str(prefix) for prefix in vpc.prefixes if prefix.version == 4])
+        ports = share(free_ranges(item.port for item in vpc.publications), vpc.max_ports)
+        match, statement = f"oifname {uplink} ip saddr {ours}", f"snat ip to {view.uplink_address}"
+        rules, ranges = translating("translate", match, statement, ports, vpc.nat_protocols)
+        chains = [base_chain("nat-postrouting", *rules), *ranges]
+    # One question for each packet that stays inside.  A packet that meets two rulesets, the one with a way out and the
+    # next without, arrives here untranslated.
     chains.append(base_chain("filter-postrouting", NftRule(f"oifname {uplink} goto leave")))
     chains.append(Chain("leave", (NftRule(f"ip saddr {view.uplink_address} accept"), NftRule("drop"))))
     return [], chains
