@@ -145,9 +145,9 @@ class Tracer:
                     if not packet["local"]:
                         return ""
                     tokens = rest
-                case ["@nh", ",", "48", ",", "16", "&", "0x3fff", "==", "0x2000", *_]:
+                case ["@nh", ",", "48", ",", "16", "&", "0x3fff", "!=", "0x2000", *rest]:
                     # Packets are whole here; what becomes of fragments is tested with real ones.
-                    return ""
+                    tokens = rest
                 case ["ct", "status", "&", "dnat", "==", "dnat", *rest]:
                     if not packet["dnat"]:
                         return ""

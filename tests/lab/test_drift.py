@@ -138,7 +138,7 @@ DRIFTS = {
     "one table is deleted": Drift(ROUTER, "nft delete table arp vpcctl", "Ruleset", "table arp vpcctl is missing"),
     "a rule is deleted": Drift(
         ROUTER,
-        f"nft delete rule inet vpcctl from-member handle $({RULE.format(chain='from-member', text='@members')})",
+        f"nft delete rule inet vpcctl from-member handle $({RULE.format(chain='from-member', text='@members accept')})",
         "Ruleset",
         "lacks `iifname . ether saddr . ip saddr @members accept`",
     ),

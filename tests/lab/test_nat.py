@@ -349,18 +349,20 @@ def test_the_flows_of_many_vpcs_are_counted_as_those_of_one(fresh: Tenants) -> N
 def test_limits_that_are_given_at_creation_are_in_the_kernels_rulesets(fresh: Tenants, declared: bool) -> None:
     """From the option, or the document's field, to what nft(8) lists in the host and in the router."""
     if declared:
-        vpc = {"name": "small", "cidr": "10.9.0.0/16", "max_flows": 160, "max_ports": 48}
+        out = {"name": "out", "cidr": "10.9.1.0/24", "type": "public"}
+        vpc = {"name": "small", "cidr": "10.9.0.0/16", "max_flows": 160, "max_ports": 48, "subnets": [out]}
         fresh.lab.vpcctl("apply", "-", input=json.dumps({"vpcs": [vpc]}))
     else:
         words = "create-vpc --name small --cidr 10.9.0.0/16 --max-flows 160 --max-ports 48"
         fresh.wire.vpcctl(*words.split())
+        fresh.wire.vpcctl(*"create-subnet --vpc small --name out --cidr 10.9.1.0/24 --type public".split())
     try:
         host = fresh.lab.run(["nft", "list", "table", "inet", names.TABLE]).stdout
         assert re.search(r"flows-out-160 .* mod 10 .*ct count over 16\b", host)
         router = fresh.lab.run(["ip", "netns", "exec", "small-router", "nft", "list", "ruleset"]).stdout
         assert re.search(r"snat ip to 100\.64\.[\d.]+:32768-32815\b", router)
     finally:
-        fresh.wire.vpcctl("delete-vpc", "--name", "small")
+        fresh.wire.vpcctl("delete-vpc", "--name", "small", "--cascade")
 
 
 def test_what_comes_to_published_ports_has_a_share_of_its_own(fresh: Tenants) -> None:

@@ -483,18 +483,64 @@ def arrives(world: World, vpc: str, **fields: object) -> bool:
         {"ether_saddr": "02:00:00:00:00:07"},
         {"ip_saddr": worlds.address("10.0.0.3")},
         {"ip_saddr": worlds.address("203.0.113.7")},
-        {"ip_daddr": worlds.address("127.0.0.1")},
-        {"ip_daddr": worlds.address("169.254.0.1")},
-        {"ip_daddr": worlds.address("100.64.0.0")},
-        {"meta_nfproto": "ipv6"},
-        {"meta_l4proto": 1, "icmp_type": 5},
-        {"meta_l4proto": 1, "icmp_type": 4},
+        {"meta_nfproto": "ipv6", "ip_saddr": None, "ip_daddr": None},
     ],
 )
 def test_a_source_that_does_not_belong_is_dropped_before_connection_tracking(wrong: dict) -> None:
     world = two_vpcs()
     assert arrives(world, "one")
     assert not arrives(world, "one", **wrong)
+
+
+NOWHERE = [
+    "0.0.0.1",
+    "127.0.0.1",
+    "169.254.0.1",
+    "224.0.0.1",
+    "240.0.0.1",
+    "255.255.255.255",
+    "100.64.0.0",
+    "100.64.0.1",
+]
+
+
+@pytest.mark.parametrize("destination", NOWHERE)
+def test_nothing_of_an_instance_goes_to_an_address_of_nobody_or_of_the_host(destination: str) -> None:
+    world = two_vpcs()
+    table = Tracer(compile_vpc(world, "one", OWNER).tables[0])
+    bridge = names.bridge("web")
+
+    def flow(address: str, protocol: int, port: int) -> Flow:
+        ends = Place("one", worlds.address("10.0.0.2")), Place(None, worlds.address(address))
+        return Flow(*ends, protocol, port)
+
+    def forwarded(address: str, **more: object) -> str:
+        fields = packet(flow(address, TCP, 80), iifname=bridge, oifname=names.UPLINK, **more)
+        return table.walk("filter-forward", fields).verdict
+
+    def pinged(address: str, **more: object) -> str:
+        return table.walk("filter-input", packet(flow(address, worlds.ICMP, 8), iifname=bridge, **more)).verdict
+
+    assert forwarded("203.0.113.7") == "accept"
+    assert forwarded(destination) == "drop"
+    error = {"meta l4proto": worlds.ICMP, "icmp type": 3, "ct state": "related", "ct mark": "$generation"}
+    assert forwarded(destination, **error) == "drop"
+    assert pinged("10.0.0.1") == "accept"
+    assert pinged(destination) == "drop"
+    assert pinged(destination, **{"icmp type": 0, "ct state": "established"}) == "drop"
+
+
+@pytest.mark.parametrize("kind", [4, 5])
+@pytest.mark.parametrize("link", [names.bridge("web"), names.UPLINK])
+def test_no_redirect_passes_with_the_flow_that_it_quotes_nor_reaches_the_router(kind: int, link: str) -> None:
+    table = Tracer(compile_vpc(two_vpcs(), "one", OWNER).tables[0])
+    fields = {"meta nfproto": "ipv4", "meta l4proto": worlds.ICMP, "icmp type": kind, "iifname": link}
+    fields |= {"ip saddr": worlds.address("10.0.0.2"), "ip daddr": worlds.address("10.0.0.3")}
+    for state in ("related", "invalid"):  # connection tracking begins no flow with one
+        seen = fields | {"ct state": state, "ct direction": "reply"}
+        seen |= {"ct mark": "$generation"} if state == "related" else {}
+        assert table.walk("filter-input", seen).verdict == "drop"
+        assert table.walk("filter-forward", seen | {"oifname": names.bridge("web")}).verdict == "drop"
 
 
 @pytest.mark.parametrize(

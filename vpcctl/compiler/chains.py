@@ -9,43 +9,33 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vpcctl import names
-from vpcctl.compiler.forward import forward
+from vpcctl.compiler.forward import forward, inside, nowhere
 from vpcctl.compiler.hooks import ARP_CHAIN, FRAME_CHAIN, PASSING_CHAIN, Parts, base_chain
 from vpcctl.compiler.nft import ADDRESS_TYPE, ADDRESS_WORD, Chain, Element, Hook, NftRule, Set, anonymous, quoted
 from vpcctl.compiler.translation import free_ranges, share, translating
 from vpcctl.compiler.view import View
-from vpcctl.model.network import NEVER_USABLE
-from vpcctl.model.policy import Network
 
 PINGS = "limit rate 50/second burst 50 packets"
+# What an instance's packet shows of its source, as in the set `members`.
+_MEMBER = "iifname . ether saddr . ip saddr"
 ICMP_ERRORS = "icmp type { destination-unreachable, time-exceeded, parameter-problem }"
 
 
 def sources(view: View) -> Parts:
-    """Source must belong: interface, MAC and address are bound together; nothing from nowhere, nothing to nobody."""
-    rules = [NftRule('iifname "lo" accept')]
+    """Source must belong: interface, MAC and address are bound together.
+
+    The first rule is all that an instance's packet meets, unless it is forged or a first fragment.
+    """
+    rules = [NftRule(f"{_MEMBER} @members {_FRAGMENT} & 0x3fff != 0x2000 accept"), NftRule('iifname "lo" accept')]
     if 6 not in view.vpc.versions:
         rules.append(NftRule("meta nfproto ipv6 drop"))
-    # Connection tracking calls redirects "related", so they would inherit the mark of the flow they quote.
-    rules.append(NftRule("icmp type { source-quench, redirect } drop"))
-    rules.append(NftRule(f"ip daddr {anonymous(never_usable(4))} drop"))
     dispatch = [f"{quoted(bridge)} : goto from-member" for bridge, _ in view.bridges]
     dispatch.append(f"{quoted(names.UPLINK)} : goto from-uplink")
     dispatch += [f"{quoted(link)} : goto from-peer-{peer.name}" for link, peer in view.peer_links]
     rules.append(NftRule(f"iifname vmap {anonymous(dispatch)}"))
     chains = [base_chain("filter-prerouting", *rules)]
-    transit = NftRule(f"ip daddr {view.world.transit} drop")
-    chains.append(
-        Chain(
-            "from-member",
-            (
-                transit,
-                NftRule(f"{_FRAGMENT} & 0x3fff == 0x2000 jump first-fragment"),
-                NftRule("iifname . ether saddr . ip saddr @members accept"),
-                NftRule("drop"),
-            ),
-        )
-    )
+    first, known = NftRule(f"{_MEMBER} @members jump first-fragment"), NftRule(f"{_MEMBER} @members accept")
+    chains.append(Chain("from-member", (first, known, NftRule("drop"))))
     chains += FIRST_FRAGMENT
     chains.append(Chain("from-uplink", tuple(_from_uplink(view))))
     for _, peer in view.peer_links:
@@ -54,11 +44,6 @@ def sources(view: View) -> Parts:
         chains.append(Chain(f"from-peer-{peer.name}", (rule, NftRule("drop"))))
     members = Set("members", "ifname . ether_addr . ipv4_addr", tuple(_members(view)))
     return [members], chains
-
-
-def never_usable(version: int) -> list[str]:
-    """The prefixes of one IP version that no VPC may use."""
-    return [str(prefix) for prefix in NEVER_USABLE if prefix.version == version]
 
 
 def _members(view: View) -> list[Element]:
@@ -73,13 +58,11 @@ def _members(view: View) -> list[Element]:
 
 def _from_uplink(view: View) -> list[NftRule]:
     """What comes in from outside is addressed to the uplink and comes from no inside address."""
-    inside: list[Network] = [*view.vpc.prefixes, *(prefix for peer in view.peers for prefix in peer.prefixes)]
-    bogons = never_usable(4) + [str(prefix) for prefix in (*inside, view.world.transit) if prefix.version == 4]
     return [
         NftRule(f"ip daddr != {view.uplink_address} drop"),
         # The host is a hop of the path: without its errors, path MTU discovery ends in a black hole (RFC 1191).
         NftRule(f"ip saddr {view.host_address} {ICMP_ERRORS} accept"),
-        NftRule(f"ip saddr {anonymous(bogons)} drop"),
+        NftRule(f"ip saddr {anonymous([*nowhere(view), *inside(view)])} drop"),
         NftRule("accept"),
     ]
 
@@ -103,6 +86,7 @@ def router(view: View) -> Parts:
     local = base_chain(
         "filter-input",
         NftRule('iifname "lo" accept'),
+        NftRule(f"iifname @bridges ip daddr {anonymous(nowhere(view))} drop"),
         NftRule("icmp type echo-reply ct state established accept"),
         # A rate of its own for each instance: one that floods takes nothing from the others.
         NftRule(f"iifname @bridges icmp type echo-request update @pings {{ ip saddr {PINGS} }} accept"),
@@ -122,19 +106,19 @@ def router(view: View) -> Parts:
 def nat_postrouting(view: View) -> Parts:
     """Source NAT to the uplink's address, and a backstop behind it."""
     uplink, vpc = quoted(names.UPLINK), view.vpc
-    ours = anonymous([str(prefix) for prefix in vpc.prefixes if prefix.version == 4])
-    ports = share(free_ranges(item.port for item in vpc.publications), vpc.max_ports)
-    match, statement = f"oifname {uplink} ip saddr {ours}", f"snat ip to {view.uplink_address}"
-    rules, chains = translating("translate", match, statement, ports, vpc.nat_protocols)
-    return [], [
-        base_chain("nat-postrouting", *rules),
-        *chains,
-        base_chain(
-            "filter-postrouting",
-            NftRule(f"oifname {uplink} meta nfproto ipv6 drop"),
-            NftRule(f"oifname {uplink} ip saddr != {view.uplink_address} drop"),
-        ),
-    ]
+    chains: list[Chain] = []
+    # A NAT chain is no cheaper for what it does not match: the kernel prepares each new flow for translation.
+    if view.translates:
+        ours = anonymous([str(prefix) for prefix in vpc.prefixes if prefix.version == 4])
+        ports = share(free_ranges(item.port for item in vpc.publications), vpc.max_ports)
+        match, statement = f"oifname {uplink} ip saddr {ours}", f"snat ip to {view.uplink_address}"
+        rules, ranges = translating("translate", match, statement, ports, vpc.nat_protocols)
+        chains = [base_chain("nat-postrouting", *rules), *ranges]
+    # One question for each packet that stays inside.  A packet that meets two rulesets, the one with a way out and the
+    # next without, arrives here untranslated.
+    chains.append(base_chain("filter-postrouting", NftRule(f"oifname {uplink} goto leave")))
+    chains.append(Chain("leave", (NftRule(f"ip saddr {view.uplink_address} accept"), NftRule("drop"))))
+    return [], chains
 
 
 def neighbours(view: View) -> Parts:
@@ -152,10 +136,11 @@ def neighbours(view: View) -> Parts:
 def frames(view: View) -> Parts:
     """The table of the bridge family: what is neither ARP nor IP goes nowhere, nor does anything with a VLAN tag."""
     hook, reason = FRAME_CHAIN
-    kinds = ["arp", *(ADDRESS_WORD[version] for version in view.vpc.versions)]
+    kinds = [*(ADDRESS_WORD[version] for version in view.vpc.versions), "arp"]
     passing, why = PASSING_CHAIN
     return [], [
-        Chain("bridge-prerouting", (NftRule(f"ether type {anonymous(kinds)} accept"),), hook, reason),
+        # The most frequent kind comes first, and no set is looked up.
+        Chain("bridge-prerouting", tuple(NftRule(f"ether type {kind} accept") for kind in kinds), hook, reason),
         Chain("bridge-forward", (), passing, why),
     ]
 

@@ -11,7 +11,7 @@ from vpcctl.compiler.hooks import Parts, base_chain
 from vpcctl.compiler.nft import ADDRESS_TYPE, ADDRESS_WORD, Chain, Element, NftRule, Set, anonymous, quoted
 from vpcctl.compiler.translation import untranslated
 from vpcctl.compiler.view import View
-from vpcctl.model.network import Subnet
+from vpcctl.model.network import NEVER_USABLE, Subnet
 from vpcctl.model.policy import Direction
 
 SEND_REJECT = (NftRule("meta l4proto tcp reject with tcp reset"), NftRule("reject with icmpx admin-prohibited"))
@@ -48,7 +48,7 @@ def forward(view: View) -> Parts:
         *served_chains,
         _judge(ports, bool(served_chains)),
         _judge_reply(ports, bool(served_chains)),
-        _judge_error(),
+        _judge_error(view),
         _path("path", "iifname", "oifname", _stray(view), _translated(view, "oifname")),
         _path("path-reply", "oifname", "iifname", _translated(view, "iifname")),
         Chain("admit", (NftRule("ct mark set $generation accept"),)),
@@ -101,7 +101,7 @@ def _path(name: str, one: str, other: str, *stray: NftRule) -> Chain:
     return Chain(name, (NftRule(within), *stray, NftRule(legal), NftRule("drop")))
 
 
-def _judge_error() -> Chain:
+def _judge_error(view: View) -> Chain:
     """An ICMP error passes with the flow that it quotes: it cannot be judged by its own header.
 
     It never stamps that flow, so one of an older generation has to show itself first.  Of the instances only the
@@ -110,7 +110,10 @@ def _judge_error() -> Chain:
     return Chain(
         "judge-error",
         (
+            # Connection tracking calls redirects "related", too.
+            NftRule("icmp type { source-quench, redirect } drop"),
             NftRule("ct mark != $generation drop"),
+            NftRule(f"ip daddr {anonymous(nowhere(view))} drop"),
             NftRule("iifname @bridges ct direction original ip saddr . ct original ip saddr != @ends drop"),
             NftRule("iifname @bridges ct direction reply ip saddr . ct reply ip saddr != @ends drop"),
             NftRule("accept"),
@@ -156,9 +159,23 @@ def _served(view: View) -> Parts:
 
 
 def _stray(view: View) -> NftRule:
-    """The default route is for the internet, and not for addresses of the VPC that no subnet has."""
-    inside = [prefix for vpc in (view.vpc, *view.peers) for prefix in vpc.prefixes if prefix.version == 4]
-    return NftRule(f"oifname {quoted(names.UPLINK)} ip daddr {anonymous(list(map(str, inside)))} drop")
+    """The default route is for the internet: not for addresses of the VPC that no subnet has, nor for the host's."""
+    return NftRule(f"oifname {quoted(names.UPLINK)} ip daddr {anonymous([*nowhere(view), *inside(view)])} drop")
+
+
+def nowhere(view: View) -> list[str]:
+    """The IPv4 prefixes that no packet of an instance may go to: the host's own, and those that no VPC may use."""
+    return [*never_usable(4), str(view.world.transit)]
+
+
+def never_usable(version: int) -> list[str]:
+    """The prefixes of one IP version that no VPC may use."""
+    return [str(prefix) for prefix in NEVER_USABLE if prefix.version == version]
+
+
+def inside(view: View) -> list[str]:
+    """The IPv4 prefixes of the VPC and of its peers."""
+    return [str(prefix) for vpc in (view.vpc, *view.peers) for prefix in vpc.prefixes if prefix.version == 4]
 
 
 def _translated(view: View, outward: str) -> NftRule:

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vpcctl import names
-from vpcctl.compiler.chains import ICMP_ERRORS, never_usable
+from vpcctl.compiler.chains import ICMP_ERRORS
+from vpcctl.compiler.forward import never_usable
 from vpcctl.compiler.nft import Chain, Counter, Element, Hook, NftRule, Set, Table, anonymous, quoted
 from vpcctl.compiler.translation import ranges_beside, translated, translating, untranslated
 from vpcctl.model.host import NO_PART, HostPart
