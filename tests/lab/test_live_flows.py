@@ -313,3 +313,29 @@ def run(lab: Lab, command: str) -> float:
     """Run a command; the moment of its return."""
     lab.vpcctl(*command.split())
     return time.monotonic()
+
+
+def test_a_way_out_that_goes_and_comes_back_never_lets_an_inside_address_out(lab: Lab) -> None:
+    """Of a VPC with one way out: its ruleset loses the NAT chain and gets it back, under a sender that never pauses."""
+    run_all(
+        lab,
+        [
+            "create-vpc --name lone --cidr 10.0.0.0/16",
+            "create-subnet --vpc lone --name db --cidr 10.0.2.0/24 --type private",
+            "create-nat-gateway --vpc lone --subnet db",
+        ],
+    )
+    with stations(lab, "lone-db", "internet") as (db, internet):
+        internet.listen()
+        flow = start_flow("way out", db, internet, str(INTERNET), CUT[0], "udp", rate=1000)
+        for _ in range(4):
+            assert_moving([flow], time.monotonic())
+            run(lab, "delete-nat-gateway --vpc lone --subnet db")
+            time.sleep(0.1)
+            before = flow.counts()[1].received
+            time.sleep(0.2)
+            assert flow.counts()[1].received == before
+            run(lab, "create-nat-gateway --vpc lone --subnet db")
+        assert_moving([flow], time.monotonic())
+        heard = {packet.source for packet in internet.heard() if packet.port == CUT[0]}
+        assert heard == {str(HOST)}
