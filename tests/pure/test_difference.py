@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from vpcctl.analysis.reachability import Change, Reach, changes
-from vpcctl.compiler import compile_vpc
-from vpcctl.compiler.view import looks_alike
+from vpcctl.compiler import compile_host, compile_vpc
+from vpcctl.compiler.view import looks_alike, same_for_host
 from vpcctl.documents.diff import UNTOLD, object_changes, same_words
 from vpcctl.model.difference import differing
 from vpcctl.model.network import Instance, Peering, Publication, Subnet, Vpc, World
@@ -195,6 +195,21 @@ def test_a_field_that_nobody_knows_has_its_ruleset_compiled_again(colours: tuple
         for vpc in after.vpcs:
             if value is BASE or vpc.name == "one" or (value is ONE and vpc.name == "two"):
                 assert looks_alike(before, after, vpc) is (colours[0] == colours[1]), (value, vpc.name)
+
+
+@each
+def test_the_hosts_table_is_the_same_where_it_is_said_to_be(kind: type, field: str, world: World) -> None:
+    if same_for_host(BASE, world):
+        assert compile_host(BASE, "tag").fingerprint == compile_host(world, "tag").fingerprint
+    if kind in (Subnet, Policy, Rule):
+        assert same_for_host(BASE, world), "the host's services are looked up for nothing"
+
+
+@pytest.mark.parametrize("colours", [("red", "red"), ("red", "blue")])
+def test_a_field_of_a_vpc_that_nobody_knows_may_concern_the_host(colours: tuple[str, str]) -> None:
+    for value in (BASE, ONE):
+        before, after = (holding(painted(value, colour)) for colour in colours)
+        assert same_for_host(before, after) is (colours[0] == colours[1])
 
 
 # -- what is asked again -------------------------------------------------------------------------------------------

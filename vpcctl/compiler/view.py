@@ -73,6 +73,17 @@ class View:
         return tuple(prefix for version in (4, 6) for prefix in complement(inside, version))
 
 
+# What the host's table does not depend on.
+_BEHIND_ROUTER = {"subnets", "sets"}
+
+
+def same_for_host(before: World, world: World) -> bool:
+    """Does the host's table see the same in both worlds?"""
+    if differing(before, world) - {"vpcs", "peerings"} or len(before.vpcs) != len(world.vpcs):
+        return False
+    return all(differing(old, new) <= _BEHIND_ROUTER for old, new in zip(before.vpcs, world.vpcs, strict=True))
+
+
 # What the ruleset of a VPC does not depend on: fields of the world (the VPC and its peers are looked at by themselves),
 # and fields of a peer.
 _BESIDE = {"vpcs", "peerings"}

@@ -22,6 +22,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from vpcctl import names
+from vpcctl.compiler.view import same_for_host
 from vpcctl.engine import generations, places
 from vpcctl.engine.execution import Difference, RepairPlan, StepFailed, carry_out, leaving, run, shutters_of
 from vpcctl.engine.places import Trouble
@@ -371,11 +372,7 @@ def _reserved(state: State, desired: World, facts: HostFacts) -> tuple[int, ...]
     """
     if not desired.vpcs:
         return ()
-    told = [
-        [(vpc.name, vpc.index, vpc.publications, vpc.max_flows, vpc.nat_protocols) for vpc in world.vpcs]
-        for world in (state.world, desired)
-    ]
-    return state.host.reserved if told[0] == told[1] else facts.services
+    return state.host.reserved if same_for_host(state.world, desired) else facts.services
 
 
 def _plan(kernel: Kernel, state: State, desired: World, host: HostPart, after: Record) -> Plan:
