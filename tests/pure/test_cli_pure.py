@@ -362,11 +362,13 @@ def test_limits_that_are_given_at_creation_are_in_the_rulesets(
     run: Run, session: Rehearsal, tmp_path: Path, declared: bool
 ) -> None:
     if declared:
-        vpc = {"name": "small", "cidr": "10.9.0.0/16", "max_flows": 160, "max_ports": 48}
+        web = {"name": "web", "cidr": "10.9.1.0/24", "type": "public"}
+        vpc = {"name": "small", "cidr": "10.9.0.0/16", "max_flows": 160, "max_ports": 48, "subnets": [web]}
         (tmp_path / "small.json").write_text(json.dumps({"vpcs": [vpc]}))
         run("apply", str(tmp_path / "small.json"))
     else:
         run("create-vpc", "--name", "small", "--cidr", "10.9.0.0/16", "--max-flows", "160", "--max-ports", "48")
+        run("create-subnet", "--vpc", "small", "--name", "web", "--cidr", "10.9.1.0/24", "--type", "public")
     loaded = {item.namespace: item.text for item in session.fake.objects.values() if isinstance(item, Ruleset)}
     assert "mod 10 ct count over 16 }" in loaded[None]
     assert ":32768-32815" in loaded["small-router"]
