@@ -149,15 +149,22 @@ NETFILTER, ASKING = 0x100, 2
 
 
 def points(calls: str) -> list[Point]:
-    """The calls of strace's log, those of the command's own threads, that change something, in their order."""
+    """The calls of strace's log, those of the command's own threads, that change something, in their order.
+
+    A write of a setting begins anew as often as the kernel's lock for links is taken (rtnl_trylock, restart_syscall).
+    After that, calls of this name have other numbers each time, so they are left out.
+    """
     found: dict[tuple[str, int], Point] = {}
     counted: dict[tuple[str, str], int] = {}
+    unsteady: set[tuple[str, str]] = set()
     lines = calls.splitlines()
     threads = {lines[0].split()[0], *THREAD.findall(calls)}
     for match in filter(None, map(LINE.fullmatch, lines)):
         thread, call, words = match.groups()
         number = counted[thread, call] = counted.get((thread, call), 0) + 1
-        if thread in threads and changes_something(call, words):
+        if "ERESTARTNOINTR" in words:
+            unsteady.add((thread, call))
+        if thread in threads and (thread, call) not in unsteady and changes_something(call, words):
             # Two threads' calls of the same number are struck together: strace counts for each thread by itself.
             found.setdefault((call, number), Point(call, number, words[:100]))
     return list(found.values())
