@@ -84,7 +84,7 @@ def _linked(namespace: str | None, items: list[Item]) -> Iterator[str]:
 
 
 def _lines(item: Item) -> Iterator[str]:
-    """What ip(8) is told for an object."""
+    """The lines for `ip -batch` that make an object."""
     match item:
         case Bridge():
             yield f"link add {item.name} address {item.mac} type bridge mcast_snooping 0"

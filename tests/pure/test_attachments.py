@@ -135,7 +135,7 @@ def test_the_names_in_policies_of_a_whole_world_are_checked_too() -> None:
 
 
 def wrong(*found: object, world: World = PEERED, **chosen: str) -> list[str]:
-    """What is told of files with these contents, 1.json and so on, without the words after the first ones."""
+    """The errors of files with these contents, named 1.json and so on, each cut after its first words."""
     files = [read_policy_file(one, f"{number}.json") for number, one in enumerate(found, 1)]
     with pytest.raises(DocumentError) as caught:
         sound_policies(files, lambda: world, **chosen)

@@ -1,4 +1,4 @@
-"""A change of several VPCs at once: one that fails is put back, and holds up no other."""
+"""A change of several VPCs at once: a VPC that fails is rolled back, and the other VPCs are completed."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import dataclasses
 import pytest
 
 from tests.failing_machine import FACTS, Crash, Machine, Stubborn, Watched
-from tests.story import LEAPS, told
+from tests.story import LEAPS, subnet, told
 from vpcctl.documents.diff import steps, toward
 from vpcctl.engine import places, reconciler
 from vpcctl.engine.places import Trouble
 from vpcctl.engine.state import State
 from vpcctl.errors import ConflictError, KernelError
+from vpcctl.model import operations
 from vpcctl.model.network import World
 from vpcctl.resources import topology
-from vpcctl.resources.kinds import Namespace, Ruleset
+from vpcctl.resources.kinds import Item, Namespace, Ruleset
 from vpcctl.resources.protocol import HostFacts
 
 # From one world to another, each with two VPCs that differ.
@@ -162,6 +163,38 @@ def test_each_vpc_is_told_once_when_its_part_begins() -> None:
     machine, told_ones = at("create VPC one"), []
     reconciler.change_parts(machine.store, machine.kernel, choosing(told("peer them")), begun=told_ones.append)
     assert [vpc for vpc in told_ones if vpc] == ["one", "two"]
+
+
+class Keeping(Stubborn):
+    """A kernel that moreover never removes the object with the key `kept`."""
+
+    kept: tuple[str, ...] = ()
+
+    def remove(self, item: Item) -> None:
+        if item.key == self.kept:
+            raise KernelError(f"the kernel keeps {item}")
+        super().remove(item)
+
+
+def test_a_vpc_that_cannot_be_removed_is_not_made_again_because_another_one_fails() -> None:
+    kernel = Keeping()
+    machine = at("peer them", kernel)
+    kernel.kept, kernel.refused = (Namespace.__name__, "two-router"), (Namespace.__name__, "one-more")
+
+    def choose(state: State, without: frozenset[str]) -> World:
+        world = state.world
+        if "two" not in without:
+            world = operations.delete_vpc(world, "two", True)
+        return world if "one" in without else subnet("one", "more", "10.0.0.32/28")(world)
+
+    outcome, failed = reconciler.change_parts(machine.store, machine.kernel, choose)
+    assert failed.keys() == {"one", "two"}
+    assert "removal failed" in str(failed["two"])
+    assert [vpc.name for vpc in outcome.after.vpcs] == ["one"]
+    assert outcome.after.vpc("one") == told("peer them").vpc("one")
+    kernel.kept, kernel.refused = (), ()
+    machine.repair()
+    machine.check(outcome.after)
 
 
 def test_a_failure_of_the_hosts_table_puts_everything_back() -> None:

@@ -148,7 +148,7 @@ def test_a_distorted_policy_is_compiled_or_refused_and_nothing_else(chance: rand
         if attached:
             compiles(attached[0])
         return
-    # With the names in what is left of it more is told, and nothing less.
+    # If the readable part keeps the names, more errors are found, and all of those before.
     _, more = refusal(lambda: binding.sound_policies([read_policy_file(document, "web.json")], lambda: world))
     assert set(problems) <= set(more)
     assert all(points_into(problem.pointer, document) for problem in more), (more, document)

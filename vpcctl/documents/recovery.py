@@ -45,7 +45,7 @@ def pointers(value: Any, pointer: str = "") -> Iterator[str]:
 
 
 def keep_names(document: Any, left: Any) -> None:
-    """Put back into `left` the names of sets that are wrong, and the field that marks a collection."""
+    """Restore in `left` the names of wrong sets, and the field that marks a collection."""
     if isinstance(document, dict) and "policies" in document and left is not GAP:
         left.setdefault("policies", [])
     for _, written, rest in _beside_what_is_left(document, left):

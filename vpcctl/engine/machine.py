@@ -102,7 +102,7 @@ class Machine:
         return outcome
 
     def change_parts(self, choose: Choose, begun: Callable[[str], None]) -> tuple[Outcome, Trouble]:
-        """Likewise for several VPCs at once, of which one that fails holds up no other; why VPCs failed."""
+        """Change several VPCs at once, and return the failures (see `reconciler.change_parts`)."""
         from vpcctl.engine import reconciler
 
         whole = self._within_bounds(lambda state: choose(state, frozenset()))

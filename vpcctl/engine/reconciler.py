@@ -110,11 +110,11 @@ def change_parts(
     report: Report = lambda words: None,
     begun: Callable[[str], None] = lambda vpc: None,
 ) -> tuple[Outcome, Trouble]:
-    """Likewise for a change of several VPCs at once, where one that fails is put back and holds up no other.
+    """Change several VPCs at once.  A part that fails is rolled back, and the other parts are completed.
 
-    `choose` makes of the state the world to come in which the parts that it is given stay as they are.  Returns why
-    parts failed, by the names of VPCs or PEERINGS.  Raises what `choose` raises, and a failure that concerns no single
-    part, with nothing changed.  `begun` is told each VPC when its part begins.
+    A part is a VPC, by its name, or PEERINGS.  `choose` returns the desired world, in which the given parts stay as
+    they are in the state.  Returns the failures by part.  Raises what `choose` raises, and a failure of no single
+    part, with nothing changed.  `begun` is called with each VPC when its part begins.
     """
     failed: Trouble = {}
     with store.locked() as writer:
@@ -129,7 +129,7 @@ def change_parts(
                 # What the host is like, or has left, is in the way of new VPCs alone.
                 known = {vpc.name for vpc in state.world.vpcs}
                 found = {vpc.name: error for vpc in desired.vpcs if vpc.name not in known}
-                if not found:
+                if not found.keys() - failed.keys():
                     raise
             if not found.keys() - failed.keys():
                 break
@@ -249,10 +249,12 @@ def _left_words(left: Trouble) -> KernelError:
 def _without_failed(
     writer: Writer, kernel: Kernel, intent: State, choose: Choose, before: State, failed: Trouble, trouble: Trouble
 ) -> World:
-    """Put back the VPCs that failed, make all others, and return the world then; `failed` gets those that fail now.
+    """Roll back the parts that failed, complete all others, and return the world; `failed` gets those that fail now.
 
-    `before` is the state before the change, `trouble` is from before it.
+    `before` is the state before the change, `trouble` is from before it.  A VPC that could not be removed completely
+    failed too, but is not made again (ADR 19).
     """
+    left: Trouble = {}
     while True:
         desired = choose(before, frozenset(failed))
         try:
@@ -260,7 +262,9 @@ def _without_failed(
         except VpcctlError as error:
             _roll_back(writer, kernel, intent, error, trouble)
             raise
-        new = {places.vpc_of(place): error for place, error in found.trouble.items() if place not in trouble}
+        left |= {place: _left_words({place: found.trouble[place]}) for place in found.left}
+        known = trouble.keys() | left.keys()
+        new = {places.vpc_of(place): error for place, error in found.trouble.items() if place not in known}
         again = failed.keys() & new.keys()
         if again and PEERINGS not in failed:
             # A VPC that was put back is still in trouble: it is a peering of it that cannot be made.
@@ -268,6 +272,7 @@ def _without_failed(
         elif not new.keys() - again:
             for vpc in again:
                 failed[vpc] = _not_rolled_back(failed[vpc], str(new[vpc]))
+            failed |= left
             return found.state.world
         failed |= {part: error for part, error in new.items() if part not in failed}
         intent = found.state
