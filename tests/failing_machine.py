@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tests.story import Step, nothing
-from vpcctl.engine import reconciler
+from vpcctl.engine import convergence, reconciler
 from vpcctl.engine.state import State, Store
 from vpcctl.errors import KernelError
 from vpcctl.model.network import World
@@ -140,7 +140,7 @@ class Machine:
         assert state.world == world
         assert state.pending is None
         assert {item.key: item for item in state.items} == self.kernel.objects
-        assert reconciler.examine(state, self.kernel) == []
+        assert convergence.examine(state, self.kernel) == []
 
     def check_rest(self) -> None:
         """There is nothing left to do, and nothing is done."""

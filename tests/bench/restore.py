@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vpcctl.documents.environment import read_environment
-from vpcctl.engine import reconciler
+from vpcctl.engine import convergence, reconciler
 from vpcctl.engine.state import Store
 from vpcctl.kernel.linux import LinuxKernel
 from vpcctl.lab import STATE_DIR
@@ -83,7 +83,7 @@ def measure(count: int) -> None:
     reboot(store)
     found = timed("restored after a reboot", lambda: with_kernel(lambda one: reconciler.repair(store, one)), count)[0]
     state = store.load()
-    left = timed("examined", lambda: with_kernel(lambda one: reconciler.examine(state, one)), count)
+    left = timed("examined", lambda: with_kernel(lambda one: convergence.examine(state, one)), count)
     timed("removed", lambda: with_kernel(lambda one: reconciler.change(store, one, lambda _: World())), count)
     print(f"{len(found)} objects were repaired; {len(left)} differ afterwards")
     if left or not found:

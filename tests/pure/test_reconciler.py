@@ -14,7 +14,7 @@ import pytest
 from tests.failing_machine import EMPTY, Crash, Machine, Stubborn, Watched
 from tests.story import LEAPS, STORY, Step, nothing, subnet, told
 from vpcctl import names
-from vpcctl.engine import reconciler
+from vpcctl.engine import convergence, reconciler
 from vpcctl.engine.state import State, Store
 from vpcctl.errors import ConflictError, KernelError, StateError
 from vpcctl.model import operations
@@ -474,7 +474,7 @@ def test_what_somebody_removed_is_noticed_and_made_again(anew: Anew, kind: str) 
     for item in removed:
         machine = anew(FULL)
         FakeKernel.remove(machine.kernel, item)
-        differences = reconciler.examine(machine.state, machine.kernel)
+        differences = convergence.examine(machine.state, machine.kernel)
         assert item.key in {difference.item.key for difference in differences}
         machine.repair()
         assert machine.objects == there, item
@@ -505,7 +505,7 @@ def test_a_foreign_change_is_noticed_and_repaired(anew: Anew) -> None:
     for key, item in altered.items():
         machine = anew(FULL)
         machine.kernel.objects[key] = item
-        assert [difference.item.key for difference in reconciler.examine(machine.state, machine.kernel)] == [key]
+        assert [difference.item.key for difference in convergence.examine(machine.state, machine.kernel)] == [key]
         assert [difference.item.key for difference in machine.repair()] == [key]
         assert machine.objects == there, item
         machine.check_rest()
@@ -515,8 +515,8 @@ def test_status_of_one_vpc_does_not_tell_of_another(anew: Anew) -> None:
     machine = anew(FULL)
     FakeKernel.remove(machine.kernel, machine.kernel.objects[("Namespace", "two-api")])
     state = machine.state
-    assert reconciler.examine(state, machine.kernel, ["one"]) == []
-    assert reconciler.examine(state, machine.kernel, ["two"])
+    assert convergence.examine(state, machine.kernel, ["one"]) == []
+    assert convergence.examine(state, machine.kernel, ["two"])
 
 
 def test_repair_of_one_vpc_leaves_another_as_it_is(anew: Anew) -> None:
@@ -524,8 +524,8 @@ def test_repair_of_one_vpc_leaves_another_as_it_is(anew: Anew) -> None:
     for key in (("Namespace", "one-web"), ("Namespace", "two-api")):
         FakeKernel.remove(machine.kernel, machine.kernel.objects[key])
     reconciler.repair(machine.store, machine.kernel, vpcs=["one"])
-    assert reconciler.examine(machine.state, machine.kernel, ["one"]) == []
-    assert reconciler.examine(machine.state, machine.kernel, ["two"])
+    assert convergence.examine(machine.state, machine.kernel, ["one"]) == []
+    assert convergence.examine(machine.state, machine.kernel, ["two"])
     machine.repair()
     machine.check_rest()
 
@@ -560,7 +560,7 @@ def test_a_vpc_whose_repair_fails_holds_up_no_other_vpc(life: Life) -> None:
         with pytest.raises(KernelError, match=words(scope, key)):
             machine.repair()
         other = {"one": "two", "two": "one"}[scope]
-        apart = [one for one in reconciler.examine(machine.state, machine.kernel, [other]) if not shared(one.item)]
+        apart = [one for one in convergence.examine(machine.state, machine.kernel, [other]) if not shared(one.item)]
         assert apart == [], key
         ends = [names.port(instance_of(key))] if instance_of(key) else None
         shut = [item for item in opened(machine.kernel, scope) if ends is None or item.link in ends]
@@ -691,7 +691,7 @@ def test_an_instance_that_cannot_be_repaired_stands_in_no_other_ones_way(life: L
             machine.repair()
         assert "its port is closed" in str(caught.value)
         name = instance_of(key)
-        left = reconciler.examine(machine.state, machine.kernel)
+        left = convergence.examine(machine.state, machine.kernel)
         assert {instance_of(one.item.key) for one in left} == {name}, key
         assert names.port(name) not in [item.link for item in opened(machine.kernel, "one")]
         assert machine.state.pending == machine.state.world
@@ -763,7 +763,7 @@ def test_what_is_not_ours_is_trouble_of_its_instance_alone(life: Life) -> None:
     machine.kernel.foreign.add(("Namespace", "one-web"))
     with pytest.raises(ConflictError, match="instance web of VPC one: repair failed, skipped"):
         machine.repair()
-    left = reconciler.examine(machine.state, machine.kernel)
+    left = convergence.examine(machine.state, machine.kernel)
     assert {instance_of(one.item.key) for one in left} == {"web"}
 
 
@@ -814,7 +814,7 @@ def test_what_is_reported_as_repaired_was_repaired(life: Life) -> None:
         with pytest.raises(KernelError):
             reconciler.repair(machine.store, machine.kernel, report=told.append)
         repaired = {line.removeprefix("repaired: ").split(" was ")[0] for line in told if line.startswith("repaired: ")}
-        left = {str(one.item) for one in reconciler.examine(machine.state, machine.kernel)}
+        left = {str(one.item) for one in convergence.examine(machine.state, machine.kernel)}
         assert {"namespace two-router", "namespace one-router"} & repaired, key
         assert not repaired & left, key
 

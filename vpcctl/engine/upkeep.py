@@ -45,14 +45,14 @@ class Repair:
 
 def status(machine: Machine, vpc: str | None) -> Comparison:
     """Compare what is desired with the kernel, for all VPCs or one; changes nothing."""
-    from vpcctl.engine import reconciler
+    from vpcctl.engine import convergence
     from vpcctl.engine.shares import shares
 
     state = machine.load()
     if vpc is not None:
         state.world.vpc(vpc)
     with machine.kernel() as kernel:
-        differences = reconciler.examine(state, kernel, None if vpc is None else [vpc])
+        differences = convergence.examine(state, kernel, None if vpc is None else [vpc])
         taken = tuple(shares(kernel, state.world, vpc))
     unfinished = state.pending is not None if vpc is None else state.changes(vpc)
     return Comparison(tuple(differences), unfinished, taken)
@@ -60,6 +60,7 @@ def status(machine: Machine, vpc: str | None) -> Comparison:
 
 def repair(machine: Machine, vpc: str | None, adopt: bool) -> Repair:
     """Bring the kernel to the desired state; with `adopt` the record is first taken back from its copy."""
+
     from vpcctl.engine import reconciler
 
     told: list[str] = []

@@ -1,0 +1,189 @@
+"""Bring the kernel to a desired world: observe it, and repair what differs.
+
+A VPC whose repair fails holds up no other VPC: it is skipped, stays closed as far as the repair got, and stays on
+record as pending.  The same holds for one instance of a VPC: its port is closed, and the rest of the VPC is repaired.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from vpcctl.engine import generations, places, targets
+from vpcctl.engine.execution import Difference, RepairPlan, carry_out, leaving, shutters_of
+from vpcctl.engine.places import Trouble
+from vpcctl.engine.state import Record, State, Writer
+from vpcctl.errors import ConflictError, KernelError, VpcctlError
+from vpcctl.resources import plan as plans
+from vpcctl.resources import topology
+from vpcctl.resources.kinds import Item, Namespace, Ruleset, Veth
+from vpcctl.resources.plan import Plan
+from vpcctl.resources.protocol import Kernel, Status
+
+Report = Callable[[str], None]
+# The names of VPCs, or HOST; None stands for all.
+Scopes = frozenset[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Converged:
+    """The result of convergence: the state on record, what was repaired, and which VPCs could not be."""
+
+    state: State
+    differences: list[Difference] = dataclasses.field(default_factory=list)
+    trouble: Trouble = dataclasses.field(default_factory=dict)
+    # The scopes that could not be removed completely; they are in trouble, too.
+    left: frozenset[str] = frozenset()
+
+
+def examine(state: State, kernel: Kernel, scopes: Iterable[str] | None = None) -> list[Difference]:
+    """Everything in which the kernel differs from the state, changing nothing; `scopes` limits it to some VPCs."""
+    host = targets.host_part(state, state.world, kernel.facts(), looking=True)
+    chosen = None if scopes is None else set(scopes)
+    wanted = topology.snapshot(state.world, state.state_id, targets.loaded(state.items), scopes=chosen, host=host)
+    items = [item for members in wanted.values() for item in members]
+    return [
+        Difference(item, condition)
+        for item, condition in kernel.observe(items).items()
+        if condition.state is not Status.RIGHT
+    ]
+
+
+def unfinished(state: State, kernel: Kernel) -> bool:
+    """Does something have to be completed first, after a crash, a reboot or a failed repair?"""
+    return state.pending is not None or rebooted(state, kernel)
+
+
+def rebooted(state: State, kernel: Kernel) -> bool:
+    return bool(state.items and state.boot_id != kernel.boot_id())
+
+
+def finish(writer: Writer, kernel: Kernel, state: State, report: Report, scopes: Scopes = None) -> Converged:
+    """Converge; an unfinished change that cannot be completed is rolled back, so that it holds up nobody."""
+    if state.unfinished or rebooted(state, kernel):
+        report("resuming an interrupted change, or restoring after a reboot")
+    try:
+        found = converge(writer, kernel, state, scopes)
+        stopped = {
+            place: error
+            for place, error in found.trouble.items()
+            if place not in found.left and places.interrupted(state, place)
+        }
+        words = "; ".join(places.in_words(stopped))
+    except (ConflictError, KernelError) as error:
+        if not state.unfinished:
+            raise
+        words = str(error)
+    if not words:
+        return found
+    report(f"cannot complete the interrupted change; rolling back: {words}")
+    return converge(writer, kernel, dataclasses.replace(writer.load(), pending=state.world, pending_host=state.host))
+
+
+def converge(writer: Writer, kernel: Kernel, state: State, scopes: Scopes = None) -> Converged:
+    """Roll an unfinished change forward, and repair whatever differs from the desired world."""
+    facts = kernel.facts()
+    desired = state.world if state.pending is None else state.pending
+    host = targets.host_part(state, desired, facts)
+    known = targets.loaded(state.items)
+    snapshot = topology.snapshot(desired, state.state_id, known, scopes=scopes, host=host)
+    after = generations.raised(kernel, snapshot, known, all_of=True)
+    if scopes is not None:
+        # What is not looked at stays on record as it is there.
+        order = (topology.HOST, *(vpc.name for vpc in desired.vpcs)) if desired.vpcs else ()
+        after = {scope: after[scope] if scope in scopes else state.record[scope] for scope in order}
+    record = targets.merged(state.record, after)
+    intent = dataclasses.replace(state, boot_id=kernel.boot_id(), pending=desired, pending_host=host, record=record)
+    plan, differences = _repair_plan(kernel, intent, after, targets.guard(state, desired, host, after), scopes)
+    homes, gone = places.homes(after), leaving(intent.record, after)
+    repair = RepairPlan(plan, tuple(differences), homes, gone, shutters_of(intent.record))
+    finished = dataclasses.replace(intent, world=desired, host=host, record=after)
+    # In a part of them nothing is told of the others, which may still be in trouble.
+    if scopes is None or state.pending is None:
+        finished = finished.settled
+    if not plan and finished == state:
+        return Converged(state)
+    trouble = repair.check(kernel)
+    intent = writer.save(intent)
+    done = carry_out(kernel, repair, trouble)
+    if state.unfinished or any(isinstance(step.item, Ruleset) for step in plan.steps):
+        swept = {scope: items for scope, items in after.items() if scope not in done.trouble}
+        targets.forget(kernel, plan, desired, host, swept, facts.local, former=state.world)
+    if done.trouble:
+        finished = dataclasses.replace(finished, pending=desired, pending_host=host)
+    if done.left:
+        finished = with_leftovers(finished, intent.record, done.left)
+    state = writer.save(dataclasses.replace(finished, serial=intent.serial))
+    repaired = [one for one in repair.differences if one.item.key in done.made]
+    return Converged(state, repaired, done.trouble, frozenset(done.left))
+
+
+def _repair_plan(
+    kernel: Kernel, intent: State, after: Record, guard: Ruleset | None, scopes: Scopes
+) -> tuple[Plan, list[Difference]]:
+    """The plan from what is observed to `after`, as far as it is of `scopes`: only what differs is touched."""
+    wanted = [item for scope, items in after.items() if scopes is None or scope in scopes for item in items]
+    differences = [
+        Difference(item, condition)
+        for item, condition in kernel.observe(wanted).items()
+        if condition.state is not Status.RIGHT
+    ]
+    made = [difference.item for difference in differences]
+    cut = _cut(wanted, made)
+    made += cut
+    replaced = [
+        *cut,
+        *(
+            difference.item
+            for difference in differences
+            if difference.condition.state is Status.DIFFERENT and difference.item.replaced
+        ),
+    ]
+    keys = {item.key for items in after.values() for item in items}
+    gone = [item for item in intent.items if item.key not in keys]
+    # What stands on a link that is absent cannot be observed: a kernel without IPv6 lacks the same settings.
+    links = [item for item in made if item.replaced]
+    made += plans.dependents(links, wanted, made)
+    # The guard is no lasting table, also where the lasting one was loaded already when a crash came.
+    if guard is not None and guard.key not in {item.key for item in made}:
+        made += [item for item in wanted if item.key == guard.key]
+    return plans.order(gone + replaced, made, targets.closing(kernel, intent, after), guard), differences
+
+
+def _cut(wanted: list[Item], made: list[Item]) -> list[Item]:
+    """The links that look right by one end, while the other end went with a namespace that is to be made again.
+
+    A process that was in that namespace when somebody deleted it keeps it, and the link, alive without a name.
+    """
+    absent = {item.namespace for item in made if isinstance(item, Namespace)}
+    known = {item.key for item in made}
+    return [
+        item for item in wanted if isinstance(item, Veth) and item.peer_namespace in absent and item.key not in known
+    ]
+
+
+def with_leftovers(finished: State, record: Record, left: Iterable[str]) -> State:
+    """`finished` with what could not be removed still on record, and pending, so that the next command tries again."""
+    kept = {scope: items for scope, items in record.items() if scope in left or scope == topology.HOST}
+    return dataclasses.replace(
+        finished, record={**finished.record, **kept}, pending=finished.world, pending_host=finished.host
+    )
+
+
+def roll_back(writer: Writer, kernel: Kernel, intent: State, error: VpcctlError, known: Trouble) -> None:
+    """Roll back to the old world after `error`; what cannot be rolled back now is left to `repair`, and reported.
+
+    `known` are the places whose repair had failed before.
+    """
+    try:
+        found = converge(writer, kernel, dataclasses.replace(intent, pending=intent.world, pending_host=intent.host))
+        second = "; ".join(str(one) for scope, one in found.trouble.items() if scope not in known)
+    except VpcctlError as failure:
+        second = str(failure)
+    if second:
+        raise not_rolled_back(error, second) from error
+
+
+def not_rolled_back(error: VpcctlError, why: str) -> KernelError:
+    return KernelError(f"{error}\nand rolling back failed ({why}); fix the cause, then `vpcctl repair` completes it")

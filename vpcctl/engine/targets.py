@@ -1,0 +1,111 @@
+"""What a desired world means on this host: the host's part of it, what closes first, which tracked flows have to go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from vpcctl import names
+from vpcctl.compiler.view import same_for_host
+from vpcctl.engine.state import Record, State
+from vpcctl.engine.sweep import sweep
+from vpcctl.errors import ConflictError
+from vpcctl.model.host import HostPart
+from vpcctl.model.network import World, uplink_pair
+from vpcctl.model.policy import Network
+from vpcctl.resources import topology
+from vpcctl.resources.kinds import Item, Namespace, Ruleset
+from vpcctl.resources.plan import Plan
+from vpcctl.resources.protocol import HostFacts, Kernel, Status
+
+
+def host_part(state: State, desired: World, facts: HostFacts, looking: bool = False) -> HostPart:
+    """What the host adds to `desired`; ConflictError where its networks overlap new uplinks.
+
+    With `looking` the host's services are taken as they are on record.
+    """
+    _check_transit(state, desired, facts)
+    reserved = state.host.reserved if looking else _reserved(state, desired, facts)
+    if not desired.vpcs or facts.forwarding:
+        # Where the whole host forwards, whoever wanted that also decides between which links.
+        return HostPart((), reserved)
+    # What was opened before is on record, whatever world is wanted now.
+    opened = dict(state.host.opened)
+    opened |= {link: value for link, value in facts.ways_out if value != "1" and link not in opened}
+    return HostPart(tuple(sorted(opened.items())), reserved)
+
+
+def _check_transit(state: State, desired: World, facts: HostFacts) -> None:
+    known = {vpc.name for vpc in state.world.vpcs}
+    for vpc in desired.vpcs:
+        pair = uplink_pair(desired.transit, vpc.index)
+        for network in facts.networks:
+            if vpc.name not in known and network.overlaps(desired.transit):
+                raise ConflictError(
+                    f"the host has a network {network}, which overlaps the transit range {desired.transit} of the"
+                    f" VPCs' uplinks ({pair[0]} is that of {vpc.name}); choose another range with --transit"
+                )
+
+
+def _reserved(state: State, desired: World, facts: HostFacts) -> tuple[int, ...]:
+    """The host's services that source NAT leaves alone.
+
+    Programs come and go, and the host's table is not loaded again for each: those on record stand until the table
+    changes anyway.
+    """
+    if not desired.vpcs:
+        return ()
+    return state.host.reserved if same_for_host(state.world, desired) else facts.services
+
+
+def closing(kernel: Kernel, state: State, after: Record) -> list[Ruleset]:
+    """The closed rulesets of the VPCs that go, as far as their routers are there."""
+    going = [scope for scope in state.record if scope not in after and scope != topology.HOST]
+    rulesets = [topology.closed_ruleset(scope, state.state_id, loaded(state.items)) for scope in going]
+    wanted = {ruleset.namespace for ruleset in rulesets}
+    routers = [item for item in state.items if isinstance(item, Namespace) and item.namespace in wanted]
+    there = {item.namespace for item, found in kernel.observe(routers).items() if found.state is Status.RIGHT}
+    return [ruleset for ruleset in rulesets if ruleset.namespace in there]
+
+
+def guard(state: State, desired: World, host: HostPart, after: Record) -> Ruleset | None:
+    """The host's table for the uplinks of `desired` and those that go; None where none goes, or all do."""
+    going = [item for scope, items in state.record.items() if scope not in after for item in items]
+    leaving = topology.uplinks(going)
+    if not leaving or not desired.vpcs:
+        return None
+    return topology.host_ruleset(desired, host, state.state_id, loaded(state.items), leaving)
+
+
+def forget(
+    kernel: Kernel,
+    plan: Plan,
+    world: World,
+    host: HostPart,
+    after: Record,
+    local: Iterable[Network],
+    before: State | None = None,
+    former: World | None = None,
+) -> None:
+    """Forget the tracked flows that are in the way of `world`; without a state `before` in every scope of `after`."""
+    loaded = {step.item.namespace for step in plan.steps if isinstance(step.item, Ruleset)}
+    if not loaded and before is not None:
+        return
+    scopes = [vpc.name for vpc in world.vpcs if vpc.name in after]
+    if before is not None:
+        scopes = [name for name in scopes if names.router_namespace(name) in loaded]
+    items = [item for items in after.values() for item in items]
+    newly = sorted({*host.reserved} - {*(before.host.reserved if before else ())})
+    sweep(kernel, world, scopes, items, before.world if before else None, local, former, host.reserved, newly)
+
+
+def loaded(items: Iterable[Item]) -> dict[tuple[str, ...], Ruleset]:
+    return {item.key: item for item in items if isinstance(item, Ruleset)}
+
+
+def merged(before: Record, after: Record) -> Record:
+    """Every item of both records, the later one where both have it."""
+    merged: Record = {}
+    for scope in {**before, **after}:
+        items = {item.key: item for item in (*before.get(scope, ()), *after.get(scope, ()))}
+        merged[scope] = tuple(items.values())
+    return merged
