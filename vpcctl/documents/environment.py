@@ -14,7 +14,7 @@ from vpcctl import names
 from vpcctl.documents import fields, reading
 from vpcctl.documents.binding import unknown_names
 from vpcctl.documents.exports import EXAMPLE, refuse_export
-from vpcctl.documents.fastpath import without_plain_parts
+from vpcctl.documents.fastpath import accepts, without_plain_parts
 from vpcctl.documents.policies import PolicyDocument, Reader, check_sets, read_policy_file, sound
 from vpcctl.documents.recovery import GAP, remains
 from vpcctl.errors import DocumentError, Problem, VpcctlError
@@ -61,7 +61,8 @@ def read_environment(
     for number, vpc in enumerate(vpcs if isinstance(vpcs, list) else ()):
         check_sets(vpc, file, f"/vpcs/{number}")
     reader = _Environment(file, load, present or World(), serial)
-    reader.problems += reading.structure_problems(without_plain_parts(document), "environment", file)
+    if not accepts("environment", document):
+        reader.problems += reading.structure_problems(without_plain_parts(document), "environment", file)
     # Report all other problems at the same time.
     left = remains(document, reader.problems) if reader.problems else document
     if left is not GAP:

@@ -11,9 +11,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from vpcctl.documents import fields, reading
+from vpcctl.documents import fastpath, fields, reading
 from vpcctl.documents.exports import refuse_export
-from vpcctl.documents.fastpath import plainly_valid
 from vpcctl.documents.recovery import GAP, keep_names, pointers, remains, unread_fields
 from vpcctl.errors import DocumentError, Problem
 from vpcctl.model.policy import Action, Direction, Endpoint, Network, Origin, Policy, Rule
@@ -74,7 +73,7 @@ def read_policy_file(document: Any, file: str) -> PolicyFile:
         return PolicyFile(problems=error.problems)
     reader = Reader(file)
     left = document
-    if not plainly_valid(document):
+    if not fastpath.accepts("policy", document):
         reader.problems += reading.structure_problems(document, "policy", file)
         # Report all other problems at the same time.
         left = remains(document, reader.problems)
