@@ -178,18 +178,18 @@ def foreign(name: str | None, tag: str = "") -> str | None:
 def displaced(name: str, tag: str) -> str | None:
     """As `foreign`, for a namespace alone that belongs elsewhere: to the host, to a router, to another instance."""
     identity = claims.mounted(name)
-    return _displaced(name, identity, tag) if identity is not None else None
+    return None if identity is None else _displaced(name, identity, tag, claims.read(name))
 
 
 def _objection(name: str, identity: claims.Identity, tag: str) -> str | None:
-    why = _displaced(name, identity, tag)
-    if why is None and not _is_claimed(claims.read(name), tag):
+    claim = claims.read(name)
+    why = _displaced(name, identity, tag, claim)
+    if why is None and not _is_claimed(claim, tag):
         return f"namespace {name} is not ours; remove or rename it, and `vpcctl repair` makes ours again"
     return why
 
 
-def _displaced(name: str, identity: claims.Identity, tag: str) -> str | None:
-    claim = claims.read(name)
+def _displaced(name: str, identity: claims.Identity, tag: str, claim: Claim | None) -> str | None:
     whose = claims.stranger(name, identity, claim)
     if whose is None:
         return None
