@@ -7,7 +7,7 @@ record as pending.  The same holds for one instance of a VPC: its port is closed
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from vpcctl.engine import generations, places, targets
@@ -15,10 +15,12 @@ from vpcctl.engine.execution import Difference, RepairPlan, carry_out, leaving, 
 from vpcctl.engine.places import Trouble
 from vpcctl.engine.state import Record, State, Writer
 from vpcctl.errors import ConflictError, KernelError, VpcctlError
+from vpcctl.model.host import HostPart
+from vpcctl.model.network import World
 from vpcctl.resources import plan as plans
 from vpcctl.resources import topology
 from vpcctl.resources.kinds import Item, Namespace, Ruleset, Veth
-from vpcctl.resources.plan import Plan
+from vpcctl.resources.plan import Ensure, Plan
 from vpcctl.resources.protocol import Kernel, Status
 
 Report = Callable[[str], None]
@@ -41,7 +43,9 @@ def examine(state: State, kernel: Kernel, scopes: Iterable[str] | None = None) -
     """Everything in which the kernel differs from the state, changing nothing; `scopes` limits it to some VPCs."""
     host = targets.host_part(state, state.world, kernel.facts(), looking=True)
     chosen = None if scopes is None else set(scopes)
-    wanted = topology.snapshot(state.world, state.state_id, targets.loaded(state.items), scopes=chosen, host=host)
+    known = targets.loaded(state.items)
+    kept = _untouched(kernel, state)
+    wanted = topology.snapshot(state.world, state.state_id, known, state.world, chosen, host, kept)
     items = [item for members in wanted.values() for item in members]
     return [
         Difference(item, condition)
@@ -86,24 +90,19 @@ def converge(writer: Writer, kernel: Kernel, state: State, scopes: Scopes = None
     facts = kernel.facts()
     desired = state.world if state.pending is None else state.pending
     host = targets.host_part(state, desired, facts)
-    known = targets.loaded(state.items)
-    snapshot = topology.snapshot(desired, state.state_id, known, scopes=scopes, host=host)
-    after = generations.raised(kernel, snapshot, known, all_of=True)
-    if scopes is not None:
-        # What is not looked at stays on record as it is there.
-        order = (topology.HOST, *(vpc.name for vpc in desired.vpcs)) if desired.vpcs else ()
-        after = {scope: after[scope] if scope in scopes else state.record[scope] for scope in order}
-    record = targets.merged(state.record, after)
-    intent = dataclasses.replace(state, boot_id=kernel.boot_id(), pending=desired, pending_host=host, record=record)
-    plan, differences = _repair_plan(kernel, intent, after, targets.guard(state, desired, host, after), scopes)
-    homes, gone = places.homes(after), leaving(intent.record, after)
-    repair = RepairPlan(plan, tuple(differences), homes, gone, shutters_of(intent.record))
+    kept = _untouched(kernel, state)
+    aim = _aim(kernel, state, desired, host, scopes, kept)
+    if kept and aim.lacks_text:
+        aim = _aim(kernel, state, desired, host, scopes, frozenset())
+    after, intent, plan = aim.after, aim.intent, aim.plan
     finished = dataclasses.replace(intent, world=desired, host=host, record=after)
     # In a part of them nothing is told of the others, which may still be in trouble.
     if scopes is None or state.pending is None:
         finished = finished.settled
     if not plan and finished == state:
         return Converged(state)
+    homes, gone = places.homes(after), leaving(intent.record, after)
+    repair = RepairPlan(plan, tuple(aim.differences), homes, gone, shutters_of(intent.record))
     trouble = repair.check(kernel)
     intent = writer.save(intent)
     done = carry_out(kernel, repair, trouble)
@@ -119,6 +118,47 @@ def converge(writer: Writer, kernel: Kernel, state: State, scopes: Scopes = None
     return Converged(state, repaired, done.trouble, frozenset(done.left))
 
 
+@dataclass(frozen=True, slots=True)
+class _Aim:
+    """What convergence leads to: the record afterwards, the intent, and the plan that repairs the differences."""
+
+    after: Record
+    intent: State
+    plan: Plan
+    differences: list[Difference]
+
+    @property
+    def lacks_text(self) -> bool:
+        """Does the plan load a ruleset that was not compiled?"""
+        made = (step.item for step in self.plan.steps if isinstance(step, Ensure))
+        return any(isinstance(item, Ruleset) and item.text is None for item in made)
+
+
+def _aim(
+    kernel: Kernel, state: State, desired: World, host: HostPart, scopes: Scopes, kept: Collection[tuple[str, ...]]
+) -> _Aim:
+    """Compile what is not in `kept`, observe, and plan."""
+    known = targets.loaded(state.items)
+    snapshot = topology.snapshot(desired, state.state_id, known, state.world, scopes, host, kept)
+    after = generations.raised(kernel, snapshot, known, all_of=True, untouched=kept)
+    if scopes is not None:
+        # What is not looked at stays on record as it is there.
+        order = (topology.HOST, *(vpc.name for vpc in desired.vpcs)) if desired.vpcs else ()
+        after = {scope: after[scope] if scope in scopes else state.record[scope] for scope in order}
+    record = targets.merged(state.record, after)
+    intent = dataclasses.replace(state, boot_id=kernel.boot_id(), pending=desired, pending_host=host, record=record)
+    plan, differences = _repair_plan(kernel, intent, after, targets.guard(state, desired, host, after), scopes)
+    return _Aim(after, intent, plan, differences)
+
+
+def _untouched(kernel: Kernel, state: State) -> Collection[tuple[str, ...]]:
+    """The rulesets on record that are right beyond doubt, and need not be compiled.
+
+    While a change is unfinished, the record has the rulesets of the world to come.
+    """
+    return kernel.untouched(targets.loaded(state.items).values()) if state.pending is None else frozenset()
+
+
 def _repair_plan(
     kernel: Kernel, intent: State, after: Record, guard: Ruleset | None, scopes: Scopes
 ) -> tuple[Plan, list[Difference]]:
@@ -129,6 +169,8 @@ def _repair_plan(
         for item, condition in kernel.observe(wanted).items()
         if condition.state is not Status.RIGHT
     ]
+    if not differences and intent.record == after:
+        return Plan(()), []
     made = [difference.item for difference in differences]
     cut = _cut(wanted, made)
     made += cut

@@ -6,7 +6,7 @@ pass the second one without being judged.  The record counts loads; this module 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from vpcctl.engine.state import Record
 from vpcctl.resources.kinds import Item, Ruleset
@@ -15,18 +15,30 @@ from vpcctl.resources.protocol import Kernel
 Rulesets = Mapping[tuple[str, ...], Ruleset]
 
 
-def raised(kernel: Kernel, record: Record, known: Rulesets, all_of: bool) -> Record:
+def raised(
+    kernel: Kernel, record: Record, known: Rulesets, all_of: bool, untouched: Collection[tuple[str, ...]] = ()
+) -> Record:
     """`record` with generations that nothing else in the kernel has, for the rulesets of routers that may be loaded.
 
-    These are those that are not on record as they are, and with `all_of` all.  `known` are the rulesets on record.
+    These are those that are not on record as they are, and with `all_of` all but the `untouched`, which are loaded for
+    certain.  `known` are the rulesets on record.
     """
-    return {scope: tuple(_raised(kernel, items, known, all_of)) for scope, items in record.items()}
+    return {scope: tuple(_raised(kernel, items, known, all_of, untouched)) for scope, items in record.items()}
 
 
-def _raised(kernel: Kernel, items: tuple[Item, ...], known: Rulesets, all_of: bool) -> Iterator[Item]:
+def _raised(
+    kernel: Kernel,
+    items: tuple[Item, ...],
+    known: Rulesets,
+    all_of: bool,
+    untouched: Collection[tuple[str, ...]],
+) -> Iterator[Item]:
     for item in items:
+        if not isinstance(item, Ruleset) or item.namespace is None:
+            yield item
+            continue
         recorded = known.get(item.key) == item
-        if isinstance(item, Ruleset) and item.namespace is not None and (all_of or not recorded):
+        if not recorded or (all_of and item.key not in untouched):
             newest = _newest(kernel, item, recorded)
             yield item.at(newest + 1) if newest >= item.generation else item
         else:

@@ -33,8 +33,9 @@ def state_directory(given: str | os.PathLike[str] | None) -> Path:
 def linux_kernel() -> Kernel:
     """The kernel of this machine; PrivilegeError without the capabilities that it needs."""
     from vpcctl.kernel.linux import LinuxKernel
+    from vpcctl.kernel.verified import NOTES
 
-    return LinuxKernel()
+    return LinuxKernel(NOTES)
 
 
 def linux_host() -> Host:

@@ -180,6 +180,8 @@ def _part(homes: Mapping[places.Key, str], item: Item) -> str:
 
 def _problems(kernel: Kernel, state: State, attempt: Attempt) -> Trouble:
     """What prevents the attempt, by VPC.  A problem that concerns no single VPC is raised."""
+    if not attempt.plan:
+        return {}
     homes = places.homes(targets.merged(state.record, attempt.after))
     parts = RepairPlan(attempt.plan, (), homes, leaving(state.record, attempt.after), {})
     return {places.vpc_of(place): error for place, error in parts.check(kernel).items()}

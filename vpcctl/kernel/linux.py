@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpcctl.errors import ConflictError, GoneError, KernelError, PrivilegeError
-from vpcctl.kernel import checksums, claims, namespaces, settings, sockets, tables
+from vpcctl.kernel import checksums, claims, namespaces, settings, sockets, tables, verified
 from vpcctl.kernel.links import ABSENCE, Rtnl, contended
 from vpcctl.kernel.lookups import Lookups
 from vpcctl.kernel.netlink import NetlinkError
@@ -70,21 +70,26 @@ def _translated(words: str) -> Iterator[None]:
 
 
 class LinuxKernel:
-    """Acts on the namespaces of the calling process; needs CAP_NET_ADMIN and CAP_SYS_ADMIN there."""
+    """Acts on the namespaces of the calling process; needs CAP_NET_ADMIN and CAP_SYS_ADMIN there.
 
-    def __init__(self) -> None:
+    `notes` is the file in which it keeps which rulesets were compared as right (see `verified`); None for no file.
+    """
+
+    def __init__(self, notes: Path | None = None) -> None:
         require_privilege()
         with _translated("cannot determine in whose namespace vpcctl runs"):
             inside = claims.own_name()
         if inside is not None:
             raise ConflictError(f"vpcctl runs in the namespace of {inside}; run it on the host instead")
-        self._open: dict[str | None, tuple[Rtnl, tables.Nft | None]] = {}
+        self._open: dict[str | None, tuple[Rtnl, tables.Context | None]] = {}
+        self._notes = verified.Notes(notes)
         self._scratch: tables.Nft | None = None
 
     def close(self) -> None:
         """Close all sockets."""
         for namespace in list(self._open):
             self._close(namespace)
+        self._notes.save()
 
     def boot_id(self) -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -259,9 +264,37 @@ class LinuxKernel:
             settings.restore(item)
 
     def _ensure_ruleset(self, item: Ruleset) -> None:
-        nft = self._nft(item.namespace)
-        if tables.observe(item, nft, self._reference) != RIGHT:
-            tables.load(nft, item)
+        if self._observe_ruleset(item) == RIGHT:
+            return
+        nft, before = self._nft(item.namespace), self._stamp(item.namespace)
+        done = nft.transactions
+        tables.load(nft, item)
+        after = self._stamp(item.namespace)
+        # Nobody else changed anything since.
+        if before and after == (before.cookie, before.transactions + nft.transactions - done):
+            self._notes.learn(after, item)
+
+    def _observe_ruleset(self, item: Ruleset) -> Condition:
+        stamp = self._stamp(item.namespace)
+        if self._notes.holds(stamp, item):
+            return RIGHT
+        condition = tables.observe(item, self._nft(item.namespace), self._reference)
+        if condition == RIGHT and item.text is not None:
+            self._notes.learn(stamp, item)
+        return condition
+
+    def _stamp(self, namespace: str | None) -> verified.Stamp | None:
+        with self._rtnl(namespace).inside():
+            return verified.stamp()
+
+    @_translated("cannot read the kernel's network state")
+    def untouched(self, rulesets: Iterable[Ruleset]) -> set[tuple[str, ...]]:
+        return {
+            item.key
+            for item in rulesets
+            if (item.namespace is None or self._is_there(item.namespace))
+            and self._notes.holds(self._stamp(item.namespace), item)
+        }
 
     def _remove_bridge(self, item: Bridge) -> None:
         rtnl = self._rtnl(item.namespace)
@@ -407,7 +440,7 @@ class LinuxKernel:
     def _rtnl(self, namespace: str | None) -> Rtnl:
         return self._handles(namespace)[0]
 
-    def _nft(self, namespace: str | None) -> tables.Nft:
+    def _nft(self, namespace: str | None) -> tables.Context:
         rtnl, nft = self._handles(namespace)
         if nft is None:
             with rtnl.inside():
@@ -421,7 +454,7 @@ class LinuxKernel:
             self._scratch = tables.scratch()
         return self._scratch
 
-    def _handles(self, namespace: str | None) -> tuple[Rtnl, tables.Nft | None]:
+    def _handles(self, namespace: str | None) -> tuple[Rtnl, tables.Context | None]:
         """The sockets of a namespace.  Those used longest ago are closed first, so none that is in use."""
         if namespace in self._open:
             self._open[namespace] = self._open.pop(namespace)
@@ -494,7 +527,7 @@ HANDLERS: dict[type[Item], Handler] = {
     Ruleset: Handler(
         LinuxKernel._ensure_ruleset,
         lambda kernel, item: tables.unload(kernel._nft(item.namespace), item),
-        lambda kernel, survey, item: tables.observe(item, kernel._nft(item.namespace), kernel._reference),
+        lambda kernel, survey, item: kernel._observe_ruleset(item),
     ),
     Bridge: Handler(_with_rtnl("ensure_bridge"), LinuxKernel._remove_bridge),
     ChecksumLink: Handler(

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from vpcctl.kernel import netlink
 from vpcctl.kernel import rtnetlink as rt
 from vpcctl.kernel.links import ABSENCE, LOOPBACK, LOOPBACK_IFINDEX, ONLINK, Rtnl
-from vpcctl.kernel.netlink import attributes, error_number
+from vpcctl.kernel.netlink import error_number, fields
 from vpcctl.kernel.rtnetlink import (
     IFA_ADDRESS,
     IFA_LOCAL,
@@ -77,9 +77,8 @@ class Lookups(Survey):
             return ABSENT
         listed = self._listed(RTM_GETADDR, rt.all_addresses(wanted.version, link[0]))
         for body in listed:
-            fields = dict(attributes(body[8:]))
-            found = fields.get(IFA_LOCAL, fields.get(IFA_ADDRESS))
-            if (found, body[1]) == (wanted.packed, wanted.network.prefixlen):
+            found = fields(body[8:])
+            if (found.get(IFA_LOCAL, found.get(IFA_ADDRESS)), body[1]) == (wanted.packed, wanted.network.prefixlen):
                 return RIGHT
         if not self._running:
             return ABSENT
@@ -95,7 +94,7 @@ class Lookups(Survey):
         if body is None:
             return ABSENT
         state = struct.unpack_from("=H", body, 8)[0]
-        mac = dict(attributes(body[12:])).get(NDA_LLADDR, b"").hex(":")
+        mac = fields(body[12:]).get(NDA_LLADDR, b"").hex(":")
         if (mac, state) != (item.mac, NUD_PERMANENT):
             return Condition(Status.DIFFERENT, f"is {mac or None} in state {state:#x}, expected {item.mac}, permanent")
         return RIGHT
@@ -107,12 +106,12 @@ class Lookups(Survey):
         expected = (_packed(item.via), link[0], _packed(item.source))
         other: tuple[bytes, int, bytes] | None = None
         for body in self._listed(RTM_GETROUTE, rt.all_routes(wanted.version, RT_TABLE_MAIN)):
-            fields = dict(attributes(body[12:]))
-            destination = fields.get(RTA_DST, bytes(wanted.max_prefixlen // 8)), body[1]
-            if destination != (wanted.network_address.packed, wanted.prefixlen) or RTA_PRIORITY in fields:
+            found = fields(body[12:])
+            destination = found.get(RTA_DST, bytes(wanted.max_prefixlen // 8)), body[1]
+            if destination != (wanted.network_address.packed, wanted.prefixlen) or RTA_PRIORITY in found:
                 continue
-            oif = struct.unpack("=I", fields.get(RTA_OIF, bytes(4)))[0]
-            other = (fields.get(RTA_GATEWAY, b""), oif, fields.get(RTA_PREFSRC, b""))
+            oif = struct.unpack("=I", found.get(RTA_OIF, bytes(4)))[0]
+            other = (found.get(RTA_GATEWAY, b""), oif, found.get(RTA_PREFSRC, b""))
             if other == expected:
                 return RIGHT
         if other is None and self._running:

@@ -75,6 +75,18 @@ def attributes(data: Data) -> Iterator[tuple[int, Data]]:
         place += (length + 3) & ~3
 
 
+def fields(data: Data) -> dict[int, Data]:
+    """The attributes in `data` by type; of several of one type the last."""
+    found, place, end = {}, 0, len(data)
+    while place + 4 <= end:
+        length, kind = _ATTRIBUTE.unpack_from(data, place)
+        if length < 4:
+            break
+        found[kind & NLA_TYPE_MASK] = data[place + 4 : place + length]
+        place += (length + 3) & ~3
+    return found
+
+
 def error_number(body: Data) -> int:
     """The error (errno(3)) in the body of NLMSG_ERROR or NLMSG_DONE; 0 for success."""
     return -struct.unpack_from("=i", body)[0] if len(body) >= 4 else 0
@@ -118,6 +130,10 @@ class Channel:
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
+
+    def option(self, level: int, name: int, length: int) -> bytes:
+        """An option of the socket (getsockopt(2)) of so many bytes."""
+        return self._socket.getsockopt(level, name, length)
 
     def change(self, kind: int, flags: int, body: bytes) -> None:
         """Have the kernel change something; NetlinkError where it refuses."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
-from vpcctl.kernel.netlink import NLA_F_NESTED, attribute, attributes, nested
+from vpcctl.kernel.netlink import NLA_F_NESTED, attribute, attributes, fields, nested
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
@@ -243,7 +243,7 @@ class Link:
     def __init__(self, body: bytes):
         self._body = body
         _, _, self.index, self.flags, _ = _LINK.unpack_from(body)
-        self._found = dict(attributes(body[_LINK.size :]))
+        self._found = fields(body[_LINK.size :])
 
     @property
     def name(self) -> str:
@@ -290,12 +290,12 @@ class Link:
     @property
     def port(self) -> dict[str, int]:
         """The flags of a bridge's port, by the names of BRIDGE_PORT, as far as the kernel has them."""
-        found = dict(attributes(self._information.get(IFLA_INFO_SLAVE_DATA, b"")))
+        found = fields(self._information.get(IFLA_INFO_SLAVE_DATA, b""))
         return {name: found[number][0] for name, number in BRIDGE_PORT.items() if number in found}
 
     @cached_property
     def _information(self) -> dict[int, bytes]:
-        return dict(attributes(self._found.get(IFLA_LINKINFO, b"")))
+        return fields(self._found.get(IFLA_LINKINFO, b""))
 
     def _number(self, kind: int) -> int | None:
         found = self._found.get(kind)
@@ -313,7 +313,7 @@ class LinkAddress:
 def read_address(body: bytes) -> LinkAddress:
     """The address in a message."""
     _, length, _, _, index = _ADDRESS.unpack_from(body)
-    found = dict(attributes(body[_ADDRESS.size :]))
+    found = fields(body[_ADDRESS.size :])
     return LinkAddress(index, f"{_of_address(found.get(IFA_LOCAL, found.get(IFA_ADDRESS)))}/{length}")
 
 
@@ -330,7 +330,7 @@ class KnownNeighbour:
 def read_neighbour(body: bytes) -> KnownNeighbour:
     """The neighbour in a message."""
     found_family, index, state, _, _ = _NEIGHBOUR.unpack_from(body)
-    found = dict(attributes(body[_NEIGHBOUR.size :]))
+    found = fields(body[_NEIGHBOUR.size :])
     mac = found.get(NDA_LLADDR)
     address = "" if found_family == socket.AF_BRIDGE else _of_address(found.get(NDA_DST))
     return KnownNeighbour(index, address, None if mac is None else mac.hex(":"), state)
@@ -357,7 +357,7 @@ def read_route(body: bytes) -> KnownRoute | None:
     found_family, length, _, _, table, _, _, kind, _ = _ROUTE.unpack_from(body)
     if found_family not in (socket.AF_INET, socket.AF_INET6):
         return None
-    found = dict(attributes(body[_ROUTE.size :]))
+    found = fields(body[_ROUTE.size :])
     prefix = found.get(RTA_DST, bytes(4 if found_family == socket.AF_INET else 16))
     single = found.get(RTA_OIF)
     return KnownRoute(
@@ -385,8 +385,8 @@ def _next_hops(value: bytes) -> list[int]:
 
 def read_proxy_delay(body: bytes) -> tuple[int, int] | None:
     """The index of a link and its delay in milliseconds (see `proxy_delay`); None for what is not a link's."""
-    found = dict(attributes(body[_TABLE.size :]))
-    parameters = dict(attributes(found.get(NDTA_PARMS, b"")))
+    found = fields(body[_TABLE.size :])
+    parameters = fields(found.get(NDTA_PARMS, b""))
     if _string(found.get(NDTA_NAME, b"")) != "arp_cache" or NDTPA_IFINDEX not in parameters:
         return None
     delay: int = struct.unpack("=Q", parameters.get(NDTPA_PROXY_DELAY, bytes(8)))[0]

@@ -82,20 +82,31 @@ class Loaded:
 
 
 class Context:
-    """See Nft; the methods of libnftables' binding, and the list of tables."""
+    """See Nft; the methods of libnftables' binding, and the list of tables.
+
+    `transactions` counts the batches that changed something.
+    """
 
     def __init__(self) -> None:
         from nftables import Nftables
 
         nft = Nftables()
-        self.cmd, self.set_handle_output = nft.cmd, nft.set_handle_output
+        self._cmd, self.set_handle_output = nft.cmd, nft.set_handle_output
         self.set_json_output, self.set_stateless_output = nft.set_json_output, nft.set_stateless_output
+        self.transactions = 0
         self._channel = netlink.Channel(netlink.NETLINK_NETFILTER)
 
     def __del__(self) -> None:
         # As the binding does with its own.
         with contextlib.suppress(AttributeError):
             self._channel.close()
+
+    def cmd(self, cmdline: str, /) -> tuple[int, str, str]:
+        """See Nft."""
+        answer: tuple[int, str, str] = self._cmd(cmdline)
+        if answer[0] == 0 and not cmdline.startswith("list "):
+            self.transactions += 1
+        return answer
 
     def tables(self) -> dict[tuple[str, str], Loaded]:
         """The tables that are there, by family and name."""
@@ -105,7 +116,7 @@ class Context:
 def _read_table(body: bytes) -> tuple[tuple[str, str], Loaded]:
     number = body[0]
     family = next((name for name, one in FAMILIES.items() if one == number), str(number))
-    found = dict(netlink.attributes(body[_FAMILY.size :]))
+    found = netlink.fields(body[_FAMILY.size :])
     (flags,) = struct.unpack("!I", found.get(NFTA_TABLE_FLAGS, bytes(4)))
     name = found[NFTA_TABLE_NAME].rstrip(b"\0").decode(errors="replace")
     comment = _comment(found.get(NFTA_TABLE_USERDATA, b""))
@@ -122,7 +133,7 @@ def _comment(data: bytes) -> str:
     return ""
 
 
-def context(namespace: str | None) -> Nft:
+def context(namespace: str | None) -> Context:
     """A libnftables context that is bound to `namespace`; KernelError without libnftables.so.1."""
     try:
         ctypes.CDLL(LIBRARY)  # before the binding, whose destructor complains where it is missing

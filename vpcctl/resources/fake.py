@@ -77,6 +77,9 @@ class FakeKernel:
         found = self.objects.get(("Ruleset", namespace))
         return {(found.fingerprint, found.generation)} if isinstance(found, Ruleset) else set()
 
+    def untouched(self, rulesets: Iterable[Ruleset]) -> set[tuple[str, ...]]:
+        return {item.key for item in rulesets if self.objects.get(item.key) == item}
+
     def settled(self, namespaces: Iterable[str | None]) -> set[str | None]:
         return {namespace for namespace in namespaces if self.tracked.get(namespace)}
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vpcctl.resources.kinds import Item
+from vpcctl.resources.kinds import Item, Ruleset
 from vpcctl.resources.plan import Plan
 
 if TYPE_CHECKING:
@@ -81,6 +81,12 @@ class Kernel(Protocol):
 
     def loaded(self, namespace: str) -> set[tuple[str, int]]:
         """Fingerprint and generation of each ruleset of ours that is loaded in a namespace; none if it is gone."""
+
+    def untouched(self, rulesets: Iterable[Ruleset]) -> set[tuple[str, ...]]:
+        """The keys of those that this version of the program found right, and nobody has changed nftables there since.
+
+        A cheap question; a ruleset that is not named may be right, too.
+        """
 
     def settled(self, namespaces: Iterable[str | None]) -> set[str | None]:
         """Those of the namespaces that track flows, once every packet that is on its way now has passed.

@@ -80,21 +80,27 @@ def snapshot(
     before: World | None = None,
     scopes: Container[str] | None = None,
     host: HostPart = NO_PART,
+    kept: Container[tuple[str, ...]] | None = None,
 ) -> dict[str, Items]:
     """All items of `world` on `host` by scope: the name of a VPC, or HOST; with `scopes` those alone.
 
     `loaded` are the rulesets of the record by key; a ruleset whose text differs from the recorded one gets the next
-    generation.  If a VPC is unchanged since the world `before`, its recorded ruleset stays in use, without its text.
+    generation.  If a VPC is unchanged since the world `before`, its recorded ruleset stays in use, without its text;
+    with `kept` only those of these keys.
     Nothing is there for an empty world: the last VPC takes the host's table with it.
     """
     if not world.vpcs:
         return {}
+
+    def keeps(vpc: Vpc) -> bool:
+        return kept is None or (Ruleset.__name__, names.router_namespace(vpc.name)) in kept
+
     found = {}
     if scopes is None or HOST in scopes:
         found[HOST] = tuple(_host_items(world, host, state_id, loaded))
     for vpc in world.vpcs:
         if scopes is None or vpc.name in scopes:
-            found[vpc.name] = tuple(_vpc_items(world, vpc, state_id, loaded, before))
+            found[vpc.name] = tuple(_vpc_items(world, vpc, state_id, loaded, before if keeps(vpc) else None))
     return found
 
 
