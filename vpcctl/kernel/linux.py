@@ -264,10 +264,10 @@ class LinuxKernel:
             settings.restore(item)
 
     def _ensure_ruleset(self, item: Ruleset) -> None:
+        nft = self._nft(item.namespace)
         if self._observe_ruleset(item) == RIGHT:
             return
-        nft, before = self._nft(item.namespace), self._stamp(item.namespace)
-        done = nft.transactions
+        before, done = self._stamp(item.namespace), nft.transactions
         tables.load(nft, item)
         after = self._stamp(item.namespace)
         # Nobody else changed anything since.
@@ -284,7 +284,10 @@ class LinuxKernel:
         return condition
 
     def _stamp(self, namespace: str | None) -> verified.Stamp | None:
-        with self._rtnl(namespace).inside():
+        rtnl, nft = self._handles(namespace)
+        if nft is not None:
+            return verified.stamp(nft.channel)
+        with rtnl.inside():
             return verified.stamp()
 
     @_translated("cannot read the kernel's network state")

@@ -84,7 +84,7 @@ class Loaded:
 class Context:
     """See Nft; the methods of libnftables' binding, and the list of tables.
 
-    `transactions` counts the batches that changed something.
+    `channel` asks nf_tables itself, and `transactions` counts the batches that changed something.
     """
 
     def __init__(self) -> None:
@@ -94,12 +94,12 @@ class Context:
         self._cmd, self.set_handle_output = nft.cmd, nft.set_handle_output
         self.set_json_output, self.set_stateless_output = nft.set_json_output, nft.set_stateless_output
         self.transactions = 0
-        self._channel = netlink.Channel(netlink.NETLINK_NETFILTER)
+        self.channel = netlink.Channel(netlink.NETLINK_NETFILTER)
 
     def __del__(self) -> None:
         # As the binding does with its own.
         with contextlib.suppress(AttributeError):
-            self._channel.close()
+            self.channel.close()
 
     def cmd(self, cmdline: str, /) -> tuple[int, str, str]:
         """See Nft."""
@@ -110,7 +110,7 @@ class Context:
 
     def tables(self) -> dict[tuple[str, str], Loaded]:
         """The tables that are there, by family and name."""
-        return dict(map(_read_table, self._channel.dump(NFT_MSG_GETTABLE, _FAMILY.pack(0, 0, 0))))
+        return dict(map(_read_table, self.channel.dump(NFT_MSG_GETTABLE, _FAMILY.pack(0, 0, 0))))
 
 
 def _read_table(body: bytes) -> tuple[tuple[str, str], Loaded]:

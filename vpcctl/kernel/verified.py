@@ -48,21 +48,28 @@ class Stamp(NamedTuple):
     transactions: int
 
 
-def stamp() -> Stamp | None:
-    """The stamp of the calling thread's namespace; None if the kernel has no cookies."""
-    channel = netlink.Channel(netlink.NETLINK_NETFILTER)
+def stamp(channel: netlink.Channel | None = None) -> Stamp | None:
+    """The stamp of the namespace of `channel`, a socket of NETLINK_NETFILTER, or of the calling thread's.
+
+    None if the kernel has no cookies.
+    """
+    if channel is not None:
+        return _stamp(channel)
+    with contextlib.closing(netlink.Channel(netlink.NETLINK_NETFILTER)) as own:
+        return _stamp(own)
+
+
+def _stamp(channel: netlink.Channel) -> Stamp | None:
     try:
         cookie = channel.option(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
-        # struct nfgenmsg, then the attributes
-        answer = netlink.fields(channel.single(NFT_MSG_GETGEN, bytes(4))[4:])
-        (transactions,) = struct.unpack("!I", answer[NFTA_GEN_ID])
-        return Stamp(int.from_bytes(cookie, sys.byteorder), transactions)
     except OSError as error:
-        if error.errno in (errno.ENOPROTOOPT, errno.EOPNOTSUPP):
+        if error.errno == errno.ENOPROTOOPT:
             return None
         raise
-    finally:
-        channel.close()
+    # struct nfgenmsg, then the attributes
+    answer = netlink.fields(channel.single(NFT_MSG_GETGEN, bytes(4))[4:])
+    (transactions,) = struct.unpack("!I", answer[NFTA_GEN_ID])
+    return Stamp(int.from_bytes(cookie, sys.byteorder), transactions)
 
 
 class Notes:
