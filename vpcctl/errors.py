@@ -18,7 +18,9 @@ The number is the exit status of the command.  Libraries' exceptions are transla
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from vpcctl.values import dataclass
 
 # The longest key that is shown in a pointer.
 LONGEST_KEY = 60

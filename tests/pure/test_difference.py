@@ -17,6 +17,7 @@ from vpcctl.documents.diff import UNTOLD, object_changes, same_words
 from vpcctl.model.difference import differing
 from vpcctl.model.network import Instance, Peering, Publication, Subnet, Vpc, World
 from vpcctl.model.policy import TCP, UDP, Action, Direction, Endpoint, Limit, Origin, Policy, Rule
+from vpcctl.values import dataclass
 
 network, address = ipaddress.ip_network, ipaddress.ip_address
 GRE, ESP = 47, 50
@@ -127,8 +128,8 @@ each = pytest.mark.parametrize(
 @functools.cache
 def wider(kind: type) -> type:
     """The kind with one more field, as a later version may have it."""
-    more = [("colour", str, dataclasses.field(default=""))]
-    return dataclasses.make_dataclass(f"Wider{kind.__name__}", more, bases=(kind,), frozen=True, slots=True)
+    more = type(f"Wider{kind.__name__}", (kind,), {"__annotations__": {"colour": str}, "colour": ""})
+    return dataclass(frozen=True, slots=True)(more)
 
 
 def painted(value: Any, colour: str) -> Any:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from vpcctl.analysis import packetset
 from vpcctl.analysis.packetset import Partition, Space
 from vpcctl.analysis.reachability import DEFAULT, GateRules
 from vpcctl.model.policy import Origin, Rule
+from vpcctl.values import dataclass
 
 # What is spent for each rule in any case, in parts: a hopeless search ends before it begins.
 _EACH = 20

@@ -11,7 +11,7 @@ import functools
 import operator
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from vpcctl import names
@@ -23,6 +23,7 @@ from vpcctl.analysis.rendering import Line, lines
 from vpcctl.documents.reading import quote
 from vpcctl.errors import DocumentError, TooFineError
 from vpcctl.model.policy import Action, Address, Direction, Origin, Rule
+from vpcctl.values import dataclass
 
 # In the place of services that cannot be listed.
 TOO_MUCH = "too many different cases to list"

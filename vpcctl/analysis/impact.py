@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from vpcctl.analysis import packetset
 from vpcctl.analysis.anomalies import Idle, idle_rules
@@ -14,6 +13,7 @@ from vpcctl.errors import TooFineError
 from vpcctl.model.host import NO_HOST, Host
 from vpcctl.model.network import World
 from vpcctl.model.policy import Direction
+from vpcctl.values import dataclass
 
 # What is spent at most on the idle rules of one subnet by a command that changes something: a tenth of a second.
 MOST_HINT_PARTS = 100_000

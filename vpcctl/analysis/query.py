@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
 
 from vpcctl.analysis import packetset
 from vpcctl.analysis.packetset import Interval
@@ -14,6 +13,7 @@ from vpcctl.errors import ConflictError, DocumentError
 from vpcctl.model.oracle import subnet_at
 from vpcctl.model.policy import HIGHEST_PORT, ICMP_PROTOCOLS, PORT_PROTOCOLS, PROTOCOLS, Address
 from vpcctl.model.protocols import REPLY_TYPE
+from vpcctl.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

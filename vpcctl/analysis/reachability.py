@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from vpcctl.analysis import packetset
@@ -20,6 +19,7 @@ from vpcctl.model.network import NEVER_USABLE, Subnet, Vpc, World
 from vpcctl.model.policy import ICMP, ICMPV6, Action, Direction, Endpoint, Network, Policy, Rule
 from vpcctl.model.protocols import REPLY_TYPE, TRANSLATED
 from vpcctl.model.resolve import Meanings, inside
+from vpcctl.values import dataclass
 
 # What decides where no rule does.
 DEFAULT = "default"

@@ -6,13 +6,13 @@ import functools
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from vpcctl.analysis import packetset
 from vpcctl.analysis.packetset import DESTINATION, PORT, PROTOCOL, SOURCE, Interval, Partition, Space
 from vpcctl.analysis.reachability import FLOWS, SERVICES_OF, Reach, Zone
 from vpcctl.documents.fields import TYPE_NAMES
 from vpcctl.model.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS, PROTOCOL_NAMES, joined
+from vpcctl.values import dataclass
 
 ANY = "any"
 LONGEST_LIST = 12

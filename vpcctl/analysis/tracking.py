@@ -9,7 +9,6 @@ are forgotten.  The rule looks at the world alone, not at what changed, so it al
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator
-from dataclasses import dataclass
 
 from vpcctl.analysis import packetset
 from vpcctl.analysis.reachability import Reach
@@ -17,6 +16,7 @@ from vpcctl.model.network import Subnet, Vpc, World, uplink_pair
 from vpcctl.model.policy import ICMP_PROTOCOLS, UDP, Direction, Network
 from vpcctl.model.protocols import PORTED, TRANSLATED
 from vpcctl.model.resolve import inside
+from vpcctl.values import dataclass
 
 # enum ip_conntrack_status (include/uapi/linux/netfilter/nf_conntrack_common.h)
 IPS_SRC_NAT, IPS_DST_NAT = 1 << 4, 1 << 5

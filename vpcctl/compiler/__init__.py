@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from vpcctl import names
 from vpcctl.compiler.chains import CLOSED, SECTIONS, frames, neighbours
@@ -20,6 +19,7 @@ from vpcctl.compiler.nft import Chain, RateLimit, Set, Table, transaction
 from vpcctl.compiler.view import View
 from vpcctl.model.host import NO_PART, HostPart
 from vpcctl.model.network import World
+from vpcctl.values import dataclass
 
 FINGERPRINT_LENGTH = 16
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
 
 from vpcctl import names
 from vpcctl.compiler.gates import Gate, gate
@@ -13,6 +12,7 @@ from vpcctl.compiler.translation import untranslated
 from vpcctl.compiler.view import View
 from vpcctl.model.network import NEVER_USABLE, Subnet
 from vpcctl.model.policy import Direction
+from vpcctl.values import dataclass
 
 SEND_REJECT = (NftRule("meta l4proto tcp reject with tcp reset"), NftRule("reject with icmpx admin-prohibited"))
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import ipaddress
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -28,6 +27,7 @@ from vpcctl.compiler.view import View
 from vpcctl.model.network import Subnet, Vpc
 from vpcctl.model.policy import ICMP, ICMP_PROTOCOLS, ICMPV6, Action, Direction, Policy, Range, Rule
 from vpcctl.model.protocols import REPLY_TYPE
+from vpcctl.values import dataclass
 
 TYPE_FIELD = {ICMP: ("icmp type", "icmp_type"), ICMPV6: ("icmpv6 type", "icmpv6_type")}
 VERDICTS = {Action.ALLOW: "return", Action.DENY: "drop", Action.REJECT: "goto send-reject"}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from vpcctl import names
 from vpcctl.compiler.chains import ICMP_ERRORS
@@ -16,6 +15,7 @@ from vpcctl.compiler.nft import Chain, Counter, Element, Hook, NftRule, Set, Tab
 from vpcctl.compiler.translation import ranges_beside, translated, translating, untranslated
 from vpcctl.model.host import NO_PART, HostPart
 from vpcctl.model.network import DEFAULT_MAX_FLOWS, World, uplink_pair
+from vpcctl.values import dataclass
 
 # The flows of a VPC are counted in so many lists at most, by a hash of their ends: the kernel walks a list for each new
 # flow (net/netfilter/nf_conncount.c).  A list has room for so many flows at least, or chance would fill it too soon.

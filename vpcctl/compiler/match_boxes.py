@@ -9,7 +9,6 @@ from __future__ import annotations
 import ipaddress
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import product
 from typing import TypeGuard, TypeVar
 
@@ -18,6 +17,7 @@ from vpcctl.compiler.first_match import Box, Prefix, Product
 from vpcctl.compiler.view import View
 from vpcctl.model.network import Subnet, within
 from vpcctl.model.policy import Direction, Endpoint, Network, Policy, Range, joined
+from vpcctl.values import dataclass
 
 _F = TypeVar("_F")
 # The values of one field that a rule matches; ANYWHERE is all of them.

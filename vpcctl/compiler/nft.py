@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from vpcctl.values import dataclass
 
 # NFTNL_UDATA_COMMENT_MAXLEN in libnftnl: a longer comment is refused.
 COMMENT_LIMIT = 127

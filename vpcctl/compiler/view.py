@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from vpcctl import names
 from vpcctl.model.difference import differing
 from vpcctl.model.network import Subnet, Vpc, World, uplink_pair, within
 from vpcctl.model.policy import Address, Endpoint, Network, Policy
+from vpcctl.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

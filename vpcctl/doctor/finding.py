@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from vpcctl.values import dataclass
 
 # From worst to best.  `fatal`: something that vpcctl promises does not work; `warning`: it may not, or not for long;
 # `note`: good to know; `ok`: checked, no problem found.

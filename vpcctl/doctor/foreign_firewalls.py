@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -16,6 +16,7 @@ from vpcctl.doctor import legacy_tables
 from vpcctl.doctor.finding import Finding
 from vpcctl.doctor.hook_verdicts import BaseChain, HookDecision, Listing, RulePlace
 from vpcctl.doctor.rule_matches import UNKNOWN, SamplePacket
+from vpcctl.values import dataclass
 
 SUBJECT = "foreign firewall"
 UPLINKS = "vpc-"

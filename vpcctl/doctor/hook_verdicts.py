@@ -10,11 +10,12 @@ hook has to let it pass (nft(8), "Verdict statement").
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from vpcctl.doctor.rule_matches import SamplePacket, Sets, Truth, match, same
 from vpcctl.doctor.rule_texts import dormant_tables, in_words, rule_texts, sets_marks, translated
+from vpcctl.values import dataclass
 
 FAMILIES = ("ip", "inet")
 # A jump stack of this depth is more than the kernel allows (NFT_JUMP_STACK_SIZE, include/net/netfilter/nf_tables.h).

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from vpcctl.doctor.network_state import privileged
 from vpcctl.errors import KernelError, VpcctlError
 from vpcctl.kernel import namespaces, sandbox, settings
 from vpcctl.resources.kinds import PORT_FLAGS
+from vpcctl.values import dataclass
 
 if TYPE_CHECKING:
     from vpcctl.kernel.links import Rtnl

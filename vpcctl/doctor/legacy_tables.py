@@ -12,12 +12,12 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
 from vpcctl.doctor.rule_matches import NONE_OF
+from vpcctl.values import dataclass
 
 SUFFIX = "-legacy"
 # By the number of the hook (include/uapi/linux/netfilter.h).

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from vpcctl.doctor.finding import Finding
 from vpcctl.documents import files
+from vpcctl.values import dataclass
 
 SUBJECT = "network managers"
 EXAMPLE = "vpc-example"

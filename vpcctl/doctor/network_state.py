@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vpcctl.doctor import legacy_tables
@@ -17,6 +16,7 @@ from vpcctl.doctor.prefix_overlaps import Reached
 from vpcctl.errors import KernelError, PrivilegeError
 from vpcctl.kernel import namespaces
 from vpcctl.names import TABLE
+from vpcctl.values import dataclass
 
 if TYPE_CHECKING:
     from vpcctl.kernel.rtnetlink import LinkAddress

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from vpcctl.doctor.finding import Finding
 from vpcctl.model.network import World, overlap
 from vpcctl.model.policy import Network
+from vpcctl.values import dataclass
 
 SUBJECT = "prefixes"
 

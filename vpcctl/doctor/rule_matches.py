@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
+
+from vpcctl.values import dataclass
 
 Truth = bool | None
 Sets = Mapping[str, Sequence[Any]]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from vpcctl.documents.policies import MOST_PREFIXES, PolicyDocument, PolicyFile
 from vpcctl.documents.reading import nearest
 from vpcctl.errors import DocumentError, Problem, VpcctlError
 from vpcctl.model.network import Subnet, Vpc, World
 from vpcctl.model.policy import Direction, Endpoint, Network, Origin, Policy
+from vpcctl.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

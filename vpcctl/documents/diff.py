@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from vpcctl.documents.codec import policy_to_json
@@ -21,6 +20,7 @@ from vpcctl.model.network import (
     World,
 )
 from vpcctl.model.policy import NOWHERE, PROTOCOL_NAMES, Policy, Rule
+from vpcctl.values import dataclass
 
 
 def merged(present: World, wanted: World, peerings: tuple[Peering, ...], prune: bool) -> World:

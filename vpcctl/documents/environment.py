@@ -32,6 +32,7 @@ from vpcctl.model.network import (
 )
 from vpcctl.model.operations import with_instance
 from vpcctl.model.policy import PROTOCOLS, Address, Endpoint, Network, Policy
+from vpcctl.values import dataclass
 
 _V = TypeVar("_V")
 # The fields of VPCs and policies that cannot replace their sets.
@@ -73,7 +74,7 @@ def read_environment(
     return world
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Doubts:
     """Objects that must not be reported as missing, because a wrong part of the document may contain them.
 

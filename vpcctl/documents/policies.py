@@ -16,6 +16,7 @@ from vpcctl.documents.exports import refuse_export
 from vpcctl.documents.recovery import GAP, keep_names, pointers, remains, unread_fields
 from vpcctl.errors import DocumentError, Problem
 from vpcctl.model.policy import Action, Direction, Endpoint, Network, Origin, Policy, Rule
+from vpcctl.values import dataclass
 
 _V = TypeVar("_V")
 # A name that a document gives, in the pointers that a Reader makes.
@@ -24,7 +25,7 @@ SET_NAME = re.compile("/sets/[^/]*")
 MOST_PREFIXES = 500_000
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class PolicyDocument:
     """One policy as read: `vpc` and `subnet` are the words of the document, None where it is silent.
 
@@ -41,7 +42,7 @@ class PolicyDocument:
     unread: frozenset[str] = frozenset()
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class PolicyFile:
     """What can be read of a file of policies, and the problems with the rest.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from vpcctl.documents.policies import PolicyFile, read_policy_file
 from vpcctl.documents.reading import parse
 from vpcctl.errors import DocumentError
 from vpcctl.model.network import World
+from vpcctl.values import dataclass
 
 STANDARD_INPUT = "(standard input)"
 # Reads the policy file that an environment names: the parsed JSON and the name to call it by.

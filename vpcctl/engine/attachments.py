@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vpcctl.engine.inventory import chosen
 from vpcctl.engine.machine import Machine
 from vpcctl.model.policy import Direction, Policy
+from vpcctl.values import dataclass
 
 if TYPE_CHECKING:
     from vpcctl.analysis.impact import Forecast

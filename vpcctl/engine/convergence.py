@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
 
 from vpcctl.engine import generations, places, targets
 from vpcctl.engine.execution import Difference, RepairPlan, carry_out, leaving, shutters_of
@@ -22,6 +21,7 @@ from vpcctl.resources import topology
 from vpcctl.resources.kinds import Item, Namespace, Ruleset, Veth
 from vpcctl.resources.plan import Ensure, Plan
 from vpcctl.resources.protocol import Kernel, Status
+from vpcctl.values import dataclass
 
 Report = Callable[[str], None]
 # The names of VPCs, or HOST; None stands for all.

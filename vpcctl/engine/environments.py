@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vpcctl.engine.events import ObjectChanged, Progress
 from vpcctl.engine.machine import Machine
 from vpcctl.errors import ConflictError, VpcctlError
+from vpcctl.values import dataclass
 
 if TYPE_CHECKING:
     from vpcctl.analysis.impact import Forecast

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from vpcctl.engine import places
 from vpcctl.engine.places import Key, Trouble
@@ -21,6 +21,7 @@ from vpcctl.resources import topology
 from vpcctl.resources.kinds import Item, Link, LinkUp, Namespace, Open, Ruleset, Veth
 from vpcctl.resources.plan import Plan, Remove, Step
 from vpcctl.resources.protocol import Condition, Kernel
+from vpcctl.values import dataclass
 
 # What to take down, by key: for a router's ruleset its links that are up or open, for an instance's namespace its port.
 Shutters = dict[Key, list[Item]]

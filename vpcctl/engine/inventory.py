@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from vpcctl import names
 from vpcctl.errors import ConflictError
 from vpcctl.model.network import Instance, Publication, Subnet, Vpc, World, uplink_pair
 from vpcctl.model.policy import Address, Network
+from vpcctl.values import dataclass
 
 if TYPE_CHECKING:
     from vpcctl.engine.reconciler import Outcome

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from vpcctl.engine.events import Remark, Report, StepTaken
 from vpcctl.errors import InterruptedChange, KernelError, VpcctlError
 from vpcctl.model.host import NO_HOST, Host
 from vpcctl.names import DEFAULT_STATE_DIR
+from vpcctl.values import dataclass
 
 if TYPE_CHECKING:
     from vpcctl.engine.execution import Difference

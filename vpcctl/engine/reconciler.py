@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 
 from vpcctl import names
 from vpcctl.engine import convergence, generations, places, targets
@@ -33,6 +32,7 @@ from vpcctl.resources import topology
 from vpcctl.resources.kinds import RANK, Item, Ruleset
 from vpcctl.resources.plan import Plan
 from vpcctl.resources.protocol import HostFacts, Kernel
+from vpcctl.values import dataclass
 
 Transform = Callable[[State], World]
 # The world to come, in which these parts stay as they are in the state: VPCs by name, or PEERINGS.

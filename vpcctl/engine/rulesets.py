@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vpcctl import names
 from vpcctl.engine.machine import Machine
 from vpcctl.errors import AmbiguousError, VpcctlError
+from vpcctl.values import dataclass
 
 if TYPE_CHECKING:
     from vpcctl.documents.sources import Source

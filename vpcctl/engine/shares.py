@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from vpcctl import names
@@ -11,6 +11,7 @@ from vpcctl.analysis import packetset
 from vpcctl.compiler.host_table import over_share
 from vpcctl.model.network import World, uplink_pair
 from vpcctl.resources.protocol import Kernel
+from vpcctl.values import dataclass
 
 # `status` shows a VPC that uses at least this part of its limit.
 NEARLY = 0.8

@@ -19,7 +19,6 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from vpcctl.errors import StateError
 from vpcctl.model.host import NO_PART, HostPart
 from vpcctl.model.network import World
 from vpcctl.resources.kinds import Item, from_json, to_json
+from vpcctl.values import dataclass
 
 FORMAT = 2
 STATE_FILE, LOCK_FILE = "state.json", "lock"

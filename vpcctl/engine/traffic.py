@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 
 from vpcctl.engine.machine import Machine
 from vpcctl.errors import ConflictError, DocumentError, VpcctlError
+from vpcctl.values import dataclass
 
 if TYPE_CHECKING:
     from vpcctl.analysis.explain import Answer

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vpcctl.engine.machine import Machine
+from vpcctl.values import dataclass
 
 if TYPE_CHECKING:
     from vpcctl.engine.execution import Difference

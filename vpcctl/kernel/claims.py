@@ -21,10 +21,10 @@ import os
 import re
 import stat
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 
 from vpcctl.names import TAGGED
+from vpcctl.values import dataclass
 
 RUN_NETNS = Path("/run/netns")
 # The namespace in which vpcctl itself runs, and the machine's.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from vpcctl.errors import KernelError
 from vpcctl.kernel import rtnetlink as rt
 from vpcctl.kernel.links import LOOPBACK_IFINDEX, Rtnl
 from vpcctl.kernel.namespaces import CLONE_NEWNET, MS_BIND, mount, setns, unshare
+from vpcctl.values import dataclass
 
 _OWN = "/proc/thread-self/ns/net"
 _EVERYTHING: dict[int, IPv4Network | IPv6Network] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}

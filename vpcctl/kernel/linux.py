@@ -6,7 +6,6 @@ import contextlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +41,7 @@ from vpcctl.resources.kinds import (
 )
 from vpcctl.resources.plan import Ensure, Plan
 from vpcctl.resources.protocol import ABSENT, RIGHT, Condition, HostFacts, Status
+from vpcctl.values import dataclass
 
 if TYPE_CHECKING:
     from vpcctl.analysis.tracking import Key, Selection, Tracked

@@ -11,12 +11,12 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from vpcctl.errors import KernelError
 from vpcctl.kernel import netlink
 from vpcctl.kernel.namespaces import entered
 from vpcctl.model.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS
+from vpcctl.values import dataclass
 
 NFNL_SUBSYS_ULOG = 4
 NFULNL_MSG_PACKET, NFULNL_MSG_CONFIG = 0, 1

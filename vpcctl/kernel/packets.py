@@ -7,10 +7,10 @@ In TCP the token is the sequence number and in SCTP the initiate tag, both of wh
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from vpcctl.model.policy import ICMP, SCTP, TCP, UDP, Address
+from vpcctl.values import dataclass
 
 MAGIC = b"vpcp"
 TOKENS = 0xFFFFFFFF  # from 1 to this

@@ -6,7 +6,6 @@ import contextlib
 import enum
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from vpcctl.errors import KernelError
 from vpcctl.kernel import packets
 from vpcctl.kernel.namespaces import entered
 from vpcctl.model.policy import Address
+from vpcctl.values import dataclass
 
 ETH_P_ALL, ETH_P_IP = 0x0003, 0x0800  # include/uapi/linux/if_ether.h
 SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h

@@ -25,7 +25,6 @@ import secrets
 import select
 import time
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from vpcctl import names
@@ -36,6 +35,7 @@ from vpcctl.model.host import NO_HOST, Host
 from vpcctl.model.network import NEVER_USABLE, Vpc, World
 from vpcctl.model.oracle import Flow, Place, subnet_at
 from vpcctl.model.policy import ICMP, Address
+from vpcctl.values import dataclass
 
 # Fewer than the kernel holds back while it resolves a neighbour (unres_qlen in arp(7)).
 BATCH = 96

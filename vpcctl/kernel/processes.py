@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from vpcctl.kernel import namespaces
+from vpcctl.values import dataclass
 
 # So many processes are looked at, which takes a fraction of a second.
 LIMIT = 20_000

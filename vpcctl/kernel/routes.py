@@ -12,12 +12,12 @@ import ipaddress
 import socket
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from vpcctl.errors import KernelError
 from vpcctl.kernel import netlink
 from vpcctl.model.host import Host
 from vpcctl.model.policy import Address, Network
+from vpcctl.values import dataclass
 
 # include/uapi/linux/rtnetlink.h
 RTM_NEWROUTE, RTM_GETROUTE = 24, 26

@@ -20,7 +20,7 @@ import os
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
@@ -39,6 +39,7 @@ from vpcctl.kernel.namespaces import (
     mount,
     unshare,
 )
+from vpcctl.values import dataclass
 
 _PR_SET_PDEATHSIG = 1
 _CAP_NET_ADMIN = 12

@@ -25,7 +25,6 @@ import struct
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from vpcctl.compiler import table_comment
@@ -36,6 +35,7 @@ from vpcctl.kernel.namespaces import CLONE_NEWNET, entered, unshare
 from vpcctl.names import TABLE, TAGGED
 from vpcctl.resources.kinds import Ruleset, where
 from vpcctl.resources.protocol import ABSENT, RIGHT, Condition, Status
+from vpcctl.values import dataclass
 
 LIBRARY = "libnftables.so.1"
 SPARE = f"{TABLE}-next"

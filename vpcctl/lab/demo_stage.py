@@ -9,10 +9,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from vpcctl.lab import demo_http
+from vpcctl.values import dataclass
 
 PATIENCE = 20.0  # seconds for what has to come, on however busy a machine
 COLUMN = 68  # where outcomes begin

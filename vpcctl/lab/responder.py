@@ -15,7 +15,8 @@ import re
 import resource
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from vpcctl.values import dataclass
 
 PORT = 9  # discard(9): no program calls it on purpose
 

@@ -7,9 +7,8 @@ Packets of an instance to such an address never leave the host: its table drops 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from vpcctl.model.policy import Address, Network
+from vpcctl.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,14 @@ import dataclasses
 import ipaddress
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import combinations
 from typing import Any, Protocol, TypeVar
 
 from vpcctl import names
 from vpcctl.errors import ConflictError, DocumentError
 from vpcctl.model.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS, PROTOCOL_NAMES, TCP, Address, Network, Policy
+from vpcctl.values import dataclass
 
 Thing = TypeVar("Thing")
 

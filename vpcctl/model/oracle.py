@@ -7,12 +7,11 @@ behalf of another.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from vpcctl.model.host import NO_HOST, Host
 from vpcctl.model.network import NEVER_USABLE, Subnet, Vpc, World
 from vpcctl.model.policy import Action, Address, Direction, Endpoint, Policy, Rule
 from vpcctl.model.protocols import ICMP_OF, REPLY_TYPE, TRANSLATED
+from vpcctl.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

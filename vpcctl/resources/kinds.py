@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, ClassVar
+
+from vpcctl.values import dataclass
 
 # A link: its namespace and its name in it.
 Link = tuple[str | None, str]

@@ -17,9 +17,9 @@ the only place that knows them:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from vpcctl.resources.kinds import RANK, Item, Link, Namespace, Open, Port, Ruleset, Veth
+from vpcctl.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

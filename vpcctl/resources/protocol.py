@@ -5,11 +5,11 @@ from __future__ import annotations
 import enum
 import ipaddress
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vpcctl.resources.kinds import Item, Ruleset
 from vpcctl.resources.plan import Plan
+from vpcctl.values import dataclass
 
 if TYPE_CHECKING:
     from vpcctl.analysis.tracking import Key, Selection, Tracked
