@@ -15,7 +15,7 @@ PACKAGES = (
     "lab",
     "cli",
 )
-BESIDE = {"vpcctl", "vpcctl.errors", "vpcctl.names", "vpcctl.values"}
+BESIDE = {"vpcctl", "vpcctl.digest", "vpcctl.errors", "vpcctl.names", "vpcctl.values"}
 # Packages that may know Linux: one acts on it, one examines it.
 EDGES = {"kernel", "doctor"}
 # Packages that compute: values in, values out.

@@ -8,10 +8,9 @@ never equal to a readable one.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 
+from vpcctl.digest import sha256
 from vpcctl.errors import DocumentError
 
 INTERFACE_LIMIT = 15
@@ -46,7 +45,9 @@ def interface(prefix: str, name: str) -> str:
     full = prefix + name
     if len(full) <= INTERFACE_LIMIT:
         return full
-    digest = base64.b32encode(hashlib.sha256(full.encode()).digest()).decode().lower()[:HASH_LENGTH]
+    import base64
+
+    digest = base64.b32encode(sha256(full.encode())).decode().lower()[:HASH_LENGTH]
     return full[: INTERFACE_LIMIT - HASH_LENGTH - 1] + "~" + digest
 
 
@@ -90,5 +91,5 @@ def tag(state_id: str, vpc: str, role: str) -> str:
 
 def stable_mac(*words: str) -> str:
     """A locally administered unicast MAC address (IEEE 802-2014, 8.4) that depends on `words` alone."""
-    digest = hashlib.sha256("\0".join(words).encode()).digest()
+    digest = sha256("\0".join(words).encode())
     return ":".join(f"{byte:02x}" for byte in bytes([0x02]) + digest[:5])

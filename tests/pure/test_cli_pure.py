@@ -25,6 +25,7 @@ from vpcctl import errors
 from vpcctl.cli import COMMANDS, commands, main, vpc_commands
 from vpcctl.cli.hints import nearest_command
 from vpcctl.cli.output import counted
+from vpcctl.cli.sentences import SENTENCES
 from vpcctl.cli.session import EXIT_STATUSES
 from vpcctl.compiler import compile_vpc
 from vpcctl.engine import reconciler
@@ -151,6 +152,12 @@ def test_every_option_is_explained(name: str) -> None:
     for parameter in command(name).params:
         if isinstance(parameter, click.Option):
             assert parameter.help or parameter.show_default, parameter.name
+
+
+def test_the_help_has_the_first_sentence_of_each_command() -> None:
+    """It is listed from a table, because importing all commands takes longer."""
+    helps = {name: command(name).help or "" for name in COMMANDS}
+    assert {name: " ".join(text.split("\n\n")[0].split()) for name, text in helps.items()} == SENTENCES
 
 
 def test_the_help_lists_all_commands_and_exit_statuses(vpcctl: Main) -> None:

@@ -103,7 +103,7 @@ def upward(path: str, source: str) -> list[str]:
 def test_every_directory_is_a_package_in_its_place() -> None:
     assert {package_of(path) for path in SOURCES} == {"", *PACKAGES}
     assert {path for path in SOURCES if not package_of(path)} == {
-        f"vpcctl/{name}.py" for name in ("__init__", "__main__", "errors", "names", "values")
+        f"vpcctl/{name}.py" for name in ("__init__", "__main__", "digest", "errors", "names", "values")
     }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import importlib
 import io
 import os
@@ -18,9 +17,6 @@ from vpcctl.cli.output import visible, visible_lines
 from vpcctl.cli.session import EXIT_STATUSES, Session
 from vpcctl.errors import DocumentError, InterruptedChange, KernelError, VpcctlError
 
-# So many objects are made between two looks for unused cycles.  Ten thousand rules are a million objects, all of them
-# in use: with Python's 700, a third of the time of their command goes into looking at them again and again.
-RARELY = 200_000
 # command -> module of this package; the function has the same name with underscores.
 COMMANDS: dict[str, str] = {
     "create-vpc": "vpc_commands",
@@ -90,6 +86,10 @@ class Commands(click.Group):
         command: click.Command = getattr(module, name.replace("-", "_"))
         return command
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        _Listed("vpcctl").format_commands(ctx, formatter)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Distinguish a failed output from other failures, before click turns it into an exit status.
 
@@ -113,11 +113,23 @@ class Commands(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
         """For an unknown command, suggest the command that was probably meant."""
-        from vpcctl.cli.hints import nearest_command
-
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from vpcctl.cli.hints import nearest_command
+
             ctx.fail(f"command {args[0]!r} not found; {nearest_command(args[0], COMMANDS)}")
         return super().resolve_command(ctx, args)
+
+
+class _Listed(Commands):
+    """The commands as `--help` lists them: names and first sentences."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        click.Group.format_commands(self, ctx, formatter)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command:
+        from vpcctl.cli.sentences import SENTENCES
+
+        return click.Command(name, help=SENTENCES[name])
 
 
 @click.group(
@@ -151,8 +163,6 @@ def main(arguments: list[str] | None = None) -> None:
     The kernel is made by `commands.context_settings["obj"]`, where that is set, in place of this machine's.
     """
     _open_streams()
-    thresholds = gc.get_threshold()
-    gc.set_threshold(RARELY, *thresholds[1:])
     try:
         status = _run(arguments)
         _flush()
@@ -169,8 +179,6 @@ def main(arguments: list[str] | None = None) -> None:
         status = error.exit_status
     except UnwrittenError as error:
         status = _unwritten(error)
-    finally:
-        gc.set_threshold(*thresholds)
     sys.exit(status)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator
 
 # The verbs of other tools, by the verb that has the same meaning here.
@@ -53,5 +52,7 @@ def _fitting(word: str, name: str) -> bool:
     verb = name.partition("-")[0]
     if verb not in DESTRUCTIVE:
         return True
+    import difflib
+
     own = word.lower().partition("-")[0]
     return difflib.SequenceMatcher(None, own, verb).ratio() >= ALIKE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import unicodedata
@@ -24,6 +23,8 @@ def visible(text: str) -> str:
 
 
 def _spelled(character: str) -> str:
+    import json
+
     # JSON itself leaves this one as it is.
     return r"\u007f" if character == "\x7f" else json.dumps(character)[1:-1]
 
@@ -63,6 +64,8 @@ def styled(text: str, colour: str, stream: TextIO) -> str:
 
 def print_json(document: Any, indent: int | None = 2) -> None:
     """A result for machines; without `indent` in one line, which is written at once."""
+    import json
+
     print(visible_lines(json.dumps(document, indent=indent, ensure_ascii=False)), flush=indent is None)
 
 

@@ -8,7 +8,6 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +15,8 @@ import click
 from vpcctl.cli.output import styled, visible, visible_lines
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vpcctl.analysis.impact import Forecast
     from vpcctl.engine.controller import Controller
     from vpcctl.engine.events import Event

@@ -9,7 +9,6 @@ loaded already is not loaded again.  The *generation*, which changes with every 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 
 from vpcctl import names
@@ -17,6 +16,7 @@ from vpcctl.compiler.chains import CLOSED, SECTIONS, frames, neighbours
 from vpcctl.compiler.host_table import host_table
 from vpcctl.compiler.nft import Chain, RateLimit, Set, Table, transaction
 from vpcctl.compiler.view import View
+from vpcctl.digest import sha256
 from vpcctl.model.host import NO_PART, HostPart
 from vpcctl.model.network import World
 from vpcctl.values import dataclass
@@ -80,5 +80,5 @@ def compile_host(
 
 
 def _finished(tables: tuple[Table, ...], owner: str) -> Compiled:
-    fingerprint = hashlib.sha256(transaction(tables, owner).encode()).hexdigest()[:FINGERPRINT_LENGTH]
+    fingerprint = sha256(transaction(tables, owner).encode()).hex()[:FINGERPRINT_LENGTH]
     return Compiled(tables, owner, fingerprint)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import codecs
 import re
 
-BOM = "\ufeff"
 # The longest first: the mark of UTF-32 begins with that of UTF-16.
 _MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",

@@ -6,7 +6,6 @@ The schemas in ``schema/`` are the contract (JSON Schema 2020-12).  Each node th
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 import math
@@ -14,7 +13,6 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from vpcctl.documents import notations, vocabulary
 from vpcctl.errors import DocumentError, Problem
 
 # Deeper than any document of ours, far below what would exhaust the interpreter.
@@ -26,6 +24,7 @@ MOST_DIGITS = 100
 LONGEST_QUOTE = 60
 LONGEST_WORD = 64
 BEGINS_WITH_MARK = "the file begins with a byte order mark; save it as UTF-8 without BOM"
+BYTE_ORDER_MARK = "\ufeff"
 TOO_DEEP = "this is nested too deeply to be a document of ours"
 # Replaces, in a place, a key that was found in a document.
 HIDDEN = "…"
@@ -40,7 +39,7 @@ class _Object(dict[str, Any]):
 
 def parse(text: str, file: str) -> Any:
     """The JSON value in `text`; DocumentError for invalid or ambiguous JSON (RFC 8259, 4)."""
-    if text.startswith(notations.BOM):
+    if text.startswith(BYTE_ORDER_MARK):
         raise DocumentError(_whole(file, BEGINS_WITH_MARK))
     values = sum(map(text.count, "[{,"))
     if values > MOST_VALUES:
@@ -66,6 +65,8 @@ def parse(text: str, file: str) -> Any:
 
 
 def _not_json(text: str, file: str, error: json.JSONDecodeError) -> Problem:
+    from vpcctl.documents import notations
+
     place = f"line {error.lineno}, column {error.colno}"
     # The decoder's message names what is expected, and shows no content of the document.
     expected = f"this is not JSON ({place}: {error.msg})"
@@ -180,6 +181,8 @@ def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterat
 
 def _told(error: Any, file: str) -> Iterator[Problem]:
     """One error of jsonschema as problems in our words."""
+    from vpcctl.documents import vocabulary
+
     pointer = "".join(f"/{escape(str(part))}" for part in error.absolute_path)
     place = "".join(f"/{part}" for part in _known_parts(error.absolute_path))
     title = _title(error)
@@ -217,6 +220,8 @@ def _told(error: Any, file: str) -> Iterator[Problem]:
 
 def _advice(error: Any) -> str | None:
     """What to write instead of a word of another firewall."""
+    from vpcctl.documents import vocabulary
+
     path = list(error.absolute_path)
     named = [part for part in _known_parts(path) if isinstance(part, str)]
     if not named or "sets" in named:
@@ -252,6 +257,8 @@ def nearest(word: Any, known: list[str]) -> str:
 
 def closest(word: Any, known: list[str]) -> str | None:
     """The one of `known` for which `word` may be a typo; None if it is like none of them."""
+    import difflib
+
     text = str(word).lower()
     # A longer word is not a typo, and comparing it takes time.
     close = difflib.get_close_matches(text, known, n=1) if len(text) <= LONGEST_WORD else []

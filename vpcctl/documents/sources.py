@@ -9,15 +9,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vpcctl.documents import files
-from vpcctl.documents.notations import other_encoding
-from vpcctl.documents.policies import PolicyFile, read_policy_file
 from vpcctl.documents.reading import parse
 from vpcctl.errors import DocumentError
-from vpcctl.model.network import World
 from vpcctl.values import dataclass
+
+if TYPE_CHECKING:
+    from vpcctl.documents.policies import PolicyFile
+    from vpcctl.model.network import World
 
 STANDARD_INPUT = "(standard input)"
 # Reads the policy file that an environment names: the parsed JSON and the name to call it by.
@@ -58,6 +59,8 @@ def read_policy_sources(sources: Iterable[Source]) -> list[PolicyFile]:
 
 
 def _policy_file(source: Source) -> PolicyFile:
+    from vpcctl.documents.policies import PolicyFile, read_policy_file
+
     try:
         document = read_source(source)
     except DocumentError as error:
@@ -88,6 +91,8 @@ def _named(place: str) -> tuple[Any, str]:
 
 def _parsed(read: Callable[[], bytes], name: str) -> Any:
     """The JSON that `read` returns."""
+    from vpcctl.documents.notations import other_encoding
+
     try:
         data = read()
         if encoding := other_encoding(data):

@@ -11,10 +11,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import json
 import os
-import secrets
 import stat
 import sys
 import time
@@ -22,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from vpcctl.digest import sha256
 from vpcctl.documents import files
 from vpcctl.documents.codec import decode, host_from_json, host_to_json, world_from_json, world_to_json
 from vpcctl.documents.lazy_lists import DAMAGE
@@ -104,9 +103,7 @@ class Store:
     @property
     def _copy(self) -> Path:
         """The copy's place: the directory's own name, hashed, so that two state directories never share one."""
-        return (
-            self.copies or self.directory
-        ) / f"{hashlib.sha256(os.fsencode(self.directory.absolute())).hexdigest()[:16]}.json"
+        return (self.copies or self.directory) / f"{sha256(os.fsencode(self.directory.absolute())).hex()[:16]}.json"
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -150,7 +147,7 @@ class Store:
                 " `vpcctl repair --adopt` takes it back"
             )
         # The same one each time, so that what was made of it before the lock still stands.
-        self._new = self._new or State(secrets.token_hex(4))
+        self._new = self._new or State(os.urandom(4).hex())
         return self._new
 
     def has_copy(self) -> bool:
@@ -427,7 +424,7 @@ def _write(directory: int, name: str, content: bytes) -> None:
 
 def _checksum(document: dict[str, Any]) -> str:
     canonical = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
-    return f"sha256:{hashlib.sha256(canonical).hexdigest()}"
+    return f"sha256:{sha256(canonical).hex()}"
 
 
 def _to_json(state: State) -> dict[str, Any]:

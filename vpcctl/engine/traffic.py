@@ -219,9 +219,10 @@ def reports(vpc: Vpc) -> bool:
 def _reach(machine: Machine, environment: Source | None) -> tuple[Reach, tuple[str, ...]]:
     """What is asked about: the present world on this host, or the world of a document on no host in particular."""
     from vpcctl.analysis.reachability import Reach
-    from vpcctl.documents.sources import read_environment_source
 
     if environment is not None:
+        from vpcctl.documents.sources import read_environment_source
+
         return Reach(read_environment_source(environment)), ()
     world = machine.load().world
     host, warnings = machine.host()

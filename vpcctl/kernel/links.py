@@ -10,7 +10,6 @@ import contextlib
 import errno
 import ipaddress
 import os
-import secrets
 from collections.abc import Callable
 
 from vpcctl.errors import ConflictError, GoneError, KernelError
@@ -230,7 +229,7 @@ class Rtnl:
         if link.name != name:
             self._channel.change(rt.RTM_DELLINKPROP, 0, rt.link(index, rt.alternative(name)))
         elif rename or index == LOOPBACK_IFINDEX:
-            other = f"{LOOPBACK}{LOOPBACK_IFINDEX}" if index == LOOPBACK_IFINDEX else f"{name}~{secrets.token_hex(4)}"
+            other = f"{LOOPBACK}{LOOPBACK_IFINDEX}" if index == LOOPBACK_IFINDEX else f"{name}~{os.urandom(4).hex()}"
             self.set_up(index, False)
             self.set_link(index, rt.rename(other))
             if index == LOOPBACK_IFINDEX:
