@@ -36,25 +36,28 @@ bless:
     VPCCTL_BLESS=1 pytest -n {{workers}} tests/pure/test_golden.py
     git --no-pager diff --stat -- rulesets/golden
 
-# Run the benchmark NAME of tests/bench with ARGS, or each that needs no arguments, in a throw-away machine
+# Run the benchmark NAME of benchmarks/ with ARGS, or all of them, in a throw-away machine; charts draws what they found
 [no-exit-message]
 bench *NAME_ARGS:
     #!/bin/sh
     set -eu
-    [ $# -gt 0 ] || set -- all
-    name=$1
-    shift
-    if [ "$name" != all ]; then
-        exec vpcctl lab -- python -m "tests.bench.$name" "$@"
-    fi
-    for file in tests/bench/[a-z]*.py; do
-        name=$(basename "$file" .py)
-        printf '\n--- %s\n' "$name"
+    run() {
+        name=$1
+        shift
+        # Packages come from outside, and only if the person asks for them.
+        case $name,$* in compare,*--install*) python -m benchmarks.install ;; esac
         case $name in
-            bare) ;; # a part of commands
-            dataplane) echo "compares with another checkout: ./run bench dataplane CHECKOUT" ;;
-            *) vpcctl lab -- python -m "tests.bench.$name" ;;
+            charts) python -m benchmarks.charts "$@" ;;
+            *) vpcctl lab -- python -m "benchmarks.$name" "$@" ;;
         esac
+    }
+    if [ $# -gt 0 ]; then
+        run "$@"
+        exit
+    fi
+    for name in commands restore rules scale loss packets changes hardened bombs compare; do
+        printf '\n--- %s\n' "$name"
+        run "$name"
     done
 
 # Check style

@@ -1,8 +1,8 @@
 """What a change costs: compiling a policy, looking at the tracked flows, and sets that the change does not need.
 
-    vpcctl lab -- python -m tests.bench.changes
+    ./run bench changes [--turns N] [--rules N]
 
-It prints also what the share of flows costs each packet that opens a flow.  Figures are medians; times are this
+It also measures what the share of flows costs each packet that opens a flow.  Figures are medians; times are this
 machine's, most of them processor seconds.  The number of the compiler's steps is the same everywhere.
 """
 
@@ -15,8 +15,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tests.bench.dataplane import PACKETS, load, sending
-from tests.bench.rules import policy
+from benchmarks import results
+from benchmarks.dataplane import PACKETS, load, sending
+from benchmarks.results import Comparison, Report
+from benchmarks.rules import policy
 from vpcctl import names
 from vpcctl.compiler import compile_host, compile_vpc
 from vpcctl.compiler.effort import Effort, TooMuchError
@@ -36,6 +38,7 @@ from vpcctl.model.policy import Direction
 from vpcctl.resources.kinds import Item, Ruleset
 
 TURNS = 7
+STEP, LARGEST = 10_000, 90_000
 INSIDE = "10.2.0.2"
 # All datagrams of `sending` are to these ports; the last policy cuts them off.
 FIRST, KEPT, CUT = "1024-65535", "1023-65535", "1024-2047"
@@ -75,7 +78,7 @@ class Watched(LinuxKernel):
         self.sweep_ended = time.perf_counter()
 
 
-def median(act: Callable[[], float], turns: int = TURNS) -> float:
+def median(act: Callable[[], float], turns: int) -> float:
     return statistics.median(act() for _ in range(turns))
 
 
@@ -89,19 +92,21 @@ def timed(act: Callable[[], Any]) -> float:
 # --- Compiling --------------------------------------------------------------------------------------------------------
 
 
-def compiling(world: World) -> None:
+def compiling(report: Report, world: World, largest: int) -> None:
     """Policies of mixed rules, up to the last one within the bounds."""
-    for count in range(10_000, 100_000, 10_000):
+    for count in range(min(largest, STEP), largest + 1, STEP):
         policies = read_policies(policy(count), "bench.json")
         changed = attach(world, policies)[0]
         effort, view = Effort.bounded(), View.of(changed, "bench")
         server = changed.vpc("bench").subnet("server")
+        started = time.process_time()
         try:
-            took = timed(lambda: gate(view, server, Direction.INGRESS, effort))  # noqa: B023
+            gate(view, server, Direction.INGRESS, effort)
         except TooMuchError as error:
-            print(f"{count:,} mixed rules are refused: {error}")
+            report.figures[f"{count:,} mixed rules"] = f"refused: {error}"
             break
-        print(f"{count:,} mixed rules: {effort.steps:,} steps, {took:.1f} s")
+        took = time.process_time() - started
+        report.figures |= {f"{count:,} mixed rules: steps": effort.steps, f"{count:,} mixed rules: s": took}
 
 
 # --- Tracked flows ----------------------------------------------------------------------------------------------------
@@ -123,23 +128,20 @@ def change_seconds(kernel: Watched, store: Store, fresh: bool, ports: str) -> tu
     return took, kernel.sweep_ended - kernel.load_ended
 
 
-def tracked_flows(kernel: Watched, store: Store) -> None:
+def tracked_flows(report: Report, kernel: Watched, store: Store, turns: int) -> None:
     few, kept, cut = [], [], []
-    for _ in range(TURNS):
+    for _ in range(turns):
         few.append(change_seconds(kernel, store, False, KEPT))
         kept.append(change_seconds(kernel, store, True, KEPT))
         cut.append(change_seconds(kernel, store, True, CUT))
     one, stay, go = (statistics.median(took for took, _ in found) for found in (few, kept, cut))
-    print(
-        f"processor time of a change for each tracked flow: {(stay - one) / PACKETS * 1e6:.0f} µs if it stays,"
-        f" {(go - one) / PACKETS * 1e6:.0f} µs if it is forgotten"
-    )
-    one, stay, go = (statistics.median(window for _, window in found) * 1e3 for found in (few, kept, cut))
-    print(
-        f"from the load to the end of the sweep: {one:.0f} ms with one flow, {stay:.0f} ms with {PACKETS:,} that stay,"
-        f" {go:.0f} ms with {PACKETS:,} that are forgotten"
-    )
-    print(f"membarrier(2): {median(settling) * 1e3:.1f} ms")
+    name = "processor time of a change for each tracked flow"
+    report.figures[f"{name} that stays: µs"] = (stay - one) / PACKETS * 1e6
+    report.figures[f"{name} that is forgotten: µs"] = (go - one) / PACKETS * 1e6
+    windows = {"one flow": few, f"{PACKETS:,} that stay": kept, f"{PACKETS:,} that are forgotten": cut}
+    samples = {name: [window * 1e3 for _, window in found] for name, found in windows.items()}
+    report.comparisons.append(Comparison("from the load to the end of the sweep", "ms", "one flow", samples))
+    report.figures["membarrier(2): ms"] = median(settling, turns) * 1e3
 
 
 def settling() -> float:
@@ -149,64 +151,73 @@ def settling() -> float:
     return time.perf_counter() - started
 
 
-def share_of_flows(state: State) -> None:
+def share_of_flows(report: Report, state: State, turns: int) -> None:
     """New flows out through the host, with the rule that counts them and without."""
     router = compile_vpc(state.world, "bench", names.tag(state.state_id, "bench", "ruleset")).text(1)
     host = compile_host(state.world, names.tag(state.state_id, "", "host")).text(1)
     assert host.count(SHARE) == 1
     texts = {"with": host, "without": host.replace(SHARE, "")}
     took: dict[str, list[float]] = {"with": [], "without": []}
-    for turn in range(TURNS):
+    for turn in range(turns):
         for name in ("with", "without") if turn % 2 else ("without", "with"):
             load(router, texts[name])
             took[name].append(sending(str(NEIGHBOUR), True))
-    ratios = [one / two for one, two in zip(took["with"], took["without"], strict=True)]
-    low, _, high = statistics.quantiles(ratios)
-    print(
-        f"{PACKETS:,} new flows out, with the share beside without it: {statistics.median(ratios):.2f} times,"
-        f" half of {TURNS} turns between {low:.2f} and {high:.2f}; sending is part of both"
-    )
+    microseconds = {name: [value * 1e6 for value in values] for name, values in took.items()}
+    report.comparisons.append(Comparison("a new flow out, with the share of flows", "µs", "without", microseconds))
 
 
 # --- Unused sets ------------------------------------------------------------------------------------------------------
 
 
-def unused_sets(kernel: Watched, store: Store) -> None:
+def unused_sets(report: Report, kernel: Watched, store: Store, turns: int) -> None:
     """A reading and a changing command about one VPC, without and with the sets of another one on record."""
-    bare = reading_and_changing(kernel, store)
+    bare = reading_and_changing(kernel, store, turns)
     prefixes = tuple(ipaddress.IPv4Network((172 << 24 | number * 2, 32)) for number in range(PREFIXES))
     big = Vpc("big", (ipaddress.ip_network("10.0.0.0/16"),), 7, sets=(("list", prefixes),))
     reconciler.change(store, kernel, lambda state: dataclasses.replace(state.world, vpcs=(*state.world.vpcs, big)))
     size = (store.directory / "state.json").stat().st_size
-    full = reading_and_changing(kernel, store)
+    full = reading_and_changing(kernel, store, turns)
     reconciler.change(store, kernel, lambda state: operations.delete_vpc(state.world, "big", True))
-    print(
-        f"{size / 1e6:.1f} MB of unused sets: {full[0] - bare[0]:.2f} s for a command that reads,"
-        f" {full[1] - bare[1]:.2f} s for one that changes"
-    )
+    report.figures |= {
+        "unused sets: MB": size / 1e6,
+        "unused sets: s of a command that reads": full[0] - bare[0],
+        "unused sets: s of a command that changes": full[1] - bare[1],
+    }
 
 
-def reading_and_changing(kernel: Watched, store: Store) -> tuple[float, float]:
+def reading_and_changing(kernel: Watched, store: Store, turns: int) -> tuple[float, float]:
     def both() -> None:
-        reconciler.change(store, kernel, lambda state: operations.set_nat_gateway(state.world, "bench", "server", True))
-        reconciler.change(
-            store, kernel, lambda state: operations.set_nat_gateway(state.world, "bench", "server", False)
-        )
+        for present in (True, False):
+            reconciler.change(
+                store,
+                kernel,
+                lambda state, present=present: operations.set_nat_gateway(state.world, "bench", "server", present),
+            )
 
-    return median(lambda: timed(lambda: Store(STATE_DIR).load())), median(lambda: timed(both), 5) / 2
+    return median(lambda: timed(lambda: Store(STATE_DIR).load()), turns), median(lambda: timed(both), turns) / 2
+
+
+def run(turns: int, largest: int) -> Report:
+    kernel, store, report = Watched(), Store(STATE_DIR), Report("changes")
+    world = read_environment(ENVIRONMENT, "bench.json", lambda path: ({}, path))
+    compiling(report, world, largest)
+    reconciler.change(store, kernel, lambda state: world)
+    # First: each later change would sweep the flows that the others leave.
+    unused_sets(report, kernel, store, turns)
+    tracked_flows(report, kernel, store, turns)
+    share_of_flows(report, store.load(), turns)
+    reconciler.change(store, kernel, lambda state: World())
+    kernel.close()
+    return report
 
 
 def main() -> None:
-    kernel, store = Watched(), Store(STATE_DIR)
-    world = read_environment(ENVIRONMENT, "bench.json", lambda path: ({}, path))
-    compiling(world)
-    reconciler.change(store, kernel, lambda state: world)
-    # First: each later change would sweep the flows that the others leave.
-    unused_sets(kernel, store)
-    tracked_flows(kernel, store)
-    share_of_flows(store.load())
-    reconciler.change(store, kernel, lambda state: World())
-    kernel.close()
+    parser = results.parser("changes", __doc__)
+    parser.add_argument("--turns", type=int, default=TURNS)
+    parser.add_argument("--rules", type=int, default=LARGEST, help="the largest policy to compile")
+    options = parser.parse_args()
+    results.in_lab()
+    results.finish(run(options.turns, options.rules), options.json)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the rulesets of this checkout cost each packet, beside those of another checkout.
 
-    vpcctl lab -- python -m tests.bench.dataplane CHECKOUT
+    ./run bench dataplane CHECKOUT [--turns N]
 
 Both rulesets stand for the same world and are loaded in turn into the same router and host, so that nothing else
 differs.  Each figure is the median over the turns of the ratio of two neighbouring measurements: this checkout's time
@@ -19,6 +19,8 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks import results
+from benchmarks.results import Comparison, Report
 from vpcctl.analysis.tracking import key
 from vpcctl.documents.environment import read_environment
 from vpcctl.engine import reconciler
@@ -29,7 +31,7 @@ from vpcctl.kernel.namespaces import entered
 from vpcctl.lab import NEIGHBOUR, STATE_DIR
 from vpcctl.model.network import World
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 PACKETS, TURNS, SERVICES = 8_000, 15, 50
 ENVIRONMENT = {
     "vpcs": [
@@ -59,7 +61,7 @@ print(json.dumps([compile_vpc(world, "bench", "bench").text(1), compile_host(wor
 """
 
 
-def main(other: Path) -> None:
+def run(other: Path, turns: int) -> Report:
     kernel, store = LinuxKernel(), Store(STATE_DIR)
     world = read_environment(ENVIRONMENT, "bench.json", lambda path: ({}, path))
     reconciler.change(store, kernel, lambda state: world)
@@ -71,16 +73,19 @@ def main(other: Path) -> None:
         "out through NAT, one flow": (str(NEIGHBOUR), False),
     }
     took: dict[str, dict[str, list[float]]] = {case: {"here": [], "other": []} for case in cases}
-    for turn in range(TURNS):
+    for turn in range(turns):
         for name in ("here", "other") if turn % 2 else ("other", "here"):
             load(*texts[name])
             for case, (target, fresh) in cases.items():
                 took[case][name].append(sending(target, fresh))
     reconciler.change(store, kernel, lambda state: World())
+    report = Report("dataplane")
     for case, found in took.items():
-        ratio = statistics.median(one / two for one, two in zip(found["here"], found["other"], strict=True))
-        here, there = (statistics.median(found[name]) * 1e6 for name in ("here", "other"))
-        print(f"{case}: {ratio:.3f} ({here:.2f} µs here, {there:.2f} µs there)")
+        microseconds = {name: [value * 1e6 for value in values] for name, values in found.items()}
+        report.comparisons.append(Comparison(case, "µs", "other", microseconds))
+        neighbours = zip(found["here"], found["other"], strict=True)
+        report.figures[f"{case}, median of ratios"] = statistics.median(one / two for one, two in neighbours)
+    return report
 
 
 def compiled(checkout: Path) -> tuple[str, str]:
@@ -123,5 +128,14 @@ def sending(target: str, fresh: bool) -> float:
         return (time.perf_counter() - started) / PACKETS
 
 
+def main() -> None:
+    parser = results.parser("dataplane", __doc__)
+    parser.add_argument("checkout", type=Path, help="the other checkout")
+    parser.add_argument("--turns", type=int, default=TURNS)
+    options = parser.parse_args()
+    results.in_lab()
+    results.finish(run(options.checkout, options.turns), options.json)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

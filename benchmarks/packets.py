@@ -1,6 +1,6 @@
 """What the whole ruleset of a VPC costs each packet, beside connection tracking alone on the same bridges and veths.
 
-    vpcctl lab -- python -m tests.bench.packets [CHECKOUT]
+    ./run bench packets [CHECKOUT] [--turns N]
 
 The reference has one chain, REFERENCE, in the same router; nothing else differs.  With CHECKOUT, the rulesets of that
 checkout take part, too.  Forwarding between two instances on veths runs inside the system call of the sender, so the
@@ -26,9 +26,12 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from tests.bench.dataplane import COMPILE
-from tests.bench.rules import ENVIRONMENT, policy
+from benchmarks import results
+from benchmarks.dataplane import COMPILE
+from benchmarks.results import Comparison, Report
+from benchmarks.rules import ENVIRONMENT, policy
 from vpcctl.analysis.tracking import key
 from vpcctl.documents.environment import read_environment
 from vpcctl.engine import reconciler
@@ -39,7 +42,7 @@ from vpcctl.kernel.namespaces import entered
 from vpcctl.lab import STATE_DIR
 from vpcctl.model.network import World
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 TURNS, PACKETS, BURST, SETTLED = 25, 2_048, 32, 0.15
 REFERENCE = """
 table inet reference {
@@ -96,7 +99,7 @@ class Frames:
     """Frames in the form that sendmmsg(2) takes."""
 
     def __init__(self, frames: Sequence[bytes]) -> None:
-        self._pieces = (_Piece * len(frames))(*((frame, len(frame)) for frame in frames))
+        self._pieces = (_Piece * len(frames))(*(_Piece(frame, len(frame)) for frame in frames))
         self._messages = (_Message * len(frames))(
             *(_Message(pieces=ctypes.pointer(piece), piece_count=1) for piece in self._pieces)
         )
@@ -114,7 +117,7 @@ class Frames:
         return took
 
 
-def main(checkouts: dict[str, Path]) -> None:
+def run(checkouts: dict[str, Path], turns: int) -> Report:
     kernel, store = LinuxKernel(), Store(STATE_DIR)
     world = read_environment(ENVIRONMENT, "bench.json", lambda path: ({}, path))
     reconciler.change(store, kernel, lambda state: world)
@@ -122,15 +125,15 @@ def main(checkouts: dict[str, Path]) -> None:
     texts = {"reference": REFERENCE}
     for name, checkout in checkouts.items():
         texts |= {f"{name}: {case}": compiled(checkout, document) for case, document in documents().items()}
-    took = measured(texts, frames(world))
+    found = measured(texts, frames(world), turns)
     reconciler.change(store, kernel, lambda state: World())
-    print(json.dumps({name: report(took, name) for name in texts}, indent=2))
+    return report(found)
 
 
-def documents() -> dict[str, dict]:
+def documents() -> dict[str, dict[str, Any]]:
     """Environments by what is measured with them.  A VPC with a way out has chains for NAT."""
 
-    def document(count: int, kind: str) -> dict:
+    def document(count: int, kind: str) -> dict[str, Any]:
         found = copy.deepcopy(ENVIRONMENT)
         client, server = found["vpcs"][0]["subnets"]
         client["type"], server["policy"] = kind, {"ingress": policy(count)["ingress"]}
@@ -143,7 +146,7 @@ def documents() -> dict[str, dict]:
     }
 
 
-def compiled(checkout: Path, document: dict) -> str:
+def compiled(checkout: Path, document: dict[str, Any]) -> str:
     """The ruleset of the router, by the compiler of `checkout`."""
     environment = os.environ | {"PYTHONPATH": str(checkout)}
     command = [sys.executable, "-P", "-c", COMPILE]
@@ -151,13 +154,15 @@ def compiled(checkout: Path, document: dict) -> str:
         command, input=json.dumps(document), capture_output=True, text=True, check=True, env=environment
     )
     router, _ = json.loads(result.stdout)
-    return router
+    return str(router)
 
 
-def measured(texts: dict[str, str], packets: dict[str, Frames]) -> dict[str, dict[str, list[float]]]:
+def measured(
+    texts: dict[str, str], packets: dict[str, Frames], turns: int
+) -> dict[str, dict[str, list[float]]]:
     """Seconds for a packet: of each kind of flow, with each ruleset, in each turn."""
     took: dict[str, dict[str, list[float]]] = {kind: {name: [] for name in texts} for kind in packets}
-    for turn in range(TURNS):
+    for turn in range(turns):
         for name in random.Random(turn).sample(list(texts), len(texts)):
             nft("bench-router", REMOVED + texts[name])
             # The kernel frees the ruleset before in the background, for a while.
@@ -167,16 +172,17 @@ def measured(texts: dict[str, str], packets: dict[str, Frames]) -> dict[str, dic
     return took
 
 
-def report(took: dict[str, dict[str, list[float]]], name: str) -> dict[str, dict[str, float]]:
-    """The rates as parts of the reference's, and the nanoseconds of a packet."""
-    return {
-        kind: {
-            "rate": round(statistics.median(b / a for a, b in zip(of[name], of["reference"], strict=True)), 3),
-            "nanoseconds": round(statistics.median(of[name]) * 1e9),
-            "least": round(min(of[name]) * 1e9),
-        }
-        for kind, of in took.items()
-    }
+def report(found: dict[str, dict[str, list[float]]]) -> Report:
+    """Nanoseconds of a packet; the rates, as parts of the reference's, are medians of the turns' ratios."""
+    made = Report("packets")
+    for kind, seconds in found.items():
+        nanoseconds = {name: [value * 1e9 for value in values] for name, values in seconds.items()}
+        made.comparisons.append(Comparison(f"{kind} flow, a packet", "ns", "reference", nanoseconds))
+        for name, values in seconds.items():
+            if name != "reference":
+                turns = zip(values, seconds["reference"], strict=True)
+                made.figures[f"rate, {kind} flow, {name}"] = statistics.median(b / a for a, b in turns)
+    return made
 
 
 def nft(namespace: str, text: str) -> None:
@@ -230,5 +236,15 @@ def received() -> int:
     return int(line.split()[2])
 
 
+def main() -> None:
+    parser = results.parser("packets", __doc__)
+    parser.add_argument("checkout", nargs="?", type=Path, help="another checkout to compare with")
+    parser.add_argument("--turns", type=int, default=TURNS)
+    options = parser.parse_args()
+    results.in_lab()
+    checkouts = {"here": ROOT} | ({"there": options.checkout} if options.checkout else {})
+    results.finish(run(checkouts, options.turns), options.json)
+
+
 if __name__ == "__main__":
-    main({"here": ROOT} | ({"there": Path(sys.argv[1])} if sys.argv[1:] else {}))
+    main()

@@ -1,6 +1,6 @@
 """What the defences against partial checksums cost: the test of fragments, and a hardened VPC.
 
-    vpcctl lab -- python -m tests.bench.hardened
+    ./run bench hardened [--turns N]
 
 Figures are ratios within one run of turns that alternate; absolute values are this machine's.
 """
@@ -11,7 +11,6 @@ import ctypes
 import functools
 import json
 import socket
-import statistics
 import struct
 import subprocess
 import threading
@@ -21,6 +20,8 @@ from pathlib import Path
 
 from pyroute2 import NFCTSocket
 
+from benchmarks import results
+from benchmarks.results import Comparison, Report
 from vpcctl.documents.environment import read_environment
 from vpcctl.engine import reconciler
 from vpcctl.engine.state import Store
@@ -50,7 +51,7 @@ class _Message(ctypes.Structure):
     )  # fmt: skip
 
 
-def main() -> None:
+def run(turns: int | None) -> Report:
     kernel, store = LinuxKernel(), Store(STATE_DIR)
     subnets = [{"name": name, "cidr": f"10.{number}.0.0/24", "type": "private"} for number, name in PLACES]
     vpcs = [
@@ -61,18 +62,20 @@ def main() -> None:
     reconciler.change(store, kernel, lambda state: world)
     without_test()
     time.sleep(1)
+    report = Report("hardened")
     measures: dict[str, tuple[int, Callable[[str], float]]] = {
         "new flows, k/s": (BURSTS, lambda vpc: datagrams(vpc, new=True)),
         "packets of one flow, k/s": (BURSTS, lambda vpc: datagrams(vpc, new=False)),
         "TCP, Gbit/s": (TURNS, tcp),
     }
-    for what, (turns, measure) in measures.items():
+    for what, (usual, measure) in measures.items():
         found: dict[str, list[float]] = {UNTESTED: [], DEFAULT: [], HARDENED: []}
-        for _ in range(turns):
+        for _ in range(turns or usual):
             for vpc, measured in found.items():
                 measured.append(measure(vpc))
-        report(what, found)
+        add(report, what, found)
     reconciler.change(store, kernel, lambda state: World())
+    return report
 
 
 UNTESTED, DEFAULT, HARDENED = "untested", "default", "hardened"
@@ -166,17 +169,24 @@ def tcp(vpc: str) -> float:
     return total * 8 / (time.perf_counter() - started) / 1e9
 
 
-def report(what: str, found: dict[str, list[float]]) -> None:
-    """The upper decile, as the machine has other things to do, and the median."""
-    first = {name: one(found[UNTESTED]) for name, one in (("decile", _decile), ("median", statistics.median))}
-    for vpc, measured in found.items():
-        decile, median = _decile(measured), statistics.median(measured)
-        ratios = f"{decile / first['decile']:.3f} (medians: {median / first['median']:.3f})"
-        print(f"{what}: {vpc} {decile:.1f}, {ratios} of {UNTESTED}")
+def add(report: Report, what: str, found: dict[str, list[float]]) -> None:
+    """The median, and the upper decile, because the machine has other things to do."""
+    name, unit = what.rsplit(", ", 1)
+    report.comparisons.append(Comparison(name, unit, UNTESTED, found))
+    for vpc in (DEFAULT, HARDENED):
+        report.figures[f"{name}: upper decile, {vpc}"] = _decile(found[vpc]) / _decile(found[UNTESTED])
 
 
 def _decile(measured: list[float]) -> float:
     return sorted(measured)[len(measured) * 9 // 10]
+
+
+def main() -> None:
+    parser = results.parser("hardened", __doc__)
+    parser.add_argument("--turns", type=int, help=f"default: {BURSTS} for datagrams, {TURNS} for TCP")
+    options = parser.parse_args()
+    results.in_lab()
+    results.finish(run(options.turns), options.json)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,28 @@
 """Commands of ours against bare `ip -batch`, `nft -f` and a shell for the same objects.
 
-    vpcctl lab -- python -m tests.bench.commands [VPCS SUBNETS [TURNS]]
+    ./run bench commands [VPCS SUBNETS [TURNS]]
 
-Each figure is the median of whole processes that alternate in one run; the output is one JSON object.  Ratios are
-meant to be compared, seconds are this machine's.
+Each figure is the median of whole processes that take turns in one run.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
-import sys
 import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from tests.bench.bare import script
+from benchmarks import results
+from benchmarks.bare import script
+from benchmarks.results import Comparison, Report, took
 from vpcctl.documents.environment import read_environment
 
 POLICY = {
     "ingress": [{"action": "allow", "protocol": "tcp", "port": [80, 443]}, {"action": "allow", "protocol": "icmp"}]
 }
+BARE = "bare ip, bridge, nft"
 # Commands in the order in which each turn runs them.
 OURS = {
     "apply": "-q apply /run/environment.json",
@@ -61,15 +61,6 @@ def environment(vpcs: int, subnets: int) -> dict[str, Any]:
     }
 
 
-def took(*words: str) -> float:
-    """How many seconds a command takes, which must succeed."""
-    started = time.perf_counter()
-    done = subprocess.run(words, capture_output=True, text=True)
-    seconds = time.perf_counter() - started
-    assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
-    return seconds
-
-
 def cleared() -> None:
     """Remove what the bare commands made, and wait until it is gone."""
     names = [line.split()[0] for line in subprocess.check_output(["ip", "netns"], text=True).splitlines()]
@@ -86,25 +77,31 @@ def settled() -> None:
     time.sleep(1)
 
 
-def main() -> None:
-    given = [int(word) for word in sys.argv[1:]]
-    vpcs, subnets, turns = given + [1, 3, 5][len(given) :]
+def measure(vpcs: int, subnets: int, turns: int) -> Report:
+    """Bare commands, then each of ours, in every turn."""
     document = environment(vpcs, subnets)
     Path("/run/environment.json").write_text(json.dumps(document))
     world = read_environment(document, "environment.json", lambda path: ({}, path))
     Path("/run/bare.sh").write_text(script(world))
     seconds: dict[str, list[float]] = defaultdict(list)
     for _ in range(turns):
-        seconds["bare"].append(took("sh", "/run/bare.sh"))
+        seconds[BARE].append(took("sh", "/run/bare.sh"))
         cleared()
         for name, words in OURS.items():
             seconds[name].append(took("vpcctl", *words.split()))
         settled()
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    ratios = {name: round(value / medians["bare"], 2) for name, value in medians.items() if name != "bare"}
-    ratios["apply again / apply"] = round(medians["apply again"] / medians["apply"], 2)
-    told = {name: round(value, 3) for name, value in medians.items()}
-    print(json.dumps({"vpcs": vpcs, "subnets": subnets, "turns": turns, "seconds": told, "of bare": ratios}, indent=1))
+    compared = Comparison(f"{vpcs} VPCs, {subnets} subnets each", "s", BARE, seconds)
+    again = compared.medians["apply again"] / compared.medians["apply"]
+    return Report("commands", [compared], {"apply again / apply": again})
+
+
+def main() -> None:
+    parser = results.parser("commands", __doc__)
+    parser.add_argument("sizes", nargs="*", type=int, help="VPCS SUBNETS TURNS (default: 1 3 5)")
+    options = parser.parse_args()
+    results.in_lab()
+    vpcs, subnets, turns = options.sizes + [1, 3, 5][len(options.sizes) :]
+    results.finish(measure(vpcs, subnets, turns), options.json)
 
 
 if __name__ == "__main__":
