@@ -157,9 +157,7 @@ def compiled(checkout: Path, document: dict[str, Any]) -> str:
     return str(router)
 
 
-def measured(
-    texts: dict[str, str], packets: dict[str, Frames], turns: int
-) -> dict[str, dict[str, list[float]]]:
+def measured(texts: dict[str, str], packets: dict[str, Frames], turns: int) -> dict[str, dict[str, list[float]]]:
     """Seconds for a packet: of each kind of flow, with each ruleset, in each turn."""
     took: dict[str, dict[str, list[float]]] = {kind: {name: [] for name in texts} for kind in packets}
     for turn in range(turns):

@@ -23,7 +23,7 @@ from pathlib import Path
 from benchmarks import packets
 from benchmarks.results import Comparison, alternate, took, version
 from benchmarks.rivals import SkipComparison, require
-from vpcctl import Controller, Document
+from vpcctl import Controller
 from vpcctl.compiler import compile_vpc
 from vpcctl.engine.state import Store
 from vpcctl.lab import STATE_DIR

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -67,3 +69,83 @@ def test_compare(name: str, lab: Lab) -> None:
     assert found["comparisons"] or found["skipped"]
     if name == "firewalls":
         assert {"vpcctl", "nft, one linear rule each"} <= sides(found)
+
+
+def test_rules(lab: Lab) -> None:
+    found = report(lab, "rules", "--rules", "20", "--turns", "1")
+    in_force, done = (comparison["medians"] for comparison in found["comparisons"][:2])
+    changes = set(in_force) - {found["comparisons"][0]["reference"]}
+    assert len(changes) == 3
+    assert all(in_force[change] <= done[change] for change in changes)
+    assert not left(lab)
+
+
+def test_loss(lab: Lab) -> None:
+    """Of an allowed stream nothing is lost, and of a denied one nothing leaks."""
+    found = report(lab, "loss", "--applies", "3", "--rules", "3")
+    [ours] = [side for side in sides(found) if side.startswith("vpcctl")]
+    figures = {name.removeprefix(f"{ours}, 3 changes: "): value for name, value in found["figures"].items()}
+    assert figures["established, sent"] > 100
+    assert figures["established, lost"] == figures["new, lost"] == figures["denied, leaked"] == 0
+    assert not left(lab)
+
+
+def test_scale(lab: Lab) -> None:
+    found = report(lab, "scale", "--rules", "50")
+    assert len(sides(found)) == 3
+    assert sides(found) == sides(found, 1)
+    assert not left(lab)
+
+
+def test_packets(lab: Lab) -> None:
+    found = report(lab, "packets", "--turns", "1")
+    assert {"reference", "here: 10 rules", "here: 10,000 rules"} <= sides(found)
+    assert not left(lab)
+
+
+def test_dataplane(lab: Lab) -> None:
+    found = report(lab, "dataplane", str(ROOT), "--turns", "1")
+    assert sides(found) == {"here", "other"}
+    assert not left(lab)
+
+
+def test_changes(lab: Lab) -> None:
+    found = report(lab, "changes", "--turns", "1", "--rules", "100")
+    assert found["figures"]["100 mixed rules: steps"] > 0
+    assert len(found["comparisons"]) == 2
+    assert not left(lab)
+
+
+def test_hardened(lab: Lab) -> None:
+    assert sides(report(lab, "hardened", "--turns", "1")) == {"untested", "default", "hardened"}
+    assert not left(lab)
+
+
+def test_bombs(lab: Lab) -> None:
+    found = report(lab, "bombs", "--sizes", "3")
+    assert found["figures"]["3³, apply-policy: exit status"] == 0
+    assert not left(lab)
+
+
+def test_profiles(lab: Lab) -> None:
+    command = [sys.executable, "-m", "benchmarks.profiles", "create-instance", "repair", "--vpcs", "1", "--top", "3"]
+    output = lab.run(command, cwd=ROOT).stdout
+    assert output.count("Ordered by: cumulative time") == 2
+    assert output.count("imports: ") == 2
+    assert not left(lab)
+
+
+def test_profile_of_rules(lab: Lab) -> None:
+    command = [sys.executable, "-m", "benchmarks.rules", "--rules", "20", "--profile"]
+    assert "--- one of 20 rules" in lab.run(command, cwd=ROOT).stdout
+    assert not left(lab)
+
+
+def test_a_benchmark_outside_the_lab_is_refused() -> None:
+    """It would remove namespaces and tables of the real machine."""
+    environment = {name: value for name, value in os.environ.items() if name != "VPCCTL_LAB"}
+    for name in ("commands", "compare", "loss", "profiles"):
+        words = [sys.executable, "-m", f"benchmarks.{name}"]
+        done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 1
+        assert "benchmarks run in the lab" in done.stderr
