@@ -1,6 +1,6 @@
 """What a change costs: compiling a policy, looking at the tracked flows, and sets that the change does not need.
 
-    ./run bench changes [--turns N] [--rules N]
+    ./run bench changes [--turns N] [--rules N] [--prefixes N]
 
 It also measures what the share of flows costs each packet that opens a flow.  Figures are medians; times are this
 machine's, most of them processor seconds.  The number of the compiler's steps is the same everywhere.
@@ -9,6 +9,7 @@ machine's, most of them processor seconds.  The number of the compiler's steps i
 from __future__ import annotations
 
 import dataclasses
+import functools
 import ipaddress
 import statistics
 import time
@@ -169,10 +170,10 @@ def share_of_flows(report: Report, state: State, turns: int) -> None:
 # --- Unused sets ------------------------------------------------------------------------------------------------------
 
 
-def unused_sets(report: Report, kernel: Watched, store: Store, turns: int) -> None:
+def unused_sets(report: Report, kernel: Watched, store: Store, turns: int, count: int) -> None:
     """A reading and a changing command about one VPC, without and with the sets of another one on record."""
     bare = reading_and_changing(kernel, store, turns)
-    prefixes = tuple(ipaddress.IPv4Network((172 << 24 | number * 2, 32)) for number in range(PREFIXES))
+    prefixes = tuple(ipaddress.IPv4Network((172 << 24 | number * 2, 32)) for number in range(count))
     big = Vpc("big", (ipaddress.ip_network("10.0.0.0/16"),), 7, sets=(("list", prefixes),))
     reconciler.change(store, kernel, lambda state: dataclasses.replace(state.world, vpcs=(*state.world.vpcs, big)))
     size = (store.directory / "state.json").stat().st_size
@@ -188,22 +189,22 @@ def unused_sets(report: Report, kernel: Watched, store: Store, turns: int) -> No
 def reading_and_changing(kernel: Watched, store: Store, turns: int) -> tuple[float, float]:
     def both() -> None:
         for present in (True, False):
-            reconciler.change(
-                store,
-                kernel,
-                lambda state, present=present: operations.set_nat_gateway(state.world, "bench", "server", present),
-            )
+            reconciler.change(store, kernel, functools.partial(switched, present))
 
     return median(lambda: timed(lambda: Store(STATE_DIR).load()), turns), median(lambda: timed(both), turns) / 2
 
 
-def run(turns: int, largest: int) -> Report:
+def switched(present: bool, state: State) -> World:
+    return operations.set_nat_gateway(state.world, "bench", "server", present)
+
+
+def run(turns: int, largest: int, prefixes: int) -> Report:
     kernel, store, report = Watched(), Store(STATE_DIR), Report("changes")
     world = read_environment(ENVIRONMENT, "bench.json", lambda path: ({}, path))
     compiling(report, world, largest)
     reconciler.change(store, kernel, lambda state: world)
     # First: each later change would sweep the flows that the others leave.
-    unused_sets(report, kernel, store, turns)
+    unused_sets(report, kernel, store, turns, prefixes)
     tracked_flows(report, kernel, store, turns)
     share_of_flows(report, store.load(), turns)
     reconciler.change(store, kernel, lambda state: World())
@@ -215,9 +216,10 @@ def main() -> None:
     parser = results.parser("changes", __doc__)
     parser.add_argument("--turns", type=int, default=TURNS)
     parser.add_argument("--rules", type=int, default=LARGEST, help="the largest policy to compile")
+    parser.add_argument("--prefixes", type=int, default=PREFIXES, help="in the unused sets")
     options = parser.parse_args()
     results.in_lab()
-    results.finish(run(options.turns, options.rules), options.json)
+    results.finish(run(options.turns, options.rules, options.prefixes), options.json)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ def chart(report: dict[str, Any], only: str = "") -> str:
     comparisons = [comparison for comparison in report["comparisons"] if only in comparison["name"]]
     if not comparisons:
         raise ValueError("no comparison to draw")
-    parts, top = [], MARGIN
+    parts: list[str] = []
+    top = MARGIN
     for comparison in comparisons:
         parts += _bars(comparison, top)
         top += HEADING + ROW * len(comparison["medians"])

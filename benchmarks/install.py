@@ -35,9 +35,10 @@ def mask(installed: Path = INSTALLED_UNITS, own: Path = OWN_UNITS) -> list[str]:
 
 def main() -> None:
     if os.geteuid() or not shutil.which("apt-get"):
-        words = " ".join(PACKAGES)
-        raise SystemExit(f"install these packages as root: apt-get install --no-install-recommends {words}")
-    for unit in mask():
+        named = " ".join(PACKAGES)
+        raise SystemExit(f"install these packages as root: apt-get install --no-install-recommends {named}")
+    # Without systemd nothing reads masks, and none would remove them.
+    for unit in mask() if Path("/run/systemd/system").is_dir() else []:
         print(f"masked: {unit} (undo: systemctl unmask {unit})")
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     created = not POLICY.exists()

@@ -2,8 +2,9 @@
 
     ./run bench profiles [NAME…] [--vpcs N] [--top N]
 
-NAME is a command of `./run bench commands` or `repair`; without NAME: create-subnet, status and repair.  The command
-runs beside N VPCs of four subnets.  `./run bench rules --profile` does the same for policies of many rules.
+NAME is a command of `./run bench commands`, `repair`, or `attach`: an instance made by a controller that stays.
+Without NAME: create-subnet, status, repair and attach.  The command runs beside N VPCs of four subnets.
+`./run bench rules --profile` does the same for policies of many rules.
 """
 
 from __future__ import annotations
@@ -21,10 +22,15 @@ from pathlib import Path
 from benchmarks import results
 from benchmarks.commands import OURS, environment, settled
 from benchmarks.restore import SUBNETS, reboot
+from vpcctl import Controller
 from vpcctl.engine.state import Store
 from vpcctl.lab import STATE_DIR
 
-TOP, VPCS = 25, 4
+TOP, VPCS, CALLS = 25, 4, 10
+ATTACH = "attach"
+COMMANDS = {name: words.split() for name, words in OURS.items()} | {"repair": ["repair"]}
+NAMES = [*COMMANDS, ATTACH]
+DEFAULT = ("create-subnet", "status", "repair", ATTACH)
 # Starts the command line under the profiler; its first argument is the file of figures.
 PROGRAM = """
 import cProfile, sys
@@ -57,13 +63,9 @@ def print_imports(text: str, top: int = TOP) -> None:
         print(f"{own / 1000:9.1f}{all_ / 1000:9.1f}  {name}")
 
 
-def commands() -> dict[str, list[str]]:
-    return {name: words.split() for name, words in OURS.items()} | {"repair": ["repair"]}
-
-
 def profile(name: str, top: int) -> None:
     """Run a command twice: under the profiler, and with the times of imports."""
-    words = commands()[name]
+    words = COMMANDS[name]
     with tempfile.NamedTemporaryFile(suffix=".profile") as file:
         if name == "repair":
             reboot(Store(STATE_DIR))
@@ -79,19 +81,36 @@ def profile(name: str, top: int) -> None:
     print_imports(done.stderr, top)
 
 
+def profile_attach(top: int) -> None:
+    """Make and delete an instance ten times by one controller, as `./run bench compare cni` does."""
+    controller = Controller(STATE_DIR)
+    controller.create_instance("v0", "s0", "first")
+    profiler = cProfile.Profile()
+    profiler.enable()
+    for number in range(CALLS):
+        controller.create_instance("v0", "s0", f"i{number}")
+        controller.delete_instance("v0", f"i{number}")
+    profiler.disable()
+    print(f"\n=== create_instance and delete_instance, {CALLS} times")
+    print_functions(profiler, top)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         "./run bench profiles", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", choices=[*commands(), []], help=", ".join(commands()))
+    parser.add_argument("names", nargs="*", metavar="NAME", choices=[*NAMES, []], help=", ".join(NAMES))
     parser.add_argument("--vpcs", type=int, default=VPCS)
     parser.add_argument("--top", type=int, default=TOP)
     options = parser.parse_args()
     results.in_lab()
     Path("/run/environment.json").write_text(json.dumps(environment(options.vpcs, SUBNETS)))
     subprocess.run(["vpcctl", "-q", "apply", "/run/environment.json"], check=True)
-    for name in options.names or ("create-subnet", "status", "repair"):
-        profile(name, options.top)
+    for name in options.names or DEFAULT:
+        if name == ATTACH:
+            profile_attach(options.top)
+        else:
+            profile(name, options.top)
     subprocess.run(["vpcctl", "-q", "destroy", "--all", "--yes"], check=False)
     settled()
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 CLIENT, SERVER = "10.1.0.2", "10.2.0.2"
 ROOT = Path(__file__).parents[1]
@@ -117,11 +118,11 @@ def _start(namespace: str, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
 
-def _ended(process: subprocess.Popen[str]) -> dict[str, dict[str, list[tuple[int, int]]]] | dict[str, int]:
+def _ended(process: subprocess.Popen[str]) -> Any:
     output, _ = process.communicate()
     if process.returncode:
         raise RuntimeError(f"a stream's process ended with status {process.returncode}")
-    return json.loads(output)  # type: ignore[no-any-return]
+    return json.loads(output)
 
 
 # --- The processes ----------------------------------------------------------------------------------------------------
@@ -159,8 +160,9 @@ def receive(ports: Iterable[int]) -> None:
     print("ready", flush=True)
     while True:
         readable, _, _ = select.select([sys.stdin, *receivers], [], [])
-        for receiver in receivers if sys.stdin in readable else readable:
-            _drain(receiver, arrived[receivers[receiver]])
+        for receiver, port in receivers.items():
+            if receiver in readable or sys.stdin in readable:
+                _drain(receiver, arrived[port])
         if sys.stdin in readable:
             break
     print(json.dumps({"arrived": arrived, "overflowed": {port: _overflowed(port) for port in receivers.values()}}))
