@@ -24,9 +24,10 @@ ROW, BAR, HEADING, MARGIN = 24, 14, 34, 12
 STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #1f2328 }
 .heading { font-weight: 600 } .note, .value { fill: #59636e }
-.bar { fill: #0969da } .reference { fill: #8c959f }
+.bar { fill: #0969da } .reference { fill: #8c959f } .page { fill: #ffffff }
 @media (prefers-color-scheme: dark) {
 text { fill: #f0f6fc } .note, .value { fill: #b7bdc8 } .bar { fill: #4493f8 } .reference { fill: #8c959f }
+.page { fill: #0d1117 }
 }
 """
 
@@ -48,7 +49,9 @@ def chart(report: dict[str, Any], only: str = "") -> str:
     height = top + ROW + MARGIN
     title = escape(f"{report['program']}: {'; '.join(comparison['name'] for comparison in comparisons)}")
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">'
-    return "\n".join([head, f"<title>{title}</title>", f"<style>{STYLE}</style>", *parts, "</svg>", ""])
+    # A page may have the colours that the reader's machine does not prefer, so the chart brings its own background.
+    page = f'<rect class="page" width="{WIDTH}" height="{height}" rx="6"/>'
+    return "\n".join([head, f"<title>{title}</title>", f"<style>{STYLE}</style>", page, *parts, "</svg>", ""])
 
 
 def _bars(comparison: dict[str, Any], top: int) -> Iterator[str]:

@@ -3,13 +3,14 @@
     ./run bench compare [NAME…] [--install] [--turns N] [--rules N] [--hosts N]
 
 NAME is firewalls (iptables-nft, firewalld), cni, mininet or podman; without NAME all run.  A comparison whose program
-is missing or cannot run in the lab is skipped, with the reason in the JSON.  `--install` installs the programs first,
-as Debian packages; without it nothing is installed.
+is missing or cannot run in the lab is skipped, with the reason in the JSON.  One that fails is skipped, too, and the
+exit status is 1.  `--install` installs the programs first, as Debian packages; without it nothing is installed.
 """
 
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -72,12 +73,19 @@ def main() -> None:
         parser.error(f"{', '.join(sorted(unknown))}: not one of {', '.join(COMPARE)}")
     results.in_lab()
     report = Report("compare")
+    failed = False
     for name in options.names or COMPARE:
         try:
             COMPARE[name](report, options)
         except SkipComparison as reason:
             report.skipped[name] = str(reason)
+        except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+            # The figures of the others are worth keeping.
+            report.skipped[name] = f"failed: {error}"
+            failed = True
+            subprocess.run(["vpcctl", "destroy", "--all", "--yes"], capture_output=True)
     results.finish(report, options.json)
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

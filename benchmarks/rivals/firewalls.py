@@ -235,7 +235,8 @@ class Firewalld(Side):
         bus.mkdir(exist_ok=True)
         words = ["dbus-daemon", "--system", "--nofork", "--nopidfile", f"--address=unix:path={bus}/system_bus_socket"]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        daemon = [*self._inside, "firewalld", "--nofork", "--nopid"]
+        # firewalld belongs to Debian's own Python, whose modules ours would hide.
+        daemon = [*self._inside, "env", "--unset=PYTHONPATH", "firewalld", "--nofork", "--nopid"]
         log = Path("/run/firewalld-bench.log")
         with contextlib.ExitStack() as stack:
             stack.enter_context(_ended(subprocess.Popen(words, **quiet)))  # type: ignore[call-overload]
@@ -249,7 +250,8 @@ class Firewalld(Side):
                     break
                 time.sleep(0.1)
             else:
-                raise SkipComparison(f"firewalld does not answer: {log.read_text().strip() or 'no output'}")
+                said = log.read_text().strip().splitlines() or ["no output"]
+                raise SkipComparison(f"firewalld does not answer: {said[-1]}")
             yield
 
 
