@@ -75,7 +75,7 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         return {
             "program": self.program,
-            "command": f"./run bench {self.program} {shlex.join(sys.argv[1:])}".rstrip(),
+            "command": command(self.program, sys.argv[1:]),
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "machine": machine(),
             "versions": versions() | self.versions,
@@ -95,6 +95,16 @@ class Report:
         lines += [f"{name}: {_round(value)}" for name, value in self.figures.items()]
         lines += [f"skipped: {name}: {reason}" for name, reason in self.skipped.items()]
         return "\n".join(lines)
+
+
+def command(program: str, words: Sequence[str]) -> str:
+    """What to type for the same figures; where the JSON goes is no part of it."""
+    kept = [
+        word
+        for word, before in zip(words, ["", *words], strict=False)
+        if word != "--json" and before != "--json" and not word.startswith("--json=")
+    ]
+    return shlex.join(["./run", "bench", program, *kept])
 
 
 def _longest(comparison: Comparison) -> Sequence[float]:

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import charts, install
 from benchmarks.profiles import IMPORTED
-from benchmarks.results import Comparison, Report, alternate, finish
+from benchmarks.results import Comparison, Report, alternate, command, finish
 from benchmarks.rivals import SkipComparison, firewalls, require
 from benchmarks.streams import Outcome
 
@@ -65,6 +65,11 @@ def test_a_document_has_machine_versions_command_and_figures(tmp_path: Path) -> 
     assert found["comparisons"][0]["samples"]["ours"] == [9.0, 3.0, 1.0]
     assert found["figures"] == {"rate": 0.1235}
     assert found["skipped"] == {"podman": "not installed"}
+
+
+@pytest.mark.parametrize("place", [["--json", "/run/found.json"], ["--json=/run/found.json"], []])
+def test_the_command_of_a_document_is_without_the_place_of_its_file(place: list[str]) -> None:
+    assert command("commands", ["1", *place, "3"]) == "./run bench commands 1 3"
 
 
 def test_a_missing_program_is_named() -> None:
