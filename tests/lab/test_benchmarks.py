@@ -15,12 +15,15 @@ import pytest
 from vpcctl.lab import Lab
 
 ROOT = Path(__file__).parents[2]
+# Seconds, on however busy a machine.
+PATIENCE = 600
 
 
 def report(lab: Lab, *words: str) -> dict[str, Any]:
     """The JSON that a program wrote."""
     file = "/run/benchmark.json"
-    lab.run([sys.executable, "-m", f"benchmarks.{words[0]}", *words[1:], "--json", file], cwd=ROOT)
+    command = [sys.executable, "-m", f"benchmarks.{words[0]}", *words[1:], "--json", file]
+    lab.run(command, cwd=ROOT, timeout=PATIENCE)
     found: dict[str, Any] = json.loads(lab.run(["cat", file]).stdout)
     assert found["program"] == words[0]
     assert {"processor", "cores", "memory_gib", "kernel"} <= set(found["machine"])
@@ -82,9 +85,10 @@ def test_rules(lab: Lab) -> None:
 
 def test_loss(lab: Lab) -> None:
     """Of an allowed stream nothing is lost, and of a denied one nothing leaks."""
-    found = report(lab, "loss", "--applies", "3", "--rules", "3")
+    found = report(lab, "loss", "--applies", "1", "--rules", "3")
     [ours] = [side for side in sides(found) if side.startswith("vpcctl")]
-    figures = {name.removeprefix(f"{ours}, 3 changes: "): value for name, value in found["figures"].items()}
+    figures = {name.removeprefix(f"{ours}: "): value for name, value in found["figures"].items()}
+    assert figures["changes"] == 1
     assert figures["established, sent"] > 100
     assert figures["established, lost"] == figures["new, lost"] == figures["denied, leaked"] == 0
     assert not left(lab)
@@ -140,7 +144,7 @@ def test_profiles(lab: Lab) -> None:
         "--top",
         "3",
     ]
-    output = lab.run(command, cwd=ROOT).stdout
+    output = lab.run(command, cwd=ROOT, timeout=PATIENCE).stdout
     assert output.count("Ordered by: cumulative time") == 3
     assert output.count("imports: ") == 2
     assert not left(lab)
@@ -148,7 +152,7 @@ def test_profiles(lab: Lab) -> None:
 
 def test_profile_of_rules(lab: Lab) -> None:
     command = [sys.executable, "-m", "benchmarks.rules", "--rules", "20", "--profile"]
-    assert "--- one of 20 rules" in lab.run(command, cwd=ROOT).stdout
+    assert "--- one of 20 rules" in lab.run(command, cwd=ROOT, timeout=PATIENCE).stdout
     assert not left(lab)
 
 
