@@ -15,7 +15,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 from benchmarks import results
-from benchmarks.results import Report, version
+from benchmarks.results import Report, package_version, version
 from benchmarks.rivals import SkipComparison, bridge_plugin, firewalls, mininet, podman
 
 SWITCHES = 4
@@ -50,15 +50,6 @@ COMPARE: dict[str, Callable[[Report, SimpleNamespace], None]] = {
     "mininet": compare_mininet,
     "podman": compare_podman,
 }
-
-
-def package_version(package: str) -> str:
-    """The version of a Debian package whose programs do not tell it."""
-    words = ["dpkg-query", "--show", "--showformat=${Version}", package]
-    try:
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def main() -> None:

@@ -155,6 +155,15 @@ def version(*words: str) -> str:
     return (done.stdout or done.stderr).strip().partition("\n")[0]
 
 
+def package_version(package: str) -> str:
+    """The version of a Debian package whose programs do not tell it."""
+    words = ["dpkg-query", "--show", "--showformat=${Version}", package]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
 # --- Running ----------------------------------------------------------------------------------------------------------
 
 
