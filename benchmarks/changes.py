@@ -176,7 +176,7 @@ def unused_sets(report: Report, kernel: Watched, store: Store, turns: int, count
     prefixes = tuple(ipaddress.IPv4Network((172 << 24 | number * 2, 32)) for number in range(count))
     big = Vpc("big", (ipaddress.ip_network("10.0.0.0/16"),), 7, sets=(("list", prefixes),))
     reconciler.change(store, kernel, lambda state: dataclasses.replace(state.world, vpcs=(*state.world.vpcs, big)))
-    size = (store.directory / "state.json").stat().st_size
+    size = sum(file.stat().st_size for file in store.directory.rglob("*.json"))
     full = reading_and_changing(kernel, store, turns)
     reconciler.change(store, kernel, lambda state: operations.delete_vpc(state.world, "big", True))
     report.figures |= {

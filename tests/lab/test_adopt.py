@@ -97,7 +97,7 @@ DAMAGE = {
     "emptied": (f": >{STATE}", "is damaged (not a state document); nothing was changed; `vpcctl repair --adopt`"),
     "cut off": (f"truncate -s 1000 {STATE}", "is damaged (not a state document); nothing was changed"),
     "altered": (
-        f"sed -i s/10.0.1.2/10.0.1.3/ {STATE}",
+        f"sed -i s/10.0.0.0/10.1.0.0/ {STATE}",
         "is damaged (its checksum does not match); nothing was changed",
     ),
 }
@@ -151,6 +151,60 @@ def test_with_the_copy_lost_too_nothing_is_adopted_and_nothing_deleted(module_la
     module_lab.run(["mv", "/run/copy", copy])
     put(module_lab, whole or "")
     assert run("status").out == "in sync\n"
+
+
+# --- Parts ------------------------------------------------------------------------------------------------------------
+
+# Of the VPC `shop`, by the state file.
+PART_HARM = {
+    "removed": ("rm {}", "VPC shop: {} is missing; nothing was changed; `vpcctl repair --adopt`"),
+    "emptied": (": >{}", "VPC shop: {} is damaged (its checksum does not match); nothing was changed"),
+    "altered": ("sed -i s/10.0.1.2/10.0.1.3/ {}", "VPC shop: {} is damaged (its checksum does not match)"),
+    "a link": ("mv {0} /run/part; ln -s /run/part {0}", "VPC shop: cannot read {}: "),
+}
+
+
+def part(lab: Lab, vpc: str) -> str:
+    """The file that has what is on record of a VPC."""
+    document = json.loads(content(lab) or "")
+    [found] = {one["part"] for one in document["desired"]["vpcs"] if one["name"] == vpc} & {document["record"][vpc]}
+    return f"{STATE_DIR}/parts/{found}.json"
+
+
+@pytest.mark.parametrize("how", PART_HARM)
+def test_while_a_part_is_lost_other_vpcs_can_be_changed_and_adopting_brings_it_back(
+    module_lab: Lab, run: Warm, how: str
+) -> None:
+    # Made at once, so that what is desired and the objects are in one part.
+    script, said = PART_HARM[how]
+    run("destroy --all --yes")
+    run("apply --prune -", input=json.dumps(TWO_VPCS))
+    run("create-vpc --name third --cidr 10.5.0.0/16")
+    place, environment, before = part(module_lab, "shop"), run("export").out, kernel(module_lab)
+    sound = content(module_lab, place)
+    module_lab.run(["sh", "-c", script.format(place)])
+    head = content(module_lab)
+    about = ("--vpc shop", "--name shop", "apply-policy")
+    for words, document in MUTATING.items():
+        if any(one in words for one in about):
+            _refused(run(words, input=json.dumps(document), status=None), (said.format(place),))
+    for words in ("list-vpcs", "status", "export", "repair"):
+        _refused(run(words, status=None), (said.format(place),))
+    assert (kernel(module_lab), content(module_lab)) == (before, head)
+
+    # A peer tracks the same flows, so it is looked at before anything is changed.
+    beside = "create-subnet --vpc {} --name beside --cidr {} --type private"
+    _refused(run(beside.format("billing", "10.9.9.0/24"), status=None), (said.format(place),))
+    assert kernel(module_lab) == before
+    run(beside.format("third", "10.5.9.0/24"))
+    assert run("status --vpc third").out == "in sync\n"
+    run("delete-subnet --vpc third --name beside")
+    run("repair --adopt")
+    assert content(module_lab, place) == sound
+    assert module_lab.run(["stat", "-c", "%F %a", place]).stdout == "regular file 600\n"
+    assert run("status").out == "in sync\n"
+    assert run("export").out == environment
+    module_lab.run(["rm", "-f", "/run/part"])
 
 
 # --- Newer, sound -----------------------------------------------------------------------------------------------------

@@ -21,14 +21,14 @@ def tenants(module_lab: Lab) -> Tenants:
 def test_a_flow_that_no_policy_allows_never_passes_again(tenants: Tenants, between: str) -> None:
     web, db, lab = tenants[WEB], tenants[DB], tenants.lab
     tenants.apply("shop", "db", ingress=[{**ALLOW, "port": [1, 2222]}])
-    lab.run(["cp", f"{STATE_DIR}/state.json", "/run/older.json"])
+    lab.run(["cp", "-aT", str(STATE_DIR), "/run/older"])
     flows = []
     for port in range(3000, 3000 + CHANGES):
         # Each flow has the mark of another generation, and none of these is on record in the older file.
         tenants.apply("shop", "db", ingress=[{**ALLOW, "port": [2222, port]}])
         flows.append(web.udp(db.address, port, source_port=port))
         assert arrived(db.tap, {"allowed": flows[-1]}, web.udp(db.address, 2222)) == ["allowed"]
-    lab.run(["cp", "/run/older.json", f"{STATE_DIR}/state.json"])
+    lab.run(["cp", "-aT", "/run/older", str(STATE_DIR)])
     if "flush" in between:
         lab.run(["nft", "flush", "ruleset"], netns="shop-router")
     if "table" in between:

@@ -20,7 +20,7 @@ GROWTH = 4 << 20  # bytes of memory: what an allocator may keep in pieces
 CYCLE = """
 import json, os, sys, threading
 from pathlib import Path
-from vpcctl.engine import reconciler
+from vpcctl.engine import parts, reconciler
 from vpcctl.documents.diff import merged
 from vpcctl.kernel.linux import LinuxKernel
 from vpcctl.model.network import Peering
@@ -30,6 +30,8 @@ from vpcctl.kernel import namespaces, settings
 
 cycles, settled, standing = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "standing"
 directory = Path(os.environ["VPCCTL_STATE_DIR"])
+# What is no longer needed goes at once, so that what stays is counted.
+parts.GRACE = 0
 store = Store(directory, COPIES)
 kernel = LinuxKernel() if standing else None
 
@@ -85,7 +87,9 @@ def look():
         "counts": pipe.read().split(),
         "flows": (settings.ROOT / "net/netfilter/nf_conntrack_count").read_text(),
         "state": sorted(os.listdir(directory)),
+        "parts": len(os.listdir(os.path.join(directory, parts.FOLDER))),
         "copies": sorted(os.listdir(COPIES)),
+        "copied parts": [len(files) for _, _, files in os.walk(COPIES)],
         "resident": resident(),
     }
 
@@ -113,7 +117,7 @@ def test_cycles_in_one_process_leave_everything_flat(lab: Lab, kernel: str) -> N
     memory = last.pop("resident") - first.pop("resident")
     assert last == first
     assert first["namespaces"] == ["calm-a", "calm-router"]
-    assert (first["state"], len(first["copies"])) == (["lock", "state.json"], 1)
+    assert (first["state"], len(first["copies"])) == (["lock", "parts", "state.json"], 2)
     assert memory < GROWTH, f"{memory} bytes in {CYCLES - SETTLED} cycles"
 
 

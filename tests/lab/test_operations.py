@@ -14,6 +14,7 @@ import pytest
 
 from tests.lab.machine import TWO_VPCS, differences, photograph, run_all, seen, settle
 from tests.lab.traffic import eventually, start_flow, stations
+from vpcctl.engine.state import FORMAT
 from vpcctl.lab import STATE_DIR, Lab
 
 ROOT = Path(__file__).parents[2]
@@ -227,7 +228,7 @@ def test_a_state_file_of_format_1_is_restored_and_removed_without_a_trace(lab: L
     lab.vpcctl("repair")
     assert status(lab) == (0, "in sync\n")
     lab.run(["ping", "-n", "-c", "1", "-W", "5", "10.0.1.1"], netns="shop-web")
-    assert json.loads(lab.run(["cat", STATE]).stdout)["format"] == 2
+    assert json.loads(lab.run(["cat", STATE]).stdout)["format"] == FORMAT
     # What was kept of the host and of each VPC has its effect.
     table = lab.run(["nft", "list", "table", "inet", "vpcctl"]).stdout
     assert "tcp . 8080 : 100.64.0.1 . 8080" in table

@@ -286,7 +286,7 @@ def test_a_table_of_our_name_is_a_conflict_and_stays(lab: Lab, table: str, comme
 DAMAGES = {
     "cut short": "truncate -s 200 state.json",
     "empty": "truncate -s 0 state.json",
-    "a byte": "sed -i 's/10.0.1.0/10.0.2.0/' state.json",
+    "a byte": "sed -i 's/10.0.0.0/10.1.0.0/' state.json",
     "no text": "printf '\\377\\376' >state.json",
     "not ours": "echo '[1, 2]' >state.json",
     "newer": """sed -i 's/"format":[0-9]*/"format":99/' state.json""",

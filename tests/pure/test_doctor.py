@@ -848,11 +848,14 @@ def test_a_record_that_is_shut_and_whole_is_fine(tmp_path: Path) -> None:
 
 
 def test_a_record_that_others_can_read_is_found_and_shut_by_the_remedy(tmp_path: Path) -> None:
-    store = stored(tmp_path / "it's state")
+    store = stored(tmp_path / "it's state", world=shop())
     store.directory.chmod(0o755)
     (store.directory / "state.json").chmod(0o644)
+    [part] = (store.directory / "parts").iterdir()
+    part.chmod(0o640)
+    part.parent.chmod(0o755)
     _, found = state_directory.read(store)
-    assert severities(found) == ["warning", "warning"]
+    assert severities(found) == ["warning"] * 4
     for one in found:
         assert os.system(one.commands[0]) == 0
     assert state_directory.read(store)[1] == []

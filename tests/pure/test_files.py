@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -13,6 +14,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -387,17 +389,19 @@ def test_whatever_is_in_the_place_of_the_lock_is_refused(store: Store, kind: str
 
 
 def test_a_record_that_is_too_large_is_neither_read_nor_written(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = (store.directory / STATE_FILE).stat().st_size
+    size = max(path.stat().st_size for path in store.directory.rglob("*.json"))
     monkeypatch.setattr(files, "LARGEST_STATE", size + 10)
     before = store.load()
     kernel = FakeKernel()
+    prefixes = tuple(map(ip_network, range(size // 10)))
+    vpc = dataclasses.replace(before.world.vpcs[0], sets=(("many", prefixes),))
     with pytest.raises(StateError, match=f"it would have .* at most {size + 10} are allowed"):
-        reconciler.change(store, kernel, lambda _: told("peer them"))
+        reconciler.change(store, kernel, lambda _: before.world.with_vpc(vpc))
     assert store.load() == before
     assert kernel.calls == []
     monkeypatch.setattr(files, "LARGEST_STATE", size - 1)
     with pytest.raises(StateError, match=f"it has {size} bytes; at most {size - 1} are allowed"):
-        store.load()
+        Store(store.directory).load_whole()
 
 
 def test_a_record_of_another_user_is_refused(store: Store) -> None:

@@ -1,13 +1,15 @@
-"""What a VPC keeps costs those who use it: a command about another VPC decodes none of its rules and prefixes.
+"""What a VPC keeps costs those who use it: a command about another VPC neither reads it nor decodes it.
 
-Shown without a clock: the rules and prefixes of one VPC are such as cannot be decoded, so that whoever looks into one
-of them ends with status 6.
+Shown without a clock: the rules and prefixes of one VPC are such as cannot be decoded, or its part of the record is
+lost, so that whoever looks into one of them ends with status 6.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import stat
 from collections.abc import Callable
 from ipaddress import ip_network
 from pathlib import Path
@@ -17,6 +19,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from tests import records
 from tests.rehearsal import Rehearsal
 from tests.story import policy, subnet
 from vpcctl.cli import commands
@@ -25,18 +28,22 @@ from vpcctl.documents.codec import world_from_json, world_to_json
 from vpcctl.documents.environment import read_environment
 from vpcctl.documents.lazy_lists import Kept
 from vpcctl.documents.policies import MOST_PREFIXES, read_policies
-from vpcctl.engine import reconciler, state
+from vpcctl.engine import parts, reconciler
 from vpcctl.engine.state import STATE_FILE, Store
 from vpcctl.errors import DocumentError, StateError, VpcctlError
 from vpcctl.model import operations
 from vpcctl.model.network import World
 
 POLICY = {"ingress": [{"action": "allow", "protocol": "tcp", "port": 80}], "sets": {"own": ["203.0.113.0/24"]}}
+# So many prefixes are in a file of their own.
+MANY = tuple(ip_network((0xCB007100 + 4 * number, 30)) for number in range(400))
 STEPS: tuple[Callable[[World], World], ...] = (
     lambda world: operations.create_vpc(world, "big", ip_network("10.0.0.0/26")),
     subnet("big", "web", "10.0.0.0/28"),
     policy(POLICY | {"subnet": "web"}, "big"),
-    lambda world: world.with_vpc(dataclasses.replace(world.vpc("big"), sets=(("office", (ip_network("::/0"),)),))),
+    lambda world: world.with_vpc(
+        dataclasses.replace(world.vpc("big"), sets=(("office", (ip_network("::/0"),)), ("many", MANY)))
+    ),
     lambda world: operations.create_vpc(world, "small", ip_network("10.0.0.64/26")),
     subnet("small", "api", "10.0.0.64/28"),
     subnet("small", "db", "10.0.0.80/28", public=False),
@@ -72,29 +79,37 @@ def status(found: Result) -> int:
 
 def rewritten(session: Rehearsal, change: Callable[[Any], None]) -> None:
     """The record with its document changed, and sealed again."""
-    file = session.state_dir / STATE_FILE
-    document = json.loads(file.read_text())
+    document = written(session)
     change(document)
-    document.pop("checksum")
-    document["checksum"] = state._checksum(document)
-    file.write_text(json.dumps(document))
+    records.put(session.state_dir, document)
 
 
 def kept_of_big(document: Any) -> list[Any]:
     """What the record keeps of the policies and sets of `big`."""
     vpc = document["desired"]["vpcs"][0]
     assert vpc["name"] == "big"
-    return [vpc["sets"], *(inner["policy"] for inner in vpc["subnets"])]
+    return [vpc["part"]["sets"], *(inner["policy"] for inner in vpc["part"]["subnets"])]
 
 
 def poison(document: Any) -> None:
     sets, attached = kept_of_big(document)
     sets["office"] = ["no prefix"] * 3
+    sets["many"] = ["no prefix"] * 3000
     attached["document"].update(ingress=[{"action": "no action"}], egress=["no rule"], sets={"own": [None]})
 
 
 def written(session: Rehearsal) -> Any:
-    return json.loads((session.state_dir / STATE_FILE).read_text())
+    return records.whole(session.state_dir)
+
+
+def copied(session: Rehearsal) -> Any:
+    copy = session.store._copy
+    return records.whole(copy.parent, copy.name, session.store._copy_folder)
+
+
+def damaged(session: Rehearsal, vpc: str) -> str:
+    """How a part of a VPC is said to be damaged."""
+    return rf"VPC {vpc}: {re.escape(str(session.state_dir))}/parts/[0-9a-f]{{64}}\.json is damaged \("
 
 
 # Commands about everything but what `big` keeps.
@@ -137,8 +152,6 @@ ABOUT = [
     "matrix --vpc big",
     "compile --vpc big",
     "create-instance --vpc big --subnet web --name new",
-    "status",
-    "repair",
     "export",
 ]
 
@@ -153,8 +166,75 @@ def test_a_command_about_another_vpc_decodes_nothing_and_writes_it_back_as_it_wa
     assert status(found) in (0, 1), found.exception or found.output
     assert kept_of_big(written(session)) == before
     # It is in the intent too, while a command runs, and in the copy.
-    copy = json.loads(session.store._copy.read_text())
-    assert kept_of_big(copy)[0]["office"] in (before[0]["office"], ["::/0"])
+    assert kept_of_big(copied(session))[0]["office"] in (before[0]["office"], ["::/0"])
+
+
+def parts_of(session: Rehearsal, vpc: str) -> list[Path]:
+    """The files of a VPC."""
+    document = json.loads((session.state_dir / STATE_FILE).read_text())
+    [entry] = [one for one in document["desired"]["vpcs"] if one["name"] == vpc]
+    found = {entry["part"], *entry["lists"], document["record"][vpc]}
+    return [session.state_dir / parts.FOLDER / parts.file_name(mark) for mark in found]
+
+
+# Commands that show what is in every VPC.
+OF_ALL = ("list-vpcs", "show-vpc --name big", "list-subnets --vpc big", "list-instances --vpc big")
+
+
+@pytest.mark.parametrize("words", [words for words in BESIDE if not words.startswith(OF_ALL)])
+def test_a_command_about_another_vpc_does_not_even_read_it(session: Rehearsal, words: str) -> None:
+    lost = {file: file.read_bytes() for file in parts_of(session, "big")}
+    assert len(lost) > 1
+    for file in lost:
+        file.unlink()
+    found = run(session, *words.split())
+    assert status(found) in (0, 1), found.exception or found.output
+    # What names the parts is as it was: once they are back, nothing is missing.
+    for file, content in lost.items():
+        assert not file.exists()
+        file.write_bytes(content)
+    session.store.load_whole()
+    assert status(run(session, "repair")) == 0
+
+
+@pytest.mark.parametrize(
+    "words", ["list-vpcs", "status", "repair", "create-instance --vpc big --subnet web --name new"]
+)
+@pytest.mark.parametrize("how", ["is missing", "is damaged (its checksum does not match)"])
+def test_a_part_that_is_lost_or_damaged_is_named_with_its_vpc(session: Rehearsal, words: str, how: str) -> None:
+    calls = len(session.fake.calls)
+    for file in parts_of(session, "big"):
+        file.unlink() if "missing" in how else file.write_bytes(file.read_bytes().replace(b"10.0.0.", b"10.1.0."))
+    found = run(session, *words.split())
+    assert isinstance(found.exception, StateError), found.exception or found.output
+    assert re.search(rf"VPC big: .*/parts/[0-9a-f]{{64}}\.json {re.escape(how)}", str(found.exception))
+    assert "`vpcctl repair --adopt`" in str(found.exception)
+    assert len(session.fake.calls) == calls
+
+
+@pytest.mark.parametrize("how", ["lost", "damaged"])
+def test_a_part_is_taken_back_from_the_copy_and_the_rest_stays(session: Rehearsal, how: str) -> None:
+    there, before = written(session), records.files(session.state_dir)
+    # What the file says is younger than the copy; the part is the same.
+    with session.store.locked() as writer:
+        writer.load()
+        session.store.copies, kept = None, session.store.copies
+        writer.save(session.store.load())
+        session.store.copies = kept
+    for file in parts_of(session, "big"):
+        file.unlink() if how == "lost" else file.write_bytes(b"damaged")
+    with session.store.locked() as writer:
+        assert writer.adopt().serial == there["serial"] + 1
+    after = records.files(session.state_dir)
+    assert after.keys() == before.keys()
+    assert {name: content for name, content in after.items() if name != STATE_FILE} == {
+        name: content for name, content in before.items() if name != STATE_FILE
+    }
+    assert [mode(file) for file in (session.state_dir / parts.FOLDER).iterdir()] == [0o600] * (len(after) - 1)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.lstat().st_mode)
 
 
 @pytest.mark.parametrize("words", ABOUT)
@@ -166,7 +246,7 @@ def test_a_command_that_needs_what_is_damaged_says_so_and_changes_nothing(sessio
     before, calls = written(session), len(session.fake.calls)
     found = run(session, *words.split())
     assert isinstance(found.exception, StateError), found.exception or found.output
-    assert f"{session.state_dir / STATE_FILE} is damaged (" in str(found.exception)
+    assert re.match(damaged(session, "big"), str(found.exception))
     assert written(session) == before
     assert len(session.fake.calls) == calls
 
@@ -181,10 +261,12 @@ def test_a_command_that_needs_what_is_damaged_says_so_and_changes_nothing(sessio
         lambda kept: kept[1].pop("file"),
     ],
 )
-def test_what_is_no_list_at_all_is_damage_for_everybody(session: Rehearsal, change: Callable[[Any], None]) -> None:
+def test_what_is_no_list_at_all_is_damage_of_its_vpc(session: Rehearsal, change: Callable[[Any], None]) -> None:
     rewritten(session, lambda document: change(kept_of_big(document)))
-    with pytest.raises(StateError, match="is damaged"):
-        session.load()
+    world = session.load().world
+    with pytest.raises(StateError, match=damaged(session, "big")):
+        _ = world.vpc("big").subnets
+    assert [subnet.name for subnet in world.vpc("small").subnets] == ["api", "db"]
 
 
 def test_damage_that_only_its_owner_meets_is_replaced_by_the_copy(session: Rehearsal) -> None:
@@ -329,6 +411,9 @@ def test_the_prefixes_in_the_sets_of_an_environment_are_bounded(few: int, kind: 
 
 def test_the_prefixes_in_the_sets_of_a_vpc_are_bounded(session: Rehearsal, few: int, tmp_path: Path) -> None:
     """Those of all its policies, whichever documents they came from, and its own."""
+    big = session.load().world.vpc("big")
+    fewer = dataclasses.replace(big, sets=big.sets[:1])
+    reconciler.change(session.store, session.fake, lambda found: found.world.with_vpc(fewer))
     # It has one, and one of the policy that goes.
     for number, wanted in ((few - 1, 0), (few, 2)):
         (tmp_path / "web.json").write_text(json.dumps({"subnet": "web", "sets": {"x": many(number)}}))

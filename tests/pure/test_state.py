@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
-from tests import worlds
+from tests import records, worlds
 from tests.story import STORY, told
-from vpcctl.engine import reconciler, state
+from vpcctl.engine import parts, reconciler, state
 from vpcctl.engine.state import FORMAT, LOCK_FILE, STATE_FILE, State, Store
 from vpcctl.errors import StateError
 from vpcctl.model.host import HostPart
@@ -122,6 +122,22 @@ def test_every_byte_that_is_damaged_is_noticed(store: Store) -> None:
     assert store.load() == loaded
 
 
+def test_every_byte_of_a_part_that_is_damaged_is_noticed(store: Store) -> None:
+    save(store, full(told("create its subnet web")))
+    [part] = (store.directory / parts.FOLDER).iterdir()
+    sound = part.read_bytes()
+    for place in range(0, len(sound), 41):
+        part.write_bytes(sound[:place] + bytes([sound[place] ^ 0x01]) + sound[place + 1 :])
+        with pytest.raises(StateError, match=f"VPC one: {part} is damaged .its checksum does not match."):
+            store.load_whole()
+    for cut in (sound[:-1], b"", sound + b" "):
+        part.write_bytes(cut)
+        with pytest.raises(StateError, match="its checksum does not match"):
+            store.load_whole()
+    part.write_bytes(sound)
+    store.load_whole()
+
+
 @pytest.mark.parametrize("cut", [0, 1, 10, 0.5, -1])
 def test_a_file_that_was_cut_off_is_damaged(store: Store, cut: float) -> None:
     save(store, full(told("create its subnet web")))
@@ -165,11 +181,16 @@ def resealed(store: Store, change: Callable[[Any], None]) -> None:
         lambda document: document.update(desired=5),
         lambda document: document["desired"].update(transit="x"),
         lambda document: document["desired"]["vpcs"][0].update(name="../x"),
+        lambda document: document["desired"]["vpcs"][0].update(part="../x"),
+        lambda document: document["desired"]["vpcs"][0].update(part="a" * 63),
+        lambda document: document["desired"]["vpcs"][0].update(lists=5),
+        lambda document: document["desired"]["vpcs"][0].update(lists=["../x"]),
+        lambda document: document["desired"]["vpcs"][0].update(max_flows="many"),
         lambda document: document["desired"]["vpcs"].append(document["desired"]["vpcs"][0]),
+        lambda document: document["record"].update(one="../x"),
         lambda document: document.update(pending=[]),
         lambda document: document.pop("host"),
         lambda document: document["host"].update(opened=5),
-        lambda document: document["desired"]["vpcs"][0]["subnets"][0].update(policy=5),
     ],
 )
 def test_a_sound_checksum_over_nonsense_is_damage_too(store: Store, change: Callable[[Any], None]) -> None:
@@ -177,6 +198,41 @@ def test_a_sound_checksum_over_nonsense_is_damage_too(store: Store, change: Call
     resealed(store, change)
     with pytest.raises(StateError, match="is damaged"):
         store.load()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda vpc: vpc["part"]["subnets"][0].update(policy=5),
+        lambda vpc: vpc["part"]["subnets"][0].update(name="../x"),
+        lambda vpc: vpc["part"]["subnets"][0].pop("released"),
+        lambda vpc: vpc["part"].pop("subnets"),
+        lambda vpc: vpc["part"].update(sets=5, subnets=[]),
+        lambda vpc: vpc["publish"].append({"protocol": 6, "port": 80, "instance": "nobody", "target_port": 80}),
+    ],
+)
+def test_a_part_that_makes_no_sense_is_damage_too(store: Store, change: Callable[[Any], None]) -> None:
+    save(store, full(told("create its subnet web")))
+    document = records.whole(store.directory)
+    records.put(store.directory, document)
+    assert store.load_whole().world == told("create its subnet web")
+    change(document["desired"]["vpcs"][0])
+    records.put(store.directory, document)
+    loaded = store.load()
+    with pytest.raises(StateError, match=rf"VPC one: {store.directory}/parts/[0-9a-f]{{64}}\.json is damaged"):
+        _ = loaded.world.vpcs[0].subnets
+
+
+@pytest.mark.parametrize("items", [[{"kind": "nothing"}], [5], 5, [{"kind": "namespace", "name": "x"}]])
+def test_objects_that_make_no_sense_are_damage_too(store: Store, items: object) -> None:
+    save(store, full(told("create its subnet web")))
+    document = records.whole(store.directory)
+    document["record"]["one"] = items
+    records.put(store.directory, document)
+    loaded = store.load()
+    assert loaded.world == told("create its subnet web")
+    with pytest.raises(StateError, match=r"VPC one: .* is damaged"):
+        _ = loaded.items
 
 
 def test_a_resealed_file_is_sound(store: Store) -> None:
@@ -288,9 +344,12 @@ def test_files_and_directories_are_their_owners_alone_whatever_the_umask(tmp_pat
     with store.locked() as writer:
         for _ in range(2):
             writer.save(EMPTY)
-    assert {path.name: mode(path) for path in store.directory.iterdir()} == {STATE_FILE: 0o600, LOCK_FILE: 0o600}
-    assert [mode(path) for path in (tmp_path / "copies").iterdir()] == [0o600]
-    assert mode(store.directory) == mode(tmp_path / "copies") == 0o700
+            writer.save(full(told("create its subnet web")))
+    for directory in (store.directory, tmp_path / "copies"):
+        paths = list(directory.rglob("*"))
+        assert {mode(path) for path in paths if path.is_file()} == {0o600}
+        assert {mode(path) for path in (directory, *paths) if path.is_dir()} == {0o700}
+    assert {path.name for path in store.directory.iterdir()} == {STATE_FILE, LOCK_FILE, parts.FOLDER}
 
 
 @pytest.mark.usefixtures("open_umask")
@@ -300,17 +359,18 @@ def test_at_every_instant_of_a_write_all_files_are_private(tmp_path: Path) -> No
 
     def look() -> None:
         while not done.is_set():
-            for entry in os.scandir(store.directory):
+            for path in store.directory.rglob("*"):
                 with contextlib.suppress(FileNotFoundError):
-                    seen.add(stat.S_IMODE(entry.stat(follow_symlinks=False).st_mode))
+                    status = path.lstat()
+                    seen.add((stat.S_IFMT(status.st_mode), stat.S_IMODE(status.st_mode)))
 
     watcher = threading.Thread(target=look)
     watcher.start()
-    for _ in range(30):
-        save(store, EMPTY)
+    for number in range(30):
+        save(store, full(told("peer them" if number % 2 else "create its subnet web")))
     done.set()
     watcher.join()
-    assert seen == {0o600}
+    assert seen == {(stat.S_IFREG, 0o600), (stat.S_IFDIR, 0o700)}
 
 
 def test_a_directory_that_is_open_to_others_is_closed(store: Store) -> None:
@@ -422,16 +482,17 @@ def files_up_to(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("size", [0, 1, 100])
+@pytest.mark.parametrize("size", [0, 1, 100, 4000])
 def test_a_write_that_the_disk_cuts_short_leaves_the_file_as_it_was(store: Store, size: int) -> None:
     saved = save(store, full(told("create its subnet web")))
-    before = (store.directory / STATE_FILE).read_bytes()
+    before = records.files(store.directory)
     words = f"cannot write .*{os.strerror(errno.EFBIG)}"
     with store.locked() as writer, files_up_to(size), pytest.raises(StateError, match=words):
         writer.save(full(told("peer them")))
-    assert (store.directory / STATE_FILE).read_bytes() == before
     assert store.load() == saved
-    assert {path.name for path in store.directory.iterdir()} == {STATE_FILE, LOCK_FILE}
+    # Nothing is left of what was written in vain.
+    assert records.files(store.directory) == before
+    assert {path.name for path in store.directory.iterdir()} == {STATE_FILE, LOCK_FILE, parts.FOLDER}
 
 
 def test_on_a_disk_without_room_a_change_does_nothing(store: Store) -> None:

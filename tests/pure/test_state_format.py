@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,19 +14,21 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from tests import records
 from tests.golden import cases
 from vpcctl.documents.codec import world_from_json, world_to_json
 from vpcctl.engine import reconciler
-from vpcctl.engine.state import FORMAT, Store, _checksum
+from vpcctl.engine.state import FORMAT, State, Store, _checksum
 from vpcctl.errors import StateError
 from vpcctl.model.host import HostPart
+from vpcctl.model.network import Vpc
 from vpcctl.resources import kinds
 from vpcctl.resources.fake import FakeKernel
 from vpcctl.resources.protocol import HostFacts
 
 ROOT = Path(__file__).parents[2] / "state"
-V1, V2 = ROOT / "v1", ROOT / f"v{FORMAT}"
-EXAMPLES = ("example.json", "interrupted.json")
+V1, V2, V3 = ROOT / "v1", ROOT / "v2", ROOT / f"v{FORMAT}"
+EXAMPLES = ("example", "interrupted")
 CASES = cases("golden", "library")
 
 
@@ -32,17 +36,43 @@ class CrashError(BaseException):
     """Not one of ours: nothing catches it, as nothing catches a power cut."""
 
 
-def read(name: str, folder: Path = V2) -> Any:
+def read(name: str, folder: Path = V3) -> Any:
     return json.loads((folder / name).read_text(encoding="utf-8"))
 
 
-VALIDATOR = Draft202012Validator(read("schema.json"))
-VALIDATOR_1 = Draft202012Validator(read("schema.json", V1))
+SCHEMA = read("schema.json")
+
+
+def defined(name: str) -> Draft202012Validator:
+    """What judges a definition of the format."""
+    return Draft202012Validator({"$ref": f"#/$defs/{name}", "$defs": SCHEMA["$defs"]})
+
+
+VALIDATOR, PART, LIST = Draft202012Validator(SCHEMA), defined("part"), defined("list")
+OLDER = {folder.name: Draft202012Validator(read("schema.json", folder)) for folder in (V1, V2)}
 
 
 def problems(document: Any, validator: Draft202012Validator = VALIDATOR) -> list[str]:
     """In what `document` departs from the schema."""
     return [error.json_path for error in validator.iter_errors(document)]
+
+
+def all_problems(directory: Path) -> list[str]:
+    """In what the state file in a directory, and its parts, depart from the schema."""
+    found = problems(read("state.json", directory))
+    for file in directory.glob("parts/*"):
+        content = file.read_bytes()
+        assert file.name == f"{hashlib.sha256(content).hexdigest()}.json"
+        document = json.loads(content)
+        found += [f"{file.name} {path}" for path in problems(document, PART if isinstance(document, dict) else LIST)]
+    return found
+
+
+def example(directory: Path, name: str) -> Store:
+    """A state directory that is a copy of an example of the format."""
+    shutil.copytree(V3 / name, directory / "state")
+    (directory / "state").chmod(0o700)
+    return Store(directory / "state")
 
 
 def placed(directory: Path, text: str) -> Store:
@@ -70,22 +100,62 @@ def test_the_schema_is_one() -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_examples_are_of_the_format(name: str) -> None:
-    assert problems(read(name)) == []
+    assert all_problems(V3 / name) == []
+
+
+def test_the_examples_have_every_kind_of_part() -> None:
+    documents = [json.loads(file.read_bytes()) for file in V3.glob("*/parts/*")]
+    assert {type(document) for document in documents} == {dict, list}
+    halves = {(one["desired"] is None, one["record"] is None) for one in documents if isinstance(one, dict)}
+    assert halves == {(False, False), (False, True)}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_the_examples_are_read_and_written_as_they_were(tmp_path: Path, name: str) -> None:
-    store = placed(tmp_path, (V2 / name).read_text(encoding="utf-8"))
+@pytest.mark.parametrize("whole", [False, True], ids=["unread", "read"])
+def test_the_examples_are_read_and_written_as_they_were(tmp_path: Path, name: str, whole: bool) -> None:
+    store = example(tmp_path, name)
+    if whole:
+        store.load_whole()
     with store.locked() as writer:
         writer.save(writer.load())
-    before, after = read(name), written(store)
+    before, after = read("state.json", V3 / name), written(store)
     assert after.pop("serial") == before.pop("serial") + 1
     assert after.pop("checksum") != before.pop("checksum")
     assert after == before
+    assert sorted(file.name for file in (store.directory / "parts").iterdir()) == sorted(
+        file.name for file in (V3 / name / "parts").iterdir()
+    )
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_what_was_read_is_written_anew_as_it_was(tmp_path: Path, name: str) -> None:
+    """Nothing depends on a part being there already: values alone make the same parts."""
+    state = dataclasses.replace(example(tmp_path, name).load_whole())
+    vpcs = [[copied(vpc) for vpc in world.vpcs] if world else [] for world in (state.world, state.pending)]
+    made = dataclasses.replace(
+        state,
+        world=dataclasses.replace(state.world, vpcs=tuple(vpcs[0])),
+        pending=state.pending and dataclasses.replace(state.pending, vpcs=tuple(vpcs[1])),
+        record={scope: tuple(items) for scope, items in state.record.items()},
+    )
+    again = Store(tmp_path / "again")
+    with again.locked() as writer:
+        writer.save(made)
+    assert records.whole(again.directory) | {"serial": 0, "checksum": ""} == records.whole(V3 / name) | {
+        "serial": 0,
+        "checksum": "",
+    }
+
+
+def copied(vpc: Vpc) -> Vpc:
+    """An equal VPC that knows of no record."""
+    made = dataclasses.replace(vpc)
+    assert (made, made.rest) == (vpc, None)
+    return made
 
 
 def test_the_committed_example_says_what_it_said(tmp_path: Path) -> None:
-    state = placed(tmp_path, (V2 / "example.json").read_text(encoding="utf-8")).load()
+    state = example(tmp_path, "example").load()
     assert state.pending is None
     assert state.host == HostPart((("eth0", "0"),), (40000,))
     assert {type(item) for item in state.items} == {kind.item for kind in kinds.REGISTRY}
@@ -97,29 +167,29 @@ def test_the_committed_example_says_what_it_said(tmp_path: Path) -> None:
 
 
 def test_the_interrupted_example_is_finished_by_the_next_command(tmp_path: Path) -> None:
-    store = placed(tmp_path, (V2 / "interrupted.json").read_text(encoding="utf-8"))
+    store = example(tmp_path, "interrupted")
     state = store.load()
     assert state.pending is not None
     assert [vpc.name for vpc in state.pending.vpcs] == ["shop"]
     reconciler.repair(store, FakeKernel(HostFacts(ways_out=(("eth0", "1"),)), state.boot_id))
     assert store.load().pending is None
     assert [vpc.name for vpc in store.load().world.vpcs] == ["shop"]
-    assert problems(written(store)) == []
+    assert all_problems(store.directory) == []
 
 
 # --- Format 1 ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*EXAMPLES, "written.json"])
+@pytest.mark.parametrize("name", ["example.json", "interrupted.json", "written.json"])
 def test_a_file_of_format_1_says_the_same_in_the_newest(tmp_path: Path, name: str) -> None:
     """Object by object, told by what the old names meant."""
     old = read(name, V1)
-    assert problems(old, VALIDATOR_1) == []
+    assert problems(old, OLDER["v1"]) == []
     store = placed(tmp_path, json.dumps(old))
     state = store.load()
     with store.locked() as writer:
         writer.save(state)
-    assert problems(written(store)) == []
+    assert all_problems(store.directory) == []
     assert written(store)["format"] == FORMAT
     assert dataclasses.replace(state, serial=old["serial"] + 1) == store.load()
     assert state.host == HostPart(
@@ -160,11 +230,49 @@ def test_an_interrupted_command_of_format_1_is_finished(tmp_path: Path) -> None:
     assert [vpc.name for vpc in store.load().world.vpcs] == ["shop"]
 
 
+# --- Format 2 ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["example.json", "interrupted.json"])
+def test_a_file_of_format_2_says_the_same_in_parts(tmp_path: Path, name: str) -> None:
+    old = read(name, V2)
+    assert problems(old, OLDER["v2"]) == []
+    store = placed(tmp_path, json.dumps(old))
+    with store.locked() as writer:
+        state = writer.load()
+        writer.save(state)
+    assert all_problems(store.directory) == []
+    assert dataclasses.replace(state, serial=old["serial"] + 1) == store.load()
+    found = records.whole(store.directory)
+    for world in (found["desired"], *([found["pending"]["desired"]] if found["pending"] else [])):
+        world["vpcs"] = [{**vpc.pop("part"), **vpc} for vpc in world["vpcs"]]
+    changed = {"format": 0, "serial": 0, "checksum": ""}
+    assert found | changed == old | changed
+
+
+@pytest.mark.parametrize("key", ["desired", "record", "pending", "host"])
+def test_a_file_of_format_2_that_lacks_something_is_damaged(tmp_path: Path, key: str) -> None:
+    old = read("example.json", V2)
+    del old[key], old["checksum"]
+    old["checksum"] = _checksum(old)
+    with pytest.raises(StateError, match="is damaged"):
+        placed(tmp_path, json.dumps(old)).load()
+
+
+def test_an_interrupted_command_of_format_2_is_finished(tmp_path: Path) -> None:
+    store = placed(tmp_path, json.dumps(read("interrupted.json", V2)))
+    state = store.load()
+    assert state.unfinished
+    reconciler.repair(store, FakeKernel(HostFacts(ways_out=(("eth0", "1"),)), state.boot_id))
+    assert store.load().pending is None
+    assert all_problems(store.directory) == []
+
+
 # --- What is written --------------------------------------------------------------------------------------------------
 
 
 def test_the_items_have_the_fields_of_the_format() -> None:
-    definitions = read("schema.json")["$defs"]
+    definitions = SCHEMA["$defs"]
     found = {kind.name: {"kind", *kind.fields.values()} for kind in kinds.REGISTRY}
     assert found == {
         name.removeprefix("item-"): set(definition["properties"])
@@ -177,16 +285,17 @@ def test_a_state_that_was_never_written_is_of_the_format(tmp_path: Path) -> None
     store = Store(tmp_path / "state")
     with store.locked() as writer:
         writer.save(writer.load())
-    assert problems(written(store)) == []
+    assert all_problems(store.directory) == []
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_world_is_kept_in_the_words_of_the_format(name: str) -> None:
-    schema = read("schema.json")
-    validator = Draft202012Validator({"$ref": "#/$defs/world", "$defs": schema["$defs"]})
-    kept = world_to_json(CASES[name].world)
-    assert [error.json_path for error in validator.iter_errors(kept)] == []
-    assert world_from_json(kept) == CASES[name].world
+def test_every_world_is_kept_in_the_words_of_the_format(tmp_path: Path, name: str) -> None:
+    store, world = Store(tmp_path / "state"), CASES[name].world
+    with store.locked() as writer:
+        writer.save(State("0a1b2c3d", world=world))
+    assert all_problems(store.directory) == []
+    assert store.load().world == world
+    assert world_from_json(world_to_json(world)) == world
 
 
 @pytest.mark.parametrize("name", ["golden/peering", "golden/published", "golden/long-names"])
@@ -195,10 +304,10 @@ def test_what_a_command_writes_on_its_way_is_of_the_format(tmp_path: Path, name:
     kernel.failure, kernel.fail_at = CrashError(), 10
     with pytest.raises(CrashError):
         reconciler.change(store, kernel, lambda state: world)
-    assert problems(written(store)) == []
+    assert all_problems(store.directory) == []
     assert written(store)["pending"] is not None
     reconciler.repair(store, kernel)
-    assert problems(written(store)) == []
+    assert all_problems(store.directory) == []
     assert written(store)["pending"] is None
     assert store.load().world == world
 
@@ -221,10 +330,25 @@ def at(document: Any, path: tuple) -> Any:
 
 
 def small() -> Any:
-    """The example with one item of each kind, which is enough to spoil."""
-    example = read("example.json")
-    found = {item["kind"]: item for members in example["record"].values() for item in members}
-    return example | {"record": {"shop": list(found.values())}}
+    """The part of a VPC with one item of each kind, which is enough to spoil."""
+    whole = records.whole(V3 / "example")
+    found = {item["kind"]: item for members in whole["record"].values() for item in members}
+    desired = whole["desired"]["vpcs"][0]["part"]
+    # One list stays apart.
+    [apart] = [subnet for file in V3.glob("example/parts/*") for subnet in apart_in(json.loads(file.read_bytes()))]
+    desired["sets"]["partners"] = apart
+    return {"vpc": "shop", "desired": desired, "record": list(found.values())}
+
+
+def apart_in(document: Any) -> Iterator[Any]:
+    if isinstance(document, dict) and document["desired"]:
+        yield from (value for value in document["desired"]["sets"].values() if isinstance(value, dict))
+
+
+DOCUMENTS: dict[str, tuple[Any, Draft202012Validator]] = {
+    "state.json": (read("example/state.json"), VALIDATOR),
+    "part": (small(), PART),
+}
 
 
 def is_free(path: tuple) -> bool:
@@ -232,9 +356,9 @@ def is_free(path: tuple) -> bool:
     return path == ("record",) or path[-1:] == ("sets",)
 
 
-def spoiled(change: str) -> Iterator[tuple[tuple, Any]]:
-    """The example with one object changed, for objects of every kind once."""
-    example, done = small(), set()
+def spoiled(example: Any, change: str) -> Iterator[tuple[tuple, Any]]:
+    """A document with one object changed, for objects of every kind once."""
+    done = set()
     for path in objects(example):
         kind = (*(key for key in path if isinstance(key, str)), at(example, path).get("kind"))
         if kind in done or is_free(path):
@@ -249,36 +373,47 @@ def spoiled(change: str) -> Iterator[tuple[tuple, Any]]:
             yield (*path, key), document
 
 
-def test_a_field_more_is_refused_anywhere() -> None:
-    assert VALIDATOR.is_valid(small())
-    accepted = [path for path, document in spoiled("more") if VALIDATOR.is_valid(document)]
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_field_more_is_refused_anywhere(name: str) -> None:
+    document, validator = DOCUMENTS[name]
+    assert problems(document, validator) == []
+    accepted = [path for path, spoilt in spoiled(document, "more") if validator.is_valid(spoilt)]
     assert not accepted
 
 
-def test_a_field_less_is_refused_but_in_policies() -> None:
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_field_less_is_refused_but_in_policies(name: str) -> None:
     """The words of a policy are those that its author wrote; a rule needs its action."""
-    spoilt = list(spoiled("less"))
-    accepted = [path for path, document in spoilt if VALIDATOR.is_valid(document)]
+    document, validator = DOCUMENTS[name]
+    spoilt = list(spoiled(document, "less"))
+    accepted = [path for path, document in spoilt if validator.is_valid(document)]
     assert all("document" in path for path in accepted)
     assert not [path for path in accepted if path[-1] == "action"]
     assert len(spoilt) > 2 * len(accepted)
 
 
 @pytest.mark.parametrize(
-    ("path", "value"),
+    ("name", "path", "value"),
     [
-        (("format",), 1),
-        (("serial",), 0),
-        (("desired",), None),
-        (("desired", "vpcs", 0, "name"), "../x"),
-        (("desired", "vpcs", 0, "subnets", 0, "public"), "yes"),
-        (("desired", "vpcs", 0, "subnets", 0, "instances", 0, "mac"), "02:00"),
-        (("record", "", 0, "kind"), "unheard"),
-        (("record", "", 0, "generation"), 0),
-        (("checksum",), "md5:0"),
+        ("state.json", ("format",), 1),
+        ("state.json", ("serial",), 0),
+        ("state.json", ("desired",), None),
+        ("state.json", ("desired", "vpcs", 0, "name"), "../x"),
+        ("state.json", ("desired", "vpcs", 0, "part"), "../x"),
+        ("state.json", ("desired", "vpcs", 0, "lists", 0), "A" * 64),
+        ("state.json", ("record", "shop"), []),
+        ("state.json", ("record", "", 0, "kind"), "unheard"),
+        ("state.json", ("record", "", 0, "generation"), 0),
+        ("state.json", ("checksum",), "md5:0"),
+        ("part", ("vpc",), "../x"),
+        ("part", ("desired", "subnets", 0, "public"), "yes"),
+        ("part", ("desired", "subnets", 0, "instances", 0, "mac"), "02:00"),
+        ("part", ("desired", "sets", "partners", "length"), -1),
+        ("part", ("record", 0, "kind"), "unheard"),
     ],
 )
-def test_a_wrong_value_is_refused(path: tuple, value: object) -> None:
-    document = read("example.json")
+def test_a_wrong_value_is_refused(name: str, path: tuple, value: object) -> None:
+    document, validator = copy.deepcopy(DOCUMENTS[name][0]), DOCUMENTS[name][1]
+    assert at(document, path) != value
     at(document, path[:-1])[path[-1]] = value
-    assert problems(document)
+    assert problems(document, validator)

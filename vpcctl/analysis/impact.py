@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from vpcctl.analysis import packetset
 from vpcctl.analysis.anomalies import Idle, idle_rules
 from vpcctl.analysis.packetset import Space
-from vpcctl.analysis.reachability import FLOWS, MOST_PARTS, Change, Reach, Zone, changes
+from vpcctl.analysis.reachability import FLOWS, MOST_PARTS, Change, Reach, Zone, ZoneKey, changes, touched
 from vpcctl.analysis.rendering import Line, lines
 from vpcctl.errors import TooFineError
 from vpcctl.model.host import NO_HOST, Host
@@ -17,7 +17,6 @@ from vpcctl.values import dataclass
 
 # What is spent at most on the idle rules of one subnet by a command that changes something: a tenth of a second.
 MOST_HINT_PARTS = 100_000
-ZoneKey = tuple[str | None, str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +111,11 @@ def _home(found: list[Change]) -> str:
 
 def _moved(old: Reach, new: Reach) -> set[ZoneKey]:
     """The subnets that have another prefix in the later world."""
+    vpcs = touched(old.world, new.world)
     return {
-        key
-        for key, zone in old.zones.items()
-        if zone.vpc is not None and key in new.zones and new.zones[key].addresses != zone.addresses
+        zone.key
+        for zone in old.zones.among(vpcs)
+        if zone.vpc is not None and zone.key in new.zones and new.zones[zone.key].addresses != zone.addresses
     }
 
 

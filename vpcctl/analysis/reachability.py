@@ -7,7 +7,7 @@ both.  A *zone* is what a person would name: a subnet, or the internet.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vpcctl.analysis import packetset
@@ -184,26 +184,63 @@ class _Outside:
     kept: tuple[Interval, ...]
 
 
+ZoneKey = tuple[str | None, str | None]
+
+
+class Zones(Mapping[ZoneKey, Zone]):
+    """All zones of a world by key; the internet last, as no VPC has it as its own.
+
+    The zones of a VPC are made when they are asked for: a question about one VPC does not read all others.
+    """
+
+    def __init__(self, world: World):
+        self._world = world
+        self._of_vpcs: dict[str, dict[ZoneKey, Zone]] = {}
+        self._internet = Zone(None, None, ())
+
+    def of(self, vpc: str) -> dict[ZoneKey, Zone]:
+        """The zones of one VPC."""
+        if vpc not in self._of_vpcs:
+            zones = (
+                Zone(vpc, subnet.name, tuple(packetset.interval(prefix) for prefix in subnet.prefixes))
+                for subnet in self._world.vpc(vpc).subnets
+            )
+            self._of_vpcs[vpc] = {zone.key: zone for zone in zones}
+        return self._of_vpcs[vpc]
+
+    def among(self, vpcs: Container[str]) -> Iterator[Zone]:
+        """The zones of `vpcs`, and the internet."""
+        for vpc in self._world.vpcs:
+            if vpc.name in vpcs:
+                yield from self.of(vpc.name).values()
+        yield self._internet
+
+    def __getitem__(self, key: ZoneKey) -> Zone:
+        vpc, _ = key
+        if vpc is None:
+            return {self._internet.key: self._internet}[key]
+        if vpc not in self._world.vpcs_by_name:
+            raise KeyError(key)
+        return self.of(vpc)[key]
+
+    def __iter__(self) -> Iterator[ZoneKey]:
+        return (zone.key for zone in self.among(self._world.vpcs_by_name))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
 class Reach:
     """The zones of a world on a host, and what passes between them; `most` is what may be spent on one answer."""
 
     def __init__(self, world: World, host: Host = NO_HOST, most: float = MOST_PARTS):
         self.world, self.host, self.most = world, host, most
+        self.zones = Zones(world)
         self._gates: dict[tuple[str, str, Direction], GateSpaces | TooFineError | None] = {}
         self._rules: dict[tuple[str, str, Direction], GateRules | None] = {}
         self._passed: dict[tuple[str, str, Direction], Space] = {}
         self._passing: dict[tuple[str, str, Direction, bool, Space], Space | TooFineError] = {}
         self._outside: dict[tuple[str, int], _Outside] = {}
-
-    @functools.cached_property
-    def zones(self) -> dict[tuple[str | None, str | None], Zone]:
-        """All zones by key; the internet last, as no VPC has it as its own."""
-        subnets = [
-            Zone(vpc.name, subnet.name, tuple(packetset.interval(prefix) for prefix in subnet.prefixes))
-            for vpc in self.world.vpcs
-            for subnet in vpc.subnets
-        ]
-        return {zone.key: zone for zone in (*subnets, Zone(None, None, ()))}
 
     def gate(self, vpc: str, subnet: str, direction: Direction) -> GateSpaces | None:
         """The gate, computed once; TooFineError where it has too many cases."""
@@ -247,10 +284,14 @@ class Reach:
 
     def pairs(self, vpc: str | None = None) -> Iterator[tuple[Zone, Zone]]:
         """Every pair of zones that may have a path between them; those that touch `vpc` if it is given."""
-        zones = list(self.zones.values())
+        return self.pairs_of(self.world.vpcs_by_name if vpc is None else {vpc})
+
+    def pairs_of(self, vpcs: Collection[str]) -> Iterator[tuple[Zone, Zone]]:
+        """The pairs that touch any of `vpcs`; no zone is looked at that has no path to these."""
+        zones = list(self.zones.among({*vpcs, *(peer.name for vpc in vpcs for peer in self.world.peers(vpc))}))
         for source in zones:
             for destination in zones:
-                if vpc in (None, source.vpc, destination.vpc) and self._may_meet(source, destination):
+                if (source.vpc in vpcs or destination.vpc in vpcs) and self._may_meet(source, destination):
                     yield source, destination
 
     def _may_meet(self, source: Zone, destination: Zone) -> bool:
@@ -406,10 +447,11 @@ def changes(before: Reach, after: Reach) -> Iterator[Change]:
     if before.world is after.world and before.host == after.host:
         return
     likeness = _Likeness(before, after)
+    vpcs = _concerned(before, after)
     keys = {
         (source.key, destination.key): (source, destination)
         for reach in (before, after)
-        for source, destination in reach.pairs()
+        for source, destination in reach.pairs_of(vpcs)
     }
     for source, destination in keys.values():
         among = likeness.apart(source, destination)
@@ -418,6 +460,22 @@ def changes(before: Reach, after: Reach) -> Iterator[Change]:
         old, new = (_allowed_in(reach, source, destination, among) for reach in (before, after))
         if old != new:
             yield Change(source, destination, new - old, old - new)
+
+
+def touched(before: World, after: World) -> set[str]:
+    """The VPCs that are not the very same value in both worlds; only these are compared."""
+    ones, others = before.vpcs_by_name, after.vpcs_by_name
+    return {name for name in {**ones, **others} if ones.get(name) is not others.get(name)}
+
+
+def _concerned(before: Reach, after: Reach) -> set[str]:
+    """The VPCs whose traffic may differ: those touched, those newly peered or no longer, and the peers of both."""
+    one, other = before.world, after.world
+    if before.host != after.host or differing(one, other, ignoring=_BESIDE):
+        return {*one.vpcs_by_name, *other.vpcs_by_name}
+    ends = {name for peering in {*one.peerings} ^ {*other.peerings} for name in (peering.one, peering.other)}
+    first = touched(one, other) | ends
+    return first | {peer.name for world in (one, other) for name in first for peer in world.peers(name)}
 
 
 def _allowed_in(reach: Reach, source: Zone, destination: Zone, among: Space) -> Space:
@@ -443,7 +501,7 @@ class _Likeness:
 
     def __init__(self, before: Reach, after: Reach):
         self._worlds = before.world, after.world
-        self._whole = before.host == after.host and not differing(before.world, after.world) - _BESIDE
+        self._whole = before.host == after.host and not differing(before.world, after.world, ignoring=_BESIDE)
         self._vpcs: dict[str, bool] = {}
         self._gates: dict[tuple[str, str, Direction], Space] = {}
 
@@ -465,7 +523,7 @@ class _Likeness:
 
     def _compared(self, name: str) -> bool:
         one, other = (world.vpcs_by_name.get(name) for world in self._worlds)
-        if one is None or other is None or differing(one, other) - _OF_VPC:
+        if one is None or other is None or differing(one, other, ignoring=_OF_VPC):
             return False
         # Names in policies may mean other addresses where subnets or instances came or went.
         if not _alike(one.subnets, other.subnets, _OF_SUBNET):
@@ -514,4 +572,4 @@ def _alike(ones: Sequence[Any], others: Sequence[Any], beside: set[str]) -> bool
     """Are two sequences of values the same, apart from the fields `beside`?"""
     if len(ones) != len(others):
         return False
-    return not any(differing(*pair) - beside for pair in zip(ones, others, strict=True))
+    return not any(differing(*pair, ignoring=beside) for pair in zip(ones, others, strict=True))

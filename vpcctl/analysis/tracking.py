@@ -221,10 +221,12 @@ def changed_hands(before: World, after: World) -> frozenset[int]:
         {
             (vpc.name, packetset.number(address)): instance.mac
             for vpc in world.vpcs
+            # Of a VPC that is the very same, no address can have changed hands; it is not read for that.
+            if other.vpcs_by_name.get(vpc.name) is not vpc
             for instance in vpc.instances
             for address in instance.addresses
         }
-        for world in (before, after)
+        for world, other in ((before, after), (after, before))
     ]
     return frozenset(place[1] for place, mac in owners[0].items() if owners[1].get(place, mac) != mac)
 

@@ -73,29 +73,30 @@ class View:
         return tuple(prefix for version in (4, 6) for prefix in complement(inside, version))
 
 
-# What the host's table does not depend on.
-_BEHIND_ROUTER = {"subnets", "sets"}
-
-
-def same_for_host(before: World, world: World) -> bool:
-    """Does the host's table see the same in both worlds?"""
-    if differing(before, world) - {"vpcs", "peerings"} or len(before.vpcs) != len(world.vpcs):
-        return False
-    return all(differing(old, new) <= _BEHIND_ROUTER for old, new in zip(before.vpcs, world.vpcs, strict=True))
-
-
 # What the ruleset of a VPC does not depend on: fields of the world (the VPC and its peers are looked at by themselves),
 # and fields of a peer.
 _BESIDE = {"vpcs", "peerings"}
 _OF_PEER = {"index", "subnets", "publications", "sets", "max_flows", "max_ports", "nat_protocols", "hardened"}
 
 
+# What the host's table does not depend on.
+_BEHIND_ROUTER = {"subnets", "sets"}
+
+
+def same_for_host(before: World, world: World) -> bool:
+    """Does the host's table see the same in both worlds?"""
+    if differing(before, world, ignoring=_BESIDE) or len(before.vpcs) != len(world.vpcs):
+        return False
+    pairs = zip(before.vpcs, world.vpcs, strict=True)
+    return not any(differing(old, new, ignoring=_BEHIND_ROUTER) for old, new in pairs)
+
+
 def looks_alike(before: World, world: World, vpc: Vpc) -> bool:
     """Is all that the compiler sees of `vpc` the same in both worlds?"""
-    if differing(before, world) - _BESIDE or before.vpcs_by_name.get(vpc.name) != vpc:
+    was, old, new = before.vpcs_by_name.get(vpc.name), before.peers(vpc.name), world.peers(vpc.name)
+    if was != vpc or len(old) != len(new) or (before is not world and differing(before, world, ignoring=_BESIDE)):
         return False
-    old, new = before.peers(vpc.name), world.peers(vpc.name)
-    return len(old) == len(new) and not any(differing(*pair) - _OF_PEER for pair in zip(old, new, strict=True))
+    return not any(differing(*pair, ignoring=_OF_PEER) for pair in zip(old, new, strict=True))
 
 
 def complement(prefixes: list[Network], version: int) -> list[Network]:

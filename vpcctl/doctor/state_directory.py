@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import stat
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vpcctl.doctor.finding import Finding
+from vpcctl.engine.parts import FOLDER
 from vpcctl.engine.state import STATE_FILE, State, Store
 from vpcctl.errors import StateError
 from vpcctl.names import DEFAULT_STATE_DIR
@@ -19,7 +21,7 @@ SUBJECT = "state"
 def read(store: Store) -> tuple[State | None, list[Finding]]:
     """The state in `store`, None where it cannot be read, and what is wrong with directory and file."""
     directory = store.directory
-    found = [*_directory(directory), *_file(directory / STATE_FILE)]
+    found = [*_directory(directory), *_file(directory / STATE_FILE), *_parts(directory / FOLDER)]
     try:
         return store.load_whole(), found
     except StateError as error:
@@ -62,6 +64,15 @@ def _directory(directory: Path) -> Iterator[Finding]:
         why = "The record contains every VPC, address and policy. Only its owner may read it."
         mode = f"{directory} has mode {stat.S_IMODE(status.st_mode):04o}, expected 0700"
         yield Finding("warning", SUBJECT, mode, why, "Restrict its mode:", (f"chmod 0700 {quoted}",))
+
+
+def _parts(folder: Path) -> Iterator[Finding]:
+    """The directory of the parts, and the first one of them that others may read."""
+    if folder.is_symlink() or not os.access(folder, os.R_OK | os.X_OK):
+        return
+    yield from _directory(folder)
+    found = (finding for file in sorted(folder.iterdir()) for finding in _file(file))
+    yield from itertools.islice(found, 1)
 
 
 def _file(file: Path) -> Iterator[Finding]:

@@ -207,14 +207,16 @@ def check(world: World, vpcs: Iterable[str], file: str) -> None:
 def check_sizes(world: World, files: Mapping[str, str]) -> None:
     """Raise DocumentError for a VPC with more prefixes in sets than one may have; `files` by the names of VPCs.
 
-    The record keeps them, and every command reads the record.
+    The record keeps them, and every command that needs the ruleset of the VPC reads them.
     """
     problems = []
     for vpc in world.vpcs:
+        if vpc.name not in files:
+            continue
         policies = [subnet.policy for subnet in vpc.subnets if subnet.policy is not None]
         sets = (*vpc.sets, *(one for policy in policies for one in policy.sets))
         found = sum(len(prefixes) for _, prefixes in sets)
-        if vpc.name in files and found > MOST_PREFIXES:
+        if found > MOST_PREFIXES:
             words = f"VPC {vpc.name} would have {found} prefixes in its own sets and in the sets of its policies"
             problems.append(Problem(files[vpc.name], "", f"{words}; at most {MOST_PREFIXES} are allowed"))
     if problems:

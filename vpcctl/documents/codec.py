@@ -1,15 +1,18 @@
-"""Values as JSON and back: the form in which the state file keeps a world, and a policy in the words of the language.
+"""Values as JSON and back: the form in which the record keeps a world, and a policy in the words of the language.
 
-A kept world is an environment with what we allocated beside it.
+A kept world is an environment with what we allocated beside it.  The record has two places for a VPC: its own fields
+are in the state file, where every command sees them, and the `rest`, its subnets and sets, is in a part, where only
+commands about this VPC look.  Here a part is whatever the caller makes of it; `world_to_json` alone leaves it inside.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from vpcctl.documents.lazy_lists import Damaged, Kept
+from vpcctl.documents.lazy_lists import DAMAGE, Apart, Damaged, Kept
 from vpcctl.errors import StateError
 from vpcctl.model.host import HostPart
 from vpcctl.model.network import (
@@ -21,6 +24,7 @@ from vpcctl.model.network import (
     World,
 )
 from vpcctl.model.policy import PROTOCOL_NAMES, Action, Direction, Network, Policy, Rule
+from vpcctl.values import dataclass
 
 
 def rule_to_json(rule: Rule) -> dict[str, Any]:
@@ -48,7 +52,7 @@ def _one_or_many(values: list[Any]) -> Any:
     return values[0] if len(values) == 1 else values
 
 
-Encode = Callable[[Sequence[Any]], list[Any]]
+Encode = Callable[[Sequence[Any]], Any]
 
 
 def _rules_to_json(rules: Sequence[Rule]) -> list[Any]:
@@ -80,12 +84,16 @@ def policy_to_json(
     return document
 
 
-def world_to_json(world: World) -> dict[str, Any]:
-    """The world as the state file keeps it."""
+def _inside(vpc: Vpc) -> dict[str, Any]:
+    return own_to_json(vpc) | {"part": rest_to_json(vpc)}
+
+
+def world_to_json(world: World, put: Callable[[Vpc], dict[str, Any]] = _inside) -> dict[str, Any]:
+    """The world as the record keeps it; `put` says what stands for a VPC, by default all of it."""
     return {
         "transit": str(world.transit),
         "peerings": [[peering.one, peering.other] for peering in world.peerings],
-        "vpcs": [_vpc_to_json(vpc) for vpc in world.vpcs],
+        "vpcs": list(map(put, world.vpcs)),
     }
 
 
@@ -99,25 +107,40 @@ def host_from_json(document: dict[str, Any]) -> HostPart:
     return HostPart(tuple((link, value) for link, value in document["opened"]), tuple(document["reserved"]))
 
 
-def _unless_kept(encode: Encode) -> Encode:
-    """`encode` for lists that are not on record yet; others are written as they were read."""
-    return lambda values: values.kept if isinstance(values, Kept) else encode(values)
+PutList = Callable[[Sequence[Any], list[Any] | None], Any]
 
 
-_keep_rules, _keep_prefixes = _unless_kept(_rules_to_json), _unless_kept(_prefixes_to_json)
+def _as_it_is(values: Sequence[Any], written: list[Any] | None) -> Any:
+    return values.kept if isinstance(values, Kept) else written
 
 
-def _vpc_to_json(vpc: Vpc) -> dict[str, Any]:
+def _unless_kept(encode: Encode, put: PutList) -> Callable[[Sequence[Any]], Any]:
+    """What stands for a list; one that is on record already is not encoded again."""
+    return lambda values: put(values, None if isinstance(values, Kept) else encode(values))
+
+
+def own_to_json(vpc: Vpc) -> dict[str, Any]:
+    """What every command reads of a VPC: what must not clash with other VPCs, and what the host's table needs."""
     return {
         "name": vpc.name,
         "prefixes": list(map(str, vpc.prefixes)),
         "index": vpc.index,
-        "sets": {name: _keep_prefixes(prefixes) for name, prefixes in vpc.sets},
         "publish": [_publication_to_json(publication) for publication in vpc.publications],
         "hardened": vpc.hardened,
         "max_flows": vpc.max_flows,
         "max_ports": vpc.max_ports,
         "nat_protocols": list(vpc.nat_protocols),
+    }
+
+
+def rest_to_json(vpc: Vpc, put: PutList = _as_it_is) -> dict[str, Any]:
+    """The subnets and sets of a VPC.
+
+    `put` says what stands for a list of rules or prefixes: it gets the list, and its JSON unless it is on record.
+    """
+    keep_rules, keep_prefixes = _unless_kept(_rules_to_json, put), _unless_kept(_prefixes_to_json, put)
+    return {
+        "sets": {name: keep_prefixes(prefixes) for name, prefixes in vpc.sets},
         "subnets": [
             {
                 "name": subnet.name,
@@ -132,7 +155,7 @@ def _vpc_to_json(vpc: Vpc) -> dict[str, Any]:
                 and {
                     "file": subnet.policy.file,
                     "pointer": subnet.policy.pointer,
-                    "document": policy_to_json(subnet.policy, _keep_rules, _keep_prefixes),
+                    "document": policy_to_json(subnet.policy, keep_rules, keep_prefixes),
                 },
                 "released": list(map(str, subnet.released)),
             }
@@ -154,13 +177,67 @@ def _damaged(error: Exception) -> Exception:
     return StateError(f"the state file is damaged ({error})")
 
 
-def world_from_json(document: dict[str, Any], damaged: Damaged = _damaged) -> World:
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """Where the parts of a world are: that of a VPC, or of a list, by what stands in its place.
+
+    `damaged` makes an error of what is wrong in a document.
+    """
+
+    damaged: Damaged
+    part: Callable[[str, Any], Part]
+    array: Callable[[str, Any], Apart]
+
+
+class Part(Protocol):
+    """The part of the record with the rest of a VPC; equal marks mean equal parts."""
+
+    @property
+    def mark(self) -> str: ...
+
+    def rest(self) -> dict[str, Any]:
+        """What `rest_to_json` made; StateError if the part is lost or damaged."""
+
+    def damaged(self, words: object) -> Exception:
+        """The error that something in the part is wrong."""
+
+
+class KeptRest:
+    """The rest of a VPC that is on record; `entry` is what the state file has of the VPC."""
+
+    __slots__ = ("_shelf", "entry", "part")
+
+    def __init__(self, entry: dict[str, Any], part: Part, shelf: Shelf):
+        self.entry, self.part, self._shelf = entry, part, shelf
+
+    @property
+    def mark(self) -> str:
+        return self.part.mark
+
+    def whole(self) -> Vpc:
+        """The VPC with its subnets and sets; StateError if they are lost or damaged."""
+        document = self.part.rest()
+        try:
+            return _whole_from_json(self.entry, document, dataclasses.replace(self._shelf, damaged=self.part.damaged))
+        except DAMAGE as error:
+            raise self.part.damaged(error) from error
+
+
+def _nowhere(vpc: str, reference: Any) -> Any:
+    raise TypeError("a part is expected inside the document")
+
+
+INSIDE = Shelf(_damaged, _nowhere, _nowhere)
+
+
+def world_from_json(document: dict[str, Any], shelf: Shelf = INSIDE) -> World:
     """The world that `world_to_json` wrote; KeyError, TypeError, ValueError or VpcctlError if it is none.
 
-    Rules and sets are decoded when they are asked for; what `damaged` makes of an error is raised then.
+    Parts are read, and rules and sets decoded, when they are asked for; what is wrong in them is raised then, as
+    `shelf.damaged` makes it of an error.
     """
     return World(
-        tuple(_vpc_from_json(vpc, damaged) for vpc in document["vpcs"]),
+        tuple(_vpc_from_json(vpc, shelf) for vpc in document["vpcs"]),
         tuple(Peering(*pair) for pair in document["peerings"]),
         ipaddress.ip_network(document["transit"]),
     )
@@ -183,14 +260,21 @@ def _lists(world: World) -> Iterator[Any]:
             yield from map(policy.rules, Direction)
 
 
-def _vpc_from_json(document: dict[str, Any], damaged: Damaged) -> Vpc:
-    return Vpc(
+def _vpc_from_json(document: dict[str, Any], shelf: Shelf) -> Vpc:
+    reference = document["part"]
+    if isinstance(reference, dict):
+        return _whole_from_json(document, reference, shelf)
+    own = _own_from_json(document)
+    return Vpc.deferred(KeptRest(document, shelf.part(own[0], reference), shelf), *own)
+
+
+def _own_from_json(document: dict[str, Any]) -> tuple[Any, ...]:
+    """The arguments of `Vpc.deferred` that the state file has."""
+    return (
         document["name"],
         _prefixes(document["prefixes"]),
         document["index"],
-        tuple(_subnet_from_json(subnet, damaged) for subnet in document["subnets"]),
         tuple(Publication(**publication) for publication in document["publish"]),
-        _sets(document["sets"], damaged),
         document["max_flows"],
         document["max_ports"],
         tuple(document["nat_protocols"]),
@@ -198,7 +282,21 @@ def _vpc_from_json(document: dict[str, Any], damaged: Damaged) -> Vpc:
     )
 
 
-def _subnet_from_json(document: dict[str, Any], damaged: Damaged) -> Subnet:
+def _whole_from_json(own: dict[str, Any], rest: dict[str, Any], shelf: Shelf) -> Vpc:
+    name, prefixes, index, publications, *limits = _own_from_json(own)
+    subnets = tuple(_subnet_from_json(subnet, name, shelf) for subnet in rest["subnets"])
+    return Vpc(name, prefixes, index, subnets, publications, _sets(rest["sets"], name, shelf), *limits)
+
+
+def _kept(document: Any, vpc: str, shelf: Shelf, decode: Callable[..., tuple[Any, ...]], *more: Any) -> Kept[Any]:
+    """A list that is in the document, or apart."""
+    if not isinstance(document, dict):
+        return Kept(document, shelf.damaged, decode, *more)
+    apart = shelf.array(vpc, document)
+    return Kept(apart, apart.damaged, decode, *more)
+
+
+def _subnet_from_json(document: dict[str, Any], vpc: str, shelf: Shelf) -> Subnet:
     kept = document["policy"]
     return Subnet(
         document["name"],
@@ -209,15 +307,15 @@ def _subnet_from_json(document: dict[str, Any], damaged: Damaged) -> Subnet:
             Instance(one["name"], tuple(map(ipaddress.ip_address, one["addresses"])), one["mac"])
             for one in document["instances"]
         ),
-        None if kept is None else _policy_from_json(kept["document"], kept["file"], kept["pointer"], damaged),
+        None if kept is None else _policy_from_json(kept["document"], kept["file"], kept["pointer"], vpc, shelf),
         tuple(map(ipaddress.ip_address, document["released"])),
     )
 
 
-def _policy_from_json(document: dict[str, Any], file: str, pointer: str, damaged: Damaged) -> Policy:
+def _policy_from_json(document: dict[str, Any], file: str, pointer: str, vpc: str, shelf: Shelf) -> Policy:
     defaults = document.get("default", {})
     rules = {
-        side: Kept(document[side.value], damaged, _rules, file, f"{pointer}/{side.value}")
+        side: _kept(document[side.value], vpc, shelf, _rules, file, f"{pointer}/{side.value}")
         for side in Direction
         if side.value in document
     }
@@ -225,7 +323,7 @@ def _policy_from_json(document: dict[str, Any], file: str, pointer: str, damaged
         rules.get(Direction.INGRESS),
         rules.get(Direction.EGRESS),
         tuple((side, Action(defaults[side.value])) for side in Direction if side.value in defaults),
-        _sets(document.get("sets", {}), damaged),
+        _sets(document.get("sets", {}), vpc, shelf),
         document.get("description", ""),
         file,
         pointer,
@@ -239,8 +337,8 @@ def _rules(document: list[Any], file: str, pointer: str) -> tuple[Rule, ...]:
     return read_rules(document, file, pointer)
 
 
-def _sets(document: dict[str, Any], damaged: Damaged) -> tuple[tuple[str, Sequence[Network]], ...]:
-    return tuple((name, Kept(prefixes, damaged, _prefixes)) for name, prefixes in document.items())
+def _sets(document: dict[str, Any], vpc: str, shelf: Shelf) -> tuple[tuple[str, Sequence[Network]], ...]:
+    return tuple((name, _kept(prefixes, vpc, shelf, _prefixes)) for name, prefixes in document.items())
 
 
 def _prefixes(texts: list[str]) -> tuple[Network, ...]:

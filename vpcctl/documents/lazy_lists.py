@@ -1,13 +1,14 @@
-"""Long lists of the record, decoded on first use.
+"""Lists of the record, decoded on first use.
 
-Every command reads the whole record, and most ask for one VPC: the rules and prefixes of the others stay as they were
-written, are equal where they were written equally, and are written back as they were.
+Most commands ask for little of what is on record: the rules, prefixes and objects that nobody asks for stay as they
+were written, are equal where they were written equally, and are written back as they were.  Long ones are in files of
+their own, and these are not even read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar, overload
+from typing import Any, Protocol, TypeVar, overload
 
 from vpcctl.errors import VpcctlError
 
@@ -17,32 +18,66 @@ Damaged = Callable[[Exception], Exception]
 DAMAGE = (KeyError, TypeError, ValueError, AttributeError, VpcctlError)
 
 
+class Apart(Protocol):
+    """An array of the record that is read when it is asked for; equal marks mean equal arrays."""
+
+    @property
+    def mark(self) -> str: ...
+
+    @property
+    def length(self) -> int | None:
+        """How many elements it has, if that is known without reading it."""
+
+    def read(self) -> list[Any]:
+        """The array; StateError if it is lost or damaged."""
+
+    def damaged(self, words: object) -> Exception:
+        """The error that something in it is wrong."""
+
+
 class Kept(Sequence[Value]):
-    """A sequence that is in the record as the JSON array `kept`; it compares like a tuple.
+    """A sequence that is in the record as the JSON array `kept`, or `apart`; it compares like a tuple.
 
     `decode` makes the values, with the arguments `more`; what it raises for a wrong array goes through `damaged`.
     """
 
-    __slots__ = ("_damaged", "_decode", "_more", "_values", "kept")
+    __slots__ = ("_damaged", "_decode", "_kept", "_more", "_values", "apart")
 
-    def __init__(self, kept: Any, damaged: Damaged, decode: Callable[..., tuple[Value, ...]], *more: Any):
-        if not isinstance(kept, list):
+    def __init__(self, kept: list[Any] | Apart, damaged: Damaged, decode: Callable[..., tuple[Value, ...]], *more: Any):
+        self._kept: list[Any] | None = None
+        self.apart: Apart | None = None
+        if isinstance(kept, list):
+            self._kept = kept
+        elif hasattr(kept, "mark"):
+            self.apart = kept
+        else:
             raise TypeError("an array is expected")
-        self.kept, self._damaged, self._decode, self._more = kept, damaged, decode, more
+        self._damaged, self._decode, self._more = damaged, decode, more
         self._values: tuple[Value, ...] | None = None
+
+    @property
+    def kept(self) -> list[Any]:
+        """The array, read once."""
+        if self._kept is None:
+            assert self.apart is not None, "an array is here or apart"
+            self._kept = self.apart.read()
+        return self._kept
 
     @property
     def values(self) -> tuple[Value, ...]:
         """The values, decoded once."""
         if self._values is None:
+            # A list that cannot be read has an error of its own.
+            kept = self.kept
             try:
-                self._values = self._decode(self.kept, *self._more)
+                self._values = self._decode(kept, *self._more)
             except DAMAGE as error:
                 raise self._damaged(error) from error
         return self._values
 
     def __len__(self) -> int:
-        return len(self.kept)
+        known = None if self.apart is None else self.apart.length
+        return len(self.kept) if known is None else known
 
     @overload
     def __getitem__(self, place: int) -> Value: ...
@@ -58,12 +93,18 @@ class Kept(Sequence[Value]):
         if self is other:
             return True
         if isinstance(other, Kept):
-            if (self._decode, self._more, self.kept) == (other._decode, other._more, other.kept):
+            if (self._decode, self._more) == (other._decode, other._more) and self._written_like(other):
                 return True
         elif not isinstance(other, tuple):
             return NotImplemented
         # Lists of different lengths differ, whatever is in them.
         return len(self) == len(other) and self.values == tuple(other)
+
+    def _written_like(self, other: Kept[Any]) -> bool:
+        """Are both written equally?  An array that is apart is not read for that."""
+        if self.apart is not None and other.apart is not None:
+            return self.apart.mark == other.apart.mark
+        return len(self) == len(other) and self.kept == other.kept
 
     def __hash__(self) -> int:
         return hash(self.values)

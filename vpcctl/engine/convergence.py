@@ -43,8 +43,8 @@ def examine(state: State, kernel: Kernel, scopes: Iterable[str] | None = None) -
     """Everything in which the kernel differs from the state, changing nothing; `scopes` limits it to some VPCs."""
     host = targets.host_part(state, state.world, kernel.facts(), looking=True)
     chosen = None if scopes is None else set(scopes)
-    known = targets.loaded(state.items)
-    kept = _untouched(kernel, state)
+    known = topology.Recorded(state.record)
+    kept = _untouched(kernel, state, chosen)
     wanted = topology.snapshot(state.world, state.state_id, known, state.world, chosen, host, kept)
     items = [item for members in wanted.values() for item in members]
     return [
@@ -60,7 +60,7 @@ def unfinished(state: State, kernel: Kernel) -> bool:
 
 
 def rebooted(state: State, kernel: Kernel) -> bool:
-    return bool(state.items and state.boot_id != kernel.boot_id())
+    return state.has_items and state.boot_id != kernel.boot_id()
 
 
 def finish(writer: Writer, kernel: Kernel, state: State, report: Report, scopes: Scopes = None) -> Converged:
@@ -90,7 +90,7 @@ def converge(writer: Writer, kernel: Kernel, state: State, scopes: Scopes = None
     facts = kernel.facts()
     desired = state.world if state.pending is None else state.pending
     host = targets.host_part(state, desired, facts)
-    kept = _untouched(kernel, state)
+    kept = _untouched(kernel, state, scopes)
     aim = _aim(kernel, state, desired, host, scopes, kept)
     if kept and aim.lacks_text:
         aim = _aim(kernel, state, desired, host, scopes, frozenset())
@@ -101,8 +101,10 @@ def converge(writer: Writer, kernel: Kernel, state: State, scopes: Scopes = None
         finished = finished.settled
     if not plan and finished == state:
         return Converged(state)
-    homes, gone = places.homes(after), leaving(intent.record, after)
-    repair = RepairPlan(plan, tuple(aim.differences), homes, gone, shutters_of(intent.record))
+    looked_at = intent.record.keys() if scopes is None else scopes
+    homes, gone = places.homes(targets.of(after, looked_at)), leaving(intent.record, after)
+    shutters = shutters_of(targets.of(intent.record, looked_at))
+    repair = RepairPlan(plan, tuple(aim.differences), homes, gone, shutters)
     trouble = repair.check(kernel)
     intent = writer.save(intent)
     done = carry_out(kernel, repair, trouble)
@@ -138,7 +140,7 @@ def _aim(
     kernel: Kernel, state: State, desired: World, host: HostPart, scopes: Scopes, kept: Collection[tuple[str, ...]]
 ) -> _Aim:
     """Compile what is not in `kept`, observe, and plan."""
-    known = targets.loaded(state.items)
+    known = topology.Recorded(state.record)
     snapshot = topology.snapshot(desired, state.state_id, known, state.world, scopes, host, kept)
     after = generations.raised(kernel, snapshot, known, all_of=True, untouched=kept)
     if scopes is not None:
@@ -151,12 +153,14 @@ def _aim(
     return _Aim(after, intent, plan, differences)
 
 
-def _untouched(kernel: Kernel, state: State) -> Collection[tuple[str, ...]]:
-    """The rulesets on record that are right beyond doubt, and need not be compiled.
+def _untouched(kernel: Kernel, state: State, scopes: Collection[str] | None) -> Collection[tuple[str, ...]]:
+    """The rulesets on record, of `scopes` or all, that are right beyond doubt and need not be compiled.
 
     While a change is unfinished, the record has the rulesets of the world to come.
     """
-    return kernel.untouched(targets.loaded(state.items).values()) if state.pending is None else frozenset()
+    if state.pending is not None:
+        return frozenset()
+    return kernel.untouched(targets.rulesets(state.record if scopes is None else targets.of(state.record, scopes)))
 
 
 def _repair_plan(
@@ -182,8 +186,9 @@ def _repair_plan(
             if difference.condition.state is Status.DIFFERENT and difference.item.replaced
         ),
     ]
-    keys = {item.key for items in after.values() for item in items}
-    gone = [item for item in intent.items if item.key not in keys]
+    changed = {scope for scope, items in intent.record.items() if items is not after.get(scope)}
+    keys = {item.key for items in targets.of(after, changed).values() for item in items}
+    gone = [item for items in targets.of(intent.record, changed).values() for item in items if item.key not in keys]
     # What stands on a link that is absent cannot be observed: a kernel without IPv6 lacks the same settings.
     links = [item for item in made if item.replaced]
     made += plans.dependents(links, wanted, made)

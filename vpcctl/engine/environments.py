@@ -142,10 +142,17 @@ def _wanted(document: Document, state: State, prune: bool, load: Loader) -> Worl
 
 def _new_policies(wanted: World, before: World) -> list[tuple[str, str]]:
     """The subnets whose policy is new or another one."""
-    old = {(vpc.name, subnet.name): subnet.policy for vpc in before.vpcs for subnet in vpc.subnets}
+    # A VPC that is the very same is not read for this.
+    changed = [vpc for vpc in wanted.vpcs if before.vpcs_by_name.get(vpc.name) is not vpc]
+    old = {
+        (vpc.name, subnet.name): subnet.policy
+        for vpc in changed
+        if vpc.name in before.vpcs_by_name
+        for subnet in before.vpc(vpc.name).subnets
+    }
     return [
         (vpc.name, subnet.name)
-        for vpc in wanted.vpcs
+        for vpc in changed
         for subnet in vpc.subnets
         if subnet.policy is not None and old.get((vpc.name, subnet.name)) != subnet.policy
     ]

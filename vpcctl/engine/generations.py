@@ -6,13 +6,12 @@ pass the second one without being judged.  The record counts loads; this module 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 
 from vpcctl.engine.state import Record
 from vpcctl.resources.kinds import Item, Ruleset
 from vpcctl.resources.protocol import Kernel
-
-Rulesets = Mapping[tuple[str, ...], Ruleset]
+from vpcctl.resources.topology import Rulesets
 
 
 def raised(
@@ -28,7 +27,7 @@ def raised(
 
 def _raised(
     kernel: Kernel,
-    items: tuple[Item, ...],
+    items: Iterable[Item],
     known: Rulesets,
     all_of: bool,
     untouched: Collection[tuple[str, ...]],

@@ -75,4 +75,30 @@ def _item_of_1(item: Document) -> Document:
     return {names.get(name, name): value for name, value in item.items()} | {"kind": KINDS_OF_1[item["kind"]]}
 
 
-STEPS: dict[int, Callable[[Document], Document]] = {1: _from_1}
+# --- From 2 to 3 ------------------------------------------------------------------------------------------------------
+
+# Format 2 was one file.  What is a part of its own in format 3 stays in its place here, and is made one when it is
+# written: the rest of a VPC as an object, its objects as an array.
+REST_OF_2 = ("sets", "subnets")
+
+
+def _from_2(document: Document) -> Document:
+    pending = document["pending"]
+    return {
+        **document,
+        "format": 3,
+        "desired": _world_of_2(document["desired"]),
+        "pending": None if pending is None else {**pending, "desired": _world_of_2(pending["desired"])},
+    }
+
+
+def _world_of_2(world: Document) -> Document:
+    return {**world, "vpcs": list(map(_vpc_of_2, world["vpcs"]))}
+
+
+def _vpc_of_2(vpc: Document) -> Document:
+    own = {name: value for name, value in vpc.items() if name not in REST_OF_2}
+    return {**own, "part": {name: vpc[name] for name in REST_OF_2}}
+
+
+STEPS: dict[int, Callable[[Document], Document]] = {1: _from_1, 2: _from_2}

@@ -119,7 +119,7 @@ def change_parts(
         if not _changes(state, attempt):
             return Outcome(state.world, desired, attempt.plan), failed
         intent = _intent_saved(writer, state, _intent(kernel, state, attempt))
-        homes = places.homes(intent.record)
+        homes = places.homes(targets.of(intent.record, _concerned(state, attempt.desired, attempt.after)))
         told: set[str] = set()
 
         def begin(item: Item) -> None:
@@ -162,9 +162,14 @@ def _ready(writer: Writer, kernel: Kernel, report: Report) -> tuple[State, Troub
 def _attempt(kernel: Kernel, state: State, desired: World, facts: HostFacts) -> Attempt:
     _check_leftovers(state, desired)
     host = targets.host_part(state, desired, facts)
-    loaded = targets.loaded(state.items)
-    snapshot = topology.snapshot(desired, state.state_id, loaded, state.world, host=host)
-    after = generations.raised(kernel, snapshot, loaded, all_of=False)
+    loaded = topology.Recorded(state.record)
+    standing = topology.Standing(state.world, state.host, state.record)
+    snapshot = topology.snapshot(desired, state.state_id, loaded, host=host, standing=standing)
+    changed = {scope: items for scope, items in snapshot.items() if items is not state.record.get(scope)}
+    # Peers track the same flows: if they are damaged on record, that is told before anything is changed.
+    for peer in (peer for scope in changed for peer in desired.peers(scope)):
+        _ = peer.subnets
+    after = {**snapshot, **generations.raised(kernel, changed, loaded, all_of=False)}
     return Attempt(desired, host, after, _plan(kernel, state, desired, host, after))
 
 
@@ -182,7 +187,8 @@ def _problems(kernel: Kernel, state: State, attempt: Attempt) -> Trouble:
     """What prevents the attempt, by VPC.  A problem that concerns no single VPC is raised."""
     if not attempt.plan:
         return {}
-    homes = places.homes(targets.merged(state.record, attempt.after))
+    merged = targets.merged(state.record, attempt.after)
+    homes = places.homes(targets.of(merged, _concerned(state, attempt.desired, attempt.after)))
     parts = RepairPlan(attempt.plan, (), homes, leaving(state.record, attempt.after), {})
     return {places.vpc_of(place): error for place, error in parts.check(kernel).items()}
 
@@ -205,7 +211,8 @@ def _carried(
     begun: Callable[[Item], None] = lambda item: None,
 ) -> Trouble:
     """Carry the attempt out; what could not be removed.  Raises StepFailed, or VpcctlError for no single step."""
-    left = run(kernel, attempt.plan, shutters_of(state.record), leaving(state.record, attempt.after), begun)
+    going = targets.of(state.record, state.record.keys() - attempt.after.keys())
+    left = run(kernel, attempt.plan, shutters_of(going), leaving(state.record, attempt.after), begun)
     targets.forget(kernel, attempt.plan, attempt.desired, attempt.host, attempt.after, facts.local, state)
     return left
 
@@ -215,7 +222,7 @@ def _committed(writer: Writer, intent: State, attempt: Attempt, left: Trouble, t
     finished = dataclasses.replace(intent, world=attempt.desired, host=attempt.host, record=attempt.after)
     if left:
         finished = convergence.with_leftovers(finished, intent.record, left)
-    elif not trouble.keys() & set(places.homes(attempt.after).values()):
+    elif not trouble or not trouble.keys() & set(places.homes(attempt.after).values()):
         finished = finished.settled
     try:
         writer.save(finished)
@@ -294,10 +301,22 @@ def repair(
 
 def _plan(kernel: Kernel, state: State, desired: World, host: HostPart, after: Record) -> Plan:
     """The plan from the record to `after`."""
-    wanted = [item for items in after.values() for item in items]
-    return plans.diff(
-        state.items, wanted, targets.closing(kernel, state, after), targets.guard(state, desired, host, after)
+    concerned = _concerned(state, desired, after)
+    recorded, wanted = (
+        [item for items in targets.of(record, concerned).values() for item in items] for record in (state.record, after)
     )
+    return plans.diff(
+        recorded, wanted, targets.closing(kernel, state, after), targets.guard(state, desired, host, after)
+    )
+
+
+def _concerned(state: State, desired: World, after: Record) -> set[str]:
+    """The scopes in which a change from the record to `after` may have a step.
+
+    Objects of a VPC that is unchanged may stand on a link that a peer makes again.
+    """
+    changed = {scope for scope in {**state.record, **after} if state.record.get(scope) is not after.get(scope)}
+    return changed | {peer.name for world in (state.world, desired) for name in changed for peer in world.peers(name)}
 
 
 def _check_leftovers(state: State, desired: World) -> None:

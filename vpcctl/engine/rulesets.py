@@ -12,6 +12,7 @@ from vpcctl.values import dataclass
 
 if TYPE_CHECKING:
     from vpcctl.documents.sources import Source
+    from vpcctl.engine.state import Record
 
 Found = TypeVar("Found", str, list[dict[str, Any]])
 
@@ -37,18 +38,19 @@ def compile_ruleset(
     from vpcctl.documents.sources import read_environment_source, read_policy_sources
     from vpcctl.model.network import World
     from vpcctl.resources.kinds import Ruleset, next_generation
+    from vpcctl.resources.topology import Recorded
 
     def present() -> World:
         return machine.load().world if environment is None else read_environment_source(environment)
 
     documents = sound_policies(read_policy_sources(sources), present, vpc, subnet)
-    rulesets: dict[str | None, Ruleset] = {}
+    record: Record = {}
     if environment is not None:
         before, world, owner = World(), present(), "environment"
     else:
         state = machine.load()
         before, world, owner = state.world, state.world, state.state_id
-        rulesets = {item.namespace: item for item in state.items if isinstance(item, Ruleset)}
+        record = state.record
     world, attachments, warnings = attach(world, documents, vpc, subnet)
     concerned = {vpc} if vpc else {found.vpc for found in attachments} or {one.name for one in world.vpcs}
     if len(concerned) != 1:
@@ -56,7 +58,7 @@ def compile_ruleset(
     name = world.vpc(concerned.pop()).name
     bounds.check(before, world)
     compiled = compile_vpc(world, name, names.tag(owner, name, "ruleset"))
-    recorded = rulesets.get(names.router_namespace(name))
+    recorded = Recorded(record).get((Ruleset.__name__, names.router_namespace(name)))
     return CompiledRuleset(name, compiled.text(next_generation(recorded, compiled.fingerprint)), tuple(warnings))
 
 

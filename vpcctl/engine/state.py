@@ -1,9 +1,10 @@
 """The record on disk: what is desired, what we made, and what was being changed when a crash came.
 
-One file, ``state.json``, replaced whole: written beside its place, synced, renamed over it, and its directory synced
-(fsync(2), rename(2)).  Writers hold a lock on a separate file that is never renamed; readers need none, because they
-see the old file or the new one.  Everything is reached through a descriptor of the directory, links are not followed.
-docs/state.md tells the format and the protocol, system call by system call.
+``state.json`` names the parts of the record (see `parts`), which never change.  A change writes new parts, syncs them,
+and then replaces ``state.json``: written beside its place, synced, renamed over it, and its directory synced (fsync(2),
+rename(2)).  Writers hold a lock on a separate file that is never renamed; readers need none, because they see the old
+file or the new one, and the parts of the old one stay for a while.  Everything is reached through a descriptor of the
+directory, links are not followed.  docs/state.md tells the format and the protocol, system call by system call.
 """
 
 from __future__ import annotations
@@ -16,31 +17,33 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from vpcctl.digest import sha256
 from vpcctl.documents import files
-from vpcctl.documents.codec import decode, host_from_json, host_to_json, world_from_json, world_to_json
+from vpcctl.documents.codec import decode, host_from_json, host_to_json
 from vpcctl.documents.lazy_lists import DAMAGE
-from vpcctl.engine import migrations
+from vpcctl.engine import migrations, parts
+from vpcctl.engine.parts import REMEDY, Outline, Parts
 from vpcctl.errors import StateError
 from vpcctl.model.host import NO_PART, HostPart
 from vpcctl.model.network import World
-from vpcctl.resources.kinds import Item, from_json, to_json
+from vpcctl.resources.kinds import Item
 from vpcctl.values import dataclass
 
-FORMAT = 2
+FORMAT = 3
 STATE_FILE, LOCK_FILE = "state.json", "lock"
 # Where the next version is written.  There is one writer, so one name will do, and a crash leaves one file at most.
 TEMPORARY = f".{STATE_FILE}"
 COPIES = Path("/run/vpcctl")
-REMEDY = "nothing was changed; `vpcctl repair --adopt` may help, see docs/operations.md, «A damaged state file»"
 LOCK_PATIENCE = 30.0
 LOCK_INTERVAL = 0.02
+# The scope of the objects that belong to no VPC; they are few, and in the state file itself.
+HOST = ""
 
-Record = dict[str, tuple[Item, ...]]
+Record = parts.Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,11 @@ class State:
         """All recorded items."""
         return [item for items in self.record.values() for item in items]
 
+    @property
+    def has_items(self) -> bool:
+        """Is any item on record?  No part is read for this."""
+        return any(scope != HOST for scope in self.record) or bool(self.record.get(HOST))
+
 
 class Store:
     """A state directory; it is made, private to its owner, by the first writer.
@@ -97,13 +105,22 @@ class Store:
         self.directory = directory
         self.copies = copies
         # What was read last: who looks before taking the lock finds the same there as a rule.
-        self._last: tuple[bytes, State] | None = None
+        self._last: tuple[bytes, State, dict[str, str]] | None = None
+        # The parts that the state file needs, as it was read last, each with the VPC that it is of.
+        self.needed: dict[str, str] = {}
         self._new: State | None = None
 
     @property
     def _copy(self) -> Path:
-        """The copy's place: the directory's own name, hashed, so that two state directories never share one."""
+        """The copy's place: the directory's own name, hashed, so that two state directories never share one.
+
+        Its parts are beside it (`_copy_folder`).
+        """
         return (self.copies or self.directory) / f"{sha256(os.fsencode(self.directory.absolute())).hex()[:16]}.json"
+
+    @property
+    def _copy_folder(self) -> str:
+        return f"{self._copy.stem}.{parts.FOLDER}"
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -128,16 +145,32 @@ class Store:
 
     def _read_file(self, directory: int) -> State | None:
         """The state in the file, None if it does not exist."""
-        place = self.directory / STATE_FILE
+        self.needed = {}
         try:
-            # Whoever owns the directory, whose members nobody else may add to.
-            owners = {os.geteuid(), os.fstat(directory).st_uid}
-            with _told(f"cannot read {place}"):
-                most = files.LARGEST_STATE
-                content = files.read(STATE_FILE, most, directory=directory, follow=False, owners=owners)
+            content = self._content(directory)
         except FileNotFoundError:
             return None
-        return self._understood(content, place)
+        found, self.needed = self._understood(content, self.directory / STATE_FILE, self._parts())
+        return found
+
+    def _parts(self) -> Parts:
+        return Parts(self.directory, parts.FOLDER, self._open_directory, _owners, self._needs)
+
+    def _content(self, directory: int) -> bytes:
+        with _told(f"cannot read {self.directory / STATE_FILE}"):
+            most, owners = files.LARGEST_STATE, _owners(directory)
+            return files.read(STATE_FILE, most, directory=directory, follow=False, owners=owners)
+
+    def _needs(self, mark: str) -> bool:
+        """Does the state file name this part at present?  So it does if it cannot be read: a part is missed."""
+        try:
+            directory = self._open_directory()
+            try:
+                return mark.encode() in self._content(directory)
+            finally:
+                os.close(directory)
+        except (OSError, StateError):
+            return True
 
     def _fresh(self) -> State:
         """The state of a machine without a file: empty, unless a copy says that there was a file a while ago."""
@@ -153,7 +186,7 @@ class Store:
     def has_copy(self) -> bool:
         """Is there a copy that describes anything?  A copy that is not ours to read is as good as none."""
         try:
-            return bool(self._copied().items)
+            return self._copied().has_items
         except (FileNotFoundError, StateError):
             return False
 
@@ -162,11 +195,20 @@ class Store:
         place = self._copy
         with _told(f"cannot read {place}"):
             content = files.read(place, files.LARGEST_STATE, follow=False, owners={os.geteuid()})
-        return self._understood(content, place)
+        return self._understood(content, place, self.copied_parts())[0]
 
-    def _understood(self, content: bytes, place: Path) -> State:
-        if self._last is not None and self._last[0] == content:
-            return self._last[1]
+    def copied_parts(self) -> Parts:
+        """The parts of the copy."""
+
+        def directory() -> int:
+            return os.open(self._copy.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+        return Parts(self._copy.parent, self._copy_folder, directory, lambda _: {os.geteuid()}, lambda _: True)
+
+    def _understood(self, content: bytes, place: Path, found_parts: Parts) -> tuple[State, dict[str, str]]:
+        """What a state file says, and the parts that it needs; StateError if it is unusable."""
+        if self._last is not None and self._last[0] == content and place.parent == self.directory:
+            return self._last[1:]
 
         def damaged(words: object) -> StateError:
             return StateError(f"{place} is damaged ({words}); {REMEDY}")
@@ -186,10 +228,13 @@ class Store:
                 " use the vpcctl that wrote it, or a newer one"
             )
         try:
-            if checksum != _checksum(document):
+            if not _is_sealed(content, checksum) and checksum != _checksum(document):
                 raise damaged("its checksum does not match")
-            self._last = content, _from_json(migrations.newest(document), damaged)
-            return self._last[1]
+            newest = migrations.newest(document)
+            found = _from_json(newest, found_parts, damaged), parts.marks(newest)
+            if place.parent == self.directory:
+                self._last = (content, *found)
+            return found
         except StateError:
             raise
         except (*DAMAGE, RecursionError) as error:
@@ -305,19 +350,28 @@ class Writer:
 
     def __init__(self, store: Store, directory: int):
         self._store, self._directory = store, directory
+        # The parts that are on disk for certain: the state file that was read or written under this lock needs them.
+        self._lasting: set[str] = set()
+        self._looked = False
 
     def load(self) -> State:
         """The present state."""
-        return self._store._read(self._directory)
+        self._looked = True
+        found = self._store._read(self._directory)
+        self._lasting |= self._store.needed.keys()
+        return found
 
     def adopt(self) -> State:
         """Take the copy back as the file, a damaged file kept beside it; StateError if no copy exists.
 
-        A file that can be read is the better one, and stays; one that a newer program wrote is not ours to replace.
+        A file that can be read is the better one, and stays, with those of its parts taken from the copy that are lost
+        or damaged; one that a newer program wrote is not ours to replace.
         """
+        self._looked = True
         try:
             found = self._store._read_file(self._directory)
             if found is not None:
+                self._recover_parts()
                 return _decoded(found)
         except _NewerError:
             raise
@@ -333,36 +387,96 @@ class Writer:
             os.rename(STATE_FILE, f"{STATE_FILE}.damaged", src_dir_fd=self._directory, dst_dir_fd=self._directory)
         return self.save(copied)
 
+    def _recover_parts(self) -> None:
+        """Take the parts that are lost or damaged from the copy.  Its mark says of a part whether it is the same."""
+        present, copied, found = self._store._parts(), self._store.copied_parts(), {}
+        for mark, vpc in self._store.needed.items():
+            try:
+                present.read(mark, vpc)
+            except StateError:
+                content = copied.read(mark, vpc)
+                found[mark] = content
+        with _told(f"cannot write in {self._store.directory / parts.FOLDER}"):
+            self._place(found)
+
     def save(self, state: State) -> State:
         """Replace the file, durable when this returns; the state with its new serial.  StateError if it cannot be.
 
         After a StateError the file is the old one, or, where it was the directory that could not be synced, the new
         one.  A failed fsync is not tried again on the same descriptor: the kernel may have dropped the pages.
         """
-        written = dataclasses.replace(state, serial=state.serial + 1)
-        document = _to_json(written)
-        document["checksum"] = _checksum(document)
-        content = json.dumps(document, separators=(",", ":")).encode()
-        if len(content) > files.LARGEST_STATE:
-            raise StateError(
-                f"cannot write {self._store.directory / STATE_FILE}: it would have {len(content)} bytes;"
-                f" at most {files.LARGEST_STATE} are allowed; use smaller policies and sets"
-            )
+        if not self._looked:
+            # What the file needs that is to be replaced stays until it is.
+            self._looked = True
+            with contextlib.suppress(StateError):
+                self._store._read_file(self._directory)
+        written, outline = dataclasses.replace(state, serial=state.serial + 1), Outline()
+        content = _sealed(_canonical(_to_json(written, outline)))
+        new = {mark: get() for mark, get in outline.parts.items() if mark not in self._lasting}
+        for largest in (content, *new.values()):
+            if len(largest) > files.LARGEST_STATE:
+                raise StateError(
+                    f"cannot write {self._store.directory / STATE_FILE}: it would have {len(largest)} bytes;"
+                    f" at most {files.LARGEST_STATE} are allowed; use smaller policies and sets"
+                )
+        self._replace(content, new)
+        former = self._lasting - outline.parts.keys()
+        self._lasting |= new.keys()
+        if state.pending is None:
+            self._sweep(outline.parts.keys(), former)
+        self._keep_copy(content, outline)
+        return written
+
+    def _replace(self, content: bytes, new: dict[str, bytes]) -> None:
+        """Write the parts that are `new`, and then the file that needs them."""
+        replaced = False
         try:
-            _write(self._directory, TEMPORARY, content)
+            self._place(new)
+            parts.write(self._directory, TEMPORARY, content)
             os.rename(TEMPORARY, STATE_FILE, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+            replaced = True
             os.fsync(self._directory)
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.unlink(TEMPORARY, dir_fd=self._directory)
+            if not replaced:
+                # A disk without room gets back what was taken in vain.
+                with contextlib.suppress(OSError), self._folder() as folder:
+                    parts.forget(folder, new.keys() - self._store.needed.keys() - self._lasting)
             raise StateError(
                 f"cannot write {self._store.directory / STATE_FILE}: {os.strerror(error.errno or 0)}"
             ) from error
-        self._keep_copy(content)
-        return written
 
-    def _keep_copy(self, content: bytes) -> None:
-        """Write the copy; it is a second chance, so what prevents it prevents nothing else."""
+    def _place(self, new: dict[str, bytes]) -> None:
+        """Have the parts on disk, and their names, before anything needs them."""
+        if not new:
+            return
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(parts.FOLDER, 0o700, dir_fd=self._directory)
+            os.fsync(self._directory)
+        with self._folder() as folder:
+            for mark, content in new.items():
+                parts.place(folder, mark, content)
+            os.fsync(folder)
+
+    @contextlib.contextmanager
+    def _folder(self) -> Iterator[int]:
+        folder = parts.opened(parts.FOLDER, self._directory)
+        try:
+            yield folder
+        finally:
+            os.close(folder)
+
+    def _sweep(self, needed: Collection[str], former: Collection[str]) -> None:
+        """Remove the parts that nobody needs: they cost room alone, so what prevents it prevents nothing else."""
+        with contextlib.suppress(OSError), self._folder() as folder:
+            parts.sweep(folder, needed, former)
+
+    def _keep_copy(self, content: bytes, outline: Outline) -> None:
+        """Write the copy; it is a second chance, so what prevents it prevents nothing else.
+
+        It is not synced: it is worth nothing after a boot.
+        """
         if self._store.copies is None:
             return
         with contextlib.suppress(OSError):
@@ -370,11 +484,34 @@ class Writer:
                 os.mkdir(self._store.copies, 0o700)
             directory = os.open(self._store.copies, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
-                name = self._store._copy.name
-                _write(directory, f".{name}", content)
-                os.rename(f".{name}", name, src_dir_fd=directory, dst_dir_fd=directory)
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(self._store._copy_folder, 0o700, dir_fd=directory)
+                folder = parts.opened(self._store._copy_folder, directory)
+                try:
+                    self._copy_parts(directory, folder, content, outline)
+                finally:
+                    os.close(folder)
             finally:
                 os.close(directory)
+
+    def _copy_parts(self, directory: int, folder: int, content: bytes, outline: Outline) -> None:
+        """Complete the parts of the copy, replace its file, and remove what it no longer needs."""
+        there = set(os.listdir(folder))
+        for mark, get in outline.parts.items():
+            if parts.file_name(mark) not in there:
+                # One that is damaged here is not copied; it may be sound in the copy before.
+                with contextlib.suppress(StateError):
+                    parts.place(folder, mark, get(), lasting=False)
+        name = self._store._copy.name
+        parts.write(directory, f".{name}", content, lasting=False)
+        os.rename(f".{name}", name, src_dir_fd=directory, dst_dir_fd=directory)
+        for unwanted in there - set(map(parts.file_name, outline.parts)):
+            os.unlink(unwanted, dir_fd=folder)
+
+
+def _owners(directory: int) -> set[int]:
+    """Who may own a file of the record: whoever owns the directory, whose members nobody else may add to."""
+    return {os.geteuid(), os.fstat(directory).st_uid}
 
 
 def _decoded(state: State) -> State:
@@ -382,6 +519,7 @@ def _decoded(state: State) -> State:
     for world in (state.world, state.pending):
         if world is not None:
             decode(world)
+    _ = state.items
     return state
 
 
@@ -407,42 +545,53 @@ def _opened(name: str, flags: int, directory: int, deadline: float) -> int:
             time.sleep(LOCK_INTERVAL)
 
 
-def _write(directory: int, name: str, content: bytes) -> None:
-    """A new file in `directory` with `content`, on disk when this returns."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(name, dir_fd=directory)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(name, flags, 0o600, dir_fd=directory)
-    try:
-        rest = memoryview(content)
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _canonical(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _checksum(document: dict[str, Any]) -> str:
-    canonical = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+def _digest(canonical: bytes) -> str:
     return f"sha256:{sha256(canonical).hex()}"
 
 
-def _to_json(state: State) -> dict[str, Any]:
+def _checksum(document: dict[str, Any]) -> str:
+    return _digest(_canonical(document))
+
+
+def _sealed(canonical: bytes) -> bytes:
+    """A document in its canonical form, with its checksum as the last field."""
+    return canonical[:-1] + _seal(_digest(canonical))
+
+
+def _seal(checksum: object) -> bytes:
+    return f',"checksum":{json.dumps(checksum)}}}'.encode()
+
+
+def _is_sealed(content: bytes, checksum: object) -> bool:
+    """Is this what `_sealed` wrote?  This spares the canonical form of a file that nobody wrote anew."""
+    rest = content.removesuffix(_seal(checksum))
+    return rest != content and _digest(rest + b"}") == checksum
+
+
+def _to_json(state: State, outline: Outline) -> dict[str, Any]:
+    worlds = [world for world in (state.world, state.pending) if world is not None]
+    # The objects of a VPC are in one part with what it is to be, if both are new.
+    vpcs = {vpc.name: vpc for world in worlds for vpc in world.vpcs}
+    record = outline.record(state.record, HOST, vpcs)
     return {
         "format": FORMAT,
         "serial": state.serial,
         "state_id": state.state_id,
         "boot_id": state.boot_id,
-        "desired": world_to_json(state.world),
+        "desired": outline.world(state.world),
         "host": host_to_json(state.host),
-        "record": {scope: [to_json(item) for item in items] for scope, items in state.record.items()},
+        "record": record,
         "pending": None
         if state.pending is None
-        else {"desired": world_to_json(state.pending), "host": host_to_json(state.pending_host)},
+        else {"desired": outline.world(state.pending), "host": host_to_json(state.pending_host)},
     }
 
 
-def _from_json(document: dict[str, Any], damaged: Callable[[object], StateError]) -> State:
+def _from_json(document: dict[str, Any], found: Parts, damaged: Callable[[object], StateError]) -> State:
     names = [document["state_id"], document["boot_id"]]
     serial, pending = document["serial"], document["pending"]
     if not all(isinstance(name, str) for name in names) or type(serial) is not int:
@@ -451,9 +600,9 @@ def _from_json(document: dict[str, Any], damaged: Callable[[object], StateError]
         names[0],
         names[1],
         serial,
-        world_from_json(document["desired"], damaged),
-        {scope: tuple(map(from_json, items)) for scope, items in document["record"].items()},
-        None if pending is None else world_from_json(pending["desired"], damaged),
+        found.world(document["desired"], damaged),
+        found.record(document["record"]),
+        None if pending is None else found.world(pending["desired"], damaged),
         host_from_json(document["host"]),
         NO_PART if pending is None else host_from_json(pending["host"]),
     )

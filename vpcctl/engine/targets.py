@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from vpcctl import names
 from vpcctl.compiler.view import same_for_host
@@ -35,11 +35,13 @@ def host_part(state: State, desired: World, facts: HostFacts, looking: bool = Fa
 
 
 def _check_transit(state: State, desired: World, facts: HostFacts) -> None:
-    known = {vpc.name for vpc in state.world.vpcs}
+    known = state.world.vpcs_by_name
     for vpc in desired.vpcs:
+        if vpc.name in known:
+            continue
         pair = uplink_pair(desired.transit, vpc.index)
         for network in facts.networks:
-            if vpc.name not in known and network.overlaps(desired.transit):
+            if network.overlaps(desired.transit):
                 raise ConflictError(
                     f"the host has a network {network}, which overlaps the transit range {desired.transit} of the"
                     f" VPCs' uplinks ({pair[0]} is that of {vpc.name}); choose another range with --transit"
@@ -60,9 +62,11 @@ def _reserved(state: State, desired: World, facts: HostFacts) -> tuple[int, ...]
 def closing(kernel: Kernel, state: State, after: Record) -> list[Ruleset]:
     """The closed rulesets of the VPCs that go, as far as their routers are there."""
     going = [scope for scope in state.record if scope not in after and scope != topology.HOST]
-    rulesets = [topology.closed_ruleset(scope, state.state_id, loaded(state.items)) for scope in going]
+    loaded = topology.Recorded(state.record)
+    rulesets = [topology.closed_ruleset(scope, state.state_id, loaded) for scope in going]
     wanted = {ruleset.namespace for ruleset in rulesets}
-    routers = [item for item in state.items if isinstance(item, Namespace) and item.namespace in wanted]
+    items = [item for scope in going for item in state.record[scope]]
+    routers = [item for item in items if isinstance(item, Namespace) and item.namespace in wanted]
     there = {item.namespace for item, found in kernel.observe(routers).items() if found.state is Status.RIGHT}
     return [ruleset for ruleset in rulesets if ruleset.namespace in there]
 
@@ -73,7 +77,7 @@ def guard(state: State, desired: World, host: HostPart, after: Record) -> Rulese
     leaving = topology.uplinks(going)
     if not leaving or not desired.vpcs:
         return None
-    return topology.host_ruleset(desired, host, state.state_id, loaded(state.items), leaving)
+    return topology.host_ruleset(desired, host, state.state_id, topology.Recorded(state.record), leaving)
 
 
 def forget(
@@ -93,19 +97,33 @@ def forget(
     scopes = [vpc.name for vpc in world.vpcs if vpc.name in after]
     if before is not None:
         scopes = [name for name in scopes if names.router_namespace(name) in loaded]
-    items = [item for items in after.values() for item in items]
+    swept = {*scopes, *(peer.name for name in scopes for peer in world.peers(name))}
+    # Only looked at where anything is tracked.
+    items = (item for items in of(after, swept).values() for item in items)
     newly = sorted({*host.reserved} - {*(before.host.reserved if before else ())})
     sweep(kernel, world, scopes, items, before.world if before else None, local, former, host.reserved, newly)
 
 
-def loaded(items: Iterable[Item]) -> dict[tuple[str, ...], Ruleset]:
-    return {item.key: item for item in items if isinstance(item, Ruleset)}
+def rulesets(record: Record) -> list[Ruleset]:
+    """The rulesets on record."""
+    return [item for items in record.values() for item in items if isinstance(item, Ruleset)]
+
+
+def of(record: Record, scopes: Collection[str]) -> dict[str, Sequence[Item]]:
+    """The part of `record` that is of `scopes`, in the order of the record."""
+    return {scope: items for scope, items in record.items() if scope in scopes}
 
 
 def merged(before: Record, after: Record) -> Record:
-    """Every item of both records, the later one where both have it."""
-    merged: Record = {}
-    for scope in {**before, **after}:
-        items = {item.key: item for item in (*before.get(scope, ()), *after.get(scope, ()))}
-        merged[scope] = tuple(items.values())
-    return merged
+    """Every item of both records, the later one where both have it; the very same sequence where nothing is merged."""
+    found = {**before, **after}
+    for scope in before.keys() & after.keys():
+        if before[scope] is not after[scope]:
+            found[scope] = _merged_items(before[scope], after[scope])
+    return found
+
+
+def _merged_items(before: Sequence[Item], after: Sequence[Item]) -> Sequence[Item]:
+    # Where nothing goes, the commit finds on disk what the intent wrote.
+    keys = {item.key for item in after}
+    return (*after, *(item for item in before if item.key not in keys))

@@ -10,10 +10,10 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field
-from itertools import combinations
-from typing import Any, Protocol, TypeVar
+from itertools import combinations, pairwise
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from vpcctl import names
 from vpcctl.errors import ConflictError, DocumentError
@@ -62,6 +62,17 @@ LONGEST_PREFIX = {4: 30, 6: 126}
 SHORTEST_PREFIX = {4: 8, 6: 16}
 
 
+# The same as numbers, by IP version: each VPC is compared with all of them whenever the record is read.
+_NEVER = {
+    version: tuple(
+        (never, int(never.network_address), int(never.broadcast_address))
+        for never in NEVER_USABLE
+        if never.version == version
+    )
+    for version in (4, 6)
+}
+
+
 def _index() -> Any:
     """A field that is made of the others and says nothing of its own."""
     return field(init=False, repr=False, compare=False)
@@ -69,7 +80,12 @@ def _index() -> Any:
 
 def overlap(one: Network, other: Network) -> bool:
     """Do two prefixes, of any family, share an address?"""
-    return one.version == other.version and one.overlaps(other)
+    if one.version != other.version or one.prefixlen < other.prefixlen:
+        return one.version == other.version and overlap(other, one)
+    # The longer prefix is inside the other one, or they share nothing: one comparison, where `overlaps` makes four.
+    return int(one.network_address) >> (one.max_prefixlen - other.prefixlen) == int(other.network_address) >> (
+        one.max_prefixlen - other.prefixlen
+    )
 
 
 def within(inner: Network, outer: Network) -> bool:
@@ -211,6 +227,20 @@ class Publication:
         return f"`vpcctl unpublish-port --vpc {vpc} --port {self.port}{protocol}`"
 
 
+class Rest(Protocol):
+    """What a VPC has that is on record and was not read yet; equal marks mean equal content."""
+
+    @property
+    def mark(self) -> str: ...
+
+    def whole(self) -> Vpc:
+        """The same VPC, with everything in it."""
+
+
+# What of a VPC is read when it is asked for, with what is made of it.
+_DEFERRED = ("subnets", "sets", "instances", "subnets_by_name", "instances_by_name", "_homes")
+
+
 @dataclass(frozen=True, slots=True)
 class Vpc:
     """A virtual private network: `index` selects its /31 of the transit range; `sets` are named prefix lists.
@@ -218,6 +248,9 @@ class Vpc:
     `max_flows` is how many flows the host tracks for it at most, `max_ports` how many ports it may take toward one
     remote service.  `nat_protocols` are the protocols without ports that are translated for it, and for no other VPC.
     A `hardened` one also has defences that cost throughput (docs/operations.md).  `instances` are those of all subnets.
+
+    One that is `deferred` reads its subnets and sets from the record when they are asked for: a command about one VPC
+    does not pay for what is in the others.  `rest` is where they are; None for a VPC that is not on record so.
     """
 
     name: str
@@ -233,24 +266,74 @@ class Vpc:
     instances: tuple[Instance, ...] = _index()
     subnets_by_name: Mapping[str, Subnet] = _index()
     instances_by_name: Mapping[str, Instance] = _index()
+    rest: Rest | None = _index()
     _homes: Mapping[str, Subnet] = _index()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "rest", None)
         instances = tuple(instance for subnet in self.subnets for instance in subnet.instances)
         homes = {instance.name: subnet for subnet in self.subnets for instance in subnet.instances}
         object.__setattr__(self, "instances", instances)
         object.__setattr__(self, "subnets_by_name", {subnet.name: subnet for subnet in self.subnets})
         object.__setattr__(self, "instances_by_name", {instance.name: instance for instance in instances})
         object.__setattr__(self, "_homes", homes)
+        self._check_own()
+        self._check_subnets()
+        self._check_instances()
+
+    @classmethod
+    def deferred(
+        cls,
+        rest: Rest,
+        name: str,
+        prefixes: tuple[Network, ...],
+        index: int,
+        publications: tuple[Publication, ...],
+        max_flows: int,
+        max_ports: int,
+        nat_protocols: tuple[int, ...],
+        hardened: bool,
+    ) -> Vpc:
+        """A VPC whose subnets and sets are read from `rest` when they are asked for, and checked then."""
+        made = object.__new__(cls)
+        own = (name, prefixes, index, publications, max_flows, max_ports, nat_protocols, hardened, rest)
+        for field_name, value in zip((*_OWN, "rest"), own, strict=True):
+            object.__setattr__(made, field_name, value)
+        made._check_own()
+        return made
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            # Python comes here for what was not set, so only for what is deferred.
+            if name not in _DEFERRED:
+                raise AttributeError(name)
+            whole = self.rest.whole()
+            for field_name in _DEFERRED:
+                object.__setattr__(self, field_name, getattr(whole, field_name))
+            return getattr(whole, name)
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, Vpc):
+            return NotImplemented
+        if any(getattr(self, name) != getattr(other, name) for name in _OWN):
+            return False
+        if self.rest is not None and other.rest is not None and self.rest.mark == other.rest.mark:
+            return True
+        return (self.subnets, self.sets) == (other.subnets, other.sets)
+
+    def _check_own(self) -> None:
+        """Check what does not depend on the subnets."""
         names.check_name(self.name, "VPC")
         self._check_limits()
         _check_prefixes(f"VPC {self.name}", self.prefixes)
         for prefix in self.prefixes:
-            for never in NEVER_USABLE:
-                if overlap(prefix, never):
+            first, last = int(prefix.network_address), int(prefix.broadcast_address)
+            for never, low, high in _NEVER[prefix.version]:
+                if low <= last and first <= high:
                     raise DocumentError(f"VPC {self.name}: {prefix} overlaps {never}, which no network may use")
-        self._check_subnets()
-        self._check_instances()
 
     def _check_limits(self) -> None:
         ports = NAT_PORTS[1] - NAT_PORTS[0] + 1
@@ -269,8 +352,10 @@ class Vpc:
         unique((subnet.name for subnet in self.subnets), f"VPC {self.name}: subnet")
         for subnet in self.subnets:
             self.check_inside(subnet)
-        for one, other in combinations(self.subnets, 2):
-            check_apart(one, other)
+        if _share_addresses(prefix for subnet in self.subnets for prefix in subnet.prefixes):
+            # Two prefixes of one subnet may share addresses; which pair of subnets does is looked up only now.
+            for one, other in combinations(self.subnets, 2):
+                check_apart(one, other)
 
     def check_inside(self, subnet: Subnet) -> None:
         """Raise DocumentError for a subnet whose prefix is not a part of the VPC's."""
@@ -317,6 +402,10 @@ class Vpc:
         return dataclasses.replace(self, subnets=tuple(_with(self.subnets, changed)))
 
 
+# The fields that a deferred VPC has from the start.
+_OWN = ("name", "prefixes", "index", "publications", "max_flows", "max_ports", "nat_protocols", "hardened")
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Peering:
     """Two VPCs that route to each other; the names are kept in order, so a pair has one spelling."""
@@ -358,7 +447,7 @@ class World:
         check_published((vpc.name, item) for vpc in self.vpcs for item in vpc.publications)
         for vpc in self.vpcs:
             check_beside_transit(vpc, self.transit)
-            uplink_pair(self.transit, vpc.index)
+            _check_room(self.transit, vpc.index)
         self._check_peerings()
         self._check_protocols()
 
@@ -374,8 +463,17 @@ class World:
                     )
 
     def _check_namespaces(self) -> None:
+        # A namespace is named VPC-INSTANCE: only VPCs one of whose names continues the other's can clash, and a command
+        # about one VPC does not read the instances of all others to find that out.
+        concerned = {
+            name
+            for vpc in self.vpcs
+            for place, sign in enumerate(vpc.name)
+            if sign == "-" and vpc.name[:place] in self.vpcs_by_name
+            for name in (vpc.name, vpc.name[:place])
+        }
         owners: dict[str, str] = {}
-        for namespace, owner in self._namespaces():
+        for namespace, owner in self._namespaces(concerned):
             if namespace in owners:
                 raise ConflictError(
                     f"{owners[namespace]} and {owner} would both have the namespace {namespace}; rename one of them"
@@ -391,6 +489,8 @@ class World:
             peers[other.name].append(one)
         object.__setattr__(self, "_peers", {name: tuple(found) for name, found in peers.items()})
         for vpc in self.vpcs:
+            if vpc.name not in peers:
+                continue
             unique((names.peer_link(peer.name) for peer in self.peers(vpc.name)), f"VPC {vpc.name}: peering interface")
             for one, other in combinations((vpc, *self.peers(vpc.name)), 2):
                 for prefix in one.prefixes:
@@ -403,11 +503,13 @@ class World:
 
     def namespaces(self) -> Iterator[str]:
         """The names of all namespaces."""
-        return (namespace for namespace, _ in self._namespaces())
+        return (namespace for namespace, _ in self._namespaces(self.vpcs_by_name))
 
-    def _namespaces(self) -> Iterator[tuple[str, str]]:
-        """Each namespace with whose it is."""
+    def _namespaces(self, vpcs: Container[str]) -> Iterator[tuple[str, str]]:
+        """Each namespace of `vpcs` with whose it is."""
         for vpc in self.vpcs:
+            if vpc.name not in vpcs:
+                continue
             yield names.router_namespace(vpc.name), f"the router of VPC {vpc.name}"
             for instance in vpc.instances:
                 yield names.instance_namespace(vpc.name, instance.name), f"instance {instance.name} of VPC {vpc.name}"
@@ -440,9 +542,19 @@ class World:
 
 def uplink_pair(transit: Network, index: int) -> tuple[Address, Address]:
     """The host's and the router's address of the uplink `index`: a /31 (RFC 3021) out of `transit`."""
+    _check_room(transit, index)
+    return transit.network_address + 2 * index, transit.network_address + 2 * index + 1
+
+
+def _check_room(transit: Network, index: int) -> None:
     if 2 * index + 1 >= transit.num_addresses:
         raise ConflictError(f"the transit range {transit} is full: it holds {transit.num_addresses // 2} VPCs")
-    return transit.network_address + 2 * index, transit.network_address + 2 * index + 1
+
+
+def _share_addresses(prefixes: Iterable[Network]) -> bool:
+    """Do any two of `prefixes` share an address?"""
+    ranges = sorted((prefix.version, int(prefix.network_address), int(prefix.broadcast_address)) for prefix in prefixes)
+    return any(one[0] == other[0] and other[1] <= one[2] for one, other in pairwise(ranges))
 
 
 def check_apart(one: Subnet, other: Subnet) -> None:

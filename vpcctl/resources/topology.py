@@ -8,12 +8,12 @@ and the bridge answers for neighbours (``proxy_arp_pvlan``).  See docs/architect
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container, Iterable, Iterator, Mapping
-from typing import TypeGuard
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol, TypeGuard
 
 from vpcctl import names
 from vpcctl.compiler import Compiled, compile_closed, compile_host, compile_vpc
-from vpcctl.compiler.view import looks_alike
+from vpcctl.compiler.view import looks_alike, same_for_host
 from vpcctl.model.host import NO_PART, HostPart
 from vpcctl.model.network import Instance, Peering, Subnet, Vpc, World, uplink_pair
 from vpcctl.resources.kinds import (
@@ -36,6 +36,7 @@ from vpcctl.resources.kinds import (
     Veth,
     next_generation,
 )
+from vpcctl.values import dataclass
 
 # The scope of what belongs to no VPC.
 HOST = ""
@@ -69,24 +70,55 @@ INSTANCE_SETTINGS: tuple[tuple[str, str, bool], ...] = tuple(
     (f"net/ipv6/conf/{scope}/disable_ipv6", "1", True) for scope in ("all", "default")
 )
 
-Items = tuple[Item, ...]
-Loaded = Mapping[tuple[str, ...], Ruleset]
+Items = Sequence[Item]
+
+
+class Rulesets(Protocol):
+    """The rulesets of the record by key."""
+
+    def get(self, key: tuple[str, ...], /) -> Ruleset | None: ...
+
+
+class Recorded:
+    """The rulesets among the items on record: those of a VPC are looked for in what belongs to it alone."""
+
+    def __init__(self, record: Mapping[str, Items]):
+        self._record = record
+
+    def get(self, key: tuple[str, ...], /) -> Ruleset | None:
+        """The ruleset of that key; None if it is not on record."""
+        kind, namespace = key
+        assert kind == Ruleset.__name__, "this knows rulesets alone"
+        scope = HOST if namespace == str(None) else namespace.removesuffix(names.router_namespace(""))
+        items = self._record.get(scope, ())
+        return next((item for item in items if isinstance(item, Ruleset) and item.key == key), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What is in force: the world, what the host adds to it, and the items on record by scope."""
+
+    world: World
+    host: HostPart
+    record: Mapping[str, Items]
 
 
 def snapshot(
     world: World,
     state_id: str,
-    loaded: Loaded,
+    loaded: Rulesets,
     before: World | None = None,
     scopes: Container[str] | None = None,
     host: HostPart = NO_PART,
     kept: Container[tuple[str, ...]] | None = None,
+    standing: Standing | None = None,
 ) -> dict[str, Items]:
     """All items of `world` on `host` by scope: the name of a VPC, or HOST; with `scopes` those alone.
 
-    `loaded` are the rulesets of the record by key; a ruleset whose text differs from the recorded one gets the next
+    `loaded` are the rulesets of the record; a ruleset whose text differs from the recorded one gets the next
     generation.  If a VPC is unchanged since the world `before`, its recorded ruleset stays in use, without its text;
-    with `kept` only those of these keys.
+    with `kept` only those of these keys.  The items of a scope that nothing changes since `standing` are those on
+    record, the very same sequence.
     Nothing is there for an empty world: the last VPC takes the host's table with it.
     """
     if not world.vpcs:
@@ -95,17 +127,35 @@ def snapshot(
     def keeps(vpc: Vpc) -> bool:
         return kept is None or (Ruleset.__name__, names.router_namespace(vpc.name)) in kept
 
-    found = {}
+    found: dict[str, Items] = {}
     if scopes is None or HOST in scopes:
-        found[HOST] = tuple(_host_items(world, host, state_id, loaded))
+        same = _unchanged_host(world, host, standing)
+        found[HOST] = tuple(_host_items(world, host, state_id, loaded)) if same is None else same
     for vpc in world.vpcs:
         if scopes is None or vpc.name in scopes:
-            found[vpc.name] = tuple(_vpc_items(world, vpc, state_id, loaded, before if keeps(vpc) else None))
+            same = _unchanged(world, vpc, standing)
+            known = before if keeps(vpc) else None
+            found[vpc.name] = tuple(_vpc_items(world, vpc, state_id, loaded, known)) if same is None else same
     return found
 
 
+def _unchanged(world: World, vpc: Vpc, standing: Standing | None) -> Items | None:
+    """The items on record of a VPC that is unchanged, as are its peers; None for others."""
+    if standing is None or vpc.name not in standing.record or not looks_alike(standing.world, world, vpc):
+        return None
+    return standing.record[vpc.name]
+
+
+def _unchanged_host(world: World, host: HostPart, standing: Standing | None) -> Items | None:
+    """The items on record of the host, if nothing that they depend on is changed."""
+    if standing is None or HOST not in standing.record:
+        return None
+    same = host == standing.host and same_for_host(standing.world, world)
+    return standing.record[HOST] if same else None
+
+
 def host_ruleset(
-    world: World, host: HostPart, state_id: str, loaded: Loaded, leaving: Iterable[tuple[str, str]] = ()
+    world: World, host: HostPart, state_id: str, loaded: Rulesets, leaving: Iterable[tuple[str, str]] = ()
 ) -> Ruleset:
     """The host's table for the VPCs of `world`, and for the uplinks `leaving` (see `uplinks`)."""
     owner = names.tag(state_id, "", "host")
@@ -126,7 +176,7 @@ def _is_uplink(item: Item) -> TypeGuard[Veth]:
     return isinstance(item, Veth) and item.peer_namespace is None
 
 
-def closed_ruleset(vpc: str, state_id: str, loaded: Loaded) -> Ruleset:
+def closed_ruleset(vpc: str, state_id: str, loaded: Rulesets) -> Ruleset:
     """What the router of a VPC has while the VPC is taken down."""
     owner = names.tag(state_id, vpc, "ruleset")
     made = _ruleset(names.router_namespace(vpc), VPC_FAMILIES, owner, compile_closed(owner), loaded)
@@ -134,20 +184,20 @@ def closed_ruleset(vpc: str, state_id: str, loaded: Loaded) -> Ruleset:
 
 
 def _ruleset(
-    namespace: str | None, families: tuple[str, ...], owner: str, compiled: Compiled, loaded: Loaded
+    namespace: str | None, families: tuple[str, ...], owner: str, compiled: Compiled, loaded: Rulesets
 ) -> Ruleset:
     recorded = loaded.get((Ruleset.__name__, str(namespace)))
     generation = next_generation(recorded, compiled.fingerprint)
     return Ruleset(namespace, families, owner, compiled.fingerprint, generation, compiled.text(generation))
 
 
-def _host_items(world: World, host: HostPart, state_id: str, loaded: Loaded) -> Iterator[Item]:
+def _host_items(world: World, host: HostPart, state_id: str, loaded: Rulesets) -> Iterator[Item]:
     yield host_ruleset(world, host, state_id, loaded)
     for link, previous in host.opened:
         yield LinkSetting(None, link, "net/ipv4/conf/{link}/forwarding", "1", previous)
 
 
-def _vpc_items(world: World, vpc: Vpc, state_id: str, loaded: Loaded, before: World | None) -> Iterator[Item]:
+def _vpc_items(world: World, vpc: Vpc, state_id: str, loaded: Rulesets, before: World | None) -> Iterator[Item]:
     router = names.router_namespace(vpc.name)
     yield Namespace(router, names.tag(state_id, vpc.name, "router"))
     for path, value, optional in ROUTER_SETTINGS:
@@ -168,7 +218,7 @@ def _vpc_items(world: World, vpc: Vpc, state_id: str, loaded: Loaded, before: Wo
             yield from _peering(world, vpc, peering, state_id)
 
 
-def _vpc_ruleset(world: World, vpc: Vpc, state_id: str, loaded: Loaded, before: World | None) -> Ruleset:
+def _vpc_ruleset(world: World, vpc: Vpc, state_id: str, loaded: Rulesets, before: World | None) -> Ruleset:
     router, owner = names.router_namespace(vpc.name), names.tag(state_id, vpc.name, "ruleset")
     recorded = loaded.get(("Ruleset", router))
     if recorded is not None and before is not None and looks_alike(before, world, vpc):
