@@ -65,7 +65,7 @@ def _bars(comparison: dict[str, Any], top: int) -> Iterator[str]:
         width = max(1.0, room * value / most) if most else 1.0
         yield _text(LABELS - 8, y + 11, side, "side", "end")
         yield f'<rect class="{kind}" x="{LABELS}" y="{y}" width="{width:.1f}" height="{BAR}" rx="2"/>'
-        ratio = f"  {ratios[side]:.2f} ×" if side in ratios else ""
+        ratio = f", {ratios[side]:.2f} ×" if side in ratios else ""
         yield _text(LABELS + width + 6, y + 11, amount(value, comparison["unit"]) + ratio, "value")
 
 

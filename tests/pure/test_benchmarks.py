@@ -115,7 +115,7 @@ def test_bars_of_a_chart_are_as_long_as_their_medians() -> None:
     plugin, ours = (float(bar.attrib["width"]) for bar in bars(root))
     assert ours / plugin == pytest.approx(1.5, rel=0.01)
     texts = [text.text for text in root.iter(f"{SVG}text")]
-    assert {"attach <one>", "plugin", "ours", "2.00 s", "3.00 s  1.50 ×"} <= set(texts)
+    assert {"attach <one>", "plugin", "ours", "2.00 s", "3.00 s, 1.50 ×"} <= set(texts)
     assert "prefers-color-scheme: dark" in charts.chart(document())
 
 
