@@ -120,6 +120,14 @@ def test_a_changed_ruleset_is_loaded_before_links_go_or_come() -> None:
     ]
 
 
+def test_a_route_goes_before_a_ruleset_that_relies_on_it_and_comes_after_one() -> None:
+    route = Route("a-router", "0.0.0.0/0", "100.64.0.0", "uplink")
+    out, inside = [ROUTER, ruleset("a-router"), UPLINK, route], [ROUTER, ruleset("a-router", "bb"), UPLINK]
+    going, coming = "remove route to 0.0.0.0/0 in a-router", "make route to 0.0.0.0/0 in a-router"
+    assert words(diff(out, inside)) == [going, "make ruleset of a-router"]
+    assert words(diff(inside, out)) == ["make ruleset of a-router", coming]
+
+
 # -- removal -------------------------------------------------------------------------------------------------------
 
 

@@ -4,8 +4,8 @@ Theory of operation.  A plan leads from the items on record to the items desired
 the only place that knows them:
 
 1. Steps that let less traffic through come first, steps that let more through come last.  So a VPC that goes gets the
-   closed ruleset before anything; changed rulesets are loaded before links go or come; the far ends of new links are
-   opened last of all.
+   closed ruleset before anything; routes that go are removed before changed rulesets are loaded, because a ruleset
+   relies on it; rulesets are loaded before links go or come; the far ends of new links are opened last of all.
 2. Items are made in the order of `kinds.REGISTRY` and removed in the reverse; what depends on links is made namespace
    by namespace, in that order within each, so that few are open at a time.  Removing a namespace or a link removes
    what is in it, so those steps are left out; but a link that ends in a namespace which stays is always removed by
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from vpcctl.resources.kinds import RANK, Item, Link, Namespace, Open, Port, Ruleset, Veth
+from vpcctl.resources.kinds import RANK, Item, Link, Namespace, Open, Port, Route, Ruleset, Veth
 from vpcctl.values import dataclass
 
 
@@ -90,7 +90,9 @@ def order(
         early = [item for item in early if item.key != guard.key]
     late = _by_namespace(item for item in made if RANK[type(item)] > RANK[Ruleset])
     going = list(_explicit(removed))
-    return Plan((*first, *map(Ensure, early), *map(Remove, going), *map(Ensure, late), *last))
+    routes = [item for item in going if isinstance(item, Route)]
+    rest = [item for item in going if not isinstance(item, Route)]
+    return Plan((*first, *map(Remove, routes), *map(Ensure, early), *map(Remove, rest), *map(Ensure, late), *last))
 
 
 def _by_namespace(made: Iterable[Item]) -> list[Item]:
