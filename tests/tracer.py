@@ -22,13 +22,15 @@ ICMP_NAMES = {
 SELECTORS = (
     "iifname", "oifname", "ether saddr", "ip saddr", "ip daddr", "ip6 saddr", "ip6 daddr", "meta l4proto",
     "meta nfproto", "th sport", "th dport", "icmp type", "icmpv6 type", "ct state", "ct direction", "ct mark",
-    "ct original proto-dst",
+    "ct original proto-dst", "meta mark",
 )  # fmt: skip
 TYPE_OF = {
     "iifname": "ifname", "oifname": "ifname", "ether saddr": "ether_addr", "ip saddr": "ipv4_addr",
     "ip daddr": "ipv4_addr", "ip6 saddr": "ipv6_addr", "ip6 daddr": "ipv6_addr", "meta l4proto": "inet_proto",
     "th sport": "inet_service", "th dport": "inet_service", "icmp type": "icmp_type", "icmpv6 type": "icmpv6_type",
 }  # fmt: skip
+# What a packet has that was not told.
+ALWAYS = {"meta mark": "0x0"}
 _TOKEN = re.compile(r'"[^"]*"|[{},&()|]|[^\s{},&()|]+')
 
 Packet = Mapping[str, object]
@@ -36,9 +38,10 @@ Packet = Mapping[str, object]
 
 @dataclass
 class Trace:
-    """The verdict of a walk and the comments of what decided on the way."""
+    """The verdict of a walk, the mark that it gave, and the comments of what decided on the way."""
 
     verdict: str = ""
+    mark: str | None = None
     comments: list[str] = field(default_factory=list)
 
 
@@ -117,6 +120,9 @@ class Tracer:
                     return ""
                 case ["ct", "mark", "set", "$generation", *rest]:
                     tokens = rest
+                case ["meta", "mark", "set", mark, *rest]:
+                    trace.mark = mark
+                    tokens = rest
                 case ["ct", "zone", "set", zone, *rest]:
                     assert 0 < int(zone) < 65536, zone
                     tokens = rest
@@ -145,8 +151,14 @@ class Tracer:
                     if not packet["local"]:
                         return ""
                     tokens = rest
-                case ["@nh", ",", "48", ",", "16", "&", "0x3fff", "!=", "0x2000", *rest]:
+                case ["@nh", ",", "32", ",", "32", "&", "0x3fff", "!=" | "==" as sign, "0x2000", *rest]:
                     # Packets are whole here; what becomes of fragments is tested with real ones.
+                    if sign == "==":
+                        return ""
+                    tokens = rest
+                case ["ether", "type", kind, *rest]:
+                    if packet.get("ether type") != kind:
+                        return ""
                     tokens = rest
                 case ["ct", "status", "&", "dnat", "==", "dnat", *rest]:
                     if not packet["dnat"]:
@@ -173,7 +185,7 @@ class Tracer:
     def _match(self, tokens: list[str], packet: Packet, trace: Trace) -> tuple[bool | str, list[str]]:
         """(does the expression at the head match, or the verdict of its map; what follows it)."""
         selectors, tokens = _selectors(tokens)
-        key = tuple(packet.get(selector) for selector in selectors)
+        key = tuple(packet.get(selector, ALWAYS.get(selector)) for selector in selectors)
         absent = None in key
         mapped = tokens[0] == "vmap"
         negated = tokens[0] == "!="
@@ -278,6 +290,8 @@ def _part(text: str) -> object:
         return text[1:-1]
     if text.isdigit():
         return int(text)
+    if text.startswith("0x"):
+        return text
     if re.fullmatch(r"\d+-\d+", text):
         low, high = map(int, text.split("-"))
         assert low < high, text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -123,6 +124,32 @@ def test_a_peering_lends_no_uplink_and_leads_no_further(tenants: Tenants, target
     with rogue(tenants, "blue", "pr-shop") as blue:
         assert arrived(ear.tap, everything(blue, ear.address), friend.udp(ear.address, 2)) == []
         assert arrived(db.tap, everything(blue, db.address), blue.udp(db.address, 1)) != []
+
+
+def test_a_vpc_without_a_way_out_has_no_default_route_and_says_nothing_of_it(tenants: Tenants) -> None:
+    """Its instances hear as little as those of a private subnet in a VPC that has one: no "network unreachable"."""
+    lab, app = tenants.lab, tenants[APP]
+
+    def errors() -> list[bytes]:
+        """The ICMP errors that come back before the answer to a ping that is sent afterwards."""
+        one = word()
+        # The kernel has a rate for these errors, which the tests before may have used up (net.ipv4.route.error_cost).
+        time.sleep(2.5)
+        app.tap.heard()
+        app.tap.send(app.packet(str(INTERNET), UDP, wire.udp(1, 2222, b"")), app.echo(app.router)[1](one))
+        heard = app.tap.hear(one)
+        assert any(one in frame for frame in heard), "the ping was not answered, so that silence proves nothing"
+        return [frame for frame in heard if frame[23] == ICMP and frame[34] == 3]
+
+    assert "default" not in lab.run(["ip", "route"], netns="blue-router").stdout
+    assert "default" in lab.run(["ip", "route"], netns="shop-router").stdout
+    assert errors() == []
+    # The control: without the rule there would be one.
+    lab.run(["nft", "insert rule inet vpcctl filter-output meta l4proto icmp accept"], netns="blue-router")
+    try:
+        assert errors() != []
+    finally:
+        tenants.wire.vpcctl("repair")
 
 
 @pytest.mark.parametrize("sender", [DB, APP])

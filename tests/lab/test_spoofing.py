@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 import struct
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 from tests.lab import wire
 from tests.lab.tenants import APP, DB, FAR, NEAR, WEB, WEB_2, Station, Tenants
 from tests.lab.wire import ARP, EVERYBODY, ICMP, IP, TCP, UDP, VLAN, Probe, arrived, containing, ethernet, ipv4, word
+from vpcctl.compiler.hooks import CHECKED_MARK
 from vpcctl.lab import INTERNET, Lab
 
 NOBODY_MAC, ZERO = "02:00:00:00:00:99", "00:00:00:00:00:00"
@@ -72,6 +74,76 @@ def test_a_packet_from_somebody_elses_address_goes_nowhere_and_leaves_no_entry(t
     ports = {flow.source_port for flow in tenants.wire.flows("shop-router")}
     assert 7777 in ports
     assert 6666 not in ports
+
+
+MARK_ALL = """
+table inet marking {
+    chain every { type filter hook prerouting priority -500; policy accept; meta mark set %s; }
+}
+"""
+
+
+def test_a_mark_that_a_packet_brings_along_is_worth_nothing(tenants: Tenants) -> None:
+    """The router trusts the mark of its own bridge; a packet that comes from another namespace has lost its mark."""
+    web, ear, lab, mark = tenants[WEB], tenants[DB], tenants.lab, int(CHECKED_MARK, 16)
+    marking = dataclasses.replace(web, tap=tenants.wire.tap(WEB, mark=mark))
+    assert arrived(ear.tap, spoofs(marking, tenants[WEB_2], ear.address), marking.udp(ear.address, 2222)) == []
+    peer, host = (
+        Station(
+            tenants.wire.tap(namespace, link, mark=mark),
+            tenants.mac(namespace, link),
+            "10.2.1.2",
+            tenants.mac("shop-router", far_end),
+        )
+        for namespace, link, far_end in (("blue-router", "pr-shop", "pr-blue"), (None, "vpc-shop", "uplink"))
+    )
+    probes = {
+        f"{address} from {name}": sender.udp(ear.address, 2222, source=address)
+        for name, sender in (("a peer", peer), ("the host", host))
+        for address in ("10.0.1.2", "10.0.3.1", str(INTERNET))
+    }
+    assert arrived(ear.tap, probes, web.udp(ear.address, 2222)) == []
+    # The control: a packet that kept its mark would be believed.
+    lab.run(["nft", MARK_ALL % CHECKED_MARK], netns="shop-router")
+    try:
+        assert arrived(ear.tap, probes, web.udp(ear.address, 2222)) != []
+    finally:
+        lab.run(["nft", "delete table inet marking"], netns="shop-router")
+
+
+def test_an_instance_at_an_unlocked_port_speaks_for_its_own_address_alone(tenants: Tenants) -> None:
+    web, web_2, ear, lab = tenants[WEB], tenants[WEB_2], tenants[DB], tenants.lab
+    sources = [(web_2.address, web.mac), ("10.0.1.77", web.mac), ("10.0.3.2", web.mac), (web.router, web.gateway)]
+    lab.run(["bridge", "link", "set", "dev", "in-web", "locked", "off"], netns="shop-router")
+    try:
+        probes = {
+            f"{address} from {mac}": web.raw(
+                lambda one, address=address, mac=mac: web.frame(
+                    ipv4(address, ear.address, UDP, wire.udp(6666, 2222, one)), source=mac
+                )
+            )
+            for address, mac in sources
+        }
+        assert arrived(ear.tap, probes, web.udp(ear.address, 2222)) == []
+    finally:
+        tenants.wire.vpcctl("repair")
+
+
+def test_a_source_is_checked_without_the_table_of_the_bridge_too(tenants: Tenants) -> None:
+    web, ear, lab = tenants[WEB], tenants[DB], tenants.lab
+    lab.run(["nft", "delete table bridge vpcctl"], netns="shop-router")
+    try:
+        canary = web.udp(ear.address, 2222)
+        assert arrived(ear.tap, spoofs(web, tenants[WEB_2], ear.address), canary) == []
+        pieces = web.raw(
+            lambda one: [
+                web.frame(piece)
+                for piece in wire.fragments(web.address, ear.address, UDP, wire.udp(1, 2222, b"-" * 16 + one), 16, 811)
+            ]
+        )
+        assert arrived(ear.tap, {"pieces": pieces}, canary) == ["pieces"]
+    finally:
+        tenants.wire.vpcctl("repair")
 
 
 @pytest.mark.parametrize("target", [DB, WEB_2])

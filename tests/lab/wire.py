@@ -189,14 +189,20 @@ class Wire:
         self._process = lab.popen([sys.executable, str(Path(__file__))], stderr=None)
 
     def tap(
-        self, netns: str | None, link: str = "eth0", *, only: Sequence[Sequence[int]] = (), offload: bool = False
+        self,
+        netns: str | None,
+        link: str = "eth0",
+        *,
+        only: Sequence[Sequence[int]] = (),
+        offload: bool = False,
+        mark: int = 0,
     ) -> Tap:
         """A packet socket; `netns` as `Lab.run` has it, and ``lan`` for the wire between the lab's stations.
 
         `only` is a filter of classic BPF, a list of (code, jump if true, jump if false, value).  With `offload`
-        every frame is sent and heard with a header before it (`offloaded`).
+        every frame is sent and heard with a header before it (`offloaded`).  `mark` is the packet mark of what is sent.
         """
-        return Tap(self, self.tell("open", netns=netns, link=link, only=only, offload=offload))
+        return Tap(self, self.tell("open", netns=netns, link=link, only=only, offload=offload, mark=mark))
 
     def reception(self, netns: str | None) -> Tap:
         """An ear, not a mouth, for the IPv4 packets that are delivered to the namespace itself (raw(7))."""
@@ -342,9 +348,10 @@ class _Program:
     def __init__(self) -> None:
         self.taps: list[list[socket.socket]] = []
 
-    def open(self, netns: str | None, link: str, only: list[list[int]], offload: bool) -> int:
+    def open(self, netns: str | None, link: str, only: list[list[int]], offload: bool, mark: int = 0) -> int:
         with _inside(netns):
             tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+            tap.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         if offload:
             tap.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
         tap.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)

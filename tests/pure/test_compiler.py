@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import worlds
-from tests.tracer import Tracer
+from tests.tracer import Trace, Tracer
 from vpcctl import names
 from vpcctl.compiler import Compiled, compile_closed, compile_host, compile_vpc
 from vpcctl.compiler.gates import gate
+from vpcctl.compiler.hooks import CHECKED_MARK
 from vpcctl.compiler.nft import COMMENT_LIMIT, Chain, NftRule
 from vpcctl.compiler.view import View, complement
 from vpcctl.documents.codec import world_from_json, world_to_json
@@ -27,6 +28,8 @@ from vpcctl.model.network import Peering, Publication, Subnet, Vpc, World, uplin
 from vpcctl.model.oracle import Flow, Place
 from vpcctl.model.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS, TCP, UDP, Action, Direction, Endpoint, Policy, Rule
 from vpcctl.model.protocols import REPLY_TYPE
+from vpcctl.resources.kinds import Route
+from vpcctl.resources.topology import snapshot
 
 FLOWS = 40
 OWNER = "vpcctl/0a1b2c3d/alpha/ruleset"
@@ -225,6 +228,7 @@ class Carrier:
             links = {"iifname": inward, "oifname": outward}
             if stale["ct direction"] == "reply":
                 links = {"iifname": outward, "oifname": inward}
+            links |= {"meta mark": CHECKED_MARK} if links["iifname"].startswith("br-") else {}
             # A live flow from the internet was translated once, whether or not its port is published now.
             translated = {"dnat": inward == names.UPLINK and flow.protocol in PORT_PROTOCOLS}
             translated |= self._called(flow, vpc)
@@ -234,9 +238,11 @@ class Carrier:
     def _crosses(self, flow: Flow, vpc: str, inward: str, outward: str, more: dict) -> bool:
         first = packet(flow, iifname=inward, **self._sender(flow, inward))
         first |= self._before_nat(flow, vpc) if inward == names.UPLINK and more["dnat"] else {}
-        if self._tables[vpc].walk("filter-prerouting", first).verdict != "accept":
+        arrived = self._tables[vpc].walk("filter-prerouting", first)
+        if arrived.verdict != "accept":
             return False
         judged = packet(flow, iifname=inward, oifname=outward, **more) | self._called(flow, vpc)
+        judged |= {"meta mark": arrived.mark} if arrived.mark else {}
         return self._tables[vpc].walk("filter-forward", judged).verdict == "accept"
 
     def _called(self, flow: Flow, vpc: str) -> dict:
@@ -492,6 +498,38 @@ def test_a_source_that_does_not_belong_is_dropped_before_connection_tracking(wro
     assert not arrives(world, "one", **wrong)
 
 
+def bridged(world: World, **fields: object) -> Trace:
+    """What becomes of a frame of the instance `web` of the VPC "one" at the bridge."""
+    usual = {"ether type": "ip", "iifname": names.port("web"), "ip saddr": worlds.address("10.0.0.2")}
+    fields = {key.replace("_", " "): value for key, value in fields.items()}
+    bridge = next(table for table in compile_vpc(world, "one", OWNER).tables if table.family == "bridge")
+    return Tracer(bridge).walk("bridge-prerouting", usual | fields)
+
+
+@pytest.mark.parametrize(
+    ("frame", "verdict", "mark"),
+    [
+        ({}, "accept", CHECKED_MARK),
+        ({"iifname": names.port("other")}, "drop", None),
+        ({"ip_saddr": worlds.address("10.0.0.3")}, "drop", None),
+        ({"ip_saddr": worlds.address("203.0.113.7")}, "drop", None),
+        ({"ether_type": "ip6", "ip_saddr": None}, "drop", None),
+        ({"ether_type": "arp", "ip_saddr": None}, "accept", None),
+    ],
+)
+def test_a_packet_passes_the_bridge_with_a_mark_if_it_comes_by_the_port_of_its_address(
+    frame: dict, verdict: str, mark: str | None
+) -> None:
+    trace = bridged(two_vpcs(), **frame)
+    assert (trace.verdict, trace.mark) == (verdict, mark)
+
+
+def test_a_marked_packet_is_not_compared_again_and_no_other_mark_will_do() -> None:
+    forged = {"ip_saddr": worlds.address("203.0.113.7")}
+    assert arrives(two_vpcs(), "one", meta_mark=CHECKED_MARK, **forged)
+    assert not arrives(two_vpcs(), "one", meta_mark="0x1", **forged)
+
+
 NOWHERE = [
     "0.0.0.1",
     "127.0.0.1",
@@ -516,6 +554,7 @@ def test_nothing_of_an_instance_goes_to_an_address_of_nobody_or_of_the_host(dest
 
     def forwarded(address: str, **more: object) -> str:
         fields = packet(flow(address, TCP, 80), iifname=bridge, oifname=names.UPLINK, **more)
+        fields |= {"meta mark": CHECKED_MARK}
         return table.walk("filter-forward", fields).verdict
 
     def pinged(address: str, **more: object) -> str:
@@ -528,6 +567,21 @@ def test_nothing_of_an_instance_goes_to_an_address_of_nobody_or_of_the_host(dest
     assert pinged("10.0.0.1") == "accept"
     assert pinged(destination) == "drop"
     assert pinged(destination, **{"icmp type": 0, "ct state": "established"}) == "drop"
+
+
+@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize("public", [False, True])
+def test_a_router_has_a_default_route_where_it_looks_at_what_leaves_and_else_neither(
+    public: bool, published: bool
+) -> None:
+    world = two_vpcs(*([Publication(TCP, 8080, "web", 80)] if published else []))
+    subnet = dataclasses.replace(world.vpc("one").subnet("web"), public=public)
+    world = world.with_vpc(world.vpc("one").with_subnet(subnet))
+    chains = {chain.name for chain in compile_vpc(world, "one", OWNER).tables[0].chains}
+    routes = [item for item in snapshot(world, "0" * 8, {})["one"] if isinstance(item, Route)]
+    defaults = [route for route in routes if route.namespace == "one-router" and route.destination == "0.0.0.0/0"]
+    way_out = {"nat-postrouting", "filter-postrouting", "leave"}
+    assert (chains & way_out, len(defaults)) == ((way_out, 1) if public or published else (set(), 0))
 
 
 @pytest.mark.parametrize("kind", [4, 5])

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from vpcctl import names
 from vpcctl.compiler.forward import forward, inside, nowhere
-from vpcctl.compiler.hooks import ARP_CHAIN, FRAME_CHAIN, PASSING_CHAIN, Parts, base_chain
+from vpcctl.compiler.hooks import ARP_CHAIN, CHECKED_MARK, FRAME_CHAIN, PASSING_CHAIN, Parts, base_chain
 from vpcctl.compiler.nft import ADDRESS_TYPE, ADDRESS_WORD, Chain, Element, Hook, NftRule, Set, anonymous, quoted
 from vpcctl.compiler.translation import free_ranges, share, translating
 from vpcctl.compiler.view import View
@@ -18,15 +18,18 @@ from vpcctl.compiler.view import View
 PINGS = "limit rate 50/second burst 50 packets"
 # What an instance's packet shows of its source, as in the set `members`.
 _MEMBER = "iifname . ether saddr . ip saddr"
+# The same of a frame in its bridge, as in the set `ports`.  There a frame with a VLAN tag has the type of VLAN.
+_PORT = "ether type ip iifname . ip saddr"
 ICMP_ERRORS = "icmp type { destination-unreachable, time-exceeded, parameter-problem }"
 
 
 def sources(view: View) -> Parts:
     """Source must belong: interface, MAC and address are bound together.
 
-    The first rule is all that an instance's packet meets, unless it is forged or a first fragment.
+    The first rule is all that an instance's packet meets here, unless it is forged or a first fragment: the bridge
+    has checked its source and marked it (`frames`).
     """
-    rules = [NftRule(f"{_MEMBER} @members {_FRAGMENT} & 0x3fff != 0x2000 accept"), NftRule('iifname "lo" accept')]
+    rules = [NftRule(f"meta mark {CHECKED_MARK} accept"), NftRule('iifname "lo" accept')]
     if 6 not in view.vpc.versions:
         rules.append(NftRule("meta nfproto ipv6 drop"))
     dispatch = [f"{quoted(bridge)} : goto from-member" for bridge, _ in view.bridges]
@@ -34,7 +37,8 @@ def sources(view: View) -> Parts:
     dispatch += [f"{quoted(link)} : goto from-peer-{peer.name}" for link, peer in view.peer_links]
     rules.append(NftRule(f"iifname vmap {anonymous(dispatch)}"))
     chains = [base_chain("filter-prerouting", *rules)]
-    first, known = NftRule(f"{_MEMBER} @members jump first-fragment"), NftRule(f"{_MEMBER} @members accept")
+    first = NftRule(f"{_FRAGMENT_BITS} == 0x2000 {_MEMBER} @members jump first-fragment")
+    known = NftRule(f"{_MEMBER} @members meta mark set {CHECKED_MARK} accept")
     chains.append(Chain("from-member", (first, known, NftRule("drop"))))
     chains += FIRST_FRAGMENT
     chains.append(Chain("from-uplink", tuple(_from_uplink(view))))
@@ -95,6 +99,8 @@ def router(view: View) -> Parts:
         "filter-output",
         NftRule('oifname "lo" accept'),
         NftRule("icmp type redirect drop"),
+        # A private subnet has no answer from the internet, whether or not the router has a route there.
+        NftRule("icmp type destination-unreachable icmp code net-unreachable drop"),
         NftRule("meta l4proto icmp meta nfproto ipv4 accept"),
         # The resets of `reject`.
         NftRule("tcp flags & rst == rst ct state related,established accept"),
@@ -104,21 +110,23 @@ def router(view: View) -> Parts:
 
 
 def nat_postrouting(view: View) -> Parts:
-    """Source NAT to the uplink's address, and a backstop behind it."""
+    """Source NAT to the uplink's address, and a backstop behind it; nothing where no route leads to the uplink."""
     uplink, vpc = quoted(names.UPLINK), view.vpc
-    chains: list[Chain] = []
-    # A NAT chain is no cheaper for what it does not match: the kernel prepares each new flow for translation.
-    if view.translates:
-        ours = anonymous([str(prefix) for prefix in vpc.prefixes if prefix.version == 4])
-        ports = share(free_ranges(item.port for item in vpc.publications), vpc.max_ports)
-        match, statement = f"oifname {uplink} ip saddr {ours}", f"snat ip to {view.uplink_address}"
-        rules, ranges = translating("translate", match, statement, ports, vpc.nat_protocols)
-        chains = [base_chain("nat-postrouting", *rules), *ranges]
-    # One question for each packet that stays inside.  A packet that meets two rulesets, the one with a way out and the
-    # next without, arrives here untranslated.
-    chains.append(base_chain("filter-postrouting", NftRule(f"oifname {uplink} goto leave")))
-    chains.append(Chain("leave", (NftRule(f"ip saddr {view.uplink_address} accept"), NftRule("drop"))))
-    return [], chains
+    # A chain costs each packet something, also one that it does not match; and the kernel prepares each new flow for
+    # translation where there is a NAT chain.
+    if not vpc.uses_uplink:
+        return [], []
+    ours = anonymous([str(prefix) for prefix in vpc.prefixes if prefix.version == 4])
+    ports = share(free_ranges(item.port for item in vpc.publications), vpc.max_ports)
+    match, statement = f"oifname {uplink} ip saddr {ours}", f"snat ip to {view.uplink_address}"
+    rules, ranges = translating("translate", match, statement, ports, vpc.nat_protocols)
+    return [], [
+        base_chain("nat-postrouting", *rules),
+        *ranges,
+        # One question for each packet that stays inside.
+        base_chain("filter-postrouting", NftRule(f"oifname {uplink} goto leave")),
+        Chain("leave", (NftRule(f"ip saddr {view.uplink_address} accept"), NftRule("drop"))),
+    ]
 
 
 def neighbours(view: View) -> Parts:
@@ -134,13 +142,30 @@ def neighbours(view: View) -> Parts:
 
 
 def frames(view: View) -> Parts:
-    """The table of the bridge family: what is neither ARP nor IP goes nowhere, nor does anything with a VLAN tag."""
+    """The table of the bridge family: what is neither ARP nor IP goes nowhere, nor does anything with a VLAN tag.
+
+    Only here a packet shows by which port it came, so its source address is compared with the port, and the packet is
+    marked.  The MAC needs no comparison: a locked port admits only that of its instance.  First fragments are not
+    marked: `filter-prerouting` looks at them again.
+    """
     hook, reason = FRAME_CHAIN
-    kinds = [*(ADDRESS_WORD[version] for version in view.vpc.versions), "arp"]
     passing, why = PASSING_CHAIN
-    return [], [
-        # The most frequent kind comes first, and no set is looked up.
-        Chain("bridge-prerouting", tuple(NftRule(f"ether type {kind} accept") for kind in kinds), hook, reason),
+    ports = tuple(
+        Element(f"{quoted(names.port(instance.name))} . {address}")
+        for _, subnet in view.bridges
+        for instance in subnet.instances
+        for address in instance.addresses
+        if address.version == 4
+    )
+    rules = [
+        # The most frequent kind comes first.
+        NftRule(f"{_PORT} @ports {_FRAGMENT_BITS} != 0x2000 meta mark set {CHECKED_MARK} accept"),
+        NftRule("ether type arp accept"),
+        NftRule(f"{_PORT} @ports accept"),
+        *(NftRule(f"ether type {ADDRESS_WORD[version]} accept") for version in view.vpc.versions if version != 4),
+    ]
+    return [Set("ports", "ifname . ipv4_addr", ports)], [
+        Chain("bridge-prerouting", tuple(rules), hook, reason),
         Chain("bridge-forward", (), passing, why),
     ]
 
@@ -156,8 +181,9 @@ def frames(view: View) -> Parts:
 # number is UDP's meanwhile, so that every protocol can be tested this way.  The total length and the checksum of the
 # IP header hold what must be restored: reassembly writes both anew (net/ipv4/ip_fragment.c: ip_frag_reasm).
 _LENGTH, _TTL_AND_PROTOCOL, _PROTOCOL, _CHECKSUM = "@nh,16,16", "@nh,64,16", "@nh,72,8", "@nh,80,16"
-# `ip frag-off`, without the question whether the packet is IPv4: by then it is.
-_FRAGMENT = "@nh,48,16"
+# Of `ip frag-off` more fragments, and the offset.  The word that ends with it is compared quicker than its half
+# (net/netfilter/nft_bitwise.c), and by then the packet is IPv4.  A first fragment has 0x2000 here.
+_FRAGMENT_BITS = "@nh,32,32 & 0x3fff"
 _UDP_CHECKSUM = "@th,48,16"
 FIRST_FRAGMENT = (
     Chain(

@@ -6,7 +6,7 @@ from collections import defaultdict
 
 from vpcctl import names
 from vpcctl.compiler.gates import Gate, gate
-from vpcctl.compiler.hooks import Parts, base_chain
+from vpcctl.compiler.hooks import CHECKED_MARK, Parts, base_chain
 from vpcctl.compiler.nft import ADDRESS_TYPE, ADDRESS_WORD, Chain, Element, NftRule, Set, anonymous, quoted
 from vpcctl.compiler.translation import untranslated
 from vpcctl.compiler.view import View
@@ -46,16 +46,14 @@ def forward(view: View) -> Parts:
     chains = [
         _entry(),
         *served_chains,
-        _judge(ports, bool(served_chains)),
+        *_judge(ports, bool(served_chains)),
         _judge_reply(ports, bool(served_chains)),
         _judge_error(view),
-        _path("path", "iifname", "oifname", _stray(view), _translated(view, "oifname")),
-        _path("path-reply", "oifname", "iifname", _translated(view, "iifname")),
+        *_paths_of(view),
         Chain("admit", (NftRule("ct mark set $generation accept"),)),
         Chain("send-reject", SEND_REJECT),
     ]
     for port in ports:
-        chains.append(_arrive(port.subnet, port.ingress))
         chains += (chain for made in (port.egress, port.ingress) if made for chain in made.chains)
     return sets, chains
 
@@ -66,21 +64,33 @@ def _entry() -> Chain:
         NftRule("ct state related goto judge-error"),
         NftRule("ct mark $generation accept"),
         NftRule("ct state invalid drop"),
-        NftRule("ct direction vmap { original : goto judge, reply : goto judge-reply }"),
+        NftRule("ct direction reply goto judge-reply"),
+        NftRule("goto judge"),
     )
 
 
-def _judge(ports: list[_Port], published: bool) -> Chain:
-    """A packet that travels forwards: a new flow, or one that an earlier ruleset admitted."""
-    rules = (
-        NftRule("ct state new tcp flags & (fin | syn | rst | ack) != syn drop"),
+def _judge(ports: list[_Port], published: bool) -> list[Chain]:
+    """A packet that travels forwards: a new flow, or one that an earlier ruleset admitted.
+
+    One lookup of the way out leads to the subnet that the packet is for, `arrive-…`.  An instance may send to every
+    subnet, so only others are asked for their path there.
+    """
+    egress = _dispatch("iifname", [(port.bridge, port.egress.chain) for port in ports if port.egress], "jump")
+    arrivals = [(port.bridge, f"arrive-{port.subnet.name}") for port in ports]
+    judge = (
+        # The protocol first: most packets are of another one, or begin with a SYN.
+        NftRule("tcp flags & (fin | syn | rst | ack) != syn ct state new drop"),
+        *_dispatch("oifname", arrivals, "goto"),
         NftRule("jump path"),
-        *([NftRule(f"iifname {quoted(names.UPLINK)} jump served")] if published else []),
-        *_dispatch("iifname", [(port.bridge, port.egress.chain) for port in ports if port.egress]),
-        *_dispatch("oifname", [(port.bridge, f"arrive-{port.subnet.name}") for port in ports]),
+        *egress,
         NftRule("goto admit"),
     )
-    return Chain("judge", rules)
+    served = [NftRule(f"iifname {quoted(names.UPLINK)} jump served")] if published else []
+    return [
+        Chain("judge", judge),
+        Chain("enter", (NftRule("jump path"), *served)),
+        *(_arrive(port.subnet, egress, port.ingress) for port in ports),
+    ]
 
 
 def _judge_reply(ports: list[_Port], published: bool) -> Chain:
@@ -88,17 +98,35 @@ def _judge_reply(ports: list[_Port], published: bool) -> Chain:
     rules = (
         NftRule("jump path-reply"),
         *([NftRule(f"oifname {quoted(names.UPLINK)} jump served-reply")] if published else []),
-        *_dispatch("oifname", [(port.bridge, port.egress.mirror) for port in ports if port.egress]),
-        *_dispatch("iifname", [(port.bridge, port.ingress.mirror) for port in ports if port.ingress]),
+        *_dispatch("oifname", [(port.bridge, port.egress.mirror) for port in ports if port.egress], "jump"),
+        *_dispatch("iifname", [(port.bridge, port.ingress.mirror) for port in ports if port.ingress], "jump"),
         NftRule("goto admit"),
     )
     return Chain("judge-reply", rules)
 
 
-def _path(name: str, one: str, other: str, *stray: NftRule) -> Chain:
-    """May the interface `one` send to `other` at all?"""
-    within, legal = f"{one} @bridges {other} @bridges return", f"{one} . {other} @paths return"
-    return Chain(name, (NftRule(within), *stray, NftRule(legal), NftRule("drop")))
+def _paths_of(view: View) -> list[Chain]:
+    """May the one interface send to the other at all?  In `path` one of them belongs to no subnet."""
+    return [
+        Chain(
+            "path",
+            (
+                _stray(view),
+                _translated(view, "oifname"),
+                NftRule("iifname . oifname @paths return"),
+                NftRule("drop"),
+            ),
+        ),
+        Chain(
+            "path-reply",
+            (
+                NftRule("oifname @bridges iifname @bridges return"),
+                _translated(view, "iifname"),
+                NftRule("oifname . iifname @paths return"),
+                NftRule("drop"),
+            ),
+        ),
+    ]
 
 
 def _judge_error(view: View) -> Chain:
@@ -194,16 +222,19 @@ def _paths(view: View) -> list[Element]:
     return [Element(f"{quoted(one)} . {quoted(other)}") for one, other in pairs]
 
 
-def _dispatch(field: str, targets: list[tuple[str, str]]) -> list[NftRule]:
-    """One jump by interface name; none where there is nothing to jump to."""
+def _dispatch(field: str, targets: list[tuple[str, str]], verb: str) -> list[NftRule]:
+    """One jump or goto by interface name; none where there is nothing to jump to."""
     if not targets:
         return []
-    return [NftRule(f"{field} vmap " + anonymous([f"{quoted(link)} : jump {chain}" for link, chain in targets]))]
+    return [NftRule(f"{field} vmap " + anonymous([f"{quoted(link)} : {verb} {chain}" for link, chain in targets]))]
 
 
-def _arrive(subnet: Subnet, ingress: Gate | None) -> Chain:
-    """Only addresses that are somebody's are resolved: a scan cannot fill the neighbour table (`arp(7)`)."""
-    rules = []
+def _arrive(subnet: Subnet, egress: list[NftRule], ingress: Gate | None) -> Chain:
+    """What is for a subnet passes its sender's gate and then the subnet's own.
+
+    Only addresses that are somebody's are resolved: a scan cannot fill the neighbour table (`arp(7)`).
+    """
+    rules = [NftRule(f"meta mark != {CHECKED_MARK} jump enter"), *egress]
     for version in {prefix.version for prefix in subnet.prefixes}:
         taken = [str(a) for instance in subnet.instances for a in instance.addresses if a.version == version]
         word = ADDRESS_WORD[version]
@@ -211,5 +242,5 @@ def _arrive(subnet: Subnet, ingress: Gate | None) -> Chain:
             NftRule(f"{word} daddr != {anonymous(taken)} drop" if taken else f"meta nfproto ipv{version} drop")
         )
     if ingress:
-        rules.append(NftRule(f"goto {ingress.chain}"))
-    return Chain(f"arrive-{subnet.name}", tuple(rules))
+        rules.append(NftRule(f"jump {ingress.chain}"))
+    return Chain(f"arrive-{subnet.name}", (*rules, NftRule("goto admit")))

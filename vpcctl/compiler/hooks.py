@@ -38,6 +38,11 @@ PASSING_CHAIN = (
     "all traffic goes through the router: drops frames between bridge ports, even if port isolation is off",
 )
 
+# The mark of a packet whose source has been checked: it comes from an instance, by its own port, with its own address.
+# Nobody else can set it, because a packet that passes from one network namespace to another loses its mark
+# (net/core/skbuff.c: skb_scrub_packet).
+CHECKED_MARK = "0x76706331"
+
 # What a section of the ruleset is made of.
 Parts = tuple[list[Set | RateLimit], list[Chain]]
 

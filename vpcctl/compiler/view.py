@@ -38,11 +38,6 @@ class View:
         """Each peer with the name of the link to it."""
         return tuple((names.peer_link(peer.name), peer) for peer in self.peers)
 
-    @property
-    def translates(self) -> bool:
-        """May any flow pass the uplink?  If not, there is nothing to translate."""
-        return bool(self.vpc.publications) or any(subnet.reaches_internet for subnet in self.vpc.subnets)
-
     def resolve(self, endpoint: Endpoint, policy: Policy) -> Sequence[Network]:
         """The prefixes that `endpoint` means at present; what it names and is not there means none.
 

@@ -335,6 +335,11 @@ class Vpc:
                 if low <= last and first <= high:
                     raise DocumentError(f"VPC {self.name}: {prefix} overlaps {never}, which no network may use")
 
+    @property
+    def uses_uplink(self) -> bool:
+        """May any flow pass the uplink?"""
+        return bool(self.publications) or any(subnet.reaches_internet for subnet in self.subnets)
+
     def _check_limits(self) -> None:
         ports = NAT_PORTS[1] - NAT_PORTS[0] + 1
         for what, value, most in (("flows", self.max_flows, HIGHEST_MAX_FLOWS), ("ports", self.max_ports, ports)):

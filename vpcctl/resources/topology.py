@@ -248,7 +248,8 @@ def _uplink(world: World, vpc: Vpc, state_id: str) -> Iterator[Item]:
     yield Address(router, names.UPLINK, f"{router_address}/31")
     yield Neighbour(router, names.UPLINK, str(host_address), host_mac)
     yield LinkUp(router, names.UPLINK)
-    yield Route(router, "0.0.0.0/0", str(host_address), names.UPLINK)
+    if vpc.uses_uplink:
+        yield Route(router, "0.0.0.0/0", str(host_address), names.UPLINK)
     yield Open(None, host)
 
 
