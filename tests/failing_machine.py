@@ -15,9 +15,9 @@ from vpcctl.errors import KernelError
 from vpcctl.model.network import World
 from vpcctl.resources.fake import FakeKernel
 from vpcctl.resources.kinds import Item, Namespace, Ruleset, Veth
-from vpcctl.resources.protocol import HostFacts
+from vpcctl.resources.protocol import HostFacts, HostLink
 
-FACTS = HostFacts(ways_out=(("eth0", "0"), ("eth1", "1")))
+FACTS = HostFacts((HostLink(2, "eth0"), HostLink(3, "eth1", forwards=True), HostLink(4, "tap0", leads_out=False)))
 
 
 EMPTY = State("0a1b2c3d")

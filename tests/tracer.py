@@ -22,9 +22,10 @@ ICMP_NAMES = {
 SELECTORS = (
     "iifname", "oifname", "ether saddr", "ip saddr", "ip daddr", "ip6 saddr", "ip6 daddr", "meta l4proto",
     "meta nfproto", "th sport", "th dport", "icmp type", "icmpv6 type", "ct state", "ct direction", "ct mark",
-    "ct original proto-dst", "meta mark",
+    "ct original proto-dst", "meta mark", "iif", "oif",
 )  # fmt: skip
 TYPE_OF = {
+    "iif": "iface_index", "oif": "iface_index",
     "iifname": "ifname", "oifname": "ifname", "ether saddr": "ether_addr", "ip saddr": "ipv4_addr",
     "ip daddr": "ipv4_addr", "ip6 saddr": "ipv6_addr", "ip6 daddr": "ipv6_addr", "meta l4proto": "inet_proto",
     "th sport": "inet_service", "th dport": "inet_service", "icmp type": "icmp_type", "icmpv6 type": "icmpv6_type",
@@ -281,7 +282,7 @@ def _is_of(part: object, kind: str) -> bool:
     return isinstance(part, wanted)
 
 
-HIGHEST = {"inet_proto": 255, "icmp_type": 255, "icmpv6_type": 255, "inet_service": 65535}
+HIGHEST = {"inet_proto": 255, "icmp_type": 255, "icmpv6_type": 255, "inet_service": 65535, "iface_index": 2**31 - 1}
 
 
 def _part(text: str) -> object:

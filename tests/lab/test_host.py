@@ -69,6 +69,8 @@ def knocks(near: Station, destination: str, source: str) -> dict[str, Probe]:
 
 SOURCES = ("198.51.100.20", "203.0.113.77", "10.2.1.9", "10.2.1.1", "10.1.1.2", "100.64.0.4", "100.64.0.9", "127.0.0.1",
            str(HOST), "169.254.0.1")  # fmt: skip
+# In the transit range, but of no uplink: it may be somebody outside.
+OUTSIDE_BY_NOW = "100.64.0.9"
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -83,7 +85,7 @@ def test_a_neighbour_with_a_route_by_way_of_the_host_gets_nothing_in(tenants: Te
         assert arrived(tenants[name].tap, probes, app.udp(tenants[name].address, 1)) == []
 
 
-@pytest.mark.parametrize("source", SOURCES[2:])
+@pytest.mark.parametrize("source", [one for one in SOURCES[2:] if one != OUTSIDE_BY_NOW])
 def test_a_published_port_takes_no_source_that_cannot_be_outside(tenants: Tenants, door: Tap, source: str) -> None:
     near, pub = tenants[NEAR], tenants[PUB]
     probes, canary = knocks(near, str(HOST), source), near.udp(str(HOST), PUBLISHED)

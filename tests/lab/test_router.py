@@ -186,9 +186,16 @@ def test_an_uplink_reaches_neither_the_host_nor_another_uplink(
 
 def test_what_is_nobodys_does_not_leave_by_the_uplink(tenants: Tenants) -> None:
     web, ear = tenants[WEB], tenants.wire.tap(None, "vpc-shop")
-    doors = (*NOBODYS, *OTHERS[2:], "10.0.77.1")
+    doors = (*NOBODYS, *UPLINKS["shop"], "10.0.77.1")
     probes = {f"{where}: {name}": made for where in doors for name, made in calls(web, where).items()}
     assert arrived(ear, probes, web.udp("203.0.113.1", 53)) == []
+
+
+def test_what_is_of_another_uplink_ends_in_the_host(tenants: Tenants) -> None:
+    """A router does not know the uplinks of others."""
+    door = tenants.wire.tap("red-router", "uplink")
+    probes = {name: made for where in UPLINKS["red"] for name, made in calls(tenants[WEB], where).items()}
+    assert arrived(door, probes, tenants[NEAR].udp(str(HOST), PUBLISHED)) == []
 
 
 def test_an_uplink_carries_no_ipv6(tenants: Tenants) -> None:

@@ -142,7 +142,7 @@ def test_what_is_not_ours_stands_in_the_way_of_its_vpc_before_anything_is_made()
 
 def test_where_the_host_has_the_range_of_the_uplinks_new_vpcs_alone_are_refused() -> None:
     machine = at("create VPC one")
-    machine.kernel._facts = HostFacts(FACTS.ways_out, tuple(told("peer them").transit.subnets(new_prefix=24))[:1])
+    machine.kernel._facts = HostFacts(FACTS.links, tuple(told("peer them").transit.subnets(new_prefix=24))[:1])
     outcome, failed = change(machine, "peer them")
     assert failed.keys() == {"two"}
     assert isinstance(failed["two"], ConflictError)

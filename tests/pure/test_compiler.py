@@ -23,7 +23,7 @@ from vpcctl.documents.codec import world_from_json, world_to_json
 from vpcctl.documents.policies import read_policies
 from vpcctl.errors import ConflictError
 from vpcctl.model import oracle
-from vpcctl.model.host import HostPart
+from vpcctl.model.host import NO_PART, HostPart, OpenedLink
 from vpcctl.model.network import Peering, Publication, Subnet, Vpc, World, uplink_pair
 from vpcctl.model.oracle import Flow, Place
 from vpcctl.model.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS, TCP, UDP, Action, Direction, Endpoint, Policy, Rule
@@ -346,24 +346,35 @@ def routed(world: World, flows: list[Flow]) -> list[Flow]:
         for flow in flows
         if (flow.source.vpc or flow.destination.vpc)
         and (None in (flow.source.vpc, flow.destination.vpc) or flow.destination.vpc in peers[flow.source.vpc])
+        and not _is_of_another_uplink(world, flow)
     ]
+
+
+def _is_of_another_uplink(world: World, flow: Flow) -> bool:
+    """Does an end have the address of another VPC's uplink?  The host refuses it, and the router does not know it."""
+    own = {flow.source.vpc, flow.destination.vpc}
+    others = [uplink_pair(world.transit, vpc.index) for vpc in world.vpcs if vpc.name not in own]
+    return any(place.address in pair for place in (flow.source, flow.destination) for pair in others)
 
 
 # -- the host's table ----------------------------------------------------------------------------------------------
 
-LAN = "eth0"
+LAN, CARD, LATER = "eth0", "eth1", "docker0"
+# The host's links by index; each other one of a test is an uplink.
+INDICES = {LAN: 2, CARD: 3, LATER: 9}
 
 
 class Host:
     """Walks packets through the host's table."""
 
-    def __init__(self, world: World, over_share: bool = False, opened: tuple[tuple[str, str], ...] = ()):
-        self._table = Tracer(compile_host(world, OWNER, HostPart(opened)).tables[0], over_limit=over_share)
+    def __init__(self, world: World, over_share: bool = False, part: HostPart = NO_PART):
+        self._table = Tracer(compile_host(world, OWNER, part).tables[0], over_limit=over_share)
 
     def forwards(self, inward: str, outward: str, source: str, destination: str, **more: object) -> bool:
         """Does a packet that is routed from one link to another pass prerouting and forward?"""
         fields = {
-            "iifname": inward, "oifname": outward, "ip saddr": worlds.address(source), "meta nfproto": "ipv4",
+            "iifname": inward, "oifname": outward, "iif": INDICES.get(inward, 50), "oif": INDICES.get(outward, 51),
+            "ip saddr": worlds.address(source), "meta nfproto": "ipv4",
             "meta l4proto": UDP,
             "ip daddr": worlds.address(destination), "ct state": "new", "local": False, "dnat": False,
         }  # fmt: skip
@@ -459,12 +470,31 @@ def test_a_live_flow_by_a_port_that_is_unpublished_ends_though_another_port_lead
         assert table.walk("filter-forward", fields | {"ct original proto-dst": called}).verdict == verdict
 
 
-def test_a_way_that_we_opened_is_open_to_uplinks_alone() -> None:
-    closed, free = Host(two_vpcs(), opened=((LAN, "0"),)), Host(two_vpcs())
-    assert closed.forwards(names.host_uplink("one"), LAN, ROUTERS["one"], "203.0.113.7")
-    assert closed.forwards(LAN, names.host_uplink("one"), "203.0.113.7", "10.0.0.2", **{"ct state": "established"})
-    assert not closed.forwards(LAN, "docker0", "203.0.113.7", "203.0.113.9")
-    assert free.forwards(LAN, "docker0", "203.0.113.7", "203.0.113.9")
+def test_a_link_that_we_opened_leads_to_uplinks_and_to_no_link_that_did_not_forward() -> None:
+    part = HostPart((OpenedLink(INDICES[LAN]),), closed=(INDICES[LAN], INDICES[CARD]))
+    host, free = Host(two_vpcs(), part=part), Host(two_vpcs())
+    assert host.forwards(names.host_uplink("one"), LAN, ROUTERS["one"], "203.0.113.7")
+    assert host.forwards(LAN, names.host_uplink("one"), "203.0.113.7", "10.0.0.2", **{"ct state": "established"})
+    between = (LAN, CARD, "203.0.113.7", "203.0.113.9")
+    assert not host.forwards(*between)
+    assert free.forwards(*between)
+    # Somebody who forwards from there by now began it.
+    assert host.forwards(*between, **{"ct state": "established"})
+    # A network that came later is its maker's business.
+    assert host.forwards(LAN, LATER, "203.0.113.7", "203.0.113.9")
+    assert host.forwards(LATER, LAN, "203.0.113.9", "203.0.113.7")
+    assert host.forwards(CARD, LATER, "203.0.113.7", "203.0.113.9")
+
+
+def test_the_rest_of_the_transit_range_may_be_somebody_elses() -> None:
+    host = Host(two_vpcs())
+    uplink, others = names.host_uplink("one"), "100.64.9.9"
+    assert host.forwards(uplink, LAN, ROUTERS["one"], others)
+    assert host.forwards(LAN, CARD, others, "203.0.113.7")
+    assert host.forwards(CARD, LAN, "203.0.113.7", others)
+    for used in ("100.64.0.0", "100.64.0.1", "100.64.0.2", "100.64.0.3"):
+        assert not host.forwards(LAN, CARD, used, "203.0.113.7")
+        assert not host.forwards(LAN, CARD, "203.0.113.7", used)
 
 
 # -- what comes in ---------------------------------------------------------------------------------------------------
@@ -604,7 +634,8 @@ def test_no_redirect_passes_with_the_flow_that_it_quotes_nor_reaches_the_router(
         ({"ip_saddr": "10.0.0.2"}, False),
         ({"ip_saddr": "10.0.0.65"}, False),
         ({"ip_saddr": "127.0.0.1"}, False),
-        ({"ip_saddr": "100.64.0.9"}, False),
+        # Of no uplink, so it may be somebody outside.
+        ({"ip_saddr": "100.64.0.9"}, True),
         ({"ip_daddr": "10.0.0.2"}, False),
         # The host's own errors, for path MTU discovery, and nothing else of the host.
         ({"ip_saddr": "100.64.0.0", "meta_l4proto": 1, "icmp_type": 3}, True),

@@ -17,6 +17,7 @@ from vpcctl.resources.kinds import (
     Address,
     Bridge,
     FdbEntry,
+    Forwarding,
     Item,
     LinkSetting,
     LinkUp,
@@ -161,9 +162,9 @@ def test_what_stands_on_a_link_that_stays_is_removed_by_itself() -> None:
 
 
 def test_a_setting_of_the_host_is_put_back_though_its_link_is_not_ours() -> None:
-    opened = LinkSetting(None, "eth0", "net/ipv4/conf/{link}/forwarding", "1", "0")
+    opened = Forwarding(None, 2, "eth0")
     assert words(diff([ROUTER, UPLINK, opened, ruleset(None)], [])) == [
-        "remove setting net/ipv4/conf/eth0/forwarding in the host",
+        "remove forwarding on eth0 of the host",
         "remove link uplink in a-router to vpc-a in the host",
         "remove ruleset of the host",
         "remove namespace a-router",
@@ -235,7 +236,7 @@ ALL = [item for world in WORLDS for item in snapshot(world)]
 
 
 def test_the_story_holds_every_kind_of_item() -> None:
-    found = {type(item) for item in [*ALL, LinkSetting(None, "eth0", "x", "1", "0")]}
+    found = {type(item) for item in [*ALL, Forwarding(None, 2)]}
     assert found == {kind.item for kind in REGISTRY}
 
 

@@ -18,6 +18,7 @@ from vpcctl.engine import convergence, reconciler
 from vpcctl.engine.state import State, Store
 from vpcctl.errors import ConflictError, KernelError, StateError
 from vpcctl.model import operations
+from vpcctl.model.host import OpenedLink
 from vpcctl.model.network import DEFAULT_TRANSIT, World
 from vpcctl.resources.fake import FakeKernel
 from vpcctl.resources.kinds import Item, LinkUp, Namespace, Open, Route, Ruleset
@@ -109,9 +110,10 @@ def test_a_policy_touches_nothing_but_its_ruleset(anew: Anew) -> None:
 
 def test_the_way_out_is_opened_with_the_first_vpc_and_closed_with_the_last(anew: Anew) -> None:
     machine = anew("create VPC one")
-    assert machine.state.host.opened == (("eth0", "0"),)
-    setting = machine.kernel.objects[("LinkSetting", "None", "eth0", "net/ipv4/conf/{link}/forwarding")]
-    assert (setting.value, setting.previous) == ("1", "0")
+    # eth1 forwards already, and nothing lies behind tap0.
+    assert machine.state.host.opened == (OpenedLink(2),)
+    assert machine.state.host.closed == (2, 4)
+    assert ("Forwarding", "2") in machine.kernel.objects
     machine.change(nothing)
     assert machine.state.host.opened == ()
 

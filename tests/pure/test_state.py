@@ -23,7 +23,7 @@ from tests.story import STORY, told
 from vpcctl.engine import parts, reconciler, state
 from vpcctl.engine.state import FORMAT, LOCK_FILE, STATE_FILE, State, Store
 from vpcctl.errors import StateError
-from vpcctl.model.host import HostPart
+from vpcctl.model.host import HostPart, OpenedLink
 from vpcctl.model.network import World
 from vpcctl.resources import topology
 from vpcctl.resources.fake import FakeKernel
@@ -31,7 +31,7 @@ from vpcctl.resources.fake import FakeKernel
 EMPTY = State("0a1b2c3d", "boot-1")
 
 
-PART, NEXT = HostPart((("eth0", "0"),), (40000,)), HostPart((("eth1", "0"),))
+PART, NEXT = HostPart((OpenedLink(2, "eth0"),), (40000,), (2, 5)), HostPart((OpenedLink(3, "eth1"),), forwards=True)
 
 
 def full(world: World, pending: World | None = None) -> State:

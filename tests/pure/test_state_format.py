@@ -20,11 +20,11 @@ from vpcctl.documents.codec import world_from_json, world_to_json
 from vpcctl.engine import reconciler
 from vpcctl.engine.state import FORMAT, State, Store, _checksum
 from vpcctl.errors import StateError
-from vpcctl.model.host import HostPart
+from vpcctl.model.host import HostPart, OpenedLink
 from vpcctl.model.network import Vpc
 from vpcctl.resources import kinds
 from vpcctl.resources.fake import FakeKernel
-from vpcctl.resources.protocol import HostFacts
+from vpcctl.resources.protocol import HostFacts, HostLink
 
 ROOT = Path(__file__).parents[2] / "state"
 V1, V2, V3 = ROOT / "v1", ROOT / "v2", ROOT / f"v{FORMAT}"
@@ -157,7 +157,7 @@ def copied(vpc: Vpc) -> Vpc:
 def test_the_committed_example_says_what_it_said(tmp_path: Path) -> None:
     state = example(tmp_path, "example").load()
     assert state.pending is None
-    assert state.host == HostPart((("eth0", "0"),), (40000,))
+    assert state.host == HostPart((OpenedLink(2, "eth0"),), (40000,), (2, 4))
     assert {type(item) for item in state.items} == {kind.item for kind in kinds.REGISTRY}
     assert {vpc.name for vpc in state.world.vpcs} == {"shop", "billing"}
     policy = state.world.vpc("shop").subnet("web").policy
@@ -171,7 +171,7 @@ def test_the_interrupted_example_is_finished_by_the_next_command(tmp_path: Path)
     state = store.load()
     assert state.pending is not None
     assert [vpc.name for vpc in state.pending.vpcs] == ["shop"]
-    reconciler.repair(store, FakeKernel(HostFacts(ways_out=(("eth0", "1"),)), state.boot_id))
+    reconciler.repair(store, FakeKernel(HostFacts((HostLink(2, "eth0", forwards=True),)), state.boot_id))
     assert store.load().pending is None
     assert [vpc.name for vpc in store.load().world.vpcs] == ["shop"]
     assert all_problems(store.directory) == []
@@ -193,7 +193,8 @@ def test_a_file_of_format_1_says_the_same_in_the_newest(tmp_path: Path, name: st
     assert written(store)["format"] == FORMAT
     assert dataclasses.replace(state, serial=old["serial"] + 1) == store.load()
     assert state.host == HostPart(
-        tuple(map(tuple, old["desired"]["opened"])), tuple(old["desired"].get("reserved", ()))
+        tuple(OpenedLink(0, link) for link, _ in old["desired"]["opened"]),
+        tuple(old["desired"].get("reserved", ())),
     )
     assert [vpc.name for vpc in state.world.vpcs] == [vpc["name"] for vpc in old["desired"]["vpcs"]]
     classes = {kind.item.__name__: kind.item for kind in kinds.REGISTRY}
@@ -225,7 +226,7 @@ def test_an_interrupted_command_of_format_1_is_finished(tmp_path: Path) -> None:
     store = placed(tmp_path, json.dumps(read("interrupted.json", V1)))
     state = store.load()
     assert state.unfinished
-    reconciler.repair(store, FakeKernel(HostFacts(ways_out=(("eth0", "1"),)), state.boot_id))
+    reconciler.repair(store, FakeKernel(HostFacts((HostLink(2, "eth0", forwards=True),)), state.boot_id))
     assert store.load().pending is None
     assert [vpc.name for vpc in store.load().world.vpcs] == ["shop"]
 
@@ -246,6 +247,9 @@ def test_a_file_of_format_2_says_the_same_in_parts(tmp_path: Path, name: str) ->
     found = records.whole(store.directory)
     for world in (found["desired"], *([found["pending"]["desired"]] if found["pending"] else [])):
         world["vpcs"] = [{**vpc.pop("part"), **vpc} for vpc in world["vpcs"]]
+    for part in (old, *([old["pending"]] if old["pending"] else [])):
+        opened = [[0, link] for link, _ in part["host"]["opened"]]
+        part["host"] |= {"opened": opened, "closed": [], "forwards": False}
     changed = {"format": 0, "serial": 0, "checksum": ""}
     assert found | changed == old | changed
 
@@ -263,7 +267,7 @@ def test_an_interrupted_command_of_format_2_is_finished(tmp_path: Path) -> None:
     store = placed(tmp_path, json.dumps(read("interrupted.json", V2)))
     state = store.load()
     assert state.unfinished
-    reconciler.repair(store, FakeKernel(HostFacts(ways_out=(("eth0", "1"),)), state.boot_id))
+    reconciler.repair(store, FakeKernel(HostFacts((HostLink(2, "eth0", forwards=True),)), state.boot_id))
     assert store.load().pending is None
     assert all_problems(store.directory) == []
 
@@ -417,3 +421,16 @@ def test_a_wrong_value_is_refused(name: str, path: tuple, value: object) -> None
     assert at(document, path) != value
     at(document, path[:-1])[path[-1]] = value
     assert problems(document, validator)
+
+
+def test_a_link_that_an_older_version_opened_is_found_by_its_name(tmp_path: Path) -> None:
+    """It stays open for us, is known by its index from then on, and is put back in the end."""
+    store = placed(tmp_path, json.dumps(read("example.json", V2)))
+    state = store.load()
+    assert state.host.opened == (OpenedLink(0),)
+    kernel = FakeKernel(HostFacts((HostLink(2, "eth0", forwards=True), HostLink(5, "eth1"))), state.boot_id)
+    reconciler.repair(store, kernel)
+    host = store.load().host
+    assert (host.opened, host.closed) == ((OpenedLink(2), OpenedLink(5)), (2, 5))
+    assert {("Forwarding", "2"), ("Forwarding", "5")} <= kernel.objects.keys()
+    assert not any(item.key[0] == "LinkSetting" and item.key[2] == "eth0" for item in store.load().items)

@@ -146,8 +146,13 @@ def test_a_denied_flow_goes_where_an_allowed_one_looks_like_it_and_nowhere_else(
 
 def test_the_host_forgets_what_it_translates_no_longer() -> None:
     there = world(None, Publication(UDP, 8080, "web", 80), Publication(UDP, 40001, "web", 80))
-    court = HostCourt(there, [ipaddress.ip_network(f"{HOST}/32"), ipaddress.ip_network("127.0.0.0/8")])
+    former = dataclasses.replace(there, vpcs=(*there.vpcs, Vpc("gone", (ipaddress.ip_network("10.77.0.0/24"),), 4)))
+    local = [ipaddress.ip_network(f"{HOST}/32"), ipaddress.ip_network("127.0.0.0/8")]
+    court = HostCourt(there, local, former=former)
     right = [
+        # Of no uplink, present or gone: somebody else uses the range, too.
+        outward("100.64.9.9", 1000, REMOTE, 53, HOST),
+        plain(HOST, 5000, "100.64.9.9", 8080),
         outward(UPLINK, 1000, REMOTE, 53, HOST),
         inward(8080, UPLINK, 8080, called=HOST),
         plain(REMOTE, 5000, HOST, 8080, TCP),

@@ -22,6 +22,7 @@ from vpcctl.analysis.reachability import DEFAULT, FLOWS, SERVICES, Reach, Zone
 from vpcctl.analysis.rendering import Line, lines
 from vpcctl.documents.reading import quote
 from vpcctl.errors import DocumentError, TooFineError
+from vpcctl.model.network import uplink_addresses
 from vpcctl.model.policy import Action, Address, Direction, Origin, Rule
 from vpcctl.values import dataclass
 
@@ -154,8 +155,8 @@ def _misplaced(reach: Reach, side: End, inner: str, place: int) -> str:
         return _kept(reach, address, place)
     owners = [one.name for one in (vpc, *reach.world.peers(inner)) if any(address in prefix for prefix in one.prefixes)]
     hint = f"; {owners[0]}/{address} is one of VPC {owners[0]}" if owners else ""
-    if address in reach.world.transit:
-        hint = f"; {reach.world.transit} is the range of the VPCs' uplinks"
+    if any(address in end for end in uplink_addresses(reach.world)):
+        hint = "; it is an address of a VPC's uplink"
     return f"{address} is not an internet address{hint}"
 
 

@@ -15,7 +15,7 @@ from vpcctl.analysis.packetset import Interval, Partition, Ranges, Space
 from vpcctl.errors import TooFineError
 from vpcctl.model.difference import differing
 from vpcctl.model.host import NO_HOST, Host
-from vpcctl.model.network import NEVER_USABLE, Subnet, Vpc, World
+from vpcctl.model.network import NEVER_USABLE, Subnet, Vpc, World, uplink_addresses
 from vpcctl.model.policy import ICMP, ICMPV6, Action, Direction, Endpoint, Network, Policy, Rule
 from vpcctl.model.protocols import REPLY_TYPE, TRANSLATED
 from vpcctl.model.resolve import Meanings, inside
@@ -362,7 +362,7 @@ class Reach:
             vpc = self.world.vpc(home)
             near = inside(self.world, vpc)
             lines = [{4: packetset.VERSION_4, 6: packetset.VERSION_6}[version] for version in vpc.versions]
-            beyond = Space.of(lines, None, None, None) - _sources((*near, *NEVER_USABLE, self.world.transit))
+            beyond = Space.of(lines, None, None, None) - _sources((*near, *NEVER_USABLE, *uplink_addresses(self.world)))
             hosts = _sources(self.host.sends if end == packetset.SOURCE else self.host.receives)
             self._outside[home, end] = _Outside(_intervals(beyond - hosts), _intervals(beyond & hosts))
         return self._outside[home, end]

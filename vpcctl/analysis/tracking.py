@@ -12,7 +12,7 @@ from collections.abc import Container, Iterable, Iterator
 
 from vpcctl.analysis import packetset
 from vpcctl.analysis.reachability import Reach
-from vpcctl.model.network import Subnet, Vpc, World, uplink_pair
+from vpcctl.model.network import Subnet, Vpc, World, uplink_addresses, uplink_pair
 from vpcctl.model.policy import ICMP_PROTOCOLS, UDP, Direction, Network
 from vpcctl.model.protocols import PORTED, TRANSLATED
 from vpcctl.model.resolve import inside
@@ -247,11 +247,19 @@ def _within(number: int, intervals: Iterable[tuple[int, int]]) -> bool:
 class HostCourt:
     """The same for the host, which translates for all VPCs.
 
-    `local` are the host's own addresses, `reserved` the ports on which it serves.
+    `local` are the host's own addresses, `reserved` the ports on which it serves.  `former` is a world whose uplinks
+    may be gone by now; the rest of the transit range is none of our business.
     """
 
-    def __init__(self, world: World, local: Iterable[Network] = (), reserved: Iterable[int] = ()):
-        self._transit = packetset.interval(world.transit)
+    def __init__(
+        self,
+        world: World,
+        local: Iterable[Network] = (),
+        reserved: Iterable[int] = (),
+        former: World | None = None,
+    ):
+        ends = (*uplink_addresses(world), *(uplink_addresses(former) if former else ()))
+        self._uplinks = {packetset.number(end.network_address) for end in ends}
         pairs = {vpc.name: tuple(map(packetset.number, uplink_pair(world.transit, vpc.index))) for vpc in world.vpcs}
         self._routers = {router for _, router in pairs.values()}
         self._hosts = {host for host, _ in pairs.values()}
@@ -267,9 +275,9 @@ class HostCourt:
         source, destination = flow.original.source, flow.reply.source
         if source in self._hosts or destination in self._hosts:
             return ""
-        if _within(source, [self._transit]):
+        if source in self._uplinks:
             return self._outward(flow)
-        if _within(destination, [self._transit]):
+        if destination in self._uplinks:
             return self._inward(flow, destination)
         published = self._published.get((flow.protocol, flow.original.destination_port))
         # TCP reconnects by itself; a UDP sender that never pauses would keep the old translation for ever.

@@ -192,8 +192,11 @@ def _stray(view: View) -> NftRule:
 
 
 def nowhere(view: View) -> list[str]:
-    """The IPv4 prefixes that no packet of an instance may go to: the host's own, and those that no VPC may use."""
-    return [*never_usable(4), str(view.world.transit)]
+    """The IPv4 prefixes that no packet of an instance may go to: the uplink's, and those that no VPC may use.
+
+    The addresses of other VPCs' uplinks are refused by the host: a router does not depend on which there are.
+    """
+    return [*never_usable(4), f"{view.host_address}/31"]
 
 
 def never_usable(version: int) -> list[str]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -15,6 +16,7 @@ from vpcctl.compiler.nft import Chain, Counter, Element, Hook, NftRule, Set, Tab
 from vpcctl.compiler.translation import ranges_beside, translated, translating, untranslated
 from vpcctl.model.host import NO_PART, HostPart
 from vpcctl.model.network import DEFAULT_MAX_FLOWS, World, uplink_pair
+from vpcctl.model.policy import Address
 from vpcctl.values import dataclass
 
 # The flows of a VPC are counted in so many lists at most, by a hash of their ends: the kernel walks a list for each new
@@ -64,8 +66,11 @@ def host_table(world: World, host: HostPart = NO_PART, leaving: Iterable[tuple[s
             "ifname . ipv4_addr",
             tuple(Element(f"{quoted(uplink.link)} . {uplink.router}") for uplink in uplinks),
         ),
-        # Interfaces on which forwarding was off before us.
-        Set("opened", "ifname", tuple(Element(quoted(link)) for link, _ in host.opened)),
+        # By index, which stays when somebody renames the link.
+        Set("opened", "iface_index", tuple(Element(str(link.index)) for link in host.opened)),
+        Set("closed", "iface_index", tuple(Element(str(index)) for index in host.closed)),
+        # Both ends of each uplink: the rest of the transit range may be somebody else's.
+        Set("uplink-addresses", "ipv4_addr", tuple(Element(str(address)) for address in _ends(world, uplinks))),
     ]
     published = tuple(
         Element(f"{item.protocol} . {item.port}", f"{uplink_pair(world.transit, vpc.index)[1]} . {item.port}")
@@ -86,6 +91,15 @@ def host_table(world: World, host: HostPart = NO_PART, leaving: Iterable[tuple[s
     portless = sorted(protocol for vpc in world.vpcs for protocol in vpc.nat_protocols)
     chains = _chains(world, host, bool(published), portless)
     return Table("inet", names.TABLE, (*sets, *share_sets), (*chains, *share_chains))
+
+
+def _ends(world: World, uplinks: list[_Uplink]) -> list[Address]:
+    """The addresses of both ends of the uplinks."""
+    found = []
+    for uplink in uplinks:
+        router = ipaddress.ip_address(uplink.router)
+        found += [router - 1, router]
+    return found
 
 
 def _shares(uplinks: list[_Uplink]) -> tuple[list[Set], list[Chain]]:
@@ -135,15 +149,14 @@ def _hashes(lists: int) -> tuple[tuple[str, str], ...]:
 
 
 def _chains(world: World, host: HostPart, published: bool, portless: list[int]) -> list[Chain]:
-    transit = world.transit
     matched = anonymous(list(map(str, portless)))
     own = f"meta l4proto {matched} ip saddr . meta l4proto @spoken ct zone set {HOST_ZONE}"
     chains = [
         Chain(
             "host-prerouting",
             (
-                NftRule(f"iifname != @uplinks ip daddr {transit} drop"),
-                NftRule(f"iifname != @uplinks ip saddr {transit} drop"),
+                NftRule("iifname != @uplinks ip daddr @uplink-addresses drop"),
+                NftRule("iifname != @uplinks ip saddr @uplink-addresses drop"),
                 *([NftRule(f"iifname != @uplinks {own}")] if portless else []),
                 NftRule("iifname @uplinks jump from-uplink"),
             ),
@@ -155,7 +168,8 @@ def _chains(world: World, host: HostPart, published: bool, portless: list[int]) 
             (
                 NftRule("meta nfproto ipv6 drop"),
                 NftRule("iifname . ip saddr != @senders drop"),
-                NftRule(f"ip daddr {anonymous([str(transit), *never_usable(4)])} drop"),
+                NftRule("ip daddr @uplink-addresses drop"),
+                NftRule(f"ip daddr {anonymous(never_usable(4))} drop"),
                 NftRule("fib daddr type local drop"),
             ),
         ),
@@ -185,7 +199,7 @@ def _chains(world: World, host: HostPart, published: bool, portless: list[int]) 
         *_source_nat(world, host, portless),
         Chain(
             "host-leave",
-            (NftRule(f'oifname != @uplinks oifname != "lo" ip saddr {transit} drop'),),
+            (NftRule('oifname != @uplinks oifname != "lo" ip saddr @uplink-addresses drop'),),
             Hook("filter", "postrouting", "srcnat + 10", "accept"),
             "what connection tracking calls invalid is not translated, and stays here",
         ),
@@ -231,15 +245,21 @@ def _forward(published: bool, portless: list[int]) -> list[Chain]:
     entry = (
         NftRule("iifname @uplinks goto outward"),
         NftRule("oifname @uplinks goto inward"),
-        NftRule("iifname @opened drop"),
+        NftRule("iif @opened oif @closed goto unopened"),
     )
     reason = "uplinks to the outside and back; what was not forwarded before us still is not"
     hook = Hook("filter", "forward", "filter", "accept")
-    return [Chain("host-forward", entry, hook, reason), Chain("outward", outward), Chain("inward", inward)]
+    return [
+        Chain("host-forward", entry, hook, reason),
+        Chain("outward", outward),
+        Chain("inward", inward),
+        # Replies pass: the flow began at a link that somebody lets forward by now.
+        Chain("unopened", (known, NftRule("drop"))),
+    ]
 
 
 def _source_nat(world: World, host: HostPart, portless: list[int]) -> list[Chain]:
-    match = f"oifname != @uplinks ip saddr {world.transit}"
+    match = "oifname != @uplinks ip saddr @uplink-addresses"
     published = (item.port for vpc in world.vpcs for item in vpc.publications)
     ports = ranges_beside(published, host.reserved)
     rules, chains = translating("masquerade", match, "masquerade to ", ports, portless)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from vpcctl.documents.lazy_lists import DAMAGE, Apart, Damaged, Kept
 from vpcctl.errors import StateError
-from vpcctl.model.host import HostPart
+from vpcctl.model.host import HostPart, OpenedLink
 from vpcctl.model.network import (
     Instance,
     Peering,
@@ -99,12 +99,22 @@ def world_to_json(world: World, put: Callable[[Vpc], dict[str, Any]] = _inside) 
 
 def host_to_json(host: HostPart) -> dict[str, Any]:
     """What the state file keeps of the host."""
-    return {"opened": [list(pair) for pair in host.opened], "reserved": list(host.reserved)}
+    return {
+        "opened": [[link.index, link.name] for link in host.opened],
+        "reserved": list(host.reserved),
+        "closed": list(host.closed),
+        "forwards": host.forwards,
+    }
 
 
 def host_from_json(document: dict[str, Any]) -> HostPart:
     """What `host_to_json` wrote; KeyError, TypeError or ValueError if it is none."""
-    return HostPart(tuple((link, value) for link, value in document["opened"]), tuple(document["reserved"]))
+    return HostPart(
+        tuple(OpenedLink(index, name) for index, name in document["opened"]),
+        tuple(document["reserved"]),
+        tuple(document["closed"]),
+        document["forwards"],
+    )
 
 
 PutList = Callable[[Sequence[Any], list[Any] | None], Any]

@@ -41,7 +41,7 @@ class Converged:
 
 def examine(state: State, kernel: Kernel, scopes: Iterable[str] | None = None) -> list[Difference]:
     """Everything in which the kernel differs from the state, changing nothing; `scopes` limits it to some VPCs."""
-    host = targets.host_part(state, state.world, kernel.facts(), looking=True)
+    host = targets.host_part(state, state.world, kernel.facts(), looking=True, rebooted=rebooted(state, kernel))
     chosen = None if scopes is None else set(scopes)
     known = topology.Recorded(state.record)
     kept = _untouched(kernel, state, chosen)
@@ -89,7 +89,7 @@ def converge(writer: Writer, kernel: Kernel, state: State, scopes: Scopes = None
     """Roll an unfinished change forward, and repair whatever differs from the desired world."""
     facts = kernel.facts()
     desired = state.world if state.pending is None else state.pending
-    host = targets.host_part(state, desired, facts)
+    host = targets.host_part(state, desired, facts, rebooted=rebooted(state, kernel))
     kept = _untouched(kernel, state, scopes)
     aim = _aim(kernel, state, desired, host, scopes, kept)
     if kept and aim.lacks_text:

@@ -88,8 +88,19 @@ def _from_2(document: Document) -> Document:
         **document,
         "format": 3,
         "desired": _world_of_2(document["desired"]),
-        "pending": None if pending is None else {**pending, "desired": _world_of_2(pending["desired"])},
+        "host": _host_of_2(document["host"]),
+        "pending": None if pending is None else _pending_of_2(pending),
     }
+
+
+def _pending_of_2(pending: Document) -> Document:
+    return {"desired": _world_of_2(pending["desired"]), "host": _host_of_2(pending["host"])}
+
+
+def _host_of_2(host: Document) -> Document:
+    """Format 2 knew links by name; the next look at the host finds their indices."""
+    opened = [[0, link] for link, _ in host["opened"]]
+    return {"opened": opened, "reserved": host["reserved"], "closed": [], "forwards": False}
 
 
 def _world_of_2(world: Document) -> Document:

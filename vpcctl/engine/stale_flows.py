@@ -58,7 +58,7 @@ def stale_flows(
                 if court.objection(flow):
                     _note(found, world, name, court, flow)
     if None in tracking:
-        host_court = HostCourt(world, local, reserved)
+        host_court = HostCourt(world, local, reserved, former or before)
         for selection in _of_host(world, swept, before, newly_reserved):
             for flow in kernel.flows(None, selection):
                 if host_court.objection(flow):

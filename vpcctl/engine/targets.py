@@ -9,7 +9,7 @@ from vpcctl.compiler.view import same_for_host
 from vpcctl.engine.state import Record, State
 from vpcctl.engine.sweep import sweep
 from vpcctl.errors import ConflictError
-from vpcctl.model.host import HostPart
+from vpcctl.model.host import NO_PART, HostPart, OpenedLink
 from vpcctl.model.network import World, uplink_pair
 from vpcctl.model.policy import Network
 from vpcctl.resources import topology
@@ -18,33 +18,58 @@ from vpcctl.resources.plan import Plan
 from vpcctl.resources.protocol import HostFacts, Kernel, Status
 
 
-def host_part(state: State, desired: World, facts: HostFacts, looking: bool = False) -> HostPart:
+def host_part(
+    state: State, desired: World, facts: HostFacts, looking: bool = False, rebooted: bool = False
+) -> HostPart:
     """What the host adds to `desired`; ConflictError where its networks overlap new uplinks.
 
     With `looking` the host's services are taken as they are on record.
     """
     _check_transit(state, desired, facts)
+    if not desired.vpcs:
+        return NO_PART
     reserved = state.host.reserved if looking else _reserved(state, desired, facts)
-    if not desired.vpcs or facts.forwarding:
-        # Where the whole host forwards, whoever wanted that also decides between which links.
-        return HostPart((), reserved)
-    # What was opened before is on record, whatever world is wanted now.
-    opened = dict(state.host.opened)
-    opened |= {link: value for link, value in facts.ways_out if value != "1" and link not in opened}
-    return HostPart(tuple(sorted(opened.items())), reserved)
+    opened, closed = _forwarding(NO_PART if rebooted else state.host, facts)
+    return HostPart(opened, reserved, closed, facts.forwarding)
+
+
+def _forwarding(host: HostPart, facts: HostFacts) -> tuple[tuple[OpenedLink, ...], tuple[int, ...]]:
+    """The links that forward because of us, and all that do not forward by themselves (see `HostPart`).
+
+    `host` is what is on record.  Links that are gone stay in it until something else changes: to load the host's table
+    anew for them would change nothing.
+    """
+    # If the whole host forwards since then, whoever wanted that also decides between which links.
+    known = () if facts.forwarding and not host.forwards else host.opened
+    indices, names_only = {link.index for link in known}, {link.name for link in known if not link.index}
+    present = {link.index for link in facts.links}
+    ours = {link.index for link in facts.links if link.index in indices or link.name in names_only}
+    opened = tuple(
+        OpenedLink(link.index, link.name)
+        for link in facts.links
+        if link.index in ours or (link.leads_out and not link.forwards)
+    )
+    if not opened:
+        return (), ()
+    closed = {link.index for link in facts.links if not link.forwards} | {link.index for link in opened}
+    if {link.index for link in opened} == indices & present and closed == present.intersection(host.closed):
+        return known, host.closed
+    return opened, tuple(sorted(closed))
 
 
 def _check_transit(state: State, desired: World, facts: HostFacts) -> None:
+    """Refuse new uplinks whose addresses the host reaches by a route of its own."""
     known = state.world.vpcs_by_name
     for vpc in desired.vpcs:
         if vpc.name in known:
             continue
         pair = uplink_pair(desired.transit, vpc.index)
         for network in facts.networks:
-            if network.overlaps(desired.transit):
+            if any(address in network for address in pair):
                 raise ConflictError(
-                    f"the host has a network {network}, which overlaps the transit range {desired.transit} of the"
-                    f" VPCs' uplinks ({pair[0]} is that of {vpc.name}); choose another range with --transit"
+                    f"the host has a route to {network}, which holds {pair[0]}, the uplink's address of {vpc.name};"
+                    f" choose another transit range than {desired.transit}: `vpcctl create-vpc --transit`, before the"
+                    " first VPC exists"
                 )
 
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from vpcctl.errors import ConflictError, GoneError, KernelError, PrivilegeError
 from vpcctl.kernel import checksums, claims, namespaces, settings, sockets, tables, verified
-from vpcctl.kernel.links import ABSENCE, Rtnl, contended
+from vpcctl.kernel.links import ABSENCE, LOOPBACK, Rtnl, contended
 from vpcctl.kernel.lookups import Lookups
 from vpcctl.kernel.netlink import NetlinkError
 from vpcctl.kernel.routes import read_host
-from vpcctl.kernel.rtnetlink import RT_TABLE_MAIN
+from vpcctl.kernel.rtnetlink import RTN_UNICAST
 from vpcctl.kernel.survey import Survey
 from vpcctl.model.network import NAT_PORTS
 from vpcctl.names import TAGGED
@@ -25,6 +25,7 @@ from vpcctl.resources.kinds import (
     ChecksumLink,
     Detour,
     FdbEntry,
+    Forwarding,
     Item,
     LinkSetting,
     LinkUp,
@@ -40,7 +41,7 @@ from vpcctl.resources.kinds import (
     where,
 )
 from vpcctl.resources.plan import Ensure, Plan
-from vpcctl.resources.protocol import ABSENT, RIGHT, Condition, HostFacts, Status
+from vpcctl.resources.protocol import ABSENT, RIGHT, Condition, HostFacts, HostLink, Status
 from vpcctl.values import dataclass
 
 if TYPE_CHECKING:
@@ -99,21 +100,27 @@ class LinuxKernel:
     @_translated("cannot read the host's network state")
     def facts(self) -> HostFacts:
         rtnl = self._rtnl(None)
-        found = rtnl.links()
-        links = {link.index: name for name, link in found.items()}
-        ours = {link.index for link in found.values() if link.alias.startswith(TAGGED)}
-        ways_out, networks = set(), set()
+        links = {
+            link.index: (name, link)
+            for name, link in rtnl.links().items()
+            if not link.alias.startswith(TAGGED) and name != LOOPBACK and not link.enslaved
+        }
+        routed, leading, networks = set(), set(), set()
+        # The routes of other tables, too: a VPN may have its own, chosen by rules.
         for route in rtnl.routes(4):
-            if route.table != RT_TABLE_MAIN:
+            indices = set(route.links) & links.keys()
+            if route.kind != RTN_UNICAST or not indices:
                 continue
-            indices = set(route.links) & links.keys() - ours
-            if indices and route.destination.prefixlen <= WHOLE_INTERNET:
-                ways_out |= {links[index] for index in indices}
-            elif indices:
+            routed |= indices
+            if route.alive:
+                leading |= indices
+            if route.destination.prefixlen > WHOLE_INTERNET:
                 networks.add(route.destination)
-        values = {link: settings.read(settings.ROOT / f"net/ipv4/conf/{link}/forwarding") for link in ways_out}
         return HostFacts(
-            tuple((link, value) for link, value in sorted(values.items()) if value is not None),
+            tuple(
+                HostLink(index, links[index][0], bool(links[index][1].forwards), index in leading)
+                for index in sorted(routed)
+            ),
             tuple(sorted(networks)),
             settings.forwarding(),
             read_host().addresses,
@@ -543,6 +550,12 @@ HANDLERS: dict[type[Item], Handler] = {
         LinuxKernel._ensure_setting,
         LinuxKernel._restore_setting,
         lambda kernel, survey, item: settings.observe(item),
+        True,
+    ),
+    Forwarding: Handler(
+        lambda kernel, item: settings.forward(item.index),
+        lambda kernel, item: settings.forward_no_more(item.index),
+        lambda kernel, survey, item: settings.observe_forwarding(item.index),
         True,
     ),
     ProxyDelay: _by_rtnl("ensure_proxy_delay", None),

@@ -32,7 +32,7 @@ from vpcctl.errors import KernelError
 from vpcctl.kernel import packets
 from vpcctl.kernel.posts import Namespace, Post, Sound, Way
 from vpcctl.model.host import NO_HOST, Host
-from vpcctl.model.network import NEVER_USABLE, Vpc, World
+from vpcctl.model.network import NEVER_USABLE, Vpc, World, uplink_addresses
 from vpcctl.model.oracle import Flow, Place, subnet_at
 from vpcctl.model.policy import ICMP, Address
 from vpcctl.values import dataclass
@@ -170,7 +170,7 @@ def probe_of(world: World, flow: Flow, outside: Outside, host: Host = NO_HOST) -
 
 def _pingable(world: World, address: Address) -> bool:
     """May the host ping this address as a control, and does the ping leave it?"""
-    return not any(address in prefix for prefix in (*NEVER_USABLE, world.transit))
+    return not any(address in prefix for prefix in (*NEVER_USABLE, *uplink_addresses(world)))
 
 
 def _namespace(vpc: Vpc, place: Place) -> str:

@@ -27,6 +27,7 @@ RTM_NEWLINKPROP, RTM_DELLINKPROP = 108, 109
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_LINK, IFLA_MASTER, IFLA_TXQLEN = 1, 3, 5, 10, 13
 IFLA_LINKINFO, IFLA_IFALIAS, IFLA_NET_NS_FD, IFLA_EXT_MASK, IFLA_PROP_LIST, IFLA_ALT_IFNAME = 18, 20, 28, 29, 52, 53
+IFLA_AF_SPEC, IFLA_INET_CONF, IPV4_DEVCONF_FORWARDING = 26, 1, 1
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_BR_MCAST_SNOOPING, VETH_INFO_PEER, RTEXT_FILTER_SKIP_STATS = 23, 1, 8
 BRIDGE_PORT = {
@@ -40,7 +41,8 @@ NDTA_NAME, NDTA_PARMS, NDTPA_IFINDEX, NDTPA_PROXY_DELAY = 1, 6, 1, 13
 IFF_UP = 1
 NUD_NOARP, NUD_PERMANENT, NTF_MASTER = 0x40, 0x80, 0x04
 RT_TABLE_MAIN, RT_TABLE_LOCAL = 254, 255
-RTPROT_STATIC, RTN_UNICAST, RTN_LOCAL, RTNH_F_ONLINK = 4, 1, 2, 4
+RTPROT_STATIC, RTN_UNICAST, RTN_LOCAL = 4, 1, 2
+RTNH_F_DEAD, RTNH_F_ONLINK, RTNH_F_LINKDOWN = 1, 4, 16
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST = 0, 253, 254
 
 # struct ifinfomsg, ifaddrmsg, ndmsg, rtmsg, rtnexthop; ndtmsg is a family and three bytes
@@ -277,6 +279,19 @@ class Link:
         return self._number(IFLA_LINK)
 
     @property
+    def forwards(self) -> bool | None:
+        """Does the host forward IPv4 packets that arrive there?  None if the kernel does not say (IFLA_AF_SPEC)."""
+        of_family = fields(self._found.get(IFLA_AF_SPEC, b"")).get(socket.AF_INET, b"")
+        values = fields(of_family).get(IFLA_INET_CONF, b"")
+        place = 4 * (IPV4_DEVCONF_FORWARDING - 1)
+        return bool(_u32(values[place : place + 4])) if len(values) >= place + 4 else None
+
+    @property
+    def enslaved(self) -> bool:
+        """Is it a port of a bridge or a bond, and receives no packets by itself?"""
+        return _string(self._information.get(IFLA_INFO_SLAVE_KIND, b"")) in ("bridge", "bond", "team")
+
+    @property
     def altnames(self) -> list[str]:
         """Its alternative names."""
         properties = attributes(self._found.get(IFLA_PROP_LIST, b""))
@@ -340,7 +355,7 @@ def read_neighbour(body: bytes) -> KnownNeighbour:
 class KnownRoute:
     """A route: to a prefix by links, with the metric, the gateway and the source that it has, if any.
 
-    `kind` is RTN_UNICAST for one that leads somewhere else.
+    `kind` is RTN_UNICAST for one that leads somewhere else.  `alive` is false while its only link carries no packets.
     """
 
     table: int
@@ -350,11 +365,12 @@ class KnownRoute:
     gateway: str
     source: str
     metric: int
+    alive: bool = True
 
 
 def read_route(body: bytes) -> KnownRoute | None:
     """The route in a message; None for one of another family than IP."""
-    found_family, length, _, _, table, _, _, kind, _ = _ROUTE.unpack_from(body)
+    found_family, length, _, _, table, _, _, kind, flags = _ROUTE.unpack_from(body)
     if found_family not in (socket.AF_INET, socket.AF_INET6):
         return None
     found = fields(body[_ROUTE.size :])
@@ -368,6 +384,7 @@ def read_route(body: bytes) -> KnownRoute | None:
         _of_address(found.get(RTA_GATEWAY)),
         _of_address(found.get(RTA_PREFSRC)),
         _u32(found.get(RTA_PRIORITY, bytes(4))),
+        not flags & (RTNH_F_DEAD | RTNH_F_LINKDOWN),
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 from pathlib import Path
 
 from vpcctl.errors import KernelError
@@ -12,6 +14,8 @@ from vpcctl.resources.protocol import ABSENT, RIGHT, Condition, Status
 ROOT = Path("/proc/sys")
 # More bytes than any setting of ours has.
 LONGEST = 4096
+# How often a link that is renamed meanwhile is looked for again.
+RENAMES = 8
 
 
 def place(item: Setting | LinkSetting) -> Path:
@@ -67,6 +71,56 @@ def restore(item: LinkSetting) -> None:
     """
     if item.previous and read(place(item)) is not None and not forwarding():
         _write(item, item.previous)
+
+
+def observe_forwarding(index: int) -> Condition:
+    """Does the link of this index forward?  One that is gone needs nothing."""
+    value = _of_link(index)
+    return RIGHT if value in (None, "1") else Condition(Status.DIFFERENT, "is off")
+
+
+def forward(index: int) -> None:
+    """Turn IPv4 forwarding on for the link of this index; nothing happens if it is gone."""
+    _set_forwarding(index, "1")
+
+
+def forward_no_more(index: int) -> None:
+    """Turn it off again, unless it was enabled for the whole host meanwhile."""
+    if not forwarding():
+        _set_forwarding(index, "0")
+
+
+def _set_forwarding(index: int, value: str) -> None:
+    # Not by netlink, which knows the link by its index: only the sysctl also turns off the merging of received packets
+    # (net/ipv4/devinet.c, devinet_sysctl_forward: dev_disable_lro).
+    for _ in range(RENAMES):
+        name = _name(index)
+        if name is None:
+            return
+        path = ROOT / f"net/ipv4/conf/{name}/forwarding"
+        with contextlib.suppress(FileNotFoundError):
+            path.write_text(f"{value}\n")
+        # Somebody may rename it at this instant.
+        if _of_link(index) in (None, value):
+            return
+    raise KernelError(f"cannot set forwarding to {value} on link {index} of the host", "it is renamed again and again")
+
+
+def _of_link(index: int) -> str | None:
+    """The `forwarding` setting of the link of this index; None if it is gone."""
+    for _ in range(RENAMES):
+        name = _name(index)
+        value = None if name is None else read(ROOT / f"net/ipv4/conf/{name}/forwarding")
+        if name == _name(index):
+            return value
+    return None
+
+
+def _name(index: int) -> str | None:
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return None
 
 
 def forwarding() -> bool:

@@ -21,6 +21,7 @@ import contextlib
 import ctypes
 import json
 import re
+import socket
 import struct
 import threading
 from collections import Counter
@@ -291,8 +292,8 @@ def observe(item: Ruleset, nft: Nft, reference: Callable[[], Nft]) -> Condition:
     if item.text is None:
         return RIGHT
     blocks = _blocks(item.text)
-    wanted = _listed(reference(), blocks, "".join(blocks.values()))
-    found = _listed(nft, blocks)
+    wanted = _by_index(_listed(reference(), blocks, "".join(blocks.values())))
+    found = _by_index(_listed(nft, blocks))
     return RIGHT if found == wanted else Condition(Status.DIFFERENT, _difference(wanted, found))
 
 
@@ -312,6 +313,28 @@ def _listed(nft: Nft, families: Collection[str], batch: str = "") -> list[str]:
     finally:
         nft.set_stateless_output(False)
     return _LIST.sub(_sorted_list, _FILLED.sub(r"\1", text)).splitlines()
+
+
+def _by_index(lines: list[str]) -> list[str]:
+    """The lines of a listing with the index in the place of a link's name, in sets of links by index.
+
+    nft prints the name of a link that the calling thread's namespace has, whichever namespace the listing is of; and a
+    link may be renamed between two listings.
+    """
+    numbers = {name: str(index) for index, name in socket.if_nameindex()}
+    told: list[str] = []
+    by_index = inside = False
+    for line in lines:
+        words = line.split()
+        if words[:1] == ["type"]:
+            by_index = words[1:] == ["iface_index"]
+        elif by_index and words == ["elements", "=", "{"]:
+            inside, start = True, len(told) + 1
+        elif inside and words == ["}"]:
+            told[start:] = sorted(numbers.get(one.strip().strip('"'), one) for one in told[start:])
+            inside = False
+        told.append(line)
+    return told
 
 
 def _sorted_list(match: re.Match[str]) -> str:

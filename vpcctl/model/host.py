@@ -7,6 +7,8 @@ Packets of an instance to such an address never leave the host: its table drops 
 
 from __future__ import annotations
 
+import dataclasses
+
 from vpcctl.model.policy import Address, Network
 from vpcctl.values import dataclass
 
@@ -53,15 +55,32 @@ NO_HOST = Host()
 
 
 @dataclass(frozen=True, slots=True)
+class OpenedLink:
+    """A link of the host on which forwarding was off before us.
+
+    The index is what it is known by: the kernel gives it to no other link before the next boot, and it stays when the
+    link is renamed.  It is 0 for a link that an older version of the program put on record.  `name` is the last known.
+    """
+
+    index: int
+    name: str = dataclasses.field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class HostPart:
     """What was found on the host and is part of what we make there, kept beside the world and not in it.
 
-    `opened` are the host's interfaces on which forwarding was off before us, with the value to put back; `reserved` are
-    the ports among NAT_PORTS on which the host itself serves, which source NAT leaves alone.
+    `opened` are the links on which we turned forwarding on; `closed` are the indices of the links that have routes and
+    do not forward by themselves, those in `opened` included.  Packets from an opened link to a closed one are dropped:
+    only our setting would let them through.  `forwards` says whether the whole host forwarded then (ip_forward).
+
+    `reserved` are the ports among NAT_PORTS on which the host itself serves, which source NAT leaves alone.
     """
 
-    opened: tuple[tuple[str, str], ...] = ()
+    opened: tuple[OpenedLink, ...] = ()
     reserved: tuple[int, ...] = ()
+    closed: tuple[int, ...] = ()
+    forwards: bool = False
 
 
 NO_PART = HostPart()

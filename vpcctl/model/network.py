@@ -545,6 +545,12 @@ class World:
         return next(index for index in range(len(taken) + 1) if index not in taken)
 
 
+def uplink_addresses(world: World) -> tuple[Network, ...]:
+    """The addresses of both ends of all uplinks, as prefixes of one address."""
+    pairs = (uplink_pair(world.transit, vpc.index) for vpc in world.vpcs)
+    return tuple(ipaddress.ip_network(address) for pair in pairs for address in pair)
+
+
 def uplink_pair(transit: Network, index: int) -> tuple[Address, Address]:
     """The host's and the router's address of the uplink `index`: a /31 (RFC 3021) out of `transit`."""
     _check_room(transit, index)

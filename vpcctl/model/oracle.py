@@ -8,7 +8,7 @@ behalf of another.
 from __future__ import annotations
 
 from vpcctl.model.host import NO_HOST, Host
-from vpcctl.model.network import NEVER_USABLE, Subnet, Vpc, World
+from vpcctl.model.network import NEVER_USABLE, Subnet, Vpc, World, uplink_addresses
 from vpcctl.model.policy import Action, Address, Direction, Endpoint, Policy, Rule
 from vpcctl.model.protocols import ICMP_OF, REPLY_TYPE, TRANSLATED
 from vpcctl.values import dataclass
@@ -189,4 +189,4 @@ def _is_instance(vpc: Vpc, address: Address) -> bool:
 
 def _is_outside(world: World, vpc: Vpc, address: Address) -> bool:
     inside = [prefix for one in (vpc, *world.peers(vpc.name)) for prefix in one.prefixes]
-    return not any(address in prefix for prefix in (*inside, *NEVER_USABLE, world.transit))
+    return not any(address in prefix for prefix in (*inside, *NEVER_USABLE, *uplink_addresses(world)))

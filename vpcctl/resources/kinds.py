@@ -270,6 +270,22 @@ class LinkSetting(OnLink):
 
 
 @dataclass(frozen=True, slots=True)
+class Forwarding(Item):
+    """IPv4 forwarding of packets that arrive on a link of the host that is not ours, and was off before us.
+
+    The link is known by its index, which stays when it is renamed (see `model.host.OpenedLink`).
+    """
+
+    identity: ClassVar = ("index",)
+    namespace: None
+    index: int
+    name: str = field(default="", compare=False)
+
+    def __str__(self) -> str:
+        return f"forwarding on {self.name or 'link ' + str(self.index)} of the host"
+
+
+@dataclass(frozen=True, slots=True)
 class ProxyDelay(OnLink):
     """How long the bridge waits before it answers for a neighbour, in milliseconds (`RTM_SETNEIGHTBL`)."""
 
@@ -392,6 +408,7 @@ REGISTRY: tuple[Kind, ...] = (
     Kind.of(ChecksumLink, "checksum-link", "namespace name mac tag"),
     Kind.of(Veth, "veth", "namespace name mac peer_namespace peer_name peer_mac tag altname peer_altname"),
     Kind.of(LinkSetting, "link-sysctl", "namespace link path value previous"),
+    Kind.of(Forwarding, "forwarding", "namespace index"),
     Kind.of(ProxyDelay, "proxy-delay", "namespace link milliseconds"),
     Kind.of(Detour, "detour", "namespace link through"),
     Kind.of(Port, "bridge-port", "namespace link bridge"),

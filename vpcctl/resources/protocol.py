@@ -39,16 +39,30 @@ ABSENT = Condition(Status.ABSENT)
 
 
 @dataclass(frozen=True, slots=True)
+class HostLink:
+    """A link of the host that is not ours, and that a route of any table uses.
+
+    `forwards` says whether packets that arrive there are forwarded, `leads_out` whether it can carry packets now.
+    """
+
+    index: int
+    name: str
+    forwards: bool = False
+    leads_out: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class HostFacts:
     """The host as it is outside our own objects.
 
-    `ways_out` are the links that carry a default route, each with its present ``forwarding`` value; `networks` are
-    the prefixes that the host itself has on links that are not ours; `forwarding` says whether the host forwards
-    between all its links (ip_forward); `local` are the host's own addresses, and
-    `services` the ports among NAT_PORTS on which it can be called from outside.
+    `links` are its links to which packets can be routed, without the loopback interface and without ports of bridges
+    and bonds, which receive no packets by themselves; `networks` are the prefixes of its routes of all tables, without
+    those that mean the whole internet; `forwarding` says whether the host forwards between all its links (ip_forward);
+    `local` are the host's own addresses, and `services` the ports among NAT_PORTS on which it can be called from
+    outside.
     """
 
-    ways_out: tuple[tuple[str, str], ...] = ()
+    links: tuple[HostLink, ...] = ()
     networks: tuple[Network, ...] = ()
     forwarding: bool = False
     local: tuple[Network, ...] = ()

@@ -22,6 +22,7 @@ from vpcctl.resources.kinds import (
     ChecksumLink,
     Detour,
     FdbEntry,
+    Forwarding,
     Item,
     LinkSetting,
     LinkUp,
@@ -193,8 +194,8 @@ def _ruleset(
 
 def _host_items(world: World, host: HostPart, state_id: str, loaded: Rulesets) -> Iterator[Item]:
     yield host_ruleset(world, host, state_id, loaded)
-    for link, previous in host.opened:
-        yield LinkSetting(None, link, "net/ipv4/conf/{link}/forwarding", "1", previous)
+    for link in host.opened:
+        yield Forwarding(None, link.index, link.name)
 
 
 def _vpc_items(world: World, vpc: Vpc, state_id: str, loaded: Rulesets, before: World | None) -> Iterator[Item]:

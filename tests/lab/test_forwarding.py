@@ -1,0 +1,250 @@
+"""Forwarding for VPCs opens nothing else on the host, and closes nothing that is somebody else's."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.lab.machine import run_all
+from vpcctl.lab import RUN_LAB, Lab
+
+BUILD = (
+    "create-vpc --name shop --cidr 10.0.0.0/16",
+    "create-subnet --vpc shop --name web --cidr 10.0.1.0/24 --type public",
+    "publish-port --vpc shop --instance web --port 8080",
+)
+FAR = "203.0.113.10"
+NEIGHBOUR, INTERNET = "neighbour", "internet"
+# A network of containers, as a manager of containers makes it: an address range behind a bridge, translated outside.
+CONTAINERS = """
+ip netns add c
+ip link add docker0 type bridge
+ip link add c0 type veth peer name eth0 netns c
+ip link set c0 master docker0 up
+ip address add 172.17.0.1/24 dev docker0
+ip link set docker0 up
+ip -n c address add 172.17.0.2/24 dev eth0
+ip -n c link set eth0 up
+ip -n c route add default via 172.17.0.1
+nft -f - <<END
+table ip n {
+    chain out { type nat hook postrouting priority 100; ip saddr 172.17.0.0/24 oifname != "docker0" masquerade; }
+    chain in { type nat hook prerouting priority -100; fib daddr type local tcp dport 9090 dnat to 172.17.0.2:90; }
+}
+END
+ip netns exec c python3 -m http.server 90 >/dev/null 2>&1 &
+"""
+FORWARD_ALL = "sysctl -qw net.ipv4.ip_forward=1"
+# Per link, as some managers do it; of eth0 the setting is on already, by us.
+FORWARD_LINKS = "sysctl -qw net.ipv4.conf.docker0.forwarding=1 net.ipv4.conf.eth0.forwarding=1"
+SECOND_CARD = """
+ip netns add lan2
+ip link add eth1 type veth peer name eth0 netns lan2
+ip address add 192.0.2.1/24 dev eth1
+ip link set eth1 up
+ip -n lan2 address add 192.0.2.9/24 dev eth0
+ip -n lan2 link set eth0 up
+ip -n lan2 route add default via 192.0.2.1
+"""
+# A VPN with a routing table of its own and rules that lead there, as wg-quick(8) makes it.
+VPN = f"""
+ip link add wg0 type veth peer name wgp
+ip link set wgp netns {RUN_LAB}/internet
+ip address add 192.0.2.2/30 dev wg0
+ip link set wg0 up
+nsenter --net={RUN_LAB}/internet sh -ec 'ip address add 192.0.2.1/30 dev wgp; ip link set wgp up'
+ip route add default via 192.0.2.1 dev wg0 table 51820
+ip rule add not fwmark 0xca6c table 51820
+ip rule add table main suppress_prefixlength 0
+"""
+SERVER = "ip netns exec shop-web python3 -m http.server 8080 >/dev/null 2>&1 &"
+
+
+def host(lab: Lab, script: str) -> None:
+    lab.run(["sh", "-ec", script])
+
+
+def pings(lab: Lab, netns: str | None, address: str) -> bool:
+    """Does any of a few packets have an answer?"""
+    words = ["ping", "-c3", "-i0.2", "-W1", address]
+    return lab.run(words, netns=netns, check=False).returncode == 0
+
+
+def fetches(lab: Lab, netns: str | None, address: str) -> bool:
+    """Is a file served there?  A server that was just started gets time."""
+    words = ["curl", "-s", "-o/dev/null", "--connect-timeout", "1", "--retry", "5", "--retry-connrefused", address]
+    return lab.run([*words, "--retry-delay", "1", "--max-time", "8"], netns=netns, check=False).returncode == 0
+
+
+@pytest.fixture
+def machine(lab: Lab) -> Lab:
+    run_all(lab, BUILD)
+    host(lab, SERVER)
+    return lab
+
+
+# -- what comes later is its maker's business ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("forward", [FORWARD_ALL, FORWARD_LINKS], ids=["for the whole host", "for its links"])
+def test_containers_that_come_later_need_no_command_of_ours(machine: Lab, forward: str) -> None:
+    host(machine, CONTAINERS + forward)
+    assert pings(machine, "c", FAR)
+    assert fetches(machine, NEIGHBOUR, "http://198.51.100.2:9090/")
+    for command in ("repair", "create-vpc --name more --cidr 10.1.0.0/16"):
+        machine.vpcctl(*command.split())
+        assert machine.vpcctl("status").stdout.endswith("in sync\n")
+        assert pings(machine, "c", FAR)
+        assert fetches(machine, NEIGHBOUR, "http://198.51.100.2:9090/")
+    assert pings(machine, "shop-web", FAR)
+    machine.vpcctl("destroy", "--all", "--yes")
+    if forward == FORWARD_ALL:
+        assert pings(machine, "c", FAR)
+        assert fetches(machine, NEIGHBOUR, "http://198.51.100.2:9090/")
+
+
+def test_a_network_that_was_there_and_forwards_later_gets_its_replies_at_once_and_all_after_a_look(lab: Lab) -> None:
+    host(lab, CONTAINERS + "ip link set docker0 down")
+    run_all(lab, BUILD)
+    host(lab, "ip link set docker0 up; " + FORWARD_ALL)
+    assert pings(lab, "c", FAR)
+    assert lab.vpcctl("status", status=3).stdout.startswith("ruleset of the host is different")
+    lab.vpcctl("repair")
+    assert fetches(lab, NEIGHBOUR, "http://198.51.100.2:9090/")
+
+
+def test_the_shared_address_space_stays_the_hosts_but_for_the_uplinks(lab: Lab) -> None:
+    """Carriers, clusters and VPNs use it, too (RFC 6598)."""
+    host(lab, f"nsenter --net={RUN_LAB}/internet ip address add 100.64.9.9/32 dev lo")
+    run_all(lab, BUILD)
+    assert pings(lab, None, "100.64.9.9")
+    assert pings(lab, "shop-web", "100.64.9.9")
+    # An uplink's end is nobody's to call.
+    host(lab, f"nsenter --net={RUN_LAB}/neighbour ip route add 100.64.0.0/30 via 198.51.100.2")
+    assert not pings(lab, NEIGHBOUR, "100.64.0.0")
+    assert not pings(lab, NEIGHBOUR, "100.64.0.1")
+
+
+@pytest.mark.parametrize(
+    "route",
+    ["ip route add 100.64.0.0/24 dev eth0", "ip route add 100.64.0.0/10 dev eth0 table 52; ip rule add lookup 52"],
+    ids=["in the main table", "in a table of its own"],
+)
+def test_a_transit_range_that_the_host_reaches_otherwise_is_refused(lab: Lab, route: str) -> None:
+    host(lab, route)
+    refused = lab.vpcctl("create-vpc", "--name", "shop", "--cidr", "10.0.0.0/16", status=4)
+    assert "the host has a route to 100.64.0.0/" in refused.stderr
+    assert "--transit" in refused.stderr
+    lab.vpcctl("create-vpc", "--name", "shop", "--cidr", "10.0.0.0/16", "--transit", "10.255.0.0/16")
+    assert pings(lab, "shop-router", FAR)
+
+
+# -- what was closed stays closed ----------------------------------------------------------------------------------
+
+
+def test_the_host_does_not_become_a_router_between_its_networks(lab: Lab) -> None:
+    host(lab, SECOND_CARD)
+    host(lab, f"nsenter --net={RUN_LAB}/neighbour ip route add 192.0.2.0/24 via 198.51.100.2")
+    assert not pings(lab, NEIGHBOUR, "192.0.2.9")
+    run_all(lab, BUILD)
+    assert not pings(lab, NEIGHBOUR, "192.0.2.9")
+    assert not pings(lab, "lan2", "198.51.100.20")
+    host(lab, FORWARD_ALL)
+    lab.vpcctl("repair")
+    assert pings(lab, NEIGHBOUR, "192.0.2.9")
+    assert pings(lab, "lan2", "198.51.100.20")
+
+
+def test_a_link_that_is_renamed_is_guarded_and_put_back_by_its_new_name(lab: Lab) -> None:
+    host(lab, SECOND_CARD)
+    host(lab, f"nsenter --net={RUN_LAB}/neighbour ip route add 192.0.2.0/24 via 198.51.100.2")
+    run_all(lab, BUILD)
+    host(lab, SERVER)
+    host(lab, "ip link set eth1 down; ip link set eth1 name lan1; ip link set lan1 up")
+    host(
+        lab,
+        "ip link set eth0 down; ip link set eth0 name wan; ip link set wan up; ip route add default via 198.51.100.1",
+    )
+    assert not pings(lab, NEIGHBOUR, "192.0.2.9")
+    assert not pings(lab, "lan2", "198.51.100.20")
+    assert lab.vpcctl("status").stdout == "in sync\n"
+    assert pings(lab, "shop-web", FAR)
+    assert fetches(lab, "lan2", "http://192.0.2.1:8080/")
+    lab.vpcctl("destroy", "--all", "--yes")
+    values = lab.run(["sysctl", "-n", "net.ipv4.conf.wan.forwarding", "net.ipv4.conf.lan1.forwarding"]).stdout
+    assert values.split() == ["0", "0"]
+
+
+def test_the_guard_is_compared_by_index(machine: Lab) -> None:
+    """With whatever names the links have, after somebody's change of nftables asks for a comparison."""
+    host(machine, "nft add table ip other")
+    assert machine.vpcctl("status").stdout == "in sync\n"
+    host(machine, "ip link set eth0 down; ip link set eth0 name wan; ip link set wan up; nft delete table ip other")
+    assert machine.vpcctl("status").stdout == "in sync\n"
+    host(machine, "nft flush set inet vpcctl closed")
+    assert "was changed by hand" in machine.vpcctl("status", status=3).stdout
+    machine.vpcctl("repair")
+    assert machine.vpcctl("status").stdout == "in sync\n"
+
+
+def test_another_link_that_takes_the_name_is_another_one(machine: Lab) -> None:
+    """Its setting is not ours to put back."""
+    host(machine, "ip link set eth0 down; ip link set eth0 name wan; ip link set wan up")
+    host(machine, "ip route add default via 198.51.100.1; ip link add eth0 type veth peer name other")
+    host(machine, "sysctl -qw net.ipv4.conf.eth0.forwarding=1")
+    machine.vpcctl("destroy", "--all", "--yes")
+    values = machine.run(["sysctl", "-n", "net.ipv4.conf.wan.forwarding", "net.ipv4.conf.eth0.forwarding"]).stdout
+    assert values.split() == ["0", "1"]
+
+
+# -- ways out ------------------------------------------------------------------------------------------------------
+
+
+def test_instances_reach_what_the_host_reaches_by_any_card_and_are_reached_from_there(lab: Lab) -> None:
+    host(lab, SECOND_CARD)
+    run_all(lab, BUILD)
+    host(lab, SERVER)
+    assert pings(lab, "shop-web", "192.0.2.9")
+    assert pings(lab, "shop-web", FAR)
+    assert fetches(lab, "lan2", "http://192.0.2.1:8080/")
+    assert fetches(lab, "lan2", "http://198.51.100.2:8080/")
+    assert fetches(lab, NEIGHBOUR, "http://198.51.100.2:8080/")
+
+
+def test_a_vpn_with_a_table_of_its_own_is_a_way_out(machine: Lab) -> None:
+    host(machine, VPN)
+    assert "forwarding on wg0 of the host is different: is off" in machine.vpcctl("status", status=3).stdout
+    assert "forwarding is off on wg0" in machine.vpcctl("doctor", status=1).stdout
+    machine.vpcctl("repair")
+    assert machine.vpcctl("status").stdout == "in sync\n"
+    assert pings(machine, "shop-web", FAR)
+    assert "forwarding is off" not in machine.run(["vpcctl", "doctor"], check=False).stdout
+
+
+def test_a_link_that_goes_leaves_nothing_to_repair(lab: Lab) -> None:
+    host(lab, SECOND_CARD)
+    run_all(lab, BUILD)
+    host(lab, "ip link delete eth1")
+    assert lab.vpcctl("status").stdout == "in sync\n"
+    lab.vpcctl("create-subnet", "--vpc", "shop", "--name", "db", "--cidr", "10.0.2.0/24", "--type", "private")
+    assert lab.vpcctl("status").stdout == "in sync\n"
+    assert pings(lab, "shop-web", FAR)
+
+
+def test_a_way_out_that_appears_is_told_by_status_and_opened_by_repair(machine: Lab) -> None:
+    host(machine, SECOND_CARD)
+    told = machine.vpcctl("status", status=3).stdout
+    assert "forwarding on eth1 of the host is different: is off" in told
+    assert not pings(machine, NEIGHBOUR, "192.0.2.9")
+    machine.vpcctl("repair")
+    assert pings(machine, "shop-web", "192.0.2.9")
+    assert fetches(machine, "lan2", "http://192.0.2.1:8080/")
+
+
+def test_the_ports_of_a_bridge_are_no_links_of_their_own(lab: Lab) -> None:
+    """A host whose LAN is a bridge: what is set on eth0 matters to nobody."""
+    host(lab, "ip link add br0 type bridge; ip link set eth0 master br0; ip address flush dev eth0")
+    host(lab, "ip address add 198.51.100.2/24 dev br0; ip link set br0 up; ip route add default via 198.51.100.1")
+    run_all(lab, BUILD)
+    assert pings(lab, "shop-web", FAR)
+    values = lab.run(["sysctl", "-n", "net.ipv4.conf.eth0.forwarding", "net.ipv4.conf.br0.forwarding"]).stdout
+    assert values.split() == ["0", "1"]
