@@ -133,7 +133,7 @@ def test_while_the_record_is_lost_nothing_is_changed_and_adopting_brings_it_back
 
 def test_with_the_copy_lost_too_nothing_is_adopted_and_nothing_deleted(module_lab: Lab, run: Warm) -> None:
     whole = content(module_lab)
-    [copy] = module_lab.run(["sh", "-c", "ls /run/vpcctl/*.json"]).stdout.split()
+    [copy] = module_lab.run(["sh", "-c", "ls /run/vpcctl/????????????????.json"]).stdout.split()
     module_lab.run(["sh", "-c", f"echo nonsense >{STATE}; mv {copy} /run/copy"])
     before = kernel(module_lab)
     all_refused(module_lab, run, "is damaged")

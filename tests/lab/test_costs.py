@@ -17,6 +17,7 @@ import pytest
 
 from tests.lab.warm import Warm
 from vpcctl.engine.state import COPIES
+from vpcctl.kernel.verified import NOTES
 from vpcctl.lab import STATE_DIR, Lab
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace(1) is not installed")
@@ -26,7 +27,7 @@ OTHERS = 12
 ENTRY = 4 * 430
 TRACED = "trace=sendto,sendmsg,setns,fsync,write,openat"
 # A file of the record or of its copy, as strace tells descriptors.
-RECORD = re.compile(rf"<({STATE_DIR}|{COPIES})/[^>]*(json|part)>")
+RECORD = re.compile(rf"<({STATE_DIR}|{COPIES})/(?!{NOTES.name})[^>]*(json|part)>")
 HTTP = {"ingress": [{"action": "allow", "protocol": "tcp", "port": [80, 443]}]}
 
 

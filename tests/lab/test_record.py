@@ -11,6 +11,7 @@ import pytest
 
 from tests.lab.machine import run_all
 from vpcctl.engine.state import COPIES
+from vpcctl.kernel.verified import NOTES
 from vpcctl.lab import STATE_DIR, Lab
 
 PAGE = (Path(__file__).parents[2] / "docs/state.md").read_text()
@@ -52,9 +53,10 @@ def in_words(match: re.Match[str]) -> str | None:
     if call == "linkat":
         return f"linkat {descriptors[-1]}/{strings[-1]}"
     place = opened if call == "openat" else descriptors[0] if descriptors else ""
-    if call == "renameat":
+    if call == "renameat" and NOTES.name not in strings[1]:
         return named(f"renameat {place}/{strings[0]} → {strings[1]}")
-    return named(f"{call} {place}") if place and place.startswith((str(STATE_DIR), str(COPIES))) else None
+    ours = place and place.startswith((str(STATE_DIR), str(COPIES))) and NOTES.name not in place
+    return named(f"{call} {place}") if ours else None
 
 
 def named(words: str) -> str:
