@@ -72,8 +72,12 @@ def read(name: str) -> Claim | None:
 
     Raises OSError if the kernel cannot show what is below mounts: before Linux 5.2, or without CAP_SYS_ADMIN.
     """
+    return _read(name, _below_mounts())
+
+
+def _read(name: str, below: int) -> Claim | None:
     try:
-        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=_below_mounts())
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=below)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
             return None
@@ -147,11 +151,18 @@ def _below_mounts() -> int:
 def mounted(name: str) -> Identity | None:
     """The identity of the namespace mounted under `name`; None for a plain file, a symbolic link or no file."""
     try:
-        status = os.lstat(RUN_NETNS / name)
-        # A mounted namespace is a file of nsfs, so its device differs from that of the directory.
-        apart = status.st_dev != os.stat(RUN_NETNS).st_dev and not stat.S_ISLNK(status.st_mode)
+        return _mounted(f"{RUN_NETNS}/{name}", os.stat(RUN_NETNS).st_dev)
     except OSError:
         return None
+
+
+def _mounted(place: str, device: int) -> Identity | None:
+    try:
+        status = os.lstat(place)
+    except OSError:
+        return None
+    # A mounted namespace is a file of nsfs, so its device differs from that of the directory.
+    apart = status.st_dev != device and not stat.S_ISLNK(status.st_mode)
     return (status.st_dev, status.st_ino) if apart else None
 
 
@@ -225,8 +236,10 @@ def _registry() -> _Registry:
 def _read_registry(changed: int) -> _Registry:
     claimed: dict[int, set[str]] = defaultdict(set)
     mounts: dict[Identity, set[str]] = defaultdict(set)
-    for name in os.listdir(RUN_NETNS):
-        identity, claim = mounted(name), read(name)
+    # Every command that changes something looks at all names, so what is the same for all is asked for once.
+    below, device = _below_mounts(), os.stat(RUN_NETNS).st_dev
+    for entry in os.scandir(RUN_NETNS):
+        name, identity, claim = entry.name, _mounted(entry.path, device), _read(entry.name, below)
         if claim is not None and claim.inode is not None:
             claimed[claim.inode].add(name)
         elif identity is not None:
