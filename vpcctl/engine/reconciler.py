@@ -163,7 +163,7 @@ def _attempt(kernel: Kernel, state: State, desired: World, facts: HostFacts) -> 
     _check_leftovers(state, desired)
     host = targets.host_part(state, desired, facts)
     loaded = topology.Recorded(state.record)
-    standing = topology.Standing(state.world, state.host, state.record)
+    standing = topology.InForce(state.world, state.host, state.record)
     snapshot = topology.snapshot(desired, state.state_id, loaded, host=host, standing=standing)
     changed = {scope: items for scope, items in snapshot.items() if items is not state.record.get(scope)}
     # Peers track the same flows: if they are damaged on record, that is told before anything is changed.

@@ -96,7 +96,7 @@ class Recorded:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class InForce:
     """What is in force: the world, what the host adds to it, and the items on record by scope."""
 
     world: World
@@ -112,7 +112,7 @@ def snapshot(
     scopes: Container[str] | None = None,
     host: HostPart = NO_PART,
     kept: Container[tuple[str, ...]] | None = None,
-    standing: Standing | None = None,
+    standing: InForce | None = None,
 ) -> dict[str, Items]:
     """All items of `world` on `host` by scope: the name of a VPC, or HOST; with `scopes` those alone.
 
@@ -140,14 +140,14 @@ def snapshot(
     return found
 
 
-def _unchanged(world: World, vpc: Vpc, standing: Standing | None) -> Items | None:
+def _unchanged(world: World, vpc: Vpc, standing: InForce | None) -> Items | None:
     """The items on record of a VPC that is unchanged, as are its peers; None for others."""
     if standing is None or vpc.name not in standing.record or not looks_alike(standing.world, world, vpc):
         return None
     return standing.record[vpc.name]
 
 
-def _unchanged_host(world: World, host: HostPart, standing: Standing | None) -> Items | None:
+def _unchanged_host(world: World, host: HostPart, standing: InForce | None) -> Items | None:
     """The items on record of the host, if nothing that they depend on is changed."""
     if standing is None or HOST not in standing.record:
         return None
