@@ -12,7 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vpcctl.compiler.effort import Effort
-from vpcctl.compiler.first_match import ALL_TYPES, ALL_VALUES, WIDTH, Box, PortBits, Prefix, covers, spread, stack
+from vpcctl.compiler.first_match import (
+    ALL_TYPES,
+    ALL_VALUES,
+    WIDTH,
+    Box,
+    PortIndex,
+    Ports,
+    Prefix,
+    _meet,
+    _Union,
+    _window,
+    covers,
+    spread,
+    stack,
+)
 from vpcctl.model.policy import ICMP, TCP, UDP
 
 # Eight addresses of each version, the prefixes that hold them, and one address outside.
@@ -203,23 +217,51 @@ edges = st.sampled_from([(0, 0), (0, 65535), (1, 1), (1, 65535), (65535, 65535),
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(spans | edges, min_size=1, max_size=6))
-def test_ports_survive_the_way_through_bits(ranges: list[tuple[int, int]]) -> None:
-    ports = PortBits(ranges)
-    assert all(ports.ranges(ports.bits(span)) == [span] for span in ranges)
-    assert ports.ranges(ports.bits(None)) == [ALL_VALUES]
-    together = 0
-    for span in ranges:
-        together |= ports.bits(span)
-    got = ports.ranges(together)
+def test_ports_survive_the_way_through_indices(ranges: list[tuple[int, int]]) -> None:
+    ports = PortIndex(ranges)
+    whole = ports.everything[1]
+    assert all(ports.spans(_window(ports.range(span), 0, whole)) == [span] for span in ranges)
+    assert ports.spans(_window(ports.range(None), 0, whole)) == [ALL_VALUES]
+    got = ports.spans(_Union(*map(ports.range, ranges)).window(0, whole))
     assert got == sorted(got)
     assert all(one[1] + 1 < other[0] for one, other in pairwise(got)), "as few as possible"
     for edge in {value + beside for span in ranges for value in span for beside in (-1, 0, 1)}:
         assert any(low <= edge <= high for low, high in got) == any(low <= edge <= high for low, high in ranges)
 
 
+def indices(ports: Ports) -> set[int]:
+    """A set of ports as its indices, one by one."""
+    low, high, bits = ports
+    return {index for index in range(low, high) if bits is None or bits >> (index - low) & 1}
+
+
+def members(bits: int, low: int) -> set[int]:
+    return {low + place for place in range(bits.bit_length()) if bits >> place & 1}
+
+
+# Around the borders of bytes, of which a union is made.
+stretches = st.tuples(st.integers(0, 40), st.integers(1, 20), st.none() | st.integers(1, (1 << 20) - 1)).map(
+    lambda parts: (parts[0], parts[0] + parts[1], parts[2] and ((parts[2] & ((1 << parts[1]) - 1)) or 1))
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(stretches, max_size=5), stretches)
+def test_sets_of_ports_do_what_sets_do(sets: list[Ports], asked: Ports) -> None:
+    low, high, _ = asked
+    for one in sets:
+        assert _meet(one, asked) == bool(indices(one) & indices(asked))
+        assert members(_window(one, low, high), low) == indices(one) & set(range(low, high))
+    union, every = _Union(*sets), set().union(*map(indices, sets))
+    assert members(union.within(asked), low) == every & indices(asked)
+    assert members(union.window(low, high), low) == every & set(range(low, high))
+    union.copy().add(asked)
+    assert members(union.within(asked), low) == every & indices(asked), "a copy is another set"
+
+
 def test_no_ports_are_no_bits() -> None:
-    assert PortBits([]).ranges(0) == []
-    assert PortBits([None]).bits(None) == PortBits([None]).everything
+    assert PortIndex([]).spans(0) == []
+    assert PortIndex([None]).range(None) == PortIndex([None]).everything
 
 
 # -- prefixes ------------------------------------------------------------------------------------------------------

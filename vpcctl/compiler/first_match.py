@@ -20,9 +20,10 @@ one for its own side and one for its ports, in sequence.  A product is at a leve
 overlaps.  Every later box that overlaps it is above it in turn.  So it needs no rank within a level.
 
 Two prefixes are nested or disjoint.  So overlap is found among a prefix's ancestors, at most one for each prefix length
-in use, and in a summary of everything below it.  Ports are bits of an integer, one for each stretch between the break
-points of the rules.  On the own side, levels distinguish single addresses only; a wider prefix counts as any address.
-That can report overlap where none exists, which may raise a level but never makes it wrong.
+in use, and in a summary of everything below it.  Ports are a range of indices, one for each stretch between the break
+points of the rules; only a union of several ranges has a bit for each index.  On the own side, levels distinguish
+single addresses only; a wider prefix counts as any address.  That can report overlap where none exists, which may raise
+a level but never makes it wrong.
 """
 
 from __future__ import annotations
@@ -136,51 +137,55 @@ def _around(prefixes: tuple[Prefix, ...]) -> tuple[Prefix, ...]:
     return prefixes
 
 
-class PortBits:
-    """Sets of ports as integers: one bit for each stretch between two neighbouring break points."""
+# A set of ports: the first index, the one behind the last, and the bits between them; None if all of them are set.
+# Most sets are one range, and cost no integer that is kilobytes long.
+Ports = tuple[int, int, int | None]
+
+
+class PortIndex:
+    """Ports as indices of the stretches between two neighbouring break points."""
 
     def __init__(self, ranges: Iterable[tuple[int, int] | None]):
         points = {ALL_VALUES[0], ALL_VALUES[1] + 1, ALL_TYPES[1] + 1}
         for low, high in filter(None, ranges):
             points.update((low, high + 1))
         self._points = sorted(points)
-        self.everything = (1 << (len(self._points) - 1)) - 1
-        self._known: dict[tuple[int, int], int] = {}
+        self.everything: Ports = (0, len(self._points) - 1, None)
 
     @property
     def weight(self) -> int:
-        """The cost in steps of one operation on such an integer."""
+        """The cost in steps of one operation on the bits of a set."""
         return 1 + len(self._points) // 16_384
 
     @property
     def space(self) -> int:
-        """The cost in steps that stands for the memory of a few such integers."""
+        """The cost in steps that stands for the memory of the bits of a few sets."""
         return 16 + len(self._points) // 256
 
-    def bits(self, ports: tuple[int, int] | None) -> int:
-        """The bits of an inclusive range, which must be one of those given at construction."""
+    def range(self, ports: tuple[int, int] | None) -> Ports:
+        """An inclusive range, which must be one of those given at construction."""
         if ports is None:
             return self.everything
-        found = self._known.get(ports)
-        if found is None:
-            low, high = bisect_left(self._points, ports[0]), bisect_left(self._points, ports[1] + 1)
-            # All callers share one integer: it may be kilobytes long.
-            found = self._known[ports] = (1 << high) - (1 << low)
-        return found
+        low = bisect_left(self._points, ports[0])
+        return low, bisect_left(self._points, ports[1] + 1, low), None
 
-    def of(self, box: Box | Product) -> int:
-        """The bits of all ranges of a box or product; all ICMP types if its protocol is ICMP and it names none."""
+    def of(self, box: Box | Product) -> Ports:
+        """All ranges of a box or product; all ICMP types if its protocol is ICMP and it names none."""
         spans, typed = box.spans, box.protocol in ICMP_PROTOCOLS
-        if len(spans) == 1:
-            # The shared integer itself, not a copy.
-            return self.bits(ALL_TYPES if spans[0] is None and typed else spans[0])
-        found = 0
-        for span in spans:
-            found |= self.bits(ALL_TYPES if span is None and typed else span)
-        return found
+        found = [self.range(ALL_TYPES if span is None and typed else span) for span in spans]
+        if len(found) == 1:
+            return found[0]
+        low, high = min(one[0] for one in found), max(one[1] for one in found)
+        bits = 0
+        for one in found:
+            bits |= _all_bits(one[0], one[1]) << (one[0] - low)
+        return low, high, bits
 
-    def ranges(self, bits: int, most: int = ALL_VALUES[1] + 1) -> list[tuple[int, int]] | None:
-        """The fewest inclusive ranges that make up `bits`, ascending; None if they are more than `most`."""
+    def spans(self, bits: int, first: int = 0, most: int = ALL_VALUES[1] + 1) -> list[tuple[int, int]] | None:
+        """The fewest inclusive ranges that make up `bits`, ascending; None if they are more than `most`.
+
+        The lowest bit stands for the index `first`.
+        """
         found: list[tuple[int, int]] = []
         while bits:
             if len(found) == most:
@@ -188,52 +193,134 @@ class PortBits:
             low = (bits & -bits).bit_length() - 1
             filled = bits + (1 << low)
             high = (filled & -filled).bit_length() - 1
-            found.append((self._points[low], self._points[high] - 1))
+            found.append((self._points[first + low], self._points[first + high] - 1))
             bits &= ~((1 << high) - (1 << low))
         return found
 
 
+def _all_bits(low: int, high: int) -> int:
+    return (1 << (high - low)) - 1
+
+
+def _window(ports: Ports, low: int, high: int) -> int:
+    """The bits of `ports` from `low` to before `high`; the lowest stands for `low`."""
+    first, end, bits = ports
+    if end <= low or high <= first:
+        return 0
+    if bits is None:
+        start = max(first, low)
+        return _all_bits(start, min(end, high)) << (start - low)
+    return (bits >> (low - first) if low >= first else bits << (first - low)) & _all_bits(low, high)
+
+
+def _meet(one: Ports, other: Ports) -> bool:
+    """Have two sets a port in common?"""
+    low, high = max(one[0], other[0]), min(one[1], other[1])
+    if low >= high:
+        return False
+    if one[2] is None and other[2] is None:
+        return True
+    return _window(one, low, high) & _window(other, low, high) != 0
+
+
+class _Union:
+    """The union of many sets of ports: a bit for each index, changed in place."""
+
+    __slots__ = ("_bits",)
+
+    def __init__(self, *sets: Ports):
+        self._bits = bytearray()
+        for ports in sets:
+            self.add(ports)
+
+    def copy(self) -> _Union:
+        made = _Union()
+        made._bits = self._bits[:]
+        return made
+
+    def add(self, ports: Ports) -> None:
+        low, high, bits = ports
+        start, end = low >> 3, (high + 7) >> 3
+        if len(self._bits) < end:
+            self._bits.extend(bytes(end - len(self._bits)))
+        more = (_all_bits(low, high) if bits is None else bits) << (low & 7)
+        before = int.from_bytes(self._bits[start:end], "little")
+        self._bits[start:end] = (before | more).to_bytes(end - start, "little")
+
+    def window(self, low: int, high: int) -> int:
+        """The bits from `low` to before `high`; the lowest stands for `low`."""
+        found = int.from_bytes(self._bits[low >> 3 : (high + 7) >> 3], "little") >> (low & 7)
+        return found & _all_bits(low, high)
+
+    def within(self, ports: Ports) -> int:
+        """The bits of those of `ports` that are in here, from the first one."""
+        low, high, bits = ports
+        return self.window(low, high) if bits is None else self.window(low, high) & bits
+
+
 class _Held:
-    """The ports of the boxes of one level in one node: by verdict, and by rank."""
+    """The ports of several boxes of one level in one node: by verdict, and by rank.
 
-    __slots__ = ("mixed", "of", "own", "ranks", "taken")
+    Where all boxes have one verdict, or all of one verdict have one rank, the sets of both are one object.
+    """
 
-    def __init__(self, kind: str | None, rank: Rank, bits: int):
-        self.taken = bits
-        self.of: dict[str | None, int] = {kind: bits}
-        self.ranks: dict[str | None, dict[Rank, int]] = {kind: {rank: bits}}
+    __slots__ = ("mixed", "of", "ranks", "taken")
+
+    def __init__(self, kind: str | None, rank: Rank, ports: Ports):
+        self.taken = _Union(ports)
+        self.of: dict[str | None, _Union] = {kind: self.taken}
+        self.ranks: dict[str | None, dict[Rank, _Union]] = {kind: {rank: self.taken}}
         # Ports with several verdicts, or of boxes that share their level with no other.
-        self.mixed = 0 if kind else bits
-        # Do the integers belong to this object, and not to the only box in it?
-        self.own = False
+        self.mixed: _Union | None = None if kind else _Union(ports)
 
-    def add(self, kind: str | None, rank: Rank, bits: int) -> None:
+    def add(self, kind: str | None, rank: Rank, ports: Ports) -> None:
         mine = self.of.get(kind)
+        if kind is None:
+            self._mix(ports)
+        elif mine is not self.taken:
+            others = self.taken.within(ports)
+            if mine is not None:
+                others &= ~mine.window(*ports[:2])
+            if others:
+                self._mix((*ports[:2], others))
         if mine is None:
-            self.mixed |= bits & self.taken if kind else bits
-            self.of[kind] = bits
-            self.ranks[kind] = {rank: bits}
+            if len(self.of) == 1:
+                self.taken = self.taken.copy()
+            self.of[kind] = _Union(ports)
+            self.ranks[kind] = {rank: self.of[kind]}
         else:
-            if kind is None:
-                self.mixed |= bits
-            elif len(self.of) > 1:
-                self.mixed |= bits & self.taken & ~mine
             ranks = self.ranks[kind]
-            before = ranks.get(rank)
-            ranks[rank] = bits if before is None else before | bits
-            self.of[kind] = mine | bits
-        self.taken |= bits
+            if rank not in ranks:
+                if len(ranks) == 1:
+                    self.of[kind] = mine.copy()
+                    self.taken = self.of[kind] if self.taken is mine else self.taken
+                    mine = self.of[kind]
+                ranks[rank] = _Union(ports)
+            elif ranks[rank] is not mine:
+                ranks[rank].add(ports)
+            mine.add(ports)
+        if self.taken is not mine:
+            self.taken.add(ports)
 
-    def stands_before(self, kind: str | None, rank: Rank, bits: int) -> bool:
-        """Must a new box with these `bits` go to a higher level than the boxes in here?"""
+    def _mix(self, ports: Ports) -> None:
+        if self.mixed is None:
+            self.mixed = _Union()
+        self.mixed.add(ports)
+
+    def stands_before(self, kind: str | None, rank: Rank, ports: Ports) -> bool:
+        """Must a new box with these `ports`, some of which are taken, go to a higher level than the boxes in here?"""
         mine = self.of.get(kind) if kind else None
-        if mine is None or self.mixed & bits or self.taken & bits & ~mine:
+        if mine is None or (self.mixed is not None and self.mixed.within(ports)):
             return True
-        return any(placed > rank and held & bits for placed, held in self.ranks[kind].items())
+        if self.taken is not mine and self.taken.within(ports) & ~mine.window(*ports[:2]):
+            return True
+        return any(placed > rank and held.within(ports) for placed, held in self.ranks[kind].items())
 
 
-# level -> the ports of its boxes
-Occupied = dict[int, _Held]
+# One box that was placed: level, verdict, rank, ports
+Placed = tuple[int, str | None, Rank, Ports]
+# What is placed in one node: a single box, as in most nodes, or by level.
+Occupied = Placed | dict[int, Placed | _Held]
 # Do the boxes of a node have its peer prefix, or a longer one below it?
 HERE, BELOW = range(2)
 # The own side of a node's boxes where it is not a single address: wider prefixes, which count as any, or all boxes.
@@ -250,22 +337,23 @@ class _Index:
     # Slots besides the protocol numbers: boxes for any protocol, and all boxes.
     UNSPECIFIED, ALL = -1, -2
 
-    def __init__(self, boxes: Iterable[Box], ports: PortBits, effort: Effort):
+    def __init__(self, boxes: Iterable[Box], ports: PortIndex, effort: Effort):
         peers: dict[int, set[int]] = {4: {0}, 6: {0}}
         self._asks_for_all = self._tells_owns_apart = False
-        # The places that some box has itself: nobody asks what is below any other.
+        # The places that some box has itself and that others are below: nobody asks what is below any other.
         self._asked: set[Place] = set()
         for box in boxes:
             for version, value, length in (box.peer,) if box.peer else EVERYWHERE:
                 peers[version].add(length)
-                self._asked.add((version, length, value >> (WIDTH[version] - length)))
+                if length < WIDTH[version]:
+                    self._asked.add((version, length, value >> (WIDTH[version] - length)))
             if box.protocol is None:
                 self._asks_for_all = True
             if _own_place(box) != WIDER:
                 self._tells_owns_apart = True
         self._lengths = {version: sorted(found) for version, found in peers.items()}
         self._nodes: dict[Node, Occupied] = {}
-        self._covered: dict[tuple[int, Prefix | None, Place], int] = {}
+        self._covered: dict[tuple[int, Prefix | None, Place], Ports | _Union] = {}
         self._effort, self._weight, self._space = effort, ports.weight, ports.space
         # The last result of `_around`, which is called several times for each box.
         self._peer: Prefix | None = None
@@ -288,11 +376,12 @@ class _Index:
             return (self.UNSPECIFIED,)
         return (box.protocol, self.UNSPECIFIED) if self._asks_for_all else (box.protocol,)
 
-    def covered(self, box: Box) -> int:
-        """The ports at which earlier boxes match every packet of `box`."""
+    def covered(self, box: Box, ports: Ports) -> int:
+        """Those of `ports` at which earlier boxes match every packet of `box`, as bits from the first one."""
         slots = self._slots(box)
         owns = (None,) if box.own is None else (None, box.own)
-        found = ~0
+        low, high, _ = ports
+        found: int | None = None
         covered = self._covered.get
         for places in self._around(box):
             taken = 0
@@ -301,11 +390,13 @@ class _Index:
                     for own in owns:
                         match = covered((slot, own, place))
                         if match is not None:
-                            taken |= match
-            found &= taken
-        return found
+                            taken |= match.window(low, high) if isinstance(match, _Union) else _window(match, low, high)
+            if not taken:
+                return 0
+            found = taken if found is None else found & taken
+        return 0 if found is None else found & _window(ports, low, high)
 
-    def level_of(self, box: Box, kind: str | None, rank: Rank, bits: int) -> int:
+    def level_of(self, box: Box, kind: str | None, rank: Rank, ports: Ports) -> int:
         """The lowest level at which `box` comes after every placed box that it overlaps."""
         best, steps = 1, 0
         slots = (self.ALL,) if box.protocol is None else self._slots(box)
@@ -315,12 +406,20 @@ class _Index:
             steps += 1
             if node is None:
                 continue
-            steps += len(node)
+            if isinstance(node, tuple):
+                best = _level_after(node, kind, rank, ports, best)
+                continue
+            steps += len(node) * self._weight
             # The highest levels were added last, and usually decide.
             for level in reversed(node):
-                if level >= best and node[level].taken & bits:
-                    best = level + node[level].stands_before(kind, rank, bits)
-        self._effort.spend(steps * self._weight)
+                if level < best:
+                    continue
+                held = node[level]
+                if isinstance(held, tuple):
+                    best = _level_after(held, kind, rank, ports, best)
+                elif held.taken.within(ports):
+                    best = level + held.stands_before(kind, rank, ports)
+        self._effort.spend(steps)
         return best
 
     def _seen_from(self, box: Box, slots: tuple[int, ...]) -> Iterator[Node]:
@@ -332,39 +431,62 @@ class _Index:
                 for own in owns:
                     for place in places:
                         yield HERE, slot, place, own
-                    yield BELOW, slot, places[-1], own
+                    if places[-1] in self._asked:
+                        yield BELOW, slot, places[-1], own
 
-    def place(self, box: Box, kind: str | None, rank: Rank, bits: int, level: int) -> None:
+    def place(self, box: Box, kind: str | None, rank: Rank, ports: Ports, level: int) -> None:
         """Record `box` at `level`.  If `kind` is None, it trims no later box."""
         slot = self.UNSPECIFIED if box.protocol is None else box.protocol
         steps = 1
         sides = (_own_place(box), EVERY) if self._tells_owns_apart else (EVERY,)
+        placed: Placed = (level, kind, rank, ports)
         for *wider, here in self._around(box):
             around = [place for place in wider if place in self._asked]
             if kind is not None and not box.unsure:
                 match = (slot, box.own, here)
                 before = self._covered.get(match)
-                self._covered[match] = bits if before is None else before | bits
+                if before is None:
+                    self._covered[match] = ports
+                elif isinstance(before, _Union):
+                    before.add(ports)
+                    steps += self._weight
+                else:
+                    self._covered[match] = _Union(before, ports)
+                    steps += self._space
             for kept in (slot, self.ALL) if self._asks_for_all else (slot,):
                 for side in sides:
                     keys = [(HERE, kept, here, side), *((BELOW, kept, place, side) for place in around)]
-                    steps += len(keys) * self._weight
                     for key in keys:
-                        steps += self._occupy(key, kind, rank, bits, level)
+                        steps += 1 + self._occupy(key, placed)
         self._effort.spend(steps)
 
-    def _occupy(self, key: Node, kind: str | None, rank: Rank, bits: int, level: int) -> int:
+    def _occupy(self, key: Node, placed: Placed) -> int:
         """Put a box into a node; return the cost beyond one step."""
         node = self._nodes.get(key)
         if node is None:
-            node = self._nodes[key] = {}
+            self._nodes[key] = placed
+            return 0
+        if isinstance(node, tuple):
+            node = self._nodes[key] = {node[0]: node}
+        level, kind, rank, ports = placed
         held = node.get(level)
         if held is None:
-            node[level] = _Held(kind, rank, bits)
+            node[level] = placed
             return 0
-        held.add(kind, rank, bits)
-        grown, held.own = not held.own, True
-        return self._space if grown else 0
+        if isinstance(held, tuple):
+            held = node[level] = _Held(*held[1:])
+            held.add(kind, rank, ports)
+            return self._space
+        held.add(kind, rank, ports)
+        return self._weight
+
+
+def _level_after(placed: Placed, kind: str | None, rank: Rank, ports: Ports, best: int) -> int:
+    """The lowest level, `best` at least, at which a box comes after one that is placed."""
+    level, its_kind, its_rank, its_ports = placed
+    if level < best or not _meet(its_ports, ports):
+        return best
+    return level + (kind is None or its_kind != kind or its_rank > rank)
 
 
 def _own_place(box: Box) -> Prefix | str:
@@ -374,28 +496,31 @@ def _own_place(box: Box) -> Prefix | str:
 
 def stack(boxes: Sequence[Box | Product], effort: Effort) -> list[list[Box | Product]]:
     """Trim `boxes`, which are in first-match order, and return them by level; each level keeps that order."""
-    ports = PortBits(span for box in boxes for span in box.spans)
-    effort.spend(ports.space * len({span for box in boxes for span in box.spans}))
-    index = _Index((anchor for box in boxes for anchor in _anchors(box)), ports, effort)
+    index_of = PortIndex(span for box in boxes for span in box.spans)
+    index = _Index((anchor for box in boxes for anchor in _anchors(box)), index_of, effort)
     levels: list[list[Box | Product]] = []
+    ranks: dict[Rank, Rank] = {}
     for box in boxes:
         effort.rule = box.rule
-        whole = ports.of(box)
-        pieces = [box] if isinstance(box, Product) else _trimmed(box, whole, index, ports)
+        whole = index_of.of(box)
+        if whole[2] is not None:
+            effort.spend(index_of.space + len(box.spans))
+        pieces = [box] if isinstance(box, Product) else _trimmed(box, whole, index, index_of)
         if len(pieces) > 1:
             effort.take(len(pieces) - 1)
-            effort.spend(ports.space * len(pieces))
+            effort.spend(len(pieces))
         for piece in pieces:
-            bits = whole if piece is box else ports.of(piece)
+            ports = whole if piece is box else index_of.of(piece)
             kind: str | None
             if isinstance(piece, Box) and not piece.unsure:
                 kind, rank = piece.verdict, piece.rank
+                rank = ranks.setdefault(rank, rank)
             else:
                 # An unsure box has a verdict that equals no other.
                 kind, rank = None, UNRANKED
-            level = max(index.level_of(anchor, kind, rank, bits) for anchor in _anchors(piece))
+            level = max(index.level_of(anchor, kind, rank, ports) for anchor in _anchors(piece))
             for anchor in _anchors(piece):
-                index.place(anchor, kind, rank, bits, level)
+                index.place(anchor, kind, rank, ports, level)
             if level > len(levels):
                 levels.append([])
                 effort.level(level)
@@ -407,13 +532,13 @@ def _anchors(box: Box | Product) -> Iterable[Box]:
     return box.anchors() if isinstance(box, Product) else (box,)
 
 
-def _trimmed(box: Box, whole: int, index: _Index, ports: PortBits) -> list[Box]:
+def _trimmed(box: Box, whole: Ports, index: _Index, index_of: PortIndex) -> list[Box]:
     """The pieces of a box that earlier boxes leave; `whole` are its ports."""
-    covered = index.covered(box)
-    if not covered & whole:
+    covered = index.covered(box, whole)
+    if not covered:
         return [box]
-    bits = whole & ~covered
-    spans = ports.ranges(bits, MOST_PIECES)
+    low, high, _ = whole
+    spans = index_of.spans(_window(whole, low, high) & ~covered, low, MOST_PIECES)
     return [box] if spans is None else [box._replace(ports=span) for span in spans]
 
 
@@ -422,19 +547,20 @@ def spread(boxes: Sequence[Box], effort: Effort) -> list[list[Box]]:
 
     A box goes to the first set behind all sets with an earlier box that it overlaps.
     """
-    ports = PortBits(box.ports for box in boxes)
+    index_of = PortIndex(box.ports for box in boxes)
     lengths: dict[int, set[int]] = {4: {0}, 6: {0}}
-    # The places of the boxes themselves: nobody asks what is below any other.
+    # The places of the boxes themselves that others may be below: nobody asks what is below any other.
     asked: set[tuple[int | None, int, int, int]] = set()
     for box in boxes:
         version, value, length = box.peer or (4, 0, 0)
         lengths[version].add(length)
-        asked.add((box.protocol, version, length, value >> (WIDTH[version] - length)))
+        if length < WIDTH[version]:
+            asked.add((box.protocol, version, length, value >> (WIDTH[version] - length)))
     at: dict[tuple[int | None, int, int, int], _Owns] = defaultdict(_Owns)
     below: dict[tuple[int | None, int, int, int], _Owns] = defaultdict(_Owns)
     sets: list[list[Box]] = []
     for box in boxes:
-        bits = ports.bits(box.ports)
+        ports = index_of.range(box.ports)
         version, value, length = box.peer or (4, 0, 0)
         width = WIDTH[version]
         places = [
@@ -443,16 +569,24 @@ def spread(boxes: Sequence[Box], effort: Effort) -> list[list[Box]]:
         here = (box.protocol, version, length, value >> (width - length))
         nodes = [*(at[place] for place in places if place in at), *((below[here],) if here in below else ())]
         met = [entry for node in nodes for entry in node.near(box.own)]
-        effort.spend((len(places) + len(met)) * ports.weight)
-        number = max((held[2] for held in met if held[1] & bits and _meet(held[0], box.own)), default=0)
+        effort.spend(len(places) + len(met) * index_of.weight)
+        number = max((held[2] for held in met if _in(held[1], ports) and _nested(held[0], box.own)), default=0)
         if number == len(sets):
             sets.append([])
         sets[number].append(box)
-        at[here].add(box.own, bits, number + 1)
+        at[here].add(box.own, ports, number + 1)
         for place in places:
             if place != here and place in asked:
-                below[place].add(box.own, bits, number + 1)
+                below[place].add(box.own, ports, number + 1)
     return sets
+
+
+# Own side, ports, number of the next set
+_Entry = tuple[Prefix | None, Ports | _Union, int]
+
+
+def _in(held: Ports | _Union, ports: Ports) -> bool:
+    return held.within(ports) != 0 if isinstance(held, _Union) else _meet(held, ports)
 
 
 class _Owns:
@@ -461,10 +595,10 @@ class _Owns:
     __slots__ = ("single", "wider")
 
     def __init__(self) -> None:
-        self.single: dict[Prefix, list[tuple[Prefix | None, int, int]]] = {}
-        self.wider: list[tuple[Prefix | None, int, int]] = []
+        self.single: dict[Prefix, list[_Entry]] = {}
+        self.wider: list[_Entry] = []
 
-    def near(self, own: Prefix | None) -> Iterator[tuple[Prefix | None, int, int]]:
+    def near(self, own: Prefix | None) -> Iterator[_Entry]:
         """The entries that may overlap `own`."""
         yield from self.wider
         if own is not None and own[2] == WIDTH[own[0]]:
@@ -473,19 +607,23 @@ class _Owns:
             for entries in self.single.values():
                 yield from entries
 
-    def add(self, own: Prefix | None, bits: int, number: int) -> None:
+    def add(self, own: Prefix | None, ports: Ports, number: int) -> None:
         """Add the ports of a box; merge them into the last entry if its own side and set are the same."""
         if own is not None and own[2] == WIDTH[own[0]]:
             entries = self.single.setdefault(own, [])
         else:
             entries = self.wider
         if entries and (entries[-1][0], entries[-1][2]) == (own, number):
-            entries[-1] = (own, entries[-1][1] | bits, number)
+            held = entries[-1][1]
+            if isinstance(held, _Union):
+                held.add(ports)
+            else:
+                entries[-1] = (own, _Union(held, ports), number)
         else:
-            entries.append((own, bits, number))
+            entries.append((own, ports, number))
 
 
-def _meet(one: Prefix | None, other: Prefix | None) -> bool:
+def _nested(one: Prefix | None, other: Prefix | None) -> bool:
     return covers(one, other) or covers(other, one)
 
 
