@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import os
 import sys
@@ -25,15 +26,15 @@ def main() -> None:
 
 
 def _leave(status: int) -> None:
-    """End the process without taking Python's objects apart one by one, a tenth of the time of a short command.
-
-    All that was said is written by now, or cannot be.
-    """
+    """End the process without taking Python's objects apart one by one, a tenth of the time of a short command."""
     import threading
 
     if threading.active_count() > 1:
         sys.exit(status)  # other threads are waited for
     atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(status)
 
 

@@ -813,3 +813,26 @@ def test_a_command_leaves_the_collector_of_cycles_as_it_was(capsys: pytest.Captu
         with pytest.raises(SystemExit):
             main(words)
         assert gc.get_threshold() == before
+
+
+ENDING = """
+import atexit, sys, threading, time
+from vpcctl import __main__, cli
+def command():
+    print("said")
+    print("unfinished", end="", file=sys.stderr)
+    raise SystemExit(3)
+cli.main = command
+atexit.register(print, "at the end")
+if len(sys.argv) > 1:
+    threading.Thread(target=lambda: (time.sleep(0.2), print("by a thread"))).start()
+__main__.main()
+"""
+
+
+@pytest.mark.parametrize("threads", [[], ["thread"]])
+def test_a_process_that_ends_quickly_leaves_nothing_unsaid(threads: list[str]) -> None:
+    ran = subprocess.run([sys.executable, "-c", ENDING, *threads], capture_output=True, text=True, check=False)
+    assert ran.returncode == 3
+    assert sorted(ran.stdout.splitlines()) == sorted(["said", "at the end", *(["by a thread"] if threads else [])])
+    assert ran.stderr == "unfinished"
