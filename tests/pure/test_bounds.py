@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -397,7 +399,26 @@ def test_what_many_rules_cost_grows_with_their_number(count: int) -> None:
     assert not forecast(before, after, [("shop", "db")], most=80 * count).untold
     effort = Effort()
     gate(View.of(after, "shop"), after.vpc("shop").subnet("db"), Direction.INGRESS, effort)
-    assert effort.steps < 60 * count
+    assert effort.steps < 30 * count
+
+
+HUNDRED_THOUSAND = """
+import resource
+from tests.pure.test_bounds import attached, empty, mixed
+from vpcctl.compiler import bounds, compile_vpc
+before, after = empty(), attached(mixed(100_000))
+bounds.check(before, after)
+assert compile_vpc(after, "shop", "owner").text(1).count("\\n") > 90_000
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+"""
+
+
+def test_a_hundred_thousand_rules_are_accepted_and_fit_into_memory() -> None:
+    """In a process of its own: read, checked against the bounds, compiled."""
+    words = [sys.executable, "-c", HUNDRED_THOUSAND]
+    ran = subprocess.run(words, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert not ran.returncode, ran.stderr
+    assert int(ran.stdout) < 400, "MiB"
 
 
 def test_rules_that_no_traffic_can_meet_cost_no_effort() -> None:
