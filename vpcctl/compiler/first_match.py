@@ -325,10 +325,15 @@ Occupied = Placed | dict[int, Placed | _Held]
 HERE, BELOW = range(2)
 # The own side of a node's boxes where it is not a single address: wider prefixes, which count as any, or all boxes.
 WIDER, EVERY = "wider", "every"
-# (IP version, prefix length, network address without the bits behind the prefix)
-Place = tuple[int, int, int]
-# (HERE or BELOW, protocol or slot, place of the peer, own side)
-Node = tuple[int, int, Place, Prefix | str]
+# A prefix as one number: there are several for each box.
+Place = int
+# (HERE or BELOW, protocol or slot, own side)
+Group = tuple[int, int, Prefix | str]
+
+
+def _place(version: int, value: int, length: int) -> Place:
+    """The prefix of `length` around an address."""
+    return (value >> (WIDTH[version] - length)) << 9 | length << 1 | (version == 6)
 
 
 class _Index:
@@ -346,14 +351,15 @@ class _Index:
             for version, value, length in (box.peer,) if box.peer else EVERYWHERE:
                 peers[version].add(length)
                 if length < WIDTH[version]:
-                    self._asked.add((version, length, value >> (WIDTH[version] - length)))
+                    self._asked.add(_place(version, value, length))
             if box.protocol is None:
                 self._asks_for_all = True
             if _own_place(box) != WIDER:
                 self._tells_owns_apart = True
         self._lengths = {version: sorted(found) for version, found in peers.items()}
-        self._nodes: dict[Node, Occupied] = {}
-        self._covered: dict[tuple[int, Prefix | None, Place], Ports | _Union] = {}
+        self._groups: dict[Group, dict[Place, Occupied]] = {}
+        # By slot and own side, and then by peer.
+        self._covered: dict[tuple[int, Prefix | None], dict[Place, Ports | _Union]] = {}
         self._effort, self._weight, self._space = effort, ports.weight, ports.space
         # The last result of `_around`, which is called several times for each box.
         self._peer: Prefix | None = None
@@ -365,7 +371,7 @@ class _Index:
             lengths = self._lengths
             self._peer = box.peer
             self._places = [
-                [(version, short, value >> (WIDTH[version] - short)) for short in lengths[version] if short <= length]
+                [_place(version, value, short) for short in lengths[version] if short <= length]
                 for version, value, length in ((box.peer,) if box.peer else EVERYWHERE)
             ]
         return self._places
@@ -378,19 +384,19 @@ class _Index:
 
     def covered(self, box: Box, ports: Ports) -> int:
         """Those of `ports` at which earlier boxes match every packet of `box`, as bits from the first one."""
-        slots = self._slots(box)
         owns = (None,) if box.own is None else (None, box.own)
+        groups = [
+            group for slot in self._slots(box) for own in owns if (group := self._covered.get((slot, own))) is not None
+        ]
         low, high, _ = ports
         found: int | None = None
-        covered = self._covered.get
         for places in self._around(box):
             taken = 0
-            for slot in slots:
+            for group in groups:
                 for place in places:
-                    for own in owns:
-                        match = covered((slot, own, place))
-                        if match is not None:
-                            taken |= match.window(low, high) if isinstance(match, _Union) else _window(match, low, high)
+                    match = group.get(place)
+                    if match is not None:
+                        taken |= match.window(low, high) if isinstance(match, _Union) else _window(match, low, high)
             if not taken:
                 return 0
             found = taken if found is None else found & taken
@@ -400,9 +406,8 @@ class _Index:
         """The lowest level at which `box` comes after every placed box that it overlaps."""
         best, steps = 1, 0
         slots = (self.ALL,) if box.protocol is None else self._slots(box)
-        nodes = self._nodes.get
-        for key in self._seen_from(box, slots):
-            node = nodes(key)
+        for group, place in self._seen_from(box, slots):
+            node = group.get(place)
             steps += 1
             if node is None:
                 continue
@@ -422,17 +427,21 @@ class _Index:
         self._effort.spend(steps)
         return best
 
-    def _seen_from(self, box: Box, slots: tuple[int, ...]) -> Iterator[Node]:
-        """The nodes of all boxes that may overlap `box`."""
+    def _seen_from(self, box: Box, slots: tuple[int, ...]) -> Iterator[tuple[dict[Place, Occupied], Place]]:
+        """Where the boxes are that may overlap `box`."""
         side = _own_place(box) if self._tells_owns_apart else WIDER
         owns = (EVERY,) if side == WIDER else (WIDER, side)
+        groups = self._groups.get
         for places in self._around(box):
             for slot in slots:
                 for own in owns:
-                    for place in places:
-                        yield HERE, slot, place, own
-                    if places[-1] in self._asked:
-                        yield BELOW, slot, places[-1], own
+                    here = groups((HERE, slot, own))
+                    if here is not None:
+                        for place in places:
+                            yield here, place
+                    below = groups((BELOW, slot, own))
+                    if below is not None and places[-1] in self._asked:
+                        yield below, places[-1]
 
     def place(self, box: Box, kind: str | None, rank: Rank, ports: Ports, level: int) -> None:
         """Record `box` at `level`.  If `kind` is None, it trims no later box."""
@@ -443,31 +452,35 @@ class _Index:
         for *wider, here in self._around(box):
             around = [place for place in wider if place in self._asked]
             if kind is not None and not box.unsure:
-                match = (slot, box.own, here)
-                before = self._covered.get(match)
+                covered = self._covered.setdefault((slot, box.own), {})
+                before = covered.get(here)
                 if before is None:
-                    self._covered[match] = ports
+                    covered[here] = ports
                 elif isinstance(before, _Union):
                     before.add(ports)
                     steps += self._weight
                 else:
-                    self._covered[match] = _Union(before, ports)
+                    covered[here] = _Union(before, ports)
                     steps += self._space
             for kept in (slot, self.ALL) if self._asks_for_all else (slot,):
                 for side in sides:
-                    keys = [(HERE, kept, here, side), *((BELOW, kept, place, side) for place in around)]
-                    for key in keys:
-                        steps += 1 + self._occupy(key, placed)
+                    steps += 1 + len(around)
+                    steps += self._occupy((HERE, kept, side), here, placed)
+                    for place in around:
+                        steps += self._occupy((BELOW, kept, side), place, placed)
         self._effort.spend(steps)
 
-    def _occupy(self, key: Node, placed: Placed) -> int:
+    def _occupy(self, key: Group, place: Place, placed: Placed) -> int:
         """Put a box into a node; return the cost beyond one step."""
-        node = self._nodes.get(key)
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = {}
+        node = group.get(place)
         if node is None:
-            self._nodes[key] = placed
+            group[place] = placed
             return 0
         if isinstance(node, tuple):
-            node = self._nodes[key] = {node[0]: node}
+            node = group[place] = {node[0]: node}
         level, kind, rank, ports = placed
         held = node.get(level)
         if held is None:

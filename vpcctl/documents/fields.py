@@ -90,7 +90,8 @@ def parse_ports(value: str | int, protocol: int | None) -> Range:
     if isinstance(value, float):
         raise ValueError(f"{value} is not a port (1–65535); write {int(value)}")
     low, _, high = str(value).partition("-")
-    span = int(low), int(high or low)
+    first = int(low)
+    span = first, int(high) if high else first
     if span == EVERY_PORT:
         raise ValueError(f'{reading.quote(value)} begins with 0, and ports begin at 1; omit "port" for every port')
     for port in span:
@@ -150,14 +151,18 @@ def parse_endpoint(text: str) -> Endpoint:
     return Endpoint("prefix", prefix=parse_prefix(text))
 
 
-# `apply` reads its document again for each step, while it holds the lock: by then every prefix is known.
-@functools.lru_cache(maxsize=1 << 19)
+# Rules name the same prefixes again and again.  A cache of every prefix of a long list would cost more than it saves.
+@functools.lru_cache(maxsize=1 << 15)
 def parse_prefix(text: str) -> Network:
     """A prefix without host bits, or an address as a prefix of full length; ValueError says what is wrong."""
     try:
-        return ipaddress.ip_network(text)
+        found = ipaddress.ip_network(text)
     except ValueError:
         pass
+    else:
+        # A function for each prefix of full length, which nobody calls and which keeps `text` and 300 bytes more.
+        vars(found).pop("hosts", None)
+        return found
     try:
         meant = ipaddress.ip_network(text, strict=False)
     except ValueError:

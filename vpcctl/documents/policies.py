@@ -272,6 +272,16 @@ class Reader:
         if field not in document:
             return None
         value = document[field]
+        if not isinstance(value, list):
+            # The usual case, without a pointer that only a problem needs.
+            try:
+                only = read(value, *more)
+            except ValueError:
+                pass
+            else:
+                if isinstance(only, Endpoint) and only.name is not None:
+                    self.named.append((f"{pointer}/{field}", only))
+                return None if whole and whole((only,)) else (only,)
         if isinstance(value, list):
             places = [(inner, f"{pointer}/{field}/{number}") for number, inner in sound(value)]
         else:
