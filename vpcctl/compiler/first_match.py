@@ -345,13 +345,17 @@ class _Index:
     def __init__(self, boxes: Iterable[Box], ports: PortIndex, effort: Effort):
         peers: dict[int, set[int]] = {4: {0}, 6: {0}}
         self._asks_for_all = self._tells_owns_apart = False
-        # The places that some box has itself and that others are below: nobody asks what is below any other.
+        # The places at which two boxes may meet: prefixes that others are below, and addresses that several boxes have.
         self._asked: set[Place] = set()
+        addresses: set[Place] = set()
         for box in boxes:
             for version, value, length in (box.peer,) if box.peer else EVERYWHERE:
                 peers[version].add(length)
-                if length < WIDTH[version]:
-                    self._asked.add(_place(version, value, length))
+                place = _place(version, value, length)
+                if length < WIDTH[version] or place in addresses:
+                    self._asked.add(place)
+                else:
+                    addresses.add(place)
             if box.protocol is None:
                 self._asks_for_all = True
             if _own_place(box) != WIDER:
@@ -451,7 +455,8 @@ class _Index:
         placed: Placed = (level, kind, rank, ports)
         for *wider, here in self._around(box):
             around = [place for place in wider if place in self._asked]
-            if kind is not None and not box.unsure:
+            met = here in self._asked
+            if met and kind is not None and not box.unsure:
                 covered = self._covered.setdefault((slot, box.own), {})
                 before = covered.get(here)
                 if before is None:
@@ -465,7 +470,7 @@ class _Index:
             for kept in (slot, self.ALL) if self._asks_for_all else (slot,):
                 for side in sides:
                     steps += 1 + len(around)
-                    steps += self._occupy((HERE, kept, side), here, placed)
+                    steps += self._occupy((HERE, kept, side), here, placed) if met else 0
                     for place in around:
                         steps += self._occupy((BELOW, kept, side), place, placed)
         self._effort.spend(steps)
