@@ -325,16 +325,27 @@ def test_the_hosts_neighbours_are_the_internets(address: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.255.255.255", "224.0.0.1", "239.255.255.250", "255.255.255.255",
-                                     "0.0.0.0", "169.254.169.254", "100.64.0.0", "100.64.0.1", "100.64.0.2",
-                                     "100.64.255.255"])  # fmt: skip
+                                     "0.0.0.0", "169.254.169.254", "100.64.0.0", "100.64.0.1"])  # fmt: skip
 def test_what_nobody_reaches_is_not_the_internet_with_or_without_a_host(address: str) -> None:
-    for host in (NO_HOST, HOST):
+    bare = Host(tuple(prefix for prefix in HOST.addresses if not str(prefix).startswith("100.64.")), HOST.broadcasts)
+    for host in (NO_HOST, bare):
         answer = ask(shop(host), "shop/web", address, "any")
         assert answer.verdict == DENY
         assert answer.deciding.origin.partition(";")[0] == f"{address} is not an internet address"
         assert answer.hops[-1] == "shop-router, which drops it"
-    transit = "100.64.0.0/16 is the range of the VPCs' uplinks"
-    assert (transit in answer.deciding.origin) is address.startswith("100.64.")
+        assert ("an address of a VPC's uplink" in answer.deciding.origin) is address.startswith("100.64.")
+
+
+@pytest.mark.parametrize("address", ["100.64.0.2", "100.64.0.3", "100.64.0.5"])
+def test_the_uplink_of_another_vpc_is_nobodys_to_reach(address: str) -> None:
+    answer = ask(shop(), "shop/web", address, "any")
+    assert answer.verdict == DENY
+    assert answer.deciding.origin == f"{address} is not an internet address; it is an address of a VPC's uplink"
+    assert answer.hops[-1] == "vpc-shop on the host: the host's table, from-uplink, which drops it"
+
+
+def test_the_rest_of_the_transit_range_may_be_somebody_elses() -> None:
+    assert ask(shop(HOST), "shop/web", "100.64.255.255", "tcp/443").verdict == ALLOW
 
 
 def test_an_address_of_a_vpc_stays_one_where_the_host_has_it_too() -> None:

@@ -420,10 +420,6 @@ WEB, DB, THERE, OUT = ("alpha", "web"), ("alpha", "db"), ("beta", "web"), (None,
             {(OUT, WEB)}, id="a published port",
         ),
         pytest.param(
-            village(), lambda world: dataclasses.replace(world, transit=network("198.18.0.0/15")),
-            {(WEB, OUT), (OUT, WEB), (THERE, OUT), (("loner", "web"), OUT)}, id="the transit range",
-        ),
-        pytest.param(
             village(), lambda world: with_vpc(world, "loner", prefixes=(network("10.0.0.0/24"),)),
             {(("loner", "web"), OUT)}, id="the prefix of the VPC itself",
         ),

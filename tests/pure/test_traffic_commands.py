@@ -511,7 +511,7 @@ def test_the_commands_need_neither_root_nor_a_state() -> None:
 
 
 def content(state: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in state.iterdir()}
+    return {path.name: path.read_bytes() for path in state.rglob("*") if path.is_file()}
 
 
 def test_a_dry_run_says_what_changes_and_changes_nothing(vpcctl, folder: Path, recorded: Path) -> None:

@@ -22,7 +22,7 @@ from vpcctl.analysis.reachability import DEFAULT, FLOWS, SERVICES, Reach, Zone
 from vpcctl.analysis.rendering import Line, lines
 from vpcctl.documents.reading import quote
 from vpcctl.errors import DocumentError, TooFineError
-from vpcctl.model.network import uplink_addresses
+from vpcctl.model.network import uplink_addresses, uplink_pair
 from vpcctl.model.policy import Action, Address, Direction, Origin, Rule
 from vpcctl.values import dataclass
 
@@ -149,19 +149,25 @@ def _misplaced(reach: Reach, side: End, inner: str, place: int) -> str:
     if side.zone.vpc is not None:
         known = any(address in instance.addresses for instance in vpc.instances)
         return "" if known else f"{address} is not an instance of VPC {inner}"
-    if _within(side, reach.addresses(side.zone, inner, place)):
-        return ""
     if _within(side, reach.kept(inner, place)):
         return _kept(reach, address, place)
+    if _is_uplinks(reach, address):
+        return f"{address} is not an internet address; it is an address of a VPC's uplink"
+    if _within(side, reach.addresses(side.zone, inner, place)):
+        return ""
     owners = [one.name for one in (vpc, *reach.world.peers(inner)) if any(address in prefix for prefix in one.prefixes)]
     hint = f"; {owners[0]}/{address} is one of VPC {owners[0]}" if owners else ""
-    if any(address in end for end in uplink_addresses(reach.world)):
-        hint = "; it is an address of a VPC's uplink"
     return f"{address} is not an internet address{hint}"
+
+
+def _is_uplinks(reach: Reach, address: Address) -> bool:
+    return any(address in end for end in uplink_addresses(reach.world))
 
 
 def _nowhere(reach: Reach, end: End, inner: str) -> bool:
     """Is a single destination outside neither the internet's nor the host's?"""
+    if end.single is not None and end.single in uplink_pair(reach.world.transit, reach.world.vpc(inner).index):
+        return True
     places = (reach.addresses(end.zone, inner), reach.kept(inner, packetset.DESTINATION))
     return not any(_within(end, place) for place in places)
 
@@ -242,8 +248,9 @@ def _hops(reach: Reach, start: End, end: End) -> Iterator[str]:
             yield f"{router}, which drops it"
             return
         yield f"{names.UPLINK} in {router}, source NAT"
-        if end.single and _within(end, reach.kept(str(inner), packetset.DESTINATION)):
-            chain = "from-uplink" if reach.host.has(end.single) else "host-input"
+        kept = end.single and _within(end, reach.kept(str(inner), packetset.DESTINATION))
+        if end.single and (kept or _is_uplinks(reach, end.single)):
+            chain = "host-input" if kept and not reach.host.has(end.single) else "from-uplink"
             yield f"{names.host_uplink(str(inner))} on the host: the host's table, {chain}, which drops it"
             return
         yield f"{names.host_uplink(str(inner))} on the host, masquerade"

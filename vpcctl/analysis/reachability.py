@@ -15,7 +15,7 @@ from vpcctl.analysis.packetset import Interval, Partition, Ranges, Space
 from vpcctl.errors import TooFineError
 from vpcctl.model.difference import differing
 from vpcctl.model.host import NO_HOST, Host
-from vpcctl.model.network import NEVER_USABLE, Subnet, Vpc, World, uplink_addresses
+from vpcctl.model.network import NEVER_USABLE, Subnet, Vpc, World
 from vpcctl.model.policy import ICMP, ICMPV6, Action, Direction, Endpoint, Network, Policy, Rule
 from vpcctl.model.protocols import REPLY_TYPE, TRANSLATED
 from vpcctl.model.resolve import Meanings, inside
@@ -348,6 +348,9 @@ class Reach:
         """The addresses that a zone has as the SOURCE or DESTINATION of flows of the VPC `home`.
 
         The internet is what is left, and not what the host keeps for itself at that end.
+
+        It has the addresses of uplinks in it, which depend on all VPCs.  Only a question about a single one of them finds
+        that nobody reaches it.
         """
         if zone.vpc is not None:
             return zone.addresses
@@ -362,7 +365,7 @@ class Reach:
             vpc = self.world.vpc(home)
             near = inside(self.world, vpc)
             lines = [{4: packetset.VERSION_4, 6: packetset.VERSION_6}[version] for version in vpc.versions]
-            beyond = Space.of(lines, None, None, None) - _sources((*near, *NEVER_USABLE, *uplink_addresses(self.world)))
+            beyond = Space.of(lines, None, None, None) - _sources((*near, *NEVER_USABLE))
             hosts = _sources(self.host.sends if end == packetset.SOURCE else self.host.receives)
             self._outside[home, end] = _Outside(_intervals(beyond - hosts), _intervals(beyond & hosts))
         return self._outside[home, end]

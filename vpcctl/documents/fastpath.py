@@ -206,10 +206,10 @@ def _condition(name: str, schema: Schema) -> Check:
 
 
 def _elsewhere(name: str, schema: Schema) -> Check:
-    document, _, pointer = schema["$ref"].partition("#")
-    schema_name = document.removesuffix(".json") or name
+    place, pointer = schema["$ref"].split("#/")
+    schema_name = place.removesuffix(".json") or name
     # A definition may refer to itself, so it is looked up when it is needed.
-    return lambda value: _reference(schema_name, f"#{pointer}")(value)
+    return lambda value: _reference(schema_name, f"#/{pointer}")(value)
 
 
 KEYWORDS: dict[str, Callable[[str, Schema], Check]] = {
