@@ -21,9 +21,9 @@ from vpcctl.model import operations
 from vpcctl.model.host import OpenedLink
 from vpcctl.model.network import DEFAULT_TRANSIT, World
 from vpcctl.resources.fake import FakeKernel
-from vpcctl.resources.kinds import Item, LinkUp, Namespace, Open, Route, Ruleset
+from vpcctl.resources.kinds import Forwarding, Item, LinkUp, Namespace, Open, Route, Ruleset
 from vpcctl.resources.plan import Remove
-from vpcctl.resources.protocol import HostFacts
+from vpcctl.resources.protocol import HostFacts, HostLink
 
 Life = dict[str, tuple[Watched, State]]
 
@@ -329,6 +329,17 @@ def test_after_a_reboot_repair_makes_everything_again(anew: Anew, life: Life, na
     assert machine.objects == there
     machine.check(life[name][1].world)
     machine.check_rest()
+
+
+def test_after_a_reboot_an_index_means_another_link_which_is_left_alone(anew: Anew) -> None:
+    machine = anew("create VPC one")
+    machine.kernel.reboot("boot-2")
+    machine.kernel._facts = HostFacts((HostLink(2, "docker0", forwards=True), HostLink(3, "eth0")))
+    machine.kernel.objects["Forwarding", "2"] = Forwarding(None, 2)  # of somebody else
+    machine.kernel.calls.clear()
+    machine.repair()
+    assert machine.state.host.opened == (OpenedLink(3),)
+    assert not [call for call in machine.kernel.calls if "link 2" in call or "docker0" in call]
 
 
 @transitions

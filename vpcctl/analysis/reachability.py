@@ -349,8 +349,8 @@ class Reach:
 
         The internet is what is left, and not what the host keeps for itself at that end.
 
-        It has the addresses of uplinks in it, which depend on all VPCs.  Only a question about a single one of them finds
-        that nobody reaches it.
+        It has the addresses of uplinks in it, which depend on all VPCs.  Only a question about a single one of them
+        finds that nobody reaches it.
         """
         if zone.vpc is not None:
             return zone.addresses

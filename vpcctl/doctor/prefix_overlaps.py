@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from ipaddress import ip_network
 
 from vpcctl.doctor.finding import Finding
-from vpcctl.model.network import World, overlap
+from vpcctl.model.network import World, overlap, uplink_addresses, uplink_pair
 from vpcctl.model.policy import Network
 from vpcctl.values import dataclass
 
@@ -25,15 +26,17 @@ class Reached:
 
 
 def findings(world: World, reached: Sequence[Reached]) -> Iterator[Finding]:
-    """Compare the world's prefixes and its transit range with what the host itself reaches."""
+    """Compare the world's prefixes and the addresses of its uplinks with what the host itself reaches."""
     clashes = [*_of_transit(world, reached), *_of_vpcs(world, reached)]
     yield from clashes
     if not clashes:
-        yield Finding("ok", SUBJECT, f"no address or route of the host overlaps {world.transit} or a VPC's prefix")
+        yield Finding("ok", SUBJECT, "no address or route of the host overlaps an uplink's addresses or a VPC's prefix")
 
 
 def _of_transit(world: World, reached: Sequence[Reached]) -> Iterator[Finding]:
-    found = [one for one in reached if overlap(one.network, world.transit)]
+    # Without a VPC, those of the first one.
+    ends = uplink_addresses(world) or tuple(map(ip_network, uplink_pair(world.transit, 0)))
+    found = [one for one in reached if any(overlap(one.network, end) for end in ends)]
     if not found:
         return
     if world.vpcs:
@@ -46,9 +49,9 @@ def _of_transit(world: World, reached: Sequence[Reached]) -> Iterator[Finding]:
     yield Finding(
         "fatal" if world.vpcs else "warning",
         SUBJECT,
-        f"the transit range {world.transit} overlaps {_told(found)}",
-        "The host's table drops every packet to or from that range, except the packets of uplinks. The host cannot"
-        " reach that network.",
+        f"addresses of uplinks, from the transit range {world.transit}, are also in {_told(found)}",
+        "The host's table drops every packet to or from the addresses of uplinks, except the packets of uplinks. The"
+        " host cannot reach these addresses of that network, and a route to it may take the packets of VPCs.",
         words,
     )
 

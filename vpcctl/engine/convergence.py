@@ -18,7 +18,7 @@ from vpcctl.model.host import HostPart
 from vpcctl.model.network import World
 from vpcctl.resources import plan as plans
 from vpcctl.resources import topology
-from vpcctl.resources.kinds import Item, Namespace, Ruleset, Veth
+from vpcctl.resources.kinds import Forwarding, Item, Namespace, Ruleset, Veth
 from vpcctl.resources.plan import Ensure, Plan
 from vpcctl.resources.protocol import Kernel, Status
 from vpcctl.values import dataclass
@@ -41,7 +41,8 @@ class Converged:
 
 def examine(state: State, kernel: Kernel, scopes: Iterable[str] | None = None) -> list[Difference]:
     """Everything in which the kernel differs from the state, changing nothing; `scopes` limits it to some VPCs."""
-    host = targets.host_part(state, state.world, kernel.facts(), looking=True, rebooted=rebooted(state, kernel))
+    state = _of_this_boot(state, kernel)
+    host = targets.host_part(state, state.world, kernel.facts(), looking=True)
     chosen = None if scopes is None else set(scopes)
     known = topology.Recorded(state.record)
     kept = _untouched(kernel, state, chosen)
@@ -61,6 +62,15 @@ def unfinished(state: State, kernel: Kernel) -> bool:
 
 def rebooted(state: State, kernel: Kernel) -> bool:
     return state.has_items and state.boot_id != kernel.boot_id()
+
+
+def _of_this_boot(state: State, kernel: Kernel) -> State:
+    """`state` without the links of the host that were opened before a reboot: their indices mean other links now."""
+    if not rebooted(state, kernel):
+        return state
+    items = tuple(item for item in state.record.get(topology.HOST, ()) if not isinstance(item, Forwarding))
+    record = {**state.record, **({topology.HOST: items} if topology.HOST in state.record else {})}
+    return dataclasses.replace(state, host=HostPart((), state.host.reserved), record=record)
 
 
 def finish(writer: Writer, kernel: Kernel, state: State, report: Report, scopes: Scopes = None) -> Converged:
@@ -87,9 +97,10 @@ def finish(writer: Writer, kernel: Kernel, state: State, report: Report, scopes:
 
 def converge(writer: Writer, kernel: Kernel, state: State, scopes: Scopes = None) -> Converged:
     """Roll an unfinished change forward, and repair whatever differs from the desired world."""
+    state = _of_this_boot(state, kernel)
     facts = kernel.facts()
     desired = state.world if state.pending is None else state.pending
-    host = targets.host_part(state, desired, facts, rebooted=rebooted(state, kernel))
+    host = targets.host_part(state, desired, facts)
     kept = _untouched(kernel, state, scopes)
     aim = _aim(kernel, state, desired, host, scopes, kept)
     if kept and aim.lacks_text:

@@ -18,9 +18,7 @@ from vpcctl.resources.plan import Plan
 from vpcctl.resources.protocol import HostFacts, Kernel, Status
 
 
-def host_part(
-    state: State, desired: World, facts: HostFacts, looking: bool = False, rebooted: bool = False
-) -> HostPart:
+def host_part(state: State, desired: World, facts: HostFacts, looking: bool = False) -> HostPart:
     """What the host adds to `desired`; ConflictError where its networks overlap new uplinks.
 
     With `looking` the host's services are taken as they are on record.
@@ -29,7 +27,7 @@ def host_part(
     if not desired.vpcs:
         return NO_PART
     reserved = state.host.reserved if looking else _reserved(state, desired, facts)
-    opened, closed = _forwarding(NO_PART if rebooted else state.host, facts)
+    opened, closed = _forwarding(state.host, facts)
     return HostPart(opened, reserved, closed, facts.forwarding)
 
 
