@@ -577,3 +577,69 @@ def test_a_terminal_that_takes_nothing_does_not_keep_vpcctl_from_ending(machine:
     machine.run(["sh", "-c", f"kill -TERM $({shlex.join(find)})"])
     assert terminal.process.wait(20) == 143
     terminal.close()
+
+
+# --- Descriptors on request -------------------------------------------------------------------------------------------
+
+# Runs a command with these descriptors open, each a file of that name that is its own content.
+WITH_OPEN = """
+import os, sys
+numbers, command = map(int, sys.argv[1].split(",")), sys.argv[2:]
+for number in numbers:
+    there = os.open(f"/run/open/file-{number}", os.O_RDWR | os.O_CREAT)
+    os.write(there, str(number).encode())
+    os.lseek(there, 0, 0)
+    if there != number:
+        os.dup2(there, number)
+        os.close(there)
+    os.set_inheritable(number, True)
+os.execvp(command[0], command)
+"""
+# Reads a pipe, whose ends a command has as its descriptors 3 and 4, until it breaks.
+PIPE = """
+import os, subprocess, sys
+ends = os.pipe()
+command = subprocess.Popen(sys.argv[1:], pass_fds=ends)
+os.close(ends[1])
+os.read(ends[0], 1)
+print("broken", flush=True)
+command.wait()
+"""
+LIST = 'for one in 3 4 5 9; do eval "cat <&$one" 2>/dev/null && echo; done; true'
+
+
+@pytest.mark.parametrize("user", [[], ["--user", "nobody"]], ids=["root", "nobody"])
+@pytest.mark.parametrize(("count", "kept"), [([], ""), (["--preserve-fds", "2"], "34")])
+def test_descriptors_are_kept_on_request_and_no_others(
+    machine: Lab, user: list[str], count: list[str], kept: str
+) -> None:
+    words = [sys.executable, "-m", "vpcctl", *EXEC, *user, *count, "--", "bash", "-c", LIST]
+    assert "".join(machine.python(WITH_OPEN, "3,4,5,9", *words).stdout.split()) == kept
+
+
+def test_a_descriptor_that_the_caller_did_not_open_is_not_one_of_ours(machine: Lab) -> None:
+    words = [sys.executable, "-m", "vpcctl", *EXEC, "--preserve-fds", "3", "--", "true"]
+    found = machine.run([sys.executable, "-c", WITH_OPEN, "3,5", *words], check=False)
+    assert found.returncode == 4
+    assert "descriptor 4 is not open; --preserve-fds 3 passes on descriptors 3 to 5" in found.stderr
+
+
+def test_a_users_command_gets_no_terminal_as_a_further_descriptor(shell: Shell, machine: Lab) -> None:
+    words = [*LOGIN[: LOGIN.index("--")], "--preserve-fds", "1", "--", "true"]
+    assert "descriptor 3 is a terminal" in shell.run(*words, form="3>/dev/tty")
+    assert "st=0" in shell.run(*words, form="3</etc/hostname")
+
+
+def test_a_pipe_that_was_passed_on_breaks_when_the_command_closes_it(shell: Shell) -> None:
+    """Neither the relay nor the monitor of the session keeps it open."""
+    words = [*LOGIN[: LOGIN.index("--")], "--preserve-fds", "2", "--"]
+    seen = shell.run(sys.executable, "-c", PIPE, *words, "sh", "-c", "exec 3>&- 4>&-; sleep 2; echo later")
+    assert seen.index("broken") < seen.index("later")
+
+
+def test_a_login_has_the_users_groups_and_names(machine: Lab) -> None:
+    write(machine, "group", Path("/etc/group").read_text() + "vpctest:x:64123:nobody\n")
+    words = [*LOGIN, "sh", "-c", "id -Gn; echo $LOGNAME $USER"]
+    script = f"mount --bind /run/group /etc/group; exec {shlex.join(words)}"
+    found = machine.run(["unshare", "-m", "sh", "-c", script]).stdout.split()
+    assert found == ["nogroup", "vpctest", "nobody", "nobody"]

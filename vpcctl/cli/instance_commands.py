@@ -123,6 +123,14 @@ def unpublish_port(session: Session, vpc: str, port: int, protocol: str) -> None
     metavar="NAME=VALUE",
     help="Set an environment variable; can be repeated.",
 )
+@click.option(
+    "--preserve-fds",
+    "preserved",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Also pass on descriptors 3 to 2+N; default: none.",
+)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_obj
 def exec(
@@ -132,6 +140,7 @@ def exec(
     instance: str | None,
     user: str | None,
     additions: tuple[tuple[str, str], ...],
+    preserved: int,
     command: tuple[str, ...],
 ) -> None:
     """Run a command inside an instance, and exit with its status.
@@ -150,7 +159,7 @@ def exec(
     dwelling = session.controller.find_dwelling(vpc, instance=instance, subnet=subnet)
     if user:
         _warn_of_processes(session, user, inside.elsewhere(dwelling.namespace, user))
-    inside.execute(dwelling.namespace, list(command), user, dict(additions), dwelling.tag)
+    inside.execute(dwelling.namespace, list(command), user, dict(additions), dwelling.tag, preserved)
 
 
 def _warn_of_processes(session: Session, user: str, elsewhere: Elsewhere) -> None:

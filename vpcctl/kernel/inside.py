@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from vpcctl.errors import CommandError, KernelError
+from vpcctl.errors import CommandError, ConflictError, KernelError
 from vpcctl.kernel import login, namespaces, own_session, processes
 from vpcctl.kernel.linux import require_privilege
 
-FIRST_INHERITABLE = 3
+STREAMS = (0, 1, 2)
 
 
 def elsewhere(namespace: str, user: str) -> processes.Elsewhere:
@@ -21,20 +22,28 @@ def elsewhere(namespace: str, user: str) -> processes.Elsewhere:
     return processes.elsewhere(login.find(user).pw_uid, namespace)
 
 
-def execute(namespace: str, command: list[str], user: str | None, additions: Mapping[str, str], tag: str = "") -> None:
+def execute(
+    namespace: str,
+    command: list[str],
+    user: str | None,
+    additions: Mapping[str, str],
+    tag: str = "",
+    preserved: int = 0,
+) -> None:
     """Become `command` inside `namespace`, or wait for it where it needs a terminal of its own; never returns.
 
     The namespace must have `tag`, where one is given.
 
     /sys shows the namespace's devices and files of /etc/netns/<namespace> stand in for those of /etc, in a mount
     namespace of its own.  `user` makes it a login of that user, for good and without any power; `additions` are added
-    to the environment.
+    to the environment.  The `preserved` descriptors after the streams stay open.
     """
     require_privilege()
+    kept = _inherited(preserved, bool(user))
     account = login.find(user) if user else None
     descriptor = namespaces.opened(namespace, tag)
     if account:
-        own_session.separate(account)
+        own_session.separate(account, kept)
     try:
         namespaces.setns(descriptor, namespaces.CLONE_NEWNET)
         namespaces.unshare(namespaces.CLONE_NEWNS)
@@ -44,7 +53,7 @@ def execute(namespace: str, command: list[str], user: str | None, additions: Map
     _mount_sys()
     _mount_etc(namespace)
     # Nothing of ours is inherited but the streams: a descriptor of a namespace is a way out of it.
-    _close_descriptors()
+    _close_descriptors({*STREAMS, *kept})
     environment = dict(os.environ)
     if account:
         login.become(account)
@@ -77,9 +86,34 @@ def _mount_etc(namespace: str) -> None:
                 namespaces.mount(str(file), target, flags=namespaces.MS_BIND)
 
 
-def _close_descriptors() -> None:
-    """Close all but the streams.  They are listed, because a limit says nothing about what was opened before it."""
+def _inherited(count: int, login: bool) -> range:
+    """The first `count` descriptors after the streams, all of which the caller must have left open for us.
+
+    A descriptor of our own is closed by exec(2), and one of the caller's is not.  A `login` gets no terminal of root's:
+    it could type into it.
+    """
+    kept = range(len(STREAMS), len(STREAMS) + count)
+    for descriptor in kept:
+        try:
+            ours = fcntl.fcntl(descriptor, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
+        except OSError:
+            ours = True
+        if ours:
+            raise ConflictError(
+                f"descriptor {descriptor} is not open; --preserve-fds {count} passes on descriptors"
+                f" {kept.start} to {kept.stop - 1}: open them, or pass a smaller number"
+            )
+        if login and os.isatty(descriptor):
+            raise ConflictError(
+                f"descriptor {descriptor} is a terminal, which a command with --user must not get; close it, or omit"
+                " --user"
+            )
+    return kept
+
+
+def _close_descriptors(kept: Collection[int]) -> None:
+    """Close all but `kept`.  They are listed, because a limit says nothing about what was opened before it."""
     for name in os.listdir("/proc/self/fd"):
-        if int(name) >= FIRST_INHERITABLE:
+        if int(name) not in kept:
             with contextlib.suppress(OSError):  # the listing's own
                 os.close(int(name))

@@ -22,6 +22,9 @@ _CATEGORIES = (
 )
 KEPT = ("TERM", "COLORTERM", "TZ", "LANG", "LANGUAGE", *(f"LC_{category}" for category in _CATEGORIES))
 
+# The capabilities that files of network programs have, ping(8) first: CAP_NET_BIND_SERVICE and CAP_NET_RAW.
+FILE_CAPABILITIES = frozenset({10, 13})
+
 # prctl(2): include/uapi/linux/prctl.h
 _PR_SET_DUMPABLE = 4
 _PR_CAPBSET_DROP = 24
@@ -108,8 +111,12 @@ def _stand_for_memory() -> None:
 
 
 def _drop_bounds() -> None:
-    """Empty the bounding and the ambient set as far as allowed; without new privileges they are a second line."""
-    for capability in range(64):
+    """Empty the bounding and the ambient set as far as allowed; without new privileges they are a second line.
+
+    Of the bounding set FILE_CAPABILITIES stay: exec(2) refuses a program whose file has a capability that is not in the
+    set, and starts it without the capability if no new privileges are allowed (security/commoncap.c).
+    """
+    for capability in sorted(set(range(64)) - FILE_CAPABILITIES):
         if _libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0) != 0:
             break
     _libc.prctl(_PR_CAP_AMBIENT, ctypes.c_ulong(_PR_CAP_AMBIENT_CLEAR_ALL), 0, 0, 0)

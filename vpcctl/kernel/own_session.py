@@ -22,7 +22,7 @@ import signal
 import socket
 import sys
 import termios
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from vpcctl.errors import KernelError
@@ -33,8 +33,10 @@ _CHANGED = (*PASSED_ON, *ASKING, signal.SIGCHLD)
 _PTMX = os.makedev(5, 2)
 
 
-def separate(account: pwd.struct_passwd) -> None:
+def separate(account: pwd.struct_passwd, preserved: Collection[int] = ()) -> None:
     """Give the command a session of its own; returns in the process that is to become the command.
+
+    Only that process keeps the descriptors `preserved`.
 
     That is this process where it has no terminal to lose.  Otherwise it is a child, and this process relays, and leaves
     by SystemExit with the child's exit status.  Raises KernelError.
@@ -54,11 +56,12 @@ def separate(account: pwd.struct_passwd) -> None:
         raise KernelError("cannot start a session for the command", str(error)) from error
     if monitor == 0:
         _close(outside, master, ours.detach())
-        return _lead(slave, terminals, theirs, before)
+        return _lead(slave, terminals, theirs, before, preserved)
     theirs.close()
     _close(slave)
     # A pipe that we kept would not break when the command closes it.
     _let_go(stream for stream in (0, 1) if stream not in terminals)
+    _close(*preserved)
     Relay(outside, master, ours, asked={0, 1} <= set(terminals), upstream=1 not in terminals).run(before)
     raise SystemExit(_exit_status(os.waitpid(monitor, 0)[1]))
 
@@ -121,7 +124,13 @@ def _exit_status(wait_status: int) -> int:
 # --- The monitor ------------------------------------------------------------------------------------------------------
 
 
-def _lead(slave: int | None, terminals: list[int], channel: socket.socket, before: Dispositions) -> None:
+def _lead(
+    slave: int | None,
+    terminals: list[int],
+    channel: socket.socket,
+    before: Dispositions,
+    preserved: Collection[int],
+) -> None:
     """Lead the session, and start the command where the relay says; returns in the command alone."""
     os.setsid()
     if slave is not None:
@@ -148,6 +157,7 @@ def _lead(slave: int | None, terminals: list[int], channel: socket.socket, befor
             with contextlib.suppress(OSError):
                 channel.send(place)
         _let_go(stream for stream in _STREAMS if stream not in terminals)
+        _close(*preserved)
         status = _Monitor(command, slave, channel, signals).attend()
     finally:
         os._exit(status)
