@@ -30,7 +30,7 @@ from vpcctl.resources.kinds import (
     Setting,
     Veth,
 )
-from vpcctl.resources.plan import Ensure, Plan, Remove, diff
+from vpcctl.resources.plan import Ensure, Plan, Remove, diff, resets
 
 STATE_ID = "0a1b2c3d"
 
@@ -273,3 +273,18 @@ def test_items_are_told_in_words_of_the_glossary() -> None:
         "port in-web of br-web in a-router",
         "ruleset of the host",
     ]
+
+
+def test_what_a_setting_resets_is_written_again_after_it() -> None:
+    everywhere = snapshot(WORLDS[-2])
+    settings = [item for item in everywhere if isinstance(item, Setting)]
+    forwarding = next(item for item in settings if item.path == "net/ipv4/ip_forward")
+    again = resets([forwarding], everywhere)
+    assert again == [
+        item for item in settings if item.namespace == forwarding.namespace and item.path.startswith("net/ipv4/conf/")
+    ]
+    assert again
+    for every in (item for item in settings if item.path == "net/ipv6/conf/all/disable_ipv6"):
+        home = [item for item in settings if item.namespace == every.namespace and "disable_ipv6" in item.path]
+        assert {every, *resets([every], everywhere)} == set(home)
+        assert resets(home, everywhere) == [], "it is among them already"

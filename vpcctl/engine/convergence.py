@@ -203,6 +203,7 @@ def _repair_plan(
     # What stands on a link that is absent cannot be observed: a kernel without IPv6 lacks the same settings.
     links = [item for item in made if item.replaced]
     made += plans.dependents(links, wanted, made)
+    made += plans.resets(made, wanted)
     # The guard is no lasting table, also where the lasting one was loaded already when a crash came.
     if guard is not None and guard.key not in {item.key for item in made}:
         made += [item for item in wanted if item.key == guard.key]

@@ -8,10 +8,11 @@ import socket
 from pathlib import Path
 
 from vpcctl.errors import KernelError
-from vpcctl.resources.kinds import LinkSetting, Setting, where
+from vpcctl.resources.kinds import PING_GROUPS, LinkSetting, Setting, where
 from vpcctl.resources.protocol import ABSENT, RIGHT, Condition, Status
 
 ROOT = Path("/proc/sys")
+GROUPS = Path("/proc/self/gid_map")
 # More bytes than any setting of ours has.
 LONGEST = 4096
 # How often a link that is renamed meanwhile is looked for again.
@@ -51,7 +52,23 @@ def observe(item: Setting | LinkSetting) -> Condition:
     value = read(place(item))
     if value is None:
         return RIGHT if _dispensable(item) else ABSENT
-    return RIGHT if value == item.value else Condition(Status.DIFFERENT, f"is {value}, expected {item.value}")
+    expected = _possible(item)
+    return RIGHT if value == expected else Condition(Status.DIFFERENT, f"is {value}, expected {expected}")
+
+
+def _possible(item: Setting | LinkSetting) -> str:
+    """The value of the item, as far as this user namespace can write it.
+
+    The kernel takes groups only if they exist here, and a container's root may have few (user_namespaces(7)).
+    """
+    if item.path != PING_GROUPS:
+        return item.value
+    low, high = map(int, item.value.split())
+    extents = [tuple(map(int, line.split())) for line in GROUPS.read_text().splitlines()]
+    # The kernel compares the groups by their numbers outside.
+    lowest = min(extents, key=lambda extent: extent[1])[0]
+    first, _, count = max(extents, key=lambda extent: extent[1] + extent[2])
+    return f"{max(low, lowest)}\t{min(high, first + count - 1)}"
 
 
 def ensure(item: Setting | LinkSetting) -> None:
@@ -61,7 +78,7 @@ def ensure(item: Setting | LinkSetting) -> None:
         return
     if condition == ABSENT:
         raise KernelError(f"the kernel has no {item.path} in {where(item.namespace)}, which isolation needs")
-    _write(item, item.value)
+    _write(item, _possible(item))
 
 
 def restore(item: LinkSetting) -> None:

@@ -71,6 +71,10 @@ class Namespace(Item):
         return f"namespace {self.namespace}"
 
 
+# The groups whose processes may open the sockets of ping(8): the lowest and the highest (icmp(7)).
+PING_GROUPS = "net/ipv4/ping_group_range"
+
+
 @dataclass(frozen=True, slots=True)
 class Setting(Item):
     """A sysctl of a namespace, `path` below /proc/sys.  An `optional` one may be absent from the kernel."""

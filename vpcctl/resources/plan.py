@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from vpcctl.resources.kinds import RANK, Item, Link, Namespace, Open, Port, Route, Ruleset, Veth
+from vpcctl.resources.kinds import RANK, Item, Link, Namespace, Open, Port, Route, Ruleset, Setting, Veth
 from vpcctl.values import dataclass
 
 
@@ -116,6 +116,27 @@ def dependents(replaced: Iterable[Item], desired: Iterable[Item], made: Iterable
     links |= {_port(item) for item in desired if isinstance(item, Port) and _bridge(item) in links}
     known = {item.key for item in made}
     return [item for item in desired if item.key not in known and links.intersection(item.needs)]
+
+
+# Writing these settings sets others below the same directory, too (ip-sysctl).
+_RESETS = {"net/ipv4/ip_forward": "net/ipv4/conf/", "net/ipv6/conf/all/disable_ipv6": "net/ipv6/conf/"}
+
+
+def resets(made: Iterable[Item], desired: Iterable[Item]) -> list[Item]:
+    """What of `desired` has to be written again after `made`, because a setting among those sets it."""
+    made = list(made)
+    known = {item.key for item in made}
+    written = [item for item in made if isinstance(item, Setting)]
+    places = {(item.namespace, _RESETS[item.path]) for item in written if item.path in _RESETS}
+    return [
+        item
+        for item in desired
+        if isinstance(item, Setting) and item.key not in known and (item.namespace, _directory(item)) in places
+    ]
+
+
+def _directory(item: Setting) -> str:
+    return "/".join(item.path.split("/")[:3]) + "/"
 
 
 def _port(item: Port) -> Link:

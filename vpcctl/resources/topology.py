@@ -17,6 +17,7 @@ from vpcctl.compiler.view import looks_alike, same_for_host
 from vpcctl.model.host import NO_PART, HostPart
 from vpcctl.model.network import Instance, Peering, Subnet, Vpc, World, uplink_pair
 from vpcctl.resources.kinds import (
+    PING_GROUPS,
     Address,
     Bridge,
     ChecksumLink,
@@ -67,8 +68,14 @@ ROUTER_SETTINGS: tuple[tuple[str, str, bool], ...] = (
     ("net/netfilter/nf_conntrack_helper", "0", True),
     *((f"net/bridge/bridge-nf-call-{table}", "0", True) for table in ("iptables", "ip6tables", "arptables")),
 )
-INSTANCE_SETTINGS: tuple[tuple[str, str, bool], ...] = tuple(
-    (f"net/ipv6/conf/{scope}/disable_ipv6", "1", True) for scope in ("all", "default")
+# IPv6 is off, except on lo: programs expect ::1, as /etc/hosts promises it to them.  `all` comes first, because writing
+# it sets every interface.  Ports below 1024 and the sockets of ping(8) belong to everybody: the namespace is the
+# workload's own, and no other service of the host is reached by them.
+INSTANCE_SETTINGS: tuple[tuple[str, str, bool], ...] = (
+    *((f"net/ipv6/conf/{scope}/disable_ipv6", "1", True) for scope in ("all", "default")),
+    ("net/ipv6/conf/lo/disable_ipv6", "0", True),
+    ("net/ipv4/ip_unprivileged_port_start", "0", True),
+    (PING_GROUPS, "0 2147483647", True),
 )
 
 Items = Sequence[Item]
