@@ -50,8 +50,8 @@ class Cost:
 COSTS = {
     "list-vpcs": ("", Cost(0, 0, 0, 0, 2, 0)),
     "explain shop/web shop/db tcp/80": ("", Cost(3, 0, 0, 0, 2, 0)),
-    "create-subnet --vpc shop --name new --cidr 10.0.9.0/24 --type private": ("", Cost(38, 80, 18, 6, 3, 25_000)),
-    "create-instance --vpc shop --subnet web --name more": ("", Cost(31, 80, 14, 6, 3, 28_000)),
+    "create-subnet --vpc shop --name new --cidr 10.0.9.0/24 --type private": ("", Cost(40, 80, 28, 6, 3, 26_000)),
+    "create-instance --vpc shop --subnet web --name more": ("", Cost(32, 80, 24, 6, 3, 29_000)),
     "delete-instance --vpc shop --name more": ("", Cost(19, 80, 8, 8, 3, 48_000)),
     "publish-port --vpc shop --instance web --protocol tcp --port 8080": ("", Cost(14, 140, 8, 6, 3, 26_000)),
     "apply-policy -": (json.dumps({"vpc": "shop", "subnet": "db", **HTTP}), Cost(17, 80, 8, 6, 3, 26_000)),

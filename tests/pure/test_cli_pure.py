@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import gc
 import json
 import os
@@ -33,7 +34,7 @@ from vpcctl.engine.traffic import reports
 from vpcctl.model import network
 from vpcctl.model.network import World
 from vpcctl.resources.fake import FakeKernel
-from vpcctl.resources.kinds import Ruleset
+from vpcctl.resources.kinds import Mtu, Ruleset
 from vpcctl.resources.plan import Plan
 
 ROOT = Path(__file__).parents[2]
@@ -566,8 +567,30 @@ def test_a_hardened_vpc_says_so(run: Run) -> None:
     assert found == {"one": None, "two": True, "three": True}
 
 
+def test_a_vpc_keeps_the_mtu_that_it_was_made_with(run: Run, session: Rehearsal, tmp_path: Path) -> None:
+    session.fake._facts = dataclasses.replace(session.fake._facts, mtu=1400)
+    run("create-vpc", "--name", "three", "--cidr", "10.3.0.0/16")
+    run("create-vpc", "--name", "four", "--cidr", "10.4.0.0/16", "--mtu", "9000")
+    session.fake._facts = dataclasses.replace(session.fake._facts, mtu=1300)
+    run("create-subnet", "--vpc", "three", "--name", "web", "--cidr", "10.3.1.0/24", "--type", "private")
+    shown = {one["name"]: one["mtu"] for one in json.loads(run("list-vpcs", "--json").stdout)}
+    assert shown == {"one": 1500, "two": 1500, "three": 1400, "four": 9000}
+    assert "  MTU      1400" in run("show-vpc", "--name", "three").stdout.splitlines()
+    exported = run("export").stdout
+    assert {one["name"]: one["mtu"] for one in json.loads(exported)["vpcs"]} == shown
+    # A document without the field leaves it as it is.
+    for vpc in (document := json.loads(exported))["vpcs"]:
+        del vpc["mtu"]
+    plain = tmp_path / "plain.json"
+    plain.write_text(json.dumps(document))
+    run("apply", str(plain))
+    assert json.loads(run("export").stdout) == json.loads(exported)
+    made = {(item.namespace, item.link): item.mtu for item in session.fake.objects.values() if isinstance(item, Mtu)}
+    assert {mtu for (namespace, _), mtu in made.items() if namespace and namespace.startswith("three-")} == {1400}
+
+
 SHAPES: dict[tuple[str, ...], set[str]] = {
-    ("list-vpcs",): {"name", "cidr", "hardened", "router", "uplink", "peers", "subnets", "publish"},
+    ("list-vpcs",): {"name", "cidr", "hardened", "mtu", "router", "uplink", "peers", "subnets", "publish"},
     ("show-vpc", "--name", "one"): {"name", "cidr", "hardened", "router", "uplink", "peers", "subnets", "publish"},
     ("list-subnets", "--vpc", "one"): {"name", "cidr", "type", "gateway", "nat_gateway", "instances", "policy"},
     ("list-instances", "--vpc", "one"): {"name", "ip", "mac", "namespace", "subnet"},

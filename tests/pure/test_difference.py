@@ -54,6 +54,7 @@ OTHERS: dict[type, dict[str, Any]] = {
         "max_ports": 1000,
         "nat_protocols": (GRE, ESP),
         "hardened": True,
+        "mtu": 1400,
     },
     Subnet: {
         "name": "www",

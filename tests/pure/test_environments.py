@@ -569,6 +569,7 @@ EDITS: dict[str, tuple[Edit, list[str]]] = {
     ),
     "named sets": (lambda one: one.update(sets={"office": ["203.0.113.0/24"]}), ["~ VPC shop: its named sets"]),
     "hardened": (lambda one: one.update(hardened=True), ["~ VPC shop: hardened"]),
+    "another MTU": (lambda one: one.update(mtu=1400), ["~ VPC shop: MTU 1400 instead of 1500"]),
     "another type": (lambda one: one["subnets"][0].update(type="private"), ["~ subnet shop/web: private"]),
     "a NAT gateway": (
         lambda one: one["subnets"][0].update(type="private", nat_gateway=True),

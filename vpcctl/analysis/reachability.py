@@ -490,7 +490,7 @@ def _allowed_in(reach: Reach, source: Zone, destination: Zone, among: Space) -> 
 # What does not change what passes: fields of the world besides its VPCs, of a VPC besides its subnets, of a subnet
 # besides its policy, and of a peer.
 _BESIDE = {"vpcs", "peerings"}
-_OF_VPC = {"subnets", "index", "max_flows", "max_ports", "hardened"}
+_OF_VPC = {"subnets", "index", "max_flows", "max_ports", "hardened", "mtu"}
 _OF_SUBNET = {"policy", "released"}
 _OF_PEER = _OF_VPC | {"publications", "sets", "nat_protocols"}
 

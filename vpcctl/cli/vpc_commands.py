@@ -30,6 +30,7 @@ DEFAULT_MAX_FLOWS, DEFAULT_MAX_PORTS = 16384, 8192
     help="The range of the uplinks' addresses; can be set only with the first VPC. [100.64.0.0/16]",
 )
 @click.option("--hardened", is_flag=True, help="Complete all checksums before packets are judged; costs throughput.")
+@click.option("--mtu", type=int, help="The MTU of all its links. [that of the host's way out, at most 1500]")
 @click.option("--max-flows", type=int, default=DEFAULT_MAX_FLOWS, show_default=True, help=FLOWS)
 @click.option("--max-ports", type=int, default=DEFAULT_MAX_PORTS, show_default=True, help=PORTS)
 @click.pass_obj
@@ -42,6 +43,7 @@ def create_vpc(
     max_flows: int,
     max_ports: int,
     hardened: bool,
+    mtu: int | None,
 ) -> None:
     """Create a VPC with its router, uplink and default-deny ruleset.
 
@@ -52,7 +54,7 @@ def create_vpc(
     if ipv6_cidr is not None:
         raise click.UsageError("--ipv6-cidr: IPv6 prefixes are not supported yet; create the VPC without one")
     created = session.controller.create_vpc(
-        name, cidr, transit=transit, max_flows=max_flows, max_ports=max_ports, hardened=hardened
+        name, cidr, transit=transit, max_flows=max_flows, max_ports=max_ports, hardened=hardened, mtu=mtu
     )
     session.say(f"created VPC {name} ({cidr}), router namespace {created.made.router}")
     session.warn_all(map(str, doctor.pressing_findings(created.outcome.after, name)))
@@ -155,6 +157,7 @@ def show_vpc(session: Session, name: str, as_json: bool) -> None:
         return print_json(vpc_document(vpc))
     show(f"VPC {name}  {vpc.prefix}{'  hardened' if vpc.hardened else ''}")
     show(f"  router   {vpc.router}, uplink {vpc.uplink.address}")
+    show(f"  MTU      {vpc.mtu}")
     show(f"  peers    {', '.join(vpc.peers) or '-'}")
     show(f"  limits   {vpc.max_flows} flows, {vpc.max_ports} NAT ports toward one remote service")
     if vpc.nat_protocols:
@@ -178,6 +181,7 @@ def vpc_document(vpc: VpcView) -> dict[str, Any]:
         "name": vpc.name,
         "cidr": str(vpc.prefix),
         "hardened": vpc.hardened,
+        "mtu": vpc.mtu,
         "router": vpc.router,
         "uplink": {"link": uplink.link, "host_address": str(uplink.host_address), "address": str(uplink.address)},
         "peers": list(vpc.peers),

@@ -71,11 +71,11 @@ class View:
 # What the ruleset of a VPC does not depend on: fields of the world (the VPC and its peers are looked at by themselves),
 # and fields of a peer.
 _BESIDE = {"vpcs", "peerings"}
-_OF_PEER = {"index", "subnets", "publications", "sets", "max_flows", "max_ports", "nat_protocols", "hardened"}
+_OF_PEER = {"index", "subnets", "publications", "sets", "max_flows", "max_ports", "nat_protocols", "hardened", "mtu"}
 
 
 # What the host's table does not depend on.
-_BEHIND_ROUTER = {"subnets", "sets"}
+_BEHIND_ROUTER = {"subnets", "sets", "mtu"}
 
 
 def same_for_host(before: World, world: World) -> bool:

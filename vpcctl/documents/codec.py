@@ -137,6 +137,7 @@ def own_to_json(vpc: Vpc) -> dict[str, Any]:
         "index": vpc.index,
         "publish": [_publication_to_json(publication) for publication in vpc.publications],
         "hardened": vpc.hardened,
+        "mtu": vpc.mtu,
         "max_flows": vpc.max_flows,
         "max_ports": vpc.max_ports,
         "nat_protocols": list(vpc.nat_protocols),
@@ -289,6 +290,7 @@ def _own_from_json(document: dict[str, Any]) -> tuple[Any, ...]:
         document["max_ports"],
         tuple(document["nat_protocols"]),
         document["hardened"],
+        document["mtu"],
     )
 
 

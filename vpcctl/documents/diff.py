@@ -303,6 +303,7 @@ _VPC: dict[str, Words] = {
     "max_flows": _about(lambda old, new: [f"at most {new.max_flows} flows instead of {old.max_flows}"]),
     "max_ports": _about(lambda old, new: [f"at most {new.max_ports} NAT ports instead of {old.max_ports}"]),
     "nat_protocols": _about(_protocol_words),
+    "mtu": _about(lambda old, new: [f"MTU {new.link_mtu} instead of {old.link_mtu}"]),
     "hardened": _about(lambda old, new: ["hardened" if new.hardened else "not hardened"]),
     "subnets": _subnets_changes,
     "publications": _publication_changes,
@@ -364,6 +365,9 @@ def _exported_vpc(vpc: Vpc) -> dict[str, Any]:
     }
     if vpc.hardened:
         document["hardened"] = True
+    # What this host decided is the VPC's from then on, also elsewhere.
+    if vpc.mtu is not None:
+        document["mtu"] = vpc.mtu
     if vpc.sets:
         document["sets"] = {name: list(map(str, prefixes)) for name, prefixes in vpc.sets}
     if vpc.max_flows != DEFAULT_MAX_FLOWS:

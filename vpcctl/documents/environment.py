@@ -39,7 +39,7 @@ _V = TypeVar("_V")
 BESIDE_SETS = frozenset({"name", "cidr", "subnets", "publish", "vpc", "subnet", "ingress", "egress", "default"})
 # What may be wrong in a VPC without hiding the name of a subnet or an instance.
 HARMLESS = re.compile(
-    "/(?:name|cidr|sets|publish|hardened|max_flows|max_ports|nat_protocols)(?:/.*)?"
+    "/(?:name|cidr|sets|publish|hardened|mtu|max_flows|max_ports|nat_protocols)(?:/.*)?"
     "|/subnets/[0-9]+/(?:cidr|type|nat_gateway|policy)(?:/.*)?"
     "|/subnets/[0-9]+/instances/[0-9]+/ip",
     re.DOTALL,
@@ -287,7 +287,8 @@ class _Environment(Reader):
         limits = self.limits(document, pointer)
         # A subnet that could not be read is a problem already.
         there = {place: subnet for place, subnet in subnets.items() if subnet is not None}
-        parts = tuple(there.values()), published, tuple(sets.items()), *limits, document.get("hardened", False)
+        hardened, mtu = document.get("hardened", False), self.mtu(document, name)
+        parts = tuple(there.values()), published, tuple(sets.items()), *limits, hardened, mtu
         if len(self.problems) == told:
             with contextlib.suppress(VpcctlError):
                 return Vpc(name, (prefix,), index, *parts)
@@ -309,6 +310,13 @@ class _Environment(Reader):
         # 8080.0 is an integer to JSON Schema.
         flows, ports = document.get("max_flows", DEFAULT_MAX_FLOWS), document.get("max_ports", DEFAULT_MAX_PORTS)
         return int(flows), int(ports), tuple(sorted(protocols))
+
+    def mtu(self, document: dict[str, Any], vpc: str) -> int | None:
+        """The MTU of a VPC's links: the given one, else the one that it has already."""
+        if "mtu" in document:
+            return int(document["mtu"])
+        before = self._present.vpcs_by_name.get(vpc)
+        return None if before is None else before.mtu
 
     def beside_transit(self, name: str, prefix: Network, index: int) -> Vpc:
         made = Vpc(name, (prefix,), index)

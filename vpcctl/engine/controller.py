@@ -75,8 +75,12 @@ class Controller:
         max_flows: int | None = None,
         max_ports: int | None = None,
         hardened: bool = False,
+        mtu: int | None = None,
     ) -> Created[VpcView]:
-        """Create a VPC: its router, its default-deny ruleset, its uplink."""
+        """Create a VPC: its router, its default-deny ruleset, its uplink.
+
+        Without `mtu` its links get the MTU of the host's way out, at most 1500.
+        """
         from vpcctl.engine import arguments
         from vpcctl.engine.inventory import Created, vpc_view
         from vpcctl.model import network, operations
@@ -86,7 +90,7 @@ class Controller:
         flows = network.DEFAULT_MAX_FLOWS if max_flows is None else max_flows
         ports = network.DEFAULT_MAX_PORTS if max_ports is None else max_ports
         outcome = self.change(
-            lambda state: operations.create_vpc(state.world, name, own, range_, flows, ports, hardened)
+            lambda state: operations.create_vpc(state.world, name, own, range_, flows, ports, hardened, mtu)
         )
         return Created(vpc_view(outcome.after, name), outcome)
 

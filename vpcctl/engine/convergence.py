@@ -99,7 +99,7 @@ def converge(writer: Writer, kernel: Kernel, state: State, scopes: Scopes = None
     """Roll an unfinished change forward, and repair whatever differs from the desired world."""
     state = _of_this_boot(state, kernel)
     facts = kernel.facts()
-    desired = state.world if state.pending is None else state.pending
+    desired = targets.decided(state.world if state.pending is None else state.pending, facts)
     host = targets.host_part(state, desired, facts)
     kept = _untouched(kernel, state, scopes)
     aim = _aim(kernel, state, desired, host, scopes, kept)

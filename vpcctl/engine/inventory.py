@@ -68,6 +68,7 @@ class VpcView:
     name: str
     prefix: Network
     hardened: bool
+    mtu: int
     router: str
     uplink: UplinkView
     peers: tuple[str, ...]
@@ -100,6 +101,7 @@ def vpc_view(world: World, name: str) -> VpcView:
         vpc.name,
         vpc.prefixes[0],
         vpc.hardened,
+        vpc.link_mtu,
         names.router_namespace(vpc.name),
         UplinkView(names.host_uplink(vpc.name), host, router),
         tuple(peer.name for peer in world.peers(vpc.name)),

@@ -80,6 +80,8 @@ def _item_of_1(item: Document) -> Document:
 # Format 2 was one file.  What is a part of its own in format 3 stays in its place here, and is made one when it is
 # written: the rest of a VPC as an object, its objects as an array.
 REST_OF_2 = ("sets", "subnets")
+# The links of its VPCs had the default of the kernel.
+VPC_OF_2: Document = {"mtu": 1500}
 
 
 def _from_2(document: Document) -> Document:
@@ -109,7 +111,7 @@ def _world_of_2(world: Document) -> Document:
 
 def _vpc_of_2(vpc: Document) -> Document:
     own = {name: value for name, value in vpc.items() if name not in REST_OF_2}
-    return {**own, "part": {name: vpc[name] for name in REST_OF_2}}
+    return {**VPC_OF_2, **own, "part": {name: vpc[name] for name in REST_OF_2}}
 
 
 STEPS: dict[int, Callable[[Document], Document]] = {1: _from_1, 2: _from_2}

@@ -117,7 +117,7 @@ def change_parts(
                 break
             failed |= found
         if not _changes(state, attempt):
-            return Outcome(state.world, desired, attempt.plan), failed
+            return Outcome(state.world, attempt.desired, attempt.plan), failed
         intent = _intent_saved(writer, state, _intent(kernel, state, attempt))
         homes = places.homes(targets.of(intent.record, _concerned(state, attempt.desired, attempt.after)))
         told: set[str] = set()
@@ -145,7 +145,7 @@ def change_parts(
         if topology.HOST in left:
             raise _left_words(left)
         failed |= {scope: _left_words({scope: error}) for scope, error in left.items()}
-        return Outcome(state.world, desired, attempt.plan), failed
+        return Outcome(state.world, attempt.desired, attempt.plan), failed
 
 
 def _ready(writer: Writer, kernel: Kernel, report: Report) -> tuple[State, Trouble]:
@@ -161,6 +161,7 @@ def _ready(writer: Writer, kernel: Kernel, report: Report) -> tuple[State, Troub
 
 def _attempt(kernel: Kernel, state: State, desired: World, facts: HostFacts) -> Attempt:
     _check_leftovers(state, desired)
+    desired = targets.decided(desired, facts)
     host = targets.host_part(state, desired, facts)
     loaded = topology.Recorded(state.record)
     standing = topology.InForce(state.world, state.host, state.record)

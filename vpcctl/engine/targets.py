@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterable, Sequence
 
 from vpcctl import names
@@ -53,6 +54,14 @@ def _forwarding(host: HostPart, facts: HostFacts) -> tuple[tuple[OpenedLink, ...
     if {link.index for link in opened} == indices & present and closed == present.intersection(host.closed):
         return known, host.closed
     return opened, tuple(sorted(closed))
+
+
+def decided(desired: World, facts: HostFacts) -> World:
+    """`desired` with an MTU for each VPC that is new here and was given none."""
+    if all(vpc.mtu is not None for vpc in desired.vpcs):
+        return desired
+    vpcs = (dataclasses.replace(vpc, mtu=facts.mtu) if vpc.mtu is None else vpc for vpc in desired.vpcs)
+    return dataclasses.replace(desired, vpcs=tuple(vpcs))
 
 
 def _check_transit(state: State, desired: World, facts: HostFacts) -> None:

@@ -24,6 +24,7 @@ from vpcctl.resources.kinds import (
     ChecksumLink,
     FdbEntry,
     LinkUp,
+    Mtu,
     Neighbour,
     Open,
     Port,
@@ -273,6 +274,9 @@ class Rtnl:
 
     def ensure_up(self, item: LinkUp | Open) -> None:
         self.set_up(self.index(item.link), True)
+
+    def ensure_mtu(self, item: Mtu) -> None:
+        self.set_link(self.index(item.link), rt.mtu(item.mtu))
 
     def remove_up(self, item: LinkUp | Open) -> None:
         self.set_up(self.index(item.link), False)

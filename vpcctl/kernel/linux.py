@@ -17,7 +17,7 @@ from vpcctl.kernel.netlink import NetlinkError
 from vpcctl.kernel.routes import read_host
 from vpcctl.kernel.rtnetlink import RTN_UNICAST
 from vpcctl.kernel.survey import Survey
-from vpcctl.model.network import NAT_PORTS
+from vpcctl.model.network import DEFAULT_MTU, MTUS, NAT_PORTS
 from vpcctl.names import TAGGED
 from vpcctl.resources.kinds import (
     Address,
@@ -29,6 +29,7 @@ from vpcctl.resources.kinds import (
     Item,
     LinkSetting,
     LinkUp,
+    Mtu,
     Namespace,
     Neighbour,
     Open,
@@ -105,7 +106,7 @@ class LinuxKernel:
             for name, link in rtnl.links().items()
             if not link.alias.startswith(TAGGED) and name != LOOPBACK and not link.enslaved
         }
-        routed, leading, networks = set(), set(), set()
+        routed, leading, networks, mtus = set(), set(), set(), set()
         # The routes of other tables, too: a VPN may have its own, chosen by rules.
         for route in rtnl.routes(4):
             indices = set(route.links) & links.keys()
@@ -116,6 +117,8 @@ class LinuxKernel:
                 leading |= indices
             if route.destination.prefixlen > WHOLE_INTERNET:
                 networks.add(route.destination)
+            else:
+                mtus |= {links[index][1].mtu for index in indices}
         return HostFacts(
             tuple(
                 HostLink(index, links[index][0], bool(links[index][1].forwards), index in leading)
@@ -125,6 +128,8 @@ class LinuxKernel:
             settings.forwarding(),
             read_host().addresses,
             sockets.served_ports(*NAT_PORTS),
+            # What a new VPC can have, behind the narrowest link to the internet.
+            max(MTUS[0], min([DEFAULT_MTU, *mtus])),
         )
 
     # -- the verbs -----------------------------------------------------------------------------------------------
@@ -546,6 +551,7 @@ HANDLERS: dict[type[Item], Handler] = {
         lambda kernel, survey, item: checksums.observe_link(kernel._rtnl(item.namespace), item),
     ),
     Veth: Handler(LinuxKernel._ensure_veth, LinuxKernel._remove_veth, LinuxKernel._observe_veth),
+    Mtu: _by_rtnl("ensure_mtu", None),
     LinkSetting: Handler(
         LinuxKernel._ensure_setting,
         LinuxKernel._restore_setting,

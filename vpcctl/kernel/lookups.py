@@ -41,8 +41,8 @@ from vpcctl.kernel.rtnetlink import (
     RTM_GETROUTE,
     RTM_NEWROUTE,
 )
-from vpcctl.kernel.survey import Survey
-from vpcctl.resources.kinds import Address, LinkUp, Neighbour, Open, Route
+from vpcctl.kernel.survey import Survey, compared_mtu
+from vpcctl.resources.kinds import Address, LinkUp, Mtu, Neighbour, Open, Route
 from vpcctl.resources.protocol import ABSENT, RIGHT, Condition, Status
 
 SIOCGIFADDR, SIOCGIFNETMASK = 0x8915, 0x891B
@@ -57,7 +57,7 @@ class Lookups(Survey):
     def __init__(self, rtnl: Rtnl):
         super().__init__(rtnl)
         self._channel = self._opened()
-        self._found: dict[str, tuple[int, int] | None] = {}
+        self._found: dict[str, tuple[int, int, int] | None] = {}
 
     def close(self) -> None:
         """Close the socket."""
@@ -70,6 +70,10 @@ class Lookups(Survey):
         if link is None:
             return ABSENT
         return RIGHT if link[1] & IFF_UP else Condition(Status.DIFFERENT, "is down")
+
+    def mtu(self, item: Mtu) -> Condition:
+        link = self._link(item.link)
+        return ABSENT if link is None else compared_mtu(link[2], item)
 
     def address(self, item: Address) -> Condition:
         link, wanted = self._link(item.link), ipaddress.ip_interface(item.address)
@@ -197,8 +201,8 @@ class Lookups(Survey):
         self._send(kind, netlink.NLM_F_ACK | flags, request)
         return next((error_number(body) for kind, body in self._received() if kind == netlink.NLMSG_ERROR), 0)
 
-    def _link(self, name: str) -> tuple[int, int] | None:
-        """The index and the flags of the link `name`; alternative names do not count."""
+    def _link(self, name: str) -> tuple[int, int, int] | None:
+        """The index, the flags and the MTU of the link `name`; alternative names do not count."""
         if name not in self._found:
             # Root inside may rename lo, and give the name lo to another link: the index is certain.
             index = LOOPBACK_IFINDEX if name == LOOPBACK else 0
@@ -207,9 +211,10 @@ class Lookups(Survey):
         return self._found[name]
 
 
-def _described(body: bytes, name: str) -> tuple[int, int] | None:
+def _described(body: bytes, name: str) -> tuple[int, int, int] | None:
     found = rt.Link(body)
-    return (found.index, found.flags) if found.index == LOOPBACK_IFINDEX or found.name == name else None
+    described = found.index, found.flags, found.mtu
+    return described if found.index == LOOPBACK_IFINDEX or found.name == name else None
 
 
 def _check(body: bytes) -> None:

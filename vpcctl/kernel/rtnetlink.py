@@ -25,7 +25,7 @@ RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 RTM_NEWNEIGHTBL, RTM_GETNEIGHTBL, RTM_SETNEIGHTBL = 64, 66, 67
 RTM_NEWLINKPROP, RTM_DELLINKPROP = 108, 109
 
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_LINK, IFLA_MASTER, IFLA_TXQLEN = 1, 3, 5, 10, 13
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_TXQLEN = 1, 3, 4, 5, 10, 13
 IFLA_LINKINFO, IFLA_IFALIAS, IFLA_NET_NS_FD, IFLA_EXT_MASK, IFLA_PROP_LIST, IFLA_ALT_IFNAME = 18, 20, 28, 29, 52, 53
 IFLA_AF_SPEC, IFLA_INET_CONF, IPV4_DEVCONF_FORWARDING = 26, 1, 1
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
@@ -135,6 +135,11 @@ def master(index: int) -> bytes:
 def namespace(descriptor: int) -> bytes:
     """The namespace that a link moves to."""
     return attribute(IFLA_NET_NS_FD, number(descriptor))
+
+
+def mtu(octets: int) -> bytes:
+    """The largest packet that a link sends."""
+    return attribute(IFLA_MTU, number(octets))
 
 
 def queue(packets: int) -> bytes:
@@ -267,6 +272,11 @@ class Link:
         """Its MAC address."""
         found = self._found.get(IFLA_ADDRESS)
         return None if found is None else found.hex(":")
+
+    @property
+    def mtu(self) -> int:
+        """The largest packet that it sends; 0 if the kernel does not say."""
+        return self._number(IFLA_MTU) or 0
 
     @property
     def master(self) -> int | None:

@@ -17,6 +17,7 @@ from vpcctl.resources.kinds import (
     FdbEntry,
     Item,
     LinkUp,
+    Mtu,
     Neighbour,
     Open,
     Port,
@@ -92,6 +93,10 @@ class Survey:
             return ABSENT
         return RIGHT if link.up else Condition(Status.DIFFERENT, "is down")
 
+    def mtu(self, item: Mtu) -> Condition:
+        link = self.links.get(item.link)
+        return ABSENT if link is None else compared_mtu(link.mtu, item)
+
     def address(self, item: Address) -> Condition:
         return RIGHT if (item.link, item.address) in self.addresses else ABSENT
 
@@ -127,12 +132,18 @@ class Survey:
         return RIGHT
 
 
+def compared_mtu(found: int, item: Mtu) -> Condition:
+    """How the MTU of a link compares with the item."""
+    return RIGHT if found == item.mtu else Condition(Status.DIFFERENT, f"is {found}, expected {item.mtu}")
+
+
 _OBSERVERS: dict[type[Item], str] = {
     Bridge: "link",
     Veth: "link",
     Port: "port",
     LinkUp: "up",
     Open: "up",
+    Mtu: "mtu",
     Address: "address",
     Neighbour: "neighbour",
     FdbEntry: "fdb",

@@ -55,6 +55,13 @@ NAT_PORTS = (32768, 65535)
 # service.  The host tracks 65,536 flows or more (net.netfilter.nf_conntrack_max).
 DEFAULT_MAX_FLOWS, DEFAULT_MAX_PORTS = 16384, 8192
 HIGHEST_MAX_FLOWS = 1 << 22
+# The MTU of a VPC's links: at least what every host can receive (RFC 791), at most what veth takes (ETH_MAX_MTU).  The
+# default is that of Ethernet; a VPC behind a narrower way out gets the MTU of that.
+MTUS = (576, 65535)
+DEFAULT_MTU = 1500
+# Packets of 2048 bytes and more take no detour for their checksums (kernel/checksums.py), and a link takes a few bytes
+# more than its MTU.
+HARDENED_MTU = 2000
 # How many released addresses a subnet remembers, so as not to hand them out again at once.
 REMEMBERED = 256
 # A subnet needs its network address, a gateway, an instance and its broadcast address.
@@ -247,7 +254,8 @@ class Vpc:
 
     `max_flows` is how many flows the host tracks for it at most, `max_ports` how many ports it may take toward one
     remote service.  `nat_protocols` are the protocols without ports that are translated for it, and for no other VPC.
-    A `hardened` one also has defences that cost throughput (docs/operations.md).  `instances` are those of all subnets.
+    A `hardened` one also has defences that cost throughput (docs/operations.md).  `mtu` is that of all its links; None
+    until the VPC is made on a host, whose way out decides it once.  `instances` are those of all subnets.
 
     One that is `deferred` reads its subnets and sets from the record when they are asked for: a command about one VPC
     does not pay for what is in the others.  `rest` is where they are; None for a VPC that is not on record so.
@@ -263,6 +271,7 @@ class Vpc:
     max_ports: int = DEFAULT_MAX_PORTS
     nat_protocols: tuple[int, ...] = ()
     hardened: bool = False
+    mtu: int | None = None
     instances: tuple[Instance, ...] = _index()
     subnets_by_name: Mapping[str, Subnet] = _index()
     instances_by_name: Mapping[str, Instance] = _index()
@@ -293,10 +302,11 @@ class Vpc:
         max_ports: int,
         nat_protocols: tuple[int, ...],
         hardened: bool,
+        mtu: int | None,
     ) -> Vpc:
         """A VPC whose subnets and sets are read from `rest` when they are asked for, and checked then."""
         made = object.__new__(cls)
-        own = (name, prefixes, index, publications, max_flows, max_ports, nat_protocols, hardened, rest)
+        own = (name, prefixes, index, publications, max_flows, max_ports, nat_protocols, hardened, mtu, rest)
         for field_name, value in zip((*_OWN, "rest"), own, strict=True):
             object.__setattr__(made, field_name, value)
         made._check_own()
@@ -345,6 +355,13 @@ class Vpc:
         for what, value, most in (("flows", self.max_flows, HIGHEST_MAX_FLOWS), ("ports", self.max_ports, ports)):
             if not 1 <= value <= most:
                 raise DocumentError(f"VPC {self.name}: max_{what} is {value}; 1 to {most} is expected")
+        if self.mtu is not None and not MTUS[0] <= self.mtu <= MTUS[1]:
+            raise DocumentError(f"VPC {self.name}: the MTU is {self.mtu}; {MTUS[0]} to {MTUS[1]} is expected")
+        if self.hardened and self.link_mtu > HARDENED_MTU:
+            raise DocumentError(
+                f"VPC {self.name}: the MTU is {self.mtu}; a hardened VPC has at most {HARDENED_MTU}, so that no packet"
+                " can skip the completion of its checksum"
+            )
         for protocol in self.nat_protocols:
             if protocol in (*PORT_PROTOCOLS, *ICMP_PROTOCOLS) or not 0 <= protocol <= HIGHEST_PROTOCOL:
                 raise DocumentError(
@@ -386,6 +403,11 @@ class Vpc:
             unique(map(derive, words), f"VPC {self.name}: {kind} interface")
 
     @property
+    def link_mtu(self) -> int:
+        """The MTU of its links."""
+        return DEFAULT_MTU if self.mtu is None else self.mtu
+
+    @property
     def versions(self) -> tuple[int, ...]:
         """The IP versions that are on."""
         return tuple(sorted({prefix.version for prefix in self.prefixes}))
@@ -408,7 +430,7 @@ class Vpc:
 
 
 # The fields that a deferred VPC has from the start.
-_OWN = ("name", "prefixes", "index", "publications", "max_flows", "max_ports", "nat_protocols", "hardened")
+_OWN = ("name", "prefixes", "index", "publications", "max_flows", "max_ports", "nat_protocols", "hardened", "mtu")
 
 
 @dataclass(frozen=True, slots=True, order=True)

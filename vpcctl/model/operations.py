@@ -30,8 +30,12 @@ def create_vpc(
     max_flows: int = DEFAULT_MAX_FLOWS,
     max_ports: int = DEFAULT_MAX_PORTS,
     hardened: bool = False,
+    mtu: int | None = None,
 ) -> World:
-    """Add a VPC; `transit` sets the range of the uplinks, which all VPCs share."""
+    """Add a VPC; `transit` sets the range of the uplinks, which all VPCs share.
+
+    Without `mtu` the host decides it when the VPC is made.
+    """
     if name in {vpc.name for vpc in world.vpcs}:
         raise ConflictError(f"VPC {name} exists already; choose another name, or `vpcctl show-vpc --name {name}`")
     if transit is not None and transit != world.transit:
@@ -40,7 +44,9 @@ def create_vpc(
                 f"the transit range is {world.transit}, and VPCs use it; it can change only before the first VPC exists"
             )
         world = dataclasses.replace(world, transit=transit)
-    made = Vpc(name, (prefix,), world.free_index(), max_flows=max_flows, max_ports=max_ports, hardened=hardened)
+    made = Vpc(
+        name, (prefix,), world.free_index(), max_flows=max_flows, max_ports=max_ports, hardened=hardened, mtu=mtu
+    )
     return dataclasses.replace(world, vpcs=(*world.vpcs, made))
 
 

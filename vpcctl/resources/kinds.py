@@ -258,6 +258,19 @@ class OnLink(Item):
 
 
 @dataclass(frozen=True, slots=True)
+class Mtu(OnLink):
+    """The MTU of a link: the largest packet that it sends, in bytes."""
+
+    identity: ClassVar = ("namespace", "link")
+    namespace: str | None
+    link: str
+    mtu: int
+
+    def __str__(self) -> str:
+        return f"MTU of {self.link} in {where(self.namespace)}"
+
+
+@dataclass(frozen=True, slots=True)
 class LinkSetting(OnLink):
     """A sysctl of one link: `path` is below /proc/sys, with ``{link}`` in the place of the link's name."""
 
@@ -411,6 +424,7 @@ REGISTRY: tuple[Kind, ...] = (
     Kind.of(Bridge, "bridge", "namespace name mac altname tag"),
     Kind.of(ChecksumLink, "checksum-link", "namespace name mac tag"),
     Kind.of(Veth, "veth", "namespace name mac peer_namespace peer_name peer_mac tag altname peer_altname"),
+    Kind.of(Mtu, "mtu", "namespace link mtu"),
     Kind.of(LinkSetting, "link-sysctl", "namespace link path value previous"),
     Kind.of(Forwarding, "forwarding", "namespace index"),
     Kind.of(ProxyDelay, "proxy-delay", "namespace link milliseconds"),

@@ -7,6 +7,7 @@ import ipaddress
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from vpcctl.model.network import DEFAULT_MTU
 from vpcctl.resources.kinds import Item, Ruleset
 from vpcctl.resources.plan import Plan
 from vpcctl.values import dataclass
@@ -59,7 +60,7 @@ class HostFacts:
     and bonds, which receive no packets by themselves; `networks` are the prefixes of its routes of all tables, without
     those that mean the whole internet; `forwarding` says whether the host forwards between all its links (ip_forward);
     `local` are the host's own addresses, and `services` the ports among NAT_PORTS on which it can be called from
-    outside.
+    outside.  `mtu` is what a new VPC's links get.
     """
 
     links: tuple[HostLink, ...] = ()
@@ -67,6 +68,7 @@ class HostFacts:
     forwarding: bool = False
     local: tuple[Network, ...] = ()
     services: tuple[int, ...] = ()
+    mtu: int = DEFAULT_MTU
 
 
 class Kernel(Protocol):

@@ -27,6 +27,7 @@ from vpcctl.resources.kinds import (
     Item,
     LinkSetting,
     LinkUp,
+    Mtu,
     Namespace,
     Neighbour,
     Open,
@@ -216,6 +217,7 @@ def _vpc_items(world: World, vpc: Vpc, state_id: str, loaded: Rulesets, before: 
     if vpc.hardened:
         mac = names.stable_mac(state_id, vpc.name, "checksums")
         yield ChecksumLink(router, names.CHECKSUMS, mac, names.tag(state_id, vpc.name, "checksums"))
+        yield Mtu(router, names.CHECKSUMS, vpc.link_mtu)
         yield LinkUp(router, names.CHECKSUMS)
     for subnet in vpc.subnets:
         yield from _bridge(vpc, subnet, state_id)
@@ -248,6 +250,8 @@ def _uplink(world: World, vpc: Vpc, state_id: str) -> Iterator[Item]:
         names.tag(state_id, vpc.name, "uplink"),
         peer_altname=f"vpcctl-uplink-{vpc.name}",
     )
+    yield Mtu(router, names.UPLINK, vpc.link_mtu)
+    yield Mtu(None, host, vpc.link_mtu)
     yield LinkSetting(None, host, "net/ipv4/conf/{link}/forwarding", "1")
     yield LinkSetting(None, host, "net/ipv6/conf/{link}/disable_ipv6", "1")
     # Permanent neighbours on both ends: no tenant can push them out of the table that all namespaces share.
@@ -267,6 +271,7 @@ def _bridge(vpc: Vpc, subnet: Subnet, state_id: str) -> Iterator[Item]:
     yield Bridge(
         router, bridge, mac, f"vpcctl-subnet-{subnet.name}", names.tag(state_id, vpc.name, f"subnet/{subnet.name}")
     )
+    yield Mtu(router, bridge, vpc.link_mtu)
     yield LinkSetting(router, bridge, "net/ipv4/conf/{link}/proxy_arp_pvlan", "1")
     yield LinkSetting(router, bridge, "net/ipv4/conf/{link}/send_redirects", "0")
     yield ProxyDelay(router, bridge)
@@ -287,6 +292,8 @@ def _instance(vpc: Vpc, subnet: Subnet, instance: Instance, state_id: str) -> It
     yield LinkUp(namespace, "lo")
     port_mac = names.stable_mac(state_id, vpc.name, "port", instance.name)
     yield Veth(router, port, port_mac, namespace, inner, instance.mac, tag, altname=f"vpcctl-instance-{instance.name}")
+    yield Mtu(router, port, vpc.link_mtu)
+    yield Mtu(namespace, inner, vpc.link_mtu)
     if vpc.hardened:
         yield Detour(router, port, names.CHECKSUMS)
     yield Port(router, port, bridge)
@@ -319,6 +326,8 @@ def _peering(world: World, vpc: Vpc, peering: Peering, state_id: str) -> Iterato
             altname=f"vpcctl-peering-{peer.name}",
             peer_altname=f"vpcctl-peering-{vpc.name}",
         )
+    # Each router says what does not fit before it sends it: a veth link drops silently what its other end cannot take.
+    yield Mtu(router, link, min(vpc.link_mtu, peer.link_mtu))
     yield Neighbour(router, link, NEXT_HOP, macs[peer.name])
     yield LinkUp(router, link)
     source = next((str(subnet.gateways[0]) for subnet in vpc.subnets), "")
