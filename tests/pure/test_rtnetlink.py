@@ -67,6 +67,7 @@ def test_a_bridge_and_a_device_with_a_queue_are_asked_for() -> None:
     found = read(ifinfmsg, rt.link(0, rt.name_and_mac("br-web", MAC), rt.bridge()))
     assert told(found, "IFLA_LINKINFO", "IFLA_INFO_KIND") == "bridge"
     assert told(found, "IFLA_LINKINFO", "IFLA_INFO_DATA", "IFLA_BR_MCAST_SNOOPING") == 0
+    assert told(read(ifinfmsg, rt.link(7, rt.mtu(1400))), "IFLA_MTU") == 1400
     found = read(ifinfmsg, rt.link(0, rt.name_and_mac("cs-web", MAC), rt.queue(1000), rt.kind("ifb")))
     assert (told(found, "IFLA_LINKINFO", "IFLA_INFO_KIND"), told(found, "IFLA_TXQLEN")) == ("ifb", 1000)
     assert told(found, "IFLA_LINKINFO", "IFLA_INFO_DATA") is None
