@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from vpcctl.lab import INTERNET, NEIGHBOUR, STATE_DIR, Lab
+from vpcctl.lab import HOST, INTERNET, NEIGHBOUR, STATE_DIR, Lab
 
 FIREWALLS = Path(__file__).parents[1] / "firewalls"
 PROBE, CANARY = 7001, 7002
@@ -198,6 +198,98 @@ def test_what_another_firewall_drops_is_told_and_the_remedy_lets_it_pass(
     assert (probes, canaries > 0) == (0, True)
 
 
+# A container behind a bridge, and a machine on a second LAN; each answers on PORT.  Neither is VPCs' business.
+PORT = 7003
+BESIDE = """
+ip netns add container
+ip link add docker0 type bridge
+ip address add 172.17.0.1/16 dev docker0
+ip link set docker0 up
+ip link add vc type veth peer name eth0 netns container
+ip link set vc master docker0 up
+ip -n container address add 172.17.0.2/16 dev eth0
+ip netns add other
+ip link add lan1 type veth peer name eth0 netns other
+ip address add 192.0.2.1/24 dev lan1
+ip link set lan1 up
+ip -n other address add 192.0.2.2/24 dev eth0
+for one in container:172.17.0.1 other:192.0.2.1; do
+    ip -n ${one%:*} link set eth0 up
+    ip -n ${one%:*} route add default via ${one#*:}
+done
+sysctl -qw net.ipv4.ip_forward=1
+"""
+GREET = """
+import socket, sys
+server = socket.create_server(("0.0.0.0", int(sys.argv[1])))
+print("ready", flush=True)
+while True:
+    line = server.accept()[0]
+    line.recv(99)
+    line.sendall(b"hello\\n")
+    line.close()
+"""
+PLACES = {"container": "172.17.0.2", "other": "192.0.2.2", "shop-web": "10.0.1.2", "internet": str(INTERNET)}
+PLAIN = """
+table inet plain {
+    chain forward {
+        type filter hook forward priority filter; policy drop;
+        iifname "lan1" oifname "docker0" accept
+    }
+}
+"""
+# Firewalld itself, with its own bus; its files are copies, and the machine's stay as they are.
+FIREWALLD = """
+mkdir -p /run/dbus /run/firewalld-files
+cp -a /etc/firewalld/. /run/firewalld-files
+mount --bind /run/firewalld-files /etc/firewalld
+dbus-daemon --system --fork --nopidfile
+firewalld --nofork --nopid >/run/firewalld.log 2>&1 &
+for attempt in $(seq 50); do firewall-cmd --state && exit; sleep 0.2; done
+"""
+
+
+def passing(lab: Lab) -> set[tuple[str, str]]:
+    """Between which of the PLACES, and from the LAN, a connection succeeds."""
+    found = set()
+    for source in (*PLACES, "neighbour"):
+        for place, address in PLACES.items():
+            port = str(CANARY if place == "internet" else PORT)
+            if place != source and lab.python(TALK, address, port, "0.4", netns=source).stdout == "hello\n":
+                found.add((source, place))
+    return found
+
+
+@pytest.mark.parametrize("name", ["docker", "firewalld", "running-firewalld", "bogons", "leaving", "plain"])
+def test_a_remedy_opens_the_way_out_and_nothing_else(lab: Lab, name: str) -> None:
+    """Word for word, beside a container and a second LAN; what was closed to VPCs and to the LAN stays closed."""
+    if name == "running-firewalld" and lab.run(["which", "firewalld", "dbus-daemon"], check=False).returncode:
+        pytest.skip("firewalld is not installed")
+    lab.run(["sh", "-ec", BESIDE])
+    create(lab)
+    for netns in ("container", "other", "shop-web"):
+        server = lab.popen([sys.executable, "-I", "-c", GREET, str(PORT)], netns=netns)
+        assert server.stdout
+        assert server.stdout.readline() == "ready\n"
+    for network in ("172.17.0.0/16", "192.0.2.0/24", "10.0.0.0/16"):
+        lab.run(["ip", "route", "add", network, "via", str(HOST)], netns="neighbour")
+    out = ("shop-web", "internet")
+    assert out in passing(lab)
+    if name == "running-firewalld":
+        lab.run(["sh", "-ec", FIREWALLD])
+    else:
+        texts = {"bogons": BOGONS, "leaving": LEAVING, "plain": PLAIN}
+        load(lab, texts.get(name) or FIREWALLS / f"{name}.nft")
+    before = passing(lab)
+    assert out not in before
+    found = bad(doctor(lab, status=1))
+    for one in found:
+        follow(lab, one)
+    assert bad(doctor(lab)) == []
+    assert passing(lab) - before == {out}
+    assert before <= passing(lab)
+
+
 def test_where_answers_alone_are_dropped_the_packet_goes_out_and_nothing_comes_back(lab: Lab) -> None:
     create(lab)
     load(lab, "table ip t { chain c { type filter hook forward priority 0; policy drop; iifname vpc-shop accept; }; }")
@@ -277,7 +369,7 @@ def test_a_table_of_the_old_iptables_is_seen_too(lab: Lab) -> None:
     lab.python(LEGACY_POLICY, "drop")
     [found] = bad(doctor(lab, status=1))
     assert "table ip filter-legacy, chain FORWARD: `policy drop`" in found["what"]
-    assert found["commands"][0].endswith(" -I FORWARD -i vpc-+ -j ACCEPT")
+    assert found["commands"][0].endswith(" -I FORWARD -i vpc-+ -o eth0 -j ACCEPT")
     assert not answered(lab, PROBE, 0.5)
     lab.python(LEGACY_POLICY, "accept")  # what the commands would do takes a program that need not be here
     assert bad(doctor(lab)) == []

@@ -123,16 +123,16 @@ def test_dockers_policy_drops_our_packets_both_ways() -> None:
 def test_dockers_remedy_is_told_in_iptables_words_where_there_is_iptables() -> None:
     [found] = examined(firewall("docker"), iptables_nft="iptables")
     assert found.commands == (
-        "iptables -I DOCKER-USER -i vpc-+ -j ACCEPT",
-        "iptables -I DOCKER-USER -o vpc-+ -j ACCEPT",
+        "iptables -I DOCKER-USER -i vpc-+ -o eth0 -j ACCEPT",
+        "iptables -I DOCKER-USER -o vpc-+ -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
     )
 
 
 def test_dockers_remedy_is_told_in_nfts_words_elsewhere() -> None:
     [found] = examined(firewall("docker"), iptables_legacy="iptables")  # which knows nothing of nft's tables
     assert found.commands == (
-        'nft insert rule ip filter DOCKER-USER iifname "vpc-*" accept',
-        'nft insert rule ip filter DOCKER-USER oifname "vpc-*" accept',
+        'nft insert rule ip filter DOCKER-USER iifname "vpc-*" oifname "eth0" accept',
+        'nft insert rule ip filter DOCKER-USER oifname "vpc-*" ct state established,related accept',
     )
 
 
@@ -143,7 +143,7 @@ def test_where_a_rule_drops_before_dockers_chain_is_asked_the_remedy_comes_befor
     place = next(number for number, one in enumerate(objects) if "rule" in one)
     [found] = examined(Listing([*objects[:place], first, *objects[place:]]))
     assert "chain FORWARD, handle 99: `iifname == vpc-* drop` drops packets from VPCs" in found.what
-    assert found.commands[0] == 'nft insert rule ip filter FORWARD iifname "vpc-*" accept'
+    assert found.commands[0] == 'nft insert rule ip filter FORWARD iifname "vpc-*" oifname "eth0" accept'
 
 
 def opened(listing: Listing, name: str, *conditions: dict[str, Any]) -> Listing:
@@ -159,12 +159,23 @@ def test_dockers_remedy_helps_only_as_a_whole() -> None:
 
 
 def test_firewalld_rejects_what_we_send_and_lets_answers_pass() -> None:
-    [found] = examined(firewall("firewalld"), firewall_cmd="firewall-cmd")
+    beside = dataclasses.replace(SHOP, others=(IPv4Network("192.0.2.0/24"),))
+    [found] = examined(firewall("firewalld"), beside, firewall_cmd="firewall-cmd")
     assert found.severity == "fatal"
     assert found.what.startswith("firewalld: table inet firewalld, chain filter_FWD_public, handle ")
     assert "drops packets from VPCs (tcp/443, udp/53, icmp of vpc-shop)" in found.what
+    policy = "firewall-cmd --permanent --policy=vpcctl-out"
+    zone = "firewall-cmd --get-zone-of-interface=eth0 2>/dev/null"
+    default = "firewall-cmd --get-default-zone"
     assert found.commands == (
-        "firewall-cmd --permanent --zone=trusted --add-source=100.64.0.0/16",
+        "firewall-cmd --permanent --new-zone=vpcctl",
+        "firewall-cmd --permanent --zone=vpcctl --add-source=100.64.0.0/16",
+        "firewall-cmd --permanent --new-policy=vpcctl-out",
+        f"{policy} --set-target=ACCEPT",
+        f"{policy} --add-ingress-zone=vpcctl",
+        f'{zone} || firewall-cmd --permanent --zone="$({default})" --add-interface=eth0',
+        f'{policy} --add-egress-zone="$({zone} || {default})"',
+        f"{policy} --add-rich-rule='rule family=ipv4 destination address=192.0.2.0/24 reject'",
         "firewall-cmd --reload",
     )
 
@@ -180,7 +191,7 @@ def test_firewalld_lets_us_pass_once_the_uplinks_are_in_the_trusted_zone() -> No
 def test_ufw_drops_what_we_send_and_its_own_words_open_it() -> None:
     listing = firewall("ufw")
     [found] = examined(listing, iptables_nft="iptables", ufw="ufw")
-    assert (found.severity, found.commands) == ("fatal", ("ufw route allow from 100.64.0.0/16",))
+    assert (found.severity, found.commands) == ("fatal", ("ufw route allow out on eth0 from 100.64.0.0/16",))
     assert "ufw: table ip filter, chain FORWARD: `policy drop` drops packets from VPCs (tcp/443, udp/53" in found.what
     assert "answers" not in found.what
     source = header("ip", "saddr", {"prefix": {"addr": "100.64.0.0", "len": 16}})
@@ -205,8 +216,8 @@ def test_only_the_vpc_that_a_rule_names_is_affected() -> None:
 @pytest.mark.parametrize(
     ("hook", "command"),
     [
-        ("prerouting", 'nft insert rule inet t bogons iifname "vpc-*" accept'),
-        ("postrouting", "nft insert rule inet t bogons ct original ip saddr 100.64.0.0/16 accept"),
+        ("prerouting", 'nft insert rule inet t bogons iifname "vpc-*" fib daddr oifname "eth0" accept'),
+        ("postrouting", 'nft insert rule inet t bogons oifname "eth0" ct original ip saddr 100.64.0.0/16 accept'),
     ],
 )
 def test_a_drop_before_or_after_the_forward_hook_counts_too(hook: str, command: str) -> None:
@@ -215,8 +226,10 @@ def test_a_drop_before_or_after_the_forward_hook_counts_too(hook: str, command: 
     [found] = examined(Listing(objects))
     assert (found.severity, found.commands) == ("fatal", (command,))
     [hooked] = Listing(objects).on(hook)
-    opening = foreign_firewalls._openings(hooked, {foreign_firewalls.OUT}, TRANSIT)[0].json
-    assert severities(examined(Listing(objects).with_rule(hooked, "bogons", [opening, ACCEPT]))) == ["ok"]
+    judged = foreign_firewalls.verdicts(Listing(objects), (), [SHOP])
+    members = [one for one in judged if one.decision.verdict == "drop"]
+    [opening] = foreign_firewalls._openings(hooked, members, TRANSIT)
+    assert severities(examined(Listing(objects).with_rule(hooked, "bogons", [*opening.json, ACCEPT]))) == ["ok"]
 
 
 def test_an_answer_is_the_hosts_until_it_is_translated_back() -> None:
@@ -618,7 +631,7 @@ def legacy_table(*rules: bytes, policy: int = -1, chains: bytes = b"") -> Listin
 def test_a_legacy_tables_policy_counts() -> None:
     [found] = examined(legacy_table(), iptables_nft="iptables", iptables_legacy="iptables-legacy")
     assert "table ip filter-legacy, chain FORWARD: `policy drop`" in found.what
-    assert found.commands[0] == "iptables-legacy -I FORWARD -i vpc-+ -j ACCEPT"
+    assert found.commands[0] == "iptables-legacy -I FORWARD -i vpc-+ -o eth0 -j ACCEPT"
     assert severities(examined(legacy_table(policy=-2))) == ["ok"]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from ipaddress import IPv4Address, ip_network
+from ipaddress import IPv4Address, IPv4Network, ip_network
 
 from vpcctl import names
 from vpcctl.doctor import foreign_firewalls, network_state, prefix_overlaps
@@ -101,20 +101,31 @@ def _firewalls(
 
 
 def _passing(world: World, around: network_state.Surroundings, listing: network_state.RulesetListing) -> list[Finding]:
-    passages = [_passage(world, vpc, way_out) for vpc in world.vpcs or (NOBODY,) for way_out in around.ways_out.items()]
+    others = tuple(
+        dict.fromkeys(
+            one.network
+            for one in around.reached
+            if isinstance(one.network, IPv4Network) and one.link not in around.ways_out
+        )
+    )
+    passages = [
+        _passage(world, vpc, way_out, others) for vpc in world.vpcs or (NOBODY,) for way_out in around.ways_out.items()
+    ]
     if not passages:
         return []
     ruleset = Listing(listing.objects, listing.text)
     return foreign_firewalls.findings(ruleset, listing.ours, passages, str(world.transit), network_state.tools())
 
 
-def _passage(world: World, vpc: Vpc, way_out: tuple[str, IPv4Address | None]) -> Passage:
+def _passage(
+    world: World, vpc: Vpc, way_out: tuple[str, IPv4Address | None], others: tuple[IPv4Network, ...]
+) -> Passage:
     link, address = way_out
     router = uplink_pair(world.transit, vpc.index)[1]
     # The host translates the address alone; the port becomes the instance's in the router.
     published = tuple((PROTOCOL_NAMES[item.protocol], item.port) for item in vpc.publications)
     assert isinstance(router, IPv4Address)
-    return Passage(names.host_uplink(vpc.name), router, link, address, published)
+    return Passage(names.host_uplink(vpc.name), router, link, address, published, others)
 
 
 def _tagged(

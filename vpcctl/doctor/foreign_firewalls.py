@@ -7,9 +7,9 @@ cannot override a drop in another one, so every foreign chain that they meet has
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from vpcctl.doctor import legacy_tables
@@ -26,6 +26,8 @@ OUT, BACK, IN = "packets from VPCs", "replies to VPCs", "packets to published po
 ANSWERED = frozenset({"seen-reply", "confirmed", "snat"})
 FORWARDED = frozenset({"dnat"})
 SHOWN = 5
+# The name of the zone, and the beginning of that of the policy.
+FIREWALLD = "vpcctl"
 NO_TOOLS: Mapping[str, str] = {}
 DOCKER_USER = "DOCKER-USER"
 # Priorities from which on translated addresses are seen, and of connection tracking itself
@@ -38,7 +40,8 @@ class Passage:
     """The path of a VPC's packets across the host.
 
     `address` is its router's, `host` the one by which the host is known on the way out (None: not known), `published`
-    are its published ports as (protocol's name, port).
+    are its published ports as (protocol's name, port).  `others` are the networks that the host reaches by other links:
+    whether a VPC may send there is for their firewalls to say.
     """
 
     uplink: str
@@ -46,6 +49,7 @@ class Passage:
     way_out: str
     host: IPv4Address | None = None
     published: tuple[tuple[str, int], ...] = ()
+    others: tuple[IPv4Network, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,8 @@ def seen(packet: SamplePacket, direction: str, chain: BaseChain, host: IPv4Addre
     known = UNKNOWN if host is None else host
     if chain.hook == "prerouting":
         translated = direction == OUT or chain.priority > DSTNAT
-        return replace(packet, oifname="", destination=packet.destination if translated else known)
+        leaves = packet.oifname if translated else UNKNOWN
+        return replace(packet, oifname="", leaves=leaves, destination=packet.destination if translated else known)
     if chain.hook == "postrouting":
         translated = direction == OUT and chain.priority > SRCNAT
         # Whether a packet that is about to leave still knows where it came in depends on the kernel's version.
@@ -186,15 +191,21 @@ def remedy(
     """Words and commands that make `chain` let the packets of `members` pass."""
     owner = manager(listing, chain)
     published = any(one.direction == IN for one in members)
-    if owner == "firewalld" and "firewall-cmd" in tools:
-        trusted = f"firewall-cmd --permanent --zone=trusted --add-source={transit}"
-        return "Add the uplinks' range to the trusted zone:", (trusted, "firewall-cmd --reload")
+    ways = tuple(dict.fromkeys(one.passage.way_out for one in members))
+    if owner == "firewalld" and "firewall-cmd" in tools and chain.hook == "forward":
+        others = dict.fromkeys(network for one in members for network in one.passage.others)
+        words = f"Let firewalld forward from the uplinks' range to {' and '.join(ways)} alone:"
+        return words, tuple(_firewalld(transit, ways, others))
     if owner == "ufw" and "ufw" in tools and chain.hook == "forward":
-        incoming = (f"ufw route allow to {transit}",) if published else ()
-        return "Allow routed traffic of the uplinks' range:", (f"ufw route allow from {transit}", *incoming)
+        outgoing = tuple(f"ufw route allow out on {way} from {transit}" for way in ways)
+        incoming = tuple(f"ufw route allow in on {way} to {transit}" for way in ways) if published else ()
+        return "Allow routed traffic between the uplinks' range and the way out:", outgoing + incoming
+    openings, iptables = _openings(chain, members, transit), _iptables(chain, tools)
+    # What iptables cannot say is no rule for a chain of iptables: it would not read its own table any more.
+    sayable = all(one.iptables for one in openings) or not (iptables or chain.table.endswith(legacy_tables.SUFFIX))
     for place in (DOCKER_USER, chain.name):
-        openings = _openings(chain, {one.direction for one in members}, transit)
-        if place in listing.companions(chain) and _helps(listing, chain, place, openings, members):
+        here = place in listing.companions(chain)
+        if openings and sayable and here and _helps(listing, chain, place, openings, members):
             break
     else:
         return "No rule at the head of a chain helps. Let VPCs' packets pass in the rule or policy named here.", ()
@@ -204,7 +215,29 @@ def remedy(
         else f"A reload of {owner} may remove these rules."
     )
     words = f"Accept these packets first. {reload} A reboot removes them: save them with your other rules."
-    return words, tuple(_commands(chain, place, openings, _iptables(chain, tools)))
+    return words, tuple(_commands(chain, place, openings, iptables))
+
+
+def _firewalld(transit: str, ways: Sequence[str], others: Iterable[IPv4Network]) -> Iterator[str]:
+    """A zone for the uplinks, and a policy that forwards from it to the zones of the ways out.
+
+    Other links can be in the same zone, so the policy rejects what goes to their networks.
+    """
+    zone, policy = f"firewall-cmd --permanent --zone={FIREWALLD}", f"firewall-cmd --permanent --policy={FIREWALLD}-out"
+    yield f"firewall-cmd --permanent --new-zone={FIREWALLD}"
+    yield f"{zone} --add-source={transit}"
+    yield f"firewall-cmd --permanent --new-policy={FIREWALLD}-out"
+    yield f"{policy} --set-target=ACCEPT"
+    yield f"{policy} --add-ingress-zone={FIREWALLD}"
+    default = "firewall-cmd --get-default-zone"
+    for way in ways:
+        found = f"firewall-cmd --get-zone-of-interface={way} 2>/dev/null"
+        # A link that is in the default zone without being told so does not make that zone active.
+        yield f'{found} || firewall-cmd --permanent --zone="$({default})" --add-interface={way}'
+        yield f'{policy} --add-egress-zone="$({found} || {default})"'
+    for network in others:
+        yield f"{policy} --add-rich-rule='rule family=ipv4 destination address={network} reject'"
+    yield "firewall-cmd --reload"
 
 
 def _commands(chain: BaseChain, place: str, openings: Sequence[Opening], iptables: str) -> Iterator[str]:
@@ -224,7 +257,7 @@ def _helps(
     """Do all packets of `members` pass once the openings are accepted at the head of the chain `place`?"""
     opened = listing
     for opening in openings:
-        opened = opened.with_rule(chain, place, [opening.json, {"accept": None}])
+        opened = opened.with_rule(chain, place, [*opening.json, {"accept": None}])
     return all(opened.decide(chain, one.packet).verdict == "accept" for one in members)
 
 
@@ -237,31 +270,85 @@ def _iptables(chain: BaseChain, tools: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """A match that our packets satisfy: in nft's words (as a shell takes them), in iptables', and as JSON."""
+    """What our packets match: in nft's words as a shell takes them, in iptables' (empty for none), and as JSON."""
 
     nft: str
     iptables: str
-    json: dict[str, Any]
+    json: tuple[dict[str, Any], ...]
 
 
-def _openings(chain: BaseChain, directions: Collection[str], transit: str) -> list[Opening]:
-    """What to accept in `chain`, so that it lets our packets pass."""
-    come, go = (
-        Opening(f'{key} "{UPLINKS}*"', f"-{key[0]} {UPLINKS}+", _equal({"meta": {"key": key}}, f"{UPLINKS}*"))
-        for key in ("iifname", "oifname")
+def _openings(chain: BaseChain, members: Sequence[ChainVerdict], transit: str) -> list[Opening]:
+    """What to accept in `chain`, so that it lets the packets of `members` pass, and no others.
+
+    From VPCs to the ways out, not to other links: what is behind those may trust this firewall to keep VPCs away.
+    Toward VPCs our own table says what comes in.
+    """
+    makers = {"prerouting": _before_routing, "forward": _forwarded, "postrouting": _after_routing}
+    found = (
+        opening
+        for direction in (OUT, BACK, IN)
+        for one in members
+        if one.direction == direction
+        for opening in makers[chain.hook](chain, direction, one.passage.way_out, transit)
     )
-    # The flows that uplinks began, even if their addresses are translated at this point.
-    opening = Opening(
-        f"ct original ip saddr {transit}",
-        f"-m conntrack --ctorigsrc {transit}",
-        _equal({"ct": {"key": "ip saddr", "dir": "original"}}, _prefix(transit)),
+    return list({opening.nft: opening for opening in found}.values())
+
+
+def _forwarded(chain: BaseChain, direction: str, way_out: str, transit: str) -> list[Opening]:
+    """On the forward hook both links are known."""
+    if direction == OUT:
+        come = _uplink("iifname"), _link("oifname", way_out)
+        return [Opening(f'iifname "{UPLINKS}*" oifname "{way_out}"', f"-i {UPLINKS}+ -o {way_out}", come)]
+    if direction == BACK:
+        return [_replies()]
+    inward = _link("iifname", way_out), _uplink("oifname")
+    return [Opening(f'iifname "{way_out}" oifname "{UPLINKS}*"', f"-i {way_out} -o {UPLINKS}+", inward)]
+
+
+def _before_routing(chain: BaseChain, direction: str, way_out: str, transit: str) -> list[Opening]:
+    """Before routing the packet's way is looked up, which iptables cannot do."""
+    if direction == OUT:
+        routed = {"match": {"op": "==", "left": {"fib": {"result": "oifname", "flags": ["daddr"]}}, "right": way_out}}
+        return [Opening(f'iifname "{UPLINKS}*" fib daddr oifname "{way_out}"', "", (_uplink("iifname"), routed))]
+    if direction == BACK and chain.priority > CONNTRACK:
+        reply = _equal({"ct": {"key": "direction"}}, "reply")
+        words = f"ct direction reply ct original ip saddr {transit}"
+        return [Opening(words, "", (reply, _begun_by(transit)))]
+    return []
+
+
+def _after_routing(chain: BaseChain, direction: str, way_out: str, transit: str) -> list[Opening]:
+    """On the postrouting hook the link that the packet came by is not known, and its source may be translated."""
+    if direction == OUT:
+        begun = _link("oifname", way_out), _begun_by(transit)
+        # The chains of iptables that can drop come before translation.
+        return [Opening(f'oifname "{way_out}" ct original ip saddr {transit}', f"-o {way_out} -s {transit}", begun)]
+    if direction == BACK:
+        return [_replies()]
+    return [Opening(f'oifname "{UPLINKS}*"', f"-o {UPLINKS}+", (_uplink("oifname"),))]
+
+
+def _replies() -> Opening:
+    """What belongs to a flow that is there already, toward the uplinks."""
+    states = {"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": ["established", "related"]}}
+    return Opening(
+        f'oifname "{UPLINKS}*" ct state established,related',
+        f"-o {UPLINKS}+ -m conntrack --ctstate ESTABLISHED,RELATED",
+        (_uplink("oifname"), states),
     )
-    if chain.hook == "forward":
-        return [come, go]
-    if chain.hook == "postrouting":
-        return [opening, go] if IN in directions else [opening]
-    answers = BACK in directions and chain.priority > CONNTRACK
-    return [*([come] if OUT in directions else []), *([opening] if answers else [])]
+
+
+def _uplink(key: str) -> dict[str, Any]:
+    return _link(key, f"{UPLINKS}*")
+
+
+def _link(key: str, name: str) -> dict[str, Any]:
+    return _equal({"meta": {"key": key}}, name)
+
+
+def _begun_by(transit: str) -> dict[str, Any]:
+    """The flows that uplinks began, even if their addresses are translated at this point."""
+    return _equal({"ct": {"key": "ip saddr", "dir": "original"}}, _prefix(transit))
 
 
 def _prefix(transit: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpcctl.doctor import legacy_tables
@@ -77,12 +78,21 @@ def tools() -> dict[str, str]:
     found: dict[str, str] = {}
     for name in ("iptables", *TOOLS):
         program = shutil.which(name, path=places)
-        if program:
+        if program and (name != "firewall-cmd" or _runs("firewalld")):
             # Which of the two the plain name is shows where its link leads.
             legacy_kind = "legacy" in os.path.basename(os.path.realpath(program))
             kind = f"iptables-{'legacy' if legacy_kind else 'nft'}" if name == "iptables" else name
             found.setdefault(kind, name)
     return found
+
+
+def _runs(program: str) -> bool:
+    """Is there a process of that name?  firewall-cmd is of no use without its service."""
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):
+            if comm.read_text().strip() == program:
+                return True
+    return False
 
 
 def ruleset() -> RulesetListing:
@@ -129,9 +139,9 @@ def surroundings() -> Surroundings:
     by_route = [
         Reached(one.destination, foreign[link], f"route to {one.destination}")
         for one, link in routed
-        if one.destination.prefixlen
+        if not one.outward
     ]
-    ways_out = [foreign[link] for one, link in routed if not one.destination.prefixlen]
+    ways_out = [foreign[link] for one, link in routed if one.outward]
     return Surroundings(
         {link: _first_address(addresses, link, names) for link in ways_out},
         tuple(dict.fromkeys(by_address + by_route)),

@@ -65,6 +65,8 @@ class SamplePacket:
     opener: IPv4Address | None = None
     reply: bool = False
     status: frozenset[str] = frozenset()
+    # The link that its destination is routed to, for a hook before routing.
+    leaves: str | _Unknown = UNKNOWN
     # A rule somewhere sets marks, so ours may have one.
     marked: bool = False
 
@@ -158,7 +160,8 @@ def value(left: Any, packet: SamplePacket) -> Any:
     if kind == "fib":
         # Both ends of a forwarded packet are unicast addresses of other machines.
         plain = body.get("result") == "type" and body.get("flags") in (["saddr"], ["daddr"], "saddr", "daddr")
-        return "unicast" if plain else UNKNOWN
+        routed = body.get("result") in ("oif", "oifname") and body.get("flags") in (["daddr"], "daddr")
+        return "unicast" if plain else packet.leaves if routed else UNKNOWN
     return UNKNOWN
 
 

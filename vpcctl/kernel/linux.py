@@ -56,8 +56,6 @@ ATTEMPTS, GENTLE_ATTEMPTS = 32, 4
 CAP_SYS_ADMIN, CAP_NET_ADMIN = 21, 12
 # How many flows connection tracking holds in a namespace; some kernels hide it from user namespaces.
 TRACKED = settings.ROOT / "net/netfilter/nf_conntrack_count"
-# A VPN that takes the default route over without touching it adds its two halves, 0.0.0.0/1 and 128.0.0.0/1.
-WHOLE_INTERNET = 1
 
 
 @contextlib.contextmanager
@@ -115,10 +113,10 @@ class LinuxKernel:
             routed |= indices
             if route.alive:
                 leading |= indices
-            if route.destination.prefixlen > WHOLE_INTERNET:
-                networks.add(route.destination)
-            else:
+            if route.outward:
                 mtus |= {links[index][1].mtu for index in indices}
+            else:
+                networks.add(route.destination)
         return HostFacts(
             tuple(
                 HostLink(index, links[index][0], bool(links[index][1].forwards), index in leading)

@@ -377,6 +377,11 @@ class KnownRoute:
     metric: int
     alive: bool = True
 
+    @property
+    def outward(self) -> bool:
+        """Does it lead to the whole internet, or to a half of it, as VPNs do that leave the other route alone?"""
+        return self.kind == RTN_UNICAST and self.destination.prefixlen <= 1
+
 
 def read_route(body: bytes) -> KnownRoute | None:
     """The route in a message; None for one of another family than IP."""
