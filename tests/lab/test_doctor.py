@@ -491,6 +491,162 @@ def test_br_netfilter_that_came_later_is_fatal_and_repaired(lab: Lab) -> None:
     assert bad(doctor(lab)) == []
 
 
+# --- Names, several ways out, Tailscale -------------------------------------------------------------------------------
+
+# A name server that knows one address.
+NAMES = """
+import socket
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind(("192.0.2.53", 53))
+print("ready", flush=True)
+while True:
+    asked, caller = server.recvfrom(512)
+    end = asked.index(b"\\0", 12) + 5
+    kind = asked[end - 4:end - 2]
+    answer = b"\\xc0\\x0c\\0\\1\\0\\1\\0\\0\\0\\x3c\\0\\4\\xc6\\x33\\x64\\x14" if kind == b"\\0\\1" else b""
+    head = asked[:2] + b"\\x81\\x80\\0\\1" + (b"\\0\\1" if answer else b"\\0\\0") + b"\\0\\0\\0\\0"
+    server.sendto(head + asked[12:end] + answer, caller)
+"""
+# The host's resolv.conf names the stub of systemd-resolved, whose own servers are known; all of /etc is a copy.
+STUB = """
+mkdir -p /run/etc /run/systemd/resolve
+cp -a /etc/. /run/etc
+rm -f /run/etc/resolv.conf
+echo nameserver 127.0.0.53 >/run/etc/resolv.conf
+echo hosts: dns >/run/etc/nsswitch.conf
+mount --bind /run/etc /etc
+"""
+
+
+def test_a_stub_resolver_is_told_and_the_remedy_gives_instances_its_servers(lab: Lab) -> None:
+    lab.run(["ip", "address", "add", "192.0.2.53/32", "dev", "lo"], netns="internet")
+    server = lab.popen([sys.executable, "-I", "-c", NAMES], netns="internet")
+    assert server.stdout
+    assert server.stdout.readline() == "ready\n"
+    lab.run(["sh", "-ec", STUB])
+    [found] = [one for one in doctor(lab) if one["subject"] == "name servers"]
+    assert (found["severity"], found["commands"]) == ("note", [])
+    create(lab)
+    lookup = ["exec", "--vpc", "shop", "--subnet", "web", "--", "getent", "ahostsv4", "shop.example"]
+
+    [found] = bad(doctor(lab))
+    assert (found["subject"], found["commands"]) == ("name servers", [])
+    assert "names only 127.0.0.53" in found["what"]
+    assert "/etc/netns/<namespace>/resolv.conf" in found["remedy"]
+    lab.run(["sh", "-c", "echo nameserver 192.0.2.53 >/run/systemd/resolve/resolv.conf"])
+    [found] = bad(doctor(lab))
+    lab.vpcctl(*lookup, status=2)
+    follow(lab, found)
+    assert bad(doctor(lab)) == []
+    assert str(NEIGHBOUR) in lab.vpcctl(*lookup).stdout
+    # Another instance is another namespace.
+    lab.vpcctl("create-instance", "--vpc", "shop", "--subnet", "web", "--name", "web-2")
+    [again] = bad(doctor(lab))
+    assert [" /etc/netns/shop-web-2 " in command for command in again["commands"]] == [True]
+
+
+# A second provider, by which the host sends what comes from VPCs by a mark, and a machine behind it.
+TWO_WAYS = """
+ip netns add provider
+ip link add wan2 type veth peer name eth0 netns provider
+ip address add 192.0.2.1/24 dev wan2
+ip link set wan2 up
+ip -n provider address add 192.0.2.2/24 dev eth0
+ip -n provider address add 203.0.113.9/32 dev lo
+ip -n provider link set lo up
+ip -n provider link set eth0 up
+ip route add default via 192.0.2.2 dev wan2 table 100
+ip rule add fwmark 100 table 100
+nft -f - <<END
+table ip steering {
+    chain steer { type filter hook prerouting priority mangle; iifname "vpc-shop" meta mark set 100; }
+}
+END
+sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.eth0.rp_filter=0
+sysctl -qw net.ipv4.conf.wan2.rp_filter=1
+"""
+
+
+def test_a_strict_check_of_sources_beside_a_second_way_out_is_told(lab: Lab) -> None:
+    lab.run(["sh", "-ec", TWO_WAYS])
+    create(lab)
+    server = lab.popen([sys.executable, "-I", "-c", GREET, str(PORT)], netns="provider")
+    assert server.stdout
+    assert server.stdout.readline() == "ready\n"
+
+    def greeted() -> bool:
+        return lab.python(TALK, "203.0.113.9", str(PORT), "1", netns="shop-web").stdout == "hello\n"
+
+    [found] = bad(doctor(lab))
+    assert (found["severity"], found["subject"]) == ("warning", "source checks")
+    assert "rp_filter is strict (1) on wan2" in found["what"]
+    assert not greeted()
+    follow(lab, found)
+    assert bad(doctor(lab)) == []
+    assert greeted()
+    lab.run(["sysctl", "-qw", "net.ipv4.conf.all.rp_filter=1", "net.ipv4.conf.wan2.rp_filter=0"])
+    [again] = bad(doctor(lab))
+    assert len(again["commands"]) == 2, "of the link's value and that of all the larger one counts"
+
+
+TAILNET = """
+ip netns add tailnet
+ip link add tailscale0 type veth peer name eth0 netns tailnet
+ip address add 100.101.102.103/32 dev tailscale0
+ip link set tailscale0 up
+ip -n tailnet address add 100.70.0.1/10 dev eth0
+ip -n tailnet link set eth0 up
+ip route add 100.70.0.1 dev tailscale0 table 52
+ip rule add pref 5270 table 52
+sysctl -qw net.ipv4.ip_forward=1
+nft -f - <<END
+table ip filter {
+    chain INPUT { type filter hook input priority filter; jump ts-input; }
+    chain FORWARD { type filter hook forward priority filter; jump ts-forward; }
+    chain ts-input {
+        iifname "lo" ip saddr 100.101.102.103 counter accept
+        iifname != "tailscale0" ip saddr 100.64.0.0/10 counter drop
+        iifname "tailscale0" counter accept
+    }
+    chain ts-forward {
+        iifname "tailscale0" counter meta mark set meta mark and 0xff00ffff or 0x40000
+        meta mark and 0xff0000 == 0x40000 counter accept
+        oifname "tailscale0" ip saddr 100.64.0.0/10 counter drop
+        oifname "tailscale0" counter accept
+    }
+}
+END
+"""
+
+
+def test_tailscales_check_of_sources_is_told_with_another_transit_range_as_the_remedy(lab: Lab) -> None:
+    lab.run(["sh", "-ec", TAILNET])
+    server = lab.popen([sys.executable, "-I", "-c", GREET, str(PORT)], netns="tailnet")
+    assert server.stdout
+    assert server.stdout.readline() == "ready\n"
+
+    def told() -> list[Found]:
+        return [one for one in bad(doctor(lab)) if one["subject"] == "foreign firewall"]
+
+    def greeted() -> bool:
+        return lab.python(TALK, "100.70.0.1", str(PORT), "0.5", netns="shop-web").stdout == "hello\n"
+
+    create(lab)
+    [found] = told()
+    assert (found["severity"], found["commands"]) == ("warning", [])
+    assert found["what"].startswith("Tailscale: whether packets from VPCs pass (tcp/443, udp/53, icmp of vpc-shop)")
+    assert "table ip filter, chain ts-forward, handle " in found["what"]
+    assert '`"transit": "192.168.255.0/24"`' in found["remedy"]
+    assert not greeted()
+    # In the words of the remedy.
+    document = json.loads(lab.vpcctl("export").stdout)
+    lab.vpcctl("destroy", "--all", "--yes")
+    lab.vpcctl("apply", "-", input=json.dumps({**document, "transit": "192.168.255.0/24"}))
+    assert told() == []
+    assert greeted()
+    assert answered(lab, CANARY, 5)
+
+
 # --- Programs ---------------------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vpcctl.doctor import foreign_firewalls, legacy_tables, link_managers, prefix_overlaps, state_directory, system
+from vpcctl.doctor import (
+    foreign_firewalls,
+    legacy_tables,
+    link_managers,
+    name_servers,
+    prefix_overlaps,
+    source_checks,
+    state_directory,
+    system,
+)
 from vpcctl.doctor.apart import apart
 from vpcctl.doctor.finding import Finding, worst_first
 from vpcctl.doctor.foreign_firewalls import Passage
@@ -27,6 +36,7 @@ from vpcctl.doctor.rule_matches import ABSENT, UNKNOWN, SamplePacket, match, val
 from vpcctl.doctor.rule_texts import rule_texts
 from vpcctl.engine.state import State, Store
 from vpcctl.errors import KernelError
+from vpcctl.model.host import Host
 from vpcctl.model.network import Instance, Subnet, Vpc, World
 
 FIREWALLS = Path(__file__).parents[1] / "firewalls"
@@ -957,3 +967,95 @@ def test_what_crashes_apart_does_not_take_us_with_it() -> None:
 def test_a_base_chain_of_another_family_sees_none_of_our_packets() -> None:
     assert Listing([base(family="bridge", policy="drop"), base(family="ip6", policy="drop")]).on("forward") == []
     assert Listing([base(family="ip")]).on("forward") == [BaseChain("forward", "ip", "t", "forward", 0, "accept")]
+
+
+# --- Name servers, source checks, Tailscale ---------------------------------------------------------------------------
+
+WEB, DB = (
+    Subnet(name, (ip_network(f"10.0.{number}.0/24"),), name == "web", False, (Instance(name, (address,), mac),))
+    for number, name, address, mac in (
+        (1, "web", IPv4Address("10.0.1.2"), "02:00:00:00:00:01"),
+        (2, "db", IPv4Address("10.0.2.2"), "02:00:00:00:00:02"),
+    )
+)
+NAMED = World((Vpc("shop", (ip_network("10.0.0.0/16"),), 0, (WEB, DB)),))
+LINKED = "ln -sf /run/systemd/resolve/resolv.conf /etc/netns/shop-web/resolv.conf"
+
+
+def served(root: Path, **files: str) -> Finding:
+    """What is found about name servers where these files are: `conf`, `upstream` and the instance's `own`."""
+    places = {
+        "conf": "etc/resolv.conf",
+        "upstream": "run/systemd/resolve/resolv.conf",
+        "own": "etc/netns/shop-web/resolv.conf",
+    }
+    for name, text in files.items():
+        (root / places[name]).parent.mkdir(parents=True, exist_ok=True)
+        (root / places[name]).write_text(text)
+    host = Host((ip_network("198.51.100.2/32"),))
+    [found] = name_servers.findings(NAMED, host, root)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("text", "severity"),
+    [
+        ("nameserver 192.0.2.53\n", "ok"),
+        ("nameserver 127.0.0.53\nnameserver 192.0.2.53\n", "ok"),
+        ("nameserver 127.0.0.53\noptions edns0\n", "warning"),
+        ("nameserver ::1\nnameserver 127.0.0.1\n", "warning"),
+        ("nameserver 2001:db8::53\n", "warning"),
+        ("nameserver 198.51.100.2\n", "warning"),
+        ("nameserver 0.0.0.0\n", "warning"),
+        ("search example\n# nameserver 192.0.2.53\n", "warning"),
+        ("nameserver\nnameserver fe80::1%eth0\nnameserver x\n", "warning"),
+    ],
+)
+def test_a_name_server_counts_if_instances_reach_it(tmp_path: Path, text: str, severity: str) -> None:
+    found = served(tmp_path, conf=text)
+    assert (found.severity, found.subject, found.commands) == (severity, "name servers", ())
+
+
+def test_without_a_resolv_conf_the_default_is_the_hosts_own(tmp_path: Path) -> None:
+    assert served(tmp_path).what == "/etc/resolv.conf names only 127.0.0.1, where instances reach no server"
+
+
+def test_the_remedy_is_for_instances_with_a_way_out_and_without_a_file_of_their_own(tmp_path: Path) -> None:
+    stub, real = "nameserver 127.0.0.53\n", "nameserver 192.0.2.53\n"
+    assert served(tmp_path, conf=stub, upstream=stub).commands == ()
+    assert served(tmp_path, upstream=real).commands == (f"mkdir -p /etc/netns/shop-web && {LINKED}",)
+    assert served(tmp_path, own=stub).severity == "warning"
+    assert served(tmp_path, own=real).severity == "ok"
+
+
+@pytest.mark.parametrize(
+    ("values", "commands"),
+    [
+        ({"all": 0, "eth0": 0, "eth1": 1}, ["eth1"]),
+        ({"all": 1, "eth0": 0, "eth1": 2}, ["eth0"]),
+        ({"all": 2, "eth0": 1, "eth1": 1}, []),
+        ({"all": 0, "eth0": 0}, []),
+        ({}, []),
+    ],
+)
+def test_the_larger_value_of_the_link_and_of_all_counts(
+    tmp_path: Path, values: dict[str, int], commands: list[str]
+) -> None:
+    for scope, number in values.items():
+        place = tmp_path / "net/ipv4/conf" / scope
+        place.mkdir(parents=True)
+        (place / "rp_filter").write_text(f"{number}\n")
+    [found] = source_checks.findings(("eth0", "eth1"), tmp_path)
+    assert found.commands == tuple(f"sysctl -w net.ipv4.conf.{link}.rp_filter=2" for link in commands)
+    assert found.severity == ("warning" if commands else "ok")
+    [alone] = source_checks.findings(("eth1",), tmp_path)
+    assert alone.severity == "ok", "with one way out nothing is asymmetric"
+
+
+def test_a_closed_network_behind_a_tailnets_link_is_nobodys_fault() -> None:
+    """Only the rules of Tailscale are asked there; another firewall may keep VPCs away from it on purpose."""
+    out, back = (rule(meta("oifname", link), ACCEPT) for link in ("eth0", "vpc-*"))
+    closed = Listing([base(policy="drop"), out, back])
+    tailnet = dataclasses.replace(SHOP, way_out="tailscale0", tailnet=True)
+    assert severities(examined(closed, SHOP, tailnet)) == ["ok"]
+    assert severities(examined(closed, SHOP, dataclasses.replace(tailnet, tailnet=False))) == ["fatal"]

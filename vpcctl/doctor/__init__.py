@@ -19,11 +19,13 @@ from vpcctl.doctor.hook_verdicts import Listing
 from vpcctl.engine.state import State, Store
 from vpcctl.errors import KernelError, VpcctlError
 from vpcctl.kernel import namespaces, settings
+from vpcctl.kernel.routes import read_host
 from vpcctl.model.network import Vpc, World, uplink_pair
 from vpcctl.model.policy import PROTOCOL_NAMES
 
 __all__ = ["Finding", "examine", "pressing_findings"]
 
+TAILNET = "tailscale"
 CLASH = ("warning", prefix_overlaps.SUBJECT)
 # An example of the first VPC, before one exists.
 NOBODY = Vpc("example", (ip_network("10.0.0.0/16"),), 0)
@@ -34,6 +36,8 @@ def examine(store: Store) -> list[Finding]:
     from vpcctl.doctor import (  # not needed by `pressing_findings`
         kernel_features,
         link_managers,
+        name_servers,
+        source_checks,
         state_directory,
         system,
     )
@@ -52,7 +56,9 @@ def examine(store: Store) -> list[Finding]:
     around = network_state.surroundings()
     found += [
         *system.forwarding(world, tuple(around.ways_out), repair),
+        *source_checks.findings(tuple(around.ways_out)),
         *prefix_overlaps.findings(world, around.reached),
+        *name_servers.findings(world, read_host()),
     ]
     if usable:
         found += _firewalls(world, around, state, store)
@@ -108,8 +114,13 @@ def _passing(world: World, around: network_state.Surroundings, listing: network_
             if isinstance(one.network, IPv4Network) and one.link not in around.ways_out
         )
     )
-    passages = [
-        _passage(world, vpc, way_out, others) for vpc in world.vpcs or (NOBODY,) for way_out in around.ways_out.items()
+    # Tailscale's own link leads to few addresses, and its rules judge what goes there by our addresses alone.
+    links = dict.fromkeys(one.link for one in around.reached if one.link not in around.ways_out)
+    tailnets = [(link, None) for link in links if link.startswith(TAILNET)]
+    vpcs = world.vpcs or (NOBODY,)
+    passages = [_passage(world, vpc, way, others) for vpc in vpcs for way in around.ways_out.items()]
+    passages += [
+        dataclasses.replace(_passage(world, vpc, way, others), tailnet=True) for vpc in vpcs for way in tailnets
     ]
     if not passages:
         return []

@@ -30,6 +30,9 @@ SHOWN = 5
 FIREWALLD = "vpcctl"
 NO_TOOLS: Mapping[str, str] = {}
 DOCKER_USER = "DOCKER-USER"
+TAILSCALE = "Tailscale"
+# The addresses of tailnets, which its rules accept from its own link alone; our default transit range is a part of it.
+SHARED = IPv4Network("100.64.0.0/10")
 # Priorities from which on translated addresses are seen, and of connection tracking itself
 # (include/uapi/linux/netfilter_ipv4.h).
 CONNTRACK, DSTNAT, SRCNAT = -200, -100, 100
@@ -41,7 +44,8 @@ class Passage:
 
     `address` is its router's, `host` the one by which the host is known on the way out (None: not known), `published`
     are its published ports as (protocol's name, port).  `others` are the networks that the host reaches by other links:
-    whether a VPC may send there is for their firewalls to say.
+    whether a VPC may send there is for their firewalls to say.  With `tailnet` the link is Tailscale's and no way out:
+    it only matters whether the rules of Tailscale take us for a forged member of the tailnet.
     """
 
     uplink: str
@@ -50,6 +54,7 @@ class Passage:
     host: IPv4Address | None = None
     published: tuple[tuple[str, int], ...] = ()
     others: tuple[IPv4Network, ...] = ()
+    tailnet: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +117,20 @@ def findings(
     remedies use nft.
     """
     judged = verdicts(listing, ours, passages)
-    found: dict[BaseChain, list[ChainVerdict]] = defaultdict(list)
+    found: dict[tuple[BaseChain, bool], list[ChainVerdict]] = defaultdict(list)
     for one in judged:
-        if one.decision.verdict != "accept":
-            found[one.decision.chain].append(one)
+        tailscale = _by_tailscale(one)
+        if one.decision.verdict != "accept" and (tailscale or not one.passage.tailnet):
+            found[one.decision.chain, tailscale].append(one)
     if not found:
         chains = {one.decision.chain for one in judged}
         return [Finding("ok", SUBJECT, f"no foreign chain drops the VPCs' packets; chains checked: {len(chains)}")]
-    return [_finding(listing, chain, members, transit, tools) for chain, members in found.items()]
+    return [_finding(listing, chain, members, transit, tools) for (chain, _), members in found.items()]
+
+
+def _by_tailscale(one: ChainVerdict) -> bool:
+    """Does a rule of Tailscale's drop it, or may it?  It does so by marks, which depend on earlier rules."""
+    return one.decision.verdict != "accept" and all(place.chain.startswith("ts-") for place in one.decision.by)
 
 
 def _finding(
@@ -127,11 +138,12 @@ def _finding(
 ) -> Finding:
     """The finding for a chain that may not let `members` pass."""
     words, commands = remedy(listing, chain, members, transit, tools)
-    owner = manager(listing, chain)
+    owner = TAILSCALE if any(map(_by_tailscale, members)) else manager(listing, chain)
     dropped = [one for one in members if one.decision.verdict == "drop"]
     if dropped:
         told = "; ".join(f"{place} drops {' and '.join(directions)}" for place, directions in _reasons(dropped).items())
-        severity = "warning" if all(one.packet.protocol == "icmp" for one in dropped) else "fatal"
+        minor = all(one.packet.protocol == "icmp" or one.passage.tailnet for one in dropped)
+        severity = "warning" if minor else "fatal"
         why = "A drop is final: these packets are lost, even if vpcctl's own table accepts them."
         return Finding(severity, SUBJECT, f"{owner}: {told} ({_affected(dropped)})", why, words, commands)
     directions = _listed(dict.fromkeys(one.direction for one in members))
@@ -200,6 +212,14 @@ def remedy(
         outgoing = tuple(f"ufw route allow out on {way} from {transit}" for way in ways)
         incoming = tuple(f"ufw route allow in on {way} to {transit}" for way in ways) if published else ()
         return "Allow routed traffic between the uplinks' range and the way out:", outgoing + incoming
+    if any(map(_by_tailscale, members)):
+        return (
+            f"Tailscale puts its rules first, and they drop sources in {SHARED} that are not from its own link: the"
+            f" transit range {transit} is a part of it. Another range is not: write the VPCs down (`vpcctl export`),"
+            ' remove them (`vpcctl destroy --all`), and `vpcctl apply` them with `"transit": "192.168.255.0/24"` or'
+            " another range that is free here.",
+            (),
+        )
     openings, iptables = _openings(chain, members, transit), _iptables(chain, tools)
     # What iptables cannot say is no rule for a chain of iptables: it would not read its own table any more.
     sayable = all(one.iptables for one in openings) or not (iptables or chain.table.endswith(legacy_tables.SUFFIX))
