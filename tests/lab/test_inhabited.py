@@ -159,17 +159,16 @@ def test_whichever_switch_was_moved_one_repair_is_enough(machine: Lab, scope: st
 # --- Instances that are there already ---------------------------------------------------------------------------------
 
 FORGET = """
-import hashlib, json, pathlib, sys
-for place in pathlib.Path(sys.argv[1]).glob("state.json"):
-    state = json.loads(place.read_text())
-    del state["checksum"]
-    for vpc in state["desired"]["vpcs"]:
-        del vpc["mtu"]
-    for items in state["record"].values():
-        items[:] = [one for one in items if one["kind"] != "mtu" and one.get("path") not in sys.argv[2:]]
-    canonical = json.dumps(state, sort_keys=True, separators=(",", ":")).encode()
-    state["checksum"] = "sha256:" + hashlib.sha256(canonical).hexdigest()
-    place.write_text(json.dumps(state))
+import dataclasses, sys
+from pathlib import Path
+from vpcctl.engine.state import Store
+from vpcctl.resources.kinds import Mtu
+def is_new(item):
+    return isinstance(item, Mtu) or getattr(item, "path", "") in sys.argv[2:]
+with Store(Path(sys.argv[1])).locked() as writer:
+    state = writer.load()
+    record = {scope: tuple(one for one in items if not is_new(one)) for scope, items in state.record.items()}
+    writer.save(dataclasses.replace(state, record=record))
 """
 
 
