@@ -48,13 +48,13 @@ def nothing(world: World) -> World:
 
 
 STORY: tuple[tuple[str, Step], ...] = (
-    ("create VPC one", lambda world: operations.create_vpc(world, "one", _network("10.0.0.0/26"))),
+    ("create VPC one", lambda world: operations.create_vpc(world, "one", _network("10.0.0.0/26"), mtu=1500)),
     ("create its subnet web", subnet("one", "web", "10.0.0.0/28")),
     ("create its private subnet db", subnet("one", "db", "10.0.0.16/28", public=False)),
     ("give db a NAT gateway", lambda world: operations.set_nat_gateway(world, "one", "db", True)),
     ("publish a port", lambda world: operations.publish_port(world, "one", Publication(TCP, 8080, "web", 80))),
     ("apply a policy", policy(WEB_POLICY)),
-    ("create VPC two", lambda world: operations.create_vpc(world, "two", _network("10.0.0.64/26"), hardened=True)),
+    ("create VPC two", lambda world: operations.create_vpc(world, "two", _network("10.0.0.64/26"), hardened=True, mtu=1500)),
     ("create its subnet api", subnet("two", "api", "10.0.0.64/28")),
     ("peer them", lambda world: operations.create_peering(world, "one", "two")),
     ("tighten the policy", policy(WEB_POLICY_TIGHTER)),
