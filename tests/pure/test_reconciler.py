@@ -685,7 +685,7 @@ def instance_of(key: tuple[str, ...]) -> str:
     """The instance of VPC one that the object with the key belongs to alone; empty where it is more than one's."""
     spaces = {f"{vpc}-{name}": name for vpc in ("one", "two") for name in (*INSTANCES, "api")}
     ports = {names.port(name): name for name in spaces.values()}
-    if key[0] in ("Port", "FdbEntry", "Open", "Veth", "LinkUp", "Detour"):
+    if key[0] in ("Port", "FdbEntry", "Open", "Veth", "LinkUp", "Detour", "Mtu"):
         return ports.get(key[2], spaces.get(key[1], ""))
     return spaces.get(key[1], "")
 
