@@ -54,7 +54,10 @@ STORY: tuple[tuple[str, Step], ...] = (
     ("give db a NAT gateway", lambda world: operations.set_nat_gateway(world, "one", "db", True)),
     ("publish a port", lambda world: operations.publish_port(world, "one", Publication(TCP, 8080, "web", 80))),
     ("apply a policy", policy(WEB_POLICY)),
-    ("create VPC two", lambda world: operations.create_vpc(world, "two", _network("10.0.0.64/26"), hardened=True, mtu=1500)),
+    (
+        "create VPC two",
+        lambda world: operations.create_vpc(world, "two", _network("10.0.0.64/26"), hardened=True, mtu=1500),
+    ),
     ("create its subnet api", subnet("two", "api", "10.0.0.64/28")),
     ("peer them", lambda world: operations.create_peering(world, "one", "two")),
     ("tighten the policy", policy(WEB_POLICY_TIGHTER)),

@@ -27,7 +27,7 @@ print("ready", flush=True)
 while True:
     caller, _ = line.accept()
     with caller:
-        caller.settimeout(10)
+        caller.settimeout(60)
         size = 0
         while data := caller.recv(65536):
             size += len(data)
