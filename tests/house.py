@@ -12,6 +12,7 @@ PACKAGES = (
     "kernel",
     "engine",
     "doctor",
+    "agent",
     "lab",
     "cli",
 )

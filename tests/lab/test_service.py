@@ -1,4 +1,4 @@
-"""The service that restores everything at boot: its unit, where it is installed, and a boot as it is."""
+"""The service that runs the agent: its unit, where it is installed, and a boot as it is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 from tests.lab.machine import TWO_VPCS, attempt, photograph, seen, settle
 from tests.lab.traffic import Station, reaches, silent, stations
 from tests.lab.warm import Warm
-from vpcctl.kernel.service import NAME, UNITS, unit
+from vpcctl.kernel.service import NAME, OLDER, UNITS, unit
 from vpcctl.lab import INTERNET, STATE_DIR, Lab
 
 TARGET = UNITS / NAME
@@ -64,7 +64,8 @@ def test_the_unit_comes_before_the_network_and_after_the_files(machine: Lab) -> 
     # Without this it would be ordered after sysinit.target and basic.target (systemd.service(5)).
     assert section["Unit"]["DefaultDependencies"] == "no"
     assert section["Unit"]["RequiresMountsFor"].split() == [str(STATE_DIR), "/run"]
-    assert (section["Service"]["Type"], section["Service"]["RemainAfterExit"]) == ("oneshot", "yes")
+    assert (section["Service"]["Type"], section["Service"]["Restart"]) == ("notify", "on-failure")
+    assert section["Service"]["WatchdogSec"] == "2min"
     assert section["Install"]["WantedBy"] == "multi-user.target"
 
 
@@ -87,12 +88,21 @@ def test_what_it_starts_is_this_program_by_its_whole_path_and_repairs(machine: L
     service = installed(machine, "--state-dir", "/run/chosen")["Service"]
     program, *words = service["ExecStart"].split()
     assert os.path.isabs(program)
-    assert words[-1] == "repair"
+    assert words == ["agent"]
     machine.run(["ip", "netns", "delete", "shop-router"])
     assert attempt(machine, "--state-dir", "/run/chosen", "status").returncode == 3
-    bare = ["env", "-i", "PATH=/usr/bin:/bin", service["Environment"], program, *words]
-    assert "repaired: namespace shop-router" in machine.run(bare, cwd="/").stderr
+    bare = ["env", "-i", "PATH=/usr/bin:/bin", service["Environment"], "timeout", "-k", "9", "6", program, *words]
+    assert "repaired: namespace shop-router" in machine.run(bare, cwd="/", check=False).stderr
     assert attempt(machine, "--state-dir", "/run/chosen", "status").returncode == 0
+
+
+def test_the_unit_gives_the_service_no_mounts_of_its_own(machine: Lab) -> None:
+    """Namespaces are mounts, which everybody has to see (systemd.exec(5), sandboxing)."""
+    own = (
+        "Protect Private ReadOnly ReadWrite Inaccessible Bind Mount Root Temporary Dynamic Exec NoExec State Cache Logs"
+    )
+    found = [name for name in installed(machine)["Service"] if name.startswith(tuple(own.split()))]
+    assert found == ["ExecStart"]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +125,7 @@ def test_the_unit_has_the_chosen_state_directory(
     text = module_lab.python(code, *words[1:], **options).stdout
     assert f"\nEnvironment=VPCCTL_STATE_DIR={expected}\n" in text
     assert f"\nRequiresMountsFor={expected} /run\n" in text
-    assert "@" not in text
+    assert re.search("@[a-z_]+@", text) is None
 
 
 def test_installing_again_changes_nothing_and_removing_leaves_nothing(machine: Lab) -> None:
@@ -128,6 +138,24 @@ def test_installing_again_changes_nothing_and_removing_leaves_nothing(machine: L
     assert f"removed {TARGET}\n" in machine.vpcctl("install-service", "--remove").stderr
     assert listed(machine) == []
     assert machine.vpcctl("install-service", "--remove").stderr == f"{TARGET} is not there\n"
+    installed(machine)
+    assert f"removed {TARGET}\n" in machine.vpcctl("uninstall-service").stderr
+    assert listed(machine) == []
+    assert machine.vpcctl("uninstall-service").stderr == f"{TARGET} is not there\n"
+
+
+def test_the_service_of_older_versions_is_replaced_and_one_of_that_name_that_is_not_ours_stays(machine: Lab) -> None:
+    older, text = UNITS / OLDER, "[Unit]\nDescription=Restore the VPCs of vpcctl\n[Service]\nExecStart=vpcctl repair\n"
+    machine.run(["sh", "-c", f"cat >{older}"], input=text)
+    assert f"removed {older}\n" in machine.vpcctl("install-service").stderr
+    assert listed(machine) == [NAME]
+    machine.run(["sh", "-c", f"cat >{older}"], input=text.replace("of vpcctl", "of mine"))
+    installed(machine)
+    machine.vpcctl("uninstall-service")
+    assert listed(machine) == [OLDER]
+    machine.run(["sh", "-c", f"cat >{older}"], input=text)
+    assert f"removed {older}\n" in machine.vpcctl("uninstall-service").stderr
+    assert listed(machine) == []
 
 
 def test_a_state_directory_that_no_unit_can_name_is_refused(machine: Lab) -> None:
@@ -163,16 +191,18 @@ def test_where_systemd_runs_it_is_told_and_where_not_people_are(machine: Lab) ->
     assert said.splitlines()[1:] == [
         "systemd is not running here; run `systemctl daemon-reload` where it is",
         f"systemd is not running here; run `systemctl enable {NAME}` where it is",
+        f"systemd is not running here; run `systemctl restart {NAME}` where it is",
     ]
     machine.run(["sh", "-c", "cat >/run/lab/bin/systemctl; chmod +x /run/lab/bin/systemctl"], input=SYSTEMCTL)
     machine.run(["mkdir", "-p", "/run/systemd/system"])
     assert machine.vpcctl("install-service").stderr.splitlines()[1:] == [
         "systemctl daemon-reload",
         f"systemctl enable {NAME}",
+        f"systemctl restart {NAME}",
     ]
     machine.vpcctl("install-service", "--remove")
     assert machine.run(["cat", "/run/told"]).stdout.splitlines() == [
-        "daemon-reload", f"enable {NAME}", f"disable {NAME}", "daemon-reload"
+        "daemon-reload", f"enable {NAME}", f"restart {NAME}", f"disable --now {NAME}", "daemon-reload"
     ]  # fmt: skip
     machine.run(["touch", "/run/broken"])
     result = attempt(machine, "install-service")
@@ -182,7 +212,7 @@ def test_where_systemd_runs_it_is_told_and_where_not_people_are(machine: Lab) ->
 
 def test_the_template_has_no_gap_left_and_no_path_of_this_machine() -> None:
     text = unit(Path("/var/lib/vpcctl"))
-    assert "@" not in text
+    assert re.search("@[a-z_]+@", text) is None
     assert text.count("/var/lib/vpcctl") == 2
 
 

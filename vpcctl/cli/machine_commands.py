@@ -37,6 +37,7 @@ def status(session: Session, vpc: str | None, as_json: bool) -> None:
                     for one in found.differences
                 ],
                 "shares": [share.to_json() for share in found.shares],
+                "agent": found.agent and {"pid": found.agent.process, "since": found.agent.since},
             }
         )
     else:
@@ -46,6 +47,10 @@ def status(session: Session, vpc: str | None, as_json: bool) -> None:
         show(*(share for share in found.shares if share.remarkable or session.verbosity > 0))
         if found.unfinished:
             show("a change is unfinished")
+        if found.agent is not None:
+            show(f"an agent runs ({found.agent})")
+        elif session.verbosity > 0:
+            show("no agent runs")
         show("in sync" if found.in_sync else "drifted; `vpcctl repair` fixes it")
     if not found.in_sync:
         sys.exit(DRIFT)
@@ -67,20 +72,6 @@ def repair(session: Session, vpc: str | None, adopt: bool) -> None:
     session.warn_all(repaired.warnings)
     if differences or not repaired.resumed:
         session.say(f"repaired {counted(len(differences), 'object')}" if differences else "nothing to repair")
-
-
-@click.command
-@click.option("--remove", is_flag=True, help="Remove the service.")
-@click.pass_obj
-def install_service(session: Session, remove: bool) -> None:
-    """Install the systemd service that restores everything at boot, before the network is declared up.
-
-    Example: vpcctl install-service
-    """
-    from vpcctl.kernel import service
-
-    for words in service.remove() if remove else service.install(session.state_dir):
-        session.say(words)
 
 
 @click.command

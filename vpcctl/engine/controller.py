@@ -8,7 +8,8 @@ know meanwhile goes to `report`.  Heavy modules are imported by the request that
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from vpcctl.engine import machine as machines
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from vpcctl.engine.rulesets import CompiledRuleset
     from vpcctl.engine.state import Store
     from vpcctl.engine.traffic import Explanation, FlowLog, Probed, StandIn, TrafficMatrix, Verification
-    from vpcctl.engine.upkeep import Comparison, Repair
+    from vpcctl.engine.upkeep import Comparison, Repair, Tended
+    from vpcctl.engine.watched import Watched
     from vpcctl.model.host import Host
     from vpcctl.model.network import Peering, Publication
     from vpcctl.model.policy import Address, Network
@@ -393,6 +395,24 @@ class Controller:
         from vpcctl.engine import upkeep
 
         return upkeep.repair(self._machine, vpc, adopt=True)
+
+    def watched(self, before: Watched | None = None) -> Watched:
+        """The namespaces and links in which a change concerns what is on record; `before` saves reading it again."""
+        from vpcctl.engine import watched
+
+        return watched.watched(self._machine.load(), before or watched.NOTHING)
+
+    def tend(self, vpcs: Collection[str] | None, *, patience: float) -> Tended:
+        """Repair these VPCs (None: all) and the host's part, and return what failed; waits for the lock so long."""
+        from vpcctl.engine import upkeep
+
+        return upkeep.tend(self._machine, vpcs, patience)
+
+    def as_agent(self) -> AbstractContextManager[None]:
+        """Be the one agent of the state directory; ConflictError if another one runs."""
+        from vpcctl.engine import agent_lock
+
+        return agent_lock.held(self._machine.store)
 
     def destroy(self) -> Outcome:
         """Remove everything that is ours, and nothing else."""

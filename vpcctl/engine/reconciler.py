@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from vpcctl import names
 from vpcctl.engine import convergence, generations, places, targets
-from vpcctl.engine.convergence import Report
+from vpcctl.engine.convergence import Converged, Report
 from vpcctl.engine.execution import Difference, RepairPlan, StepFailed, leaving, run, shutters_of
 from vpcctl.engine.places import Trouble
 from vpcctl.engine.state import Record, State, Store, Writer
@@ -289,15 +289,34 @@ def repair(
         state = writer.adopt() if adopt else writer.load()
         for vpc in vpcs or ():
             state.world.vpc(vpc)
-        whole = vpcs is None or state.unfinished or convergence.rebooted(state, kernel)
-        scopes = None if vpcs is None or whole else frozenset({topology.HOST, *vpcs})
-        found = convergence.finish(writer, kernel, state, report, scopes)
+        found = _repaired(writer, kernel, state, report, vpcs)
     if found.trouble:
         for difference in found.differences:
             report(f"repaired: {difference.past}")
         kind = KernelError if any(isinstance(one, KernelError) for one in found.trouble.values()) else ConflictError
         raise kind("\n".join(places.in_words(found.trouble, found.left)))
     return found.differences, found.state.world
+
+
+def tend(
+    store: Store, kernel: Kernel, report: Report, vpcs: Collection[str] | None, patience: float
+) -> tuple[Converged, State]:
+    """Likewise, for whoever comes back: failures are returned, and the state before; LockedError after `patience`.
+
+    VPCs that are gone meanwhile are left out.  Where nothing is on record, nothing is looked at or written.
+    """
+    with store.locked(patience) as writer:
+        state = writer.load()
+        if not (state.has_items or state.world.vpcs or state.pending is not None):
+            return Converged(state), state
+        known = None if vpcs is None else {vpc.name for vpc in state.world.vpcs}.intersection(vpcs)
+        return _repaired(writer, kernel, state, report, known), state
+
+
+def _repaired(writer: Writer, kernel: Kernel, state: State, report: Report, vpcs: Collection[str] | None) -> Converged:
+    whole = vpcs is None or state.unfinished or convergence.rebooted(state, kernel)
+    scopes = None if vpcs is None or whole else frozenset({topology.HOST, *vpcs})
+    return convergence.finish(writer, kernel, state, report, scopes)
 
 
 def _plan(kernel: Kernel, state: State, desired: World, host: HostPart, after: Record) -> Plan:

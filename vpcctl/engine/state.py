@@ -273,7 +273,7 @@ class Store:
                     continue
                 holder = os.pread(lock, 512, 0).decode(errors="replace").strip() or "another process"
                 os.close(lock)
-                raise StateError(
+                raise LockedError(
                     f"{self.directory} is still locked by {holder} after {patience:g} s; wait, or stop that process"
                 ) from None
             except OSError as error:
@@ -287,17 +287,25 @@ class Store:
             os.pwrite(lock, f"process {os.getpid()} ({' '.join(sys.argv[:2])})\n".encode()[:512], 0)
         return lock
 
-    def _open_lock(self, directory: int, deadline: float) -> int:
+    def open_lock(self, name: str) -> int:
+        """A descriptor of another file of the directory that is locked (flock(2)); both are made if absent."""
+        directory = self._make_directory()
+        try:
+            return self._open_lock(directory, time.monotonic(), name)
+        finally:
+            os.close(directory)
+
+    def _open_lock(self, directory: int, deadline: float, name: str = LOCK_FILE) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         try:
-            lock = _opened(LOCK_FILE, flags, directory, deadline)
+            lock = _opened(name, flags, directory, deadline)
             try:
                 files.check_own(lock)
             except OSError:
                 os.close(lock)
                 raise
         except OSError as error:
-            raise StateError(f"cannot open {self.directory / LOCK_FILE}: {error.strerror}") from error
+            raise StateError(f"cannot open {self.directory / name}: {error.strerror}") from error
         return lock
 
     # -- the directory -------------------------------------------------------------------------------------------
@@ -339,6 +347,10 @@ class Store:
             os.close(descriptor)
             raise
         return descriptor
+
+
+class LockedError(StateError):
+    """Another process writes, and did not end in time."""
 
 
 class _NewerError(StateError):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from vpcctl.engine.machine import Machine
 from vpcctl.values import dataclass
 
 if TYPE_CHECKING:
+    from vpcctl.engine.agent_lock import RunningAgent
     from vpcctl.engine.execution import Difference
     from vpcctl.engine.shares import Share
+    from vpcctl.errors import VpcctlError
     from vpcctl.model.network import World
 
 # Namespaces that a warning names; the others are counted.
@@ -19,11 +21,12 @@ NAMED = 5
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How the kernel differs from the desired state, and what each VPC uses of shared resources."""
+    """How the kernel differs from the desired state, what each VPC uses of shared resources, and which agent runs."""
 
     differences: tuple[Difference, ...]
     unfinished: bool
     shares: tuple[Share, ...]
+    agent: RunningAgent | None = None
 
     @property
     def in_sync(self) -> bool:
@@ -43,9 +46,23 @@ class Repair:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Tended:
+    """What the agent's repair did: what was repaired, and what could not be, by place (see `places`).
+
+    `complete` is false if a look at all VPCs is still due: something is pending, or the host's part is another one.
+    """
+
+    differences: tuple[Difference, ...]
+    trouble: Mapping[str, VpcctlError]
+    remarks: tuple[str, ...]
+    warnings: tuple[str, ...]
+    complete: bool
+
+
 def status(machine: Machine, vpc: str | None) -> Comparison:
     """Compare what is desired with the kernel, for all VPCs or one; changes nothing."""
-    from vpcctl.engine import convergence
+    from vpcctl.engine import agent_lock, convergence
     from vpcctl.engine.shares import shares
 
     state = machine.load()
@@ -55,7 +72,7 @@ def status(machine: Machine, vpc: str | None) -> Comparison:
         differences = convergence.examine(state, kernel, None if vpc is None else [vpc])
         taken = tuple(shares(kernel, state.world, vpc))
     unfinished = state.pending is not None if vpc is None else state.changes(vpc)
-    return Comparison(tuple(differences), unfinished, taken)
+    return Comparison(tuple(differences), unfinished, taken, agent_lock.running(machine.store))
 
 
 def repair(machine: Machine, vpc: str | None, adopt: bool) -> Repair:
@@ -74,6 +91,23 @@ def repair(machine: Machine, vpc: str | None, adopt: bool) -> Repair:
     # No process survives a reboot, and none ran in a namespace that was never completed.
     warnings = () if told else _stranded(differences, world)
     return Repair(tuple(differences), bool(told), warnings)
+
+
+def tend(machine: Machine, vpcs: Collection[str] | None, patience: float) -> Tended:
+    """Repair these VPCs, or all, and the host's part; failures of single places are returned.
+
+    LockedError after `patience` seconds; other errors if nothing could be compared.
+    """
+    from vpcctl.engine import reconciler
+
+    remarks: list[str] = []
+    with machine.changing() as kernel:
+        found, before = reconciler.tend(machine.store, kernel, remarks.append, vpcs, patience)
+    after = found.state
+    whole = vpcs is None or bool(remarks)
+    complete = whole or (after.pending is None and (before.host, before.boot_id) == (after.host, after.boot_id))
+    warnings = () if remarks else _stranded(found.differences, after.world)
+    return Tended(tuple(found.differences), found.trouble, tuple(remarks), warnings, complete)
 
 
 def _stranded(differences: Iterable[Difference], world: World) -> tuple[str, ...]:

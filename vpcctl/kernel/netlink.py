@@ -53,6 +53,11 @@ def messages(data: Data) -> Iterator[tuple[int, Data]]:
     return ((kind, body) for kind, _, _, body in _whole_messages(data))
 
 
+def notifications(data: Data) -> Iterator[tuple[int, int, Data]]:
+    """Likewise type, flags and body."""
+    return ((kind, flags, body) for kind, flags, _, body in _whole_messages(data))
+
+
 def _whole_messages(data: Data) -> Iterator[tuple[int, int, int, Data]]:
     """Likewise type, flags, number and body."""
     place, end = 0, len(data)

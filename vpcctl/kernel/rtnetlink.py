@@ -26,6 +26,7 @@ RTM_NEWNEIGHTBL, RTM_GETNEIGHTBL, RTM_SETNEIGHTBL = 64, 66, 67
 RTM_NEWLINKPROP, RTM_DELLINKPROP = 108, 109
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_TXQLEN = 1, 3, 4, 5, 10, 13
+IFLA_PROTINFO = 12
 IFLA_LINKINFO, IFLA_IFALIAS, IFLA_NET_NS_FD, IFLA_EXT_MASK, IFLA_PROP_LIST, IFLA_ALT_IFNAME = 18, 20, 28, 29, 52, 53
 IFLA_AF_SPEC, IFLA_INET_CONF, IPV4_DEVCONF_FORWARDING = 26, 1, 1
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
@@ -39,12 +40,17 @@ RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_MULTIPATH, RTA_TAB
 NDTA_NAME, NDTA_PARMS, NDTPA_IFINDEX, NDTPA_PROXY_DELAY = 1, 6, 1, 13
 
 IFF_UP = 1
+# Flags that follow the carrier: IFF_RUNNING, IFF_LOWER_UP, IFF_DORMANT (include/uapi/linux/if.h)
+IFF_BY_ITSELF = 0x40 | 0x10000 | 0x20000
 NUD_NOARP, NUD_PERMANENT, NTF_MASTER = 0x40, 0x80, 0x04
 RT_TABLE_MAIN, RT_TABLE_LOCAL = 254, 255
 RTPROT_STATIC, RTN_UNICAST, RTN_LOCAL = 4, 1, 2
 RTNH_F_DEAD, RTNH_F_ONLINK, RTNH_F_LINKDOWN = 1, 4, 16
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST = 0, 253, 254
 
+_LASTING = (
+    IFLA_IFNAME, IFLA_ADDRESS, IFLA_MTU, IFLA_MASTER, IFLA_LINK, IFLA_IFALIAS, IFLA_PROP_LIST, IFLA_TXQLEN
+)  # fmt: skip
 # struct ifinfomsg, ifaddrmsg, ndmsg, rtmsg, rtnexthop; ndtmsg is a family and three bytes
 _LINK, _ADDRESS, _NEIGHBOUR = struct.Struct("=BxHiII"), struct.Struct("=BBBBI"), struct.Struct("=BxxxiHBB")
 _ROUTE, _NEXT_HOP, _TABLE = struct.Struct("=8BI"), struct.Struct("=HBBi"), struct.Struct("=Bxxx")
@@ -321,6 +327,15 @@ class Link:
     @cached_property
     def _information(self) -> dict[int, bytes]:
         return fields(self._found.get(IFLA_LINKINFO, b""))
+
+    @property
+    def lasting(self) -> tuple[object, ...]:
+        """All of it that changes only if somebody changes it: no carrier, counters or timers."""
+        named = tuple(self._found.get(kind, b"") for kind in _LASTING)
+        # A message about a bridge's port has its flags here.
+        flags = fields(self._found.get(IFLA_PROTINFO, b""))
+        other = tuple(flags.get(number, b"")[:1] for number in BRIDGE_PORT.values())
+        return self.flags & ~IFF_BY_ITSELF, *named, self.kind, tuple(self.port.items()), other
 
     def _number(self, kind: int) -> int | None:
         found = self._found.get(kind)

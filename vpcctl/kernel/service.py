@@ -1,4 +1,4 @@
-"""The systemd service that restores everything after a reboot (systemd.unit(5), systemd.service(5))."""
+"""The systemd service that runs the agent (systemd.unit(5), systemd.service(5))."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pathlib import Path
 
 from vpcctl.errors import ConflictError, KernelError, PrivilegeError
 
-NAME = "vpcctl-restore.service"
+NAME = "vpcctl-agent.service"
+# The service of older versions, which restored once at boot, and how its unit described itself.
+OLDER, OLDER_WORDS = "vpcctl-restore.service", "\nDescription=Restore the VPCs of vpcctl\n"
 UNITS = Path("/etc/systemd/system")
 RUNNING = Path("/run/systemd/system")
 
@@ -37,7 +39,7 @@ def _escaped(text: str) -> str:
 
 
 def install(state_dir: Path, units: Path = UNITS) -> list[str]:
-    """Write and enable the unit; what was done, in words.  KernelError where that fails.
+    """Write, enable and start the unit, in place of the older one; what was done, in words.  KernelError if that fails.
 
     ConflictError in a lab that could not hide the machine's own directory.
     """
@@ -58,27 +60,42 @@ def install(state_dir: Path, units: Path = UNITS) -> list[str]:
         raise PrivilegeError(f"cannot write {target}; use sudo") from error
     except OSError as error:
         raise KernelError(f"cannot write {target}", str(error)) from error
-    return [f"wrote {target}", *_systemctl("daemon-reload"), *_systemctl("enable", NAME)]
+    older = _removed(units / OLDER) if _is_older(units / OLDER) else []
+    steps = (["daemon-reload"], ["enable", NAME], ["restart", NAME])
+    return [f"wrote {target}", *older, *(_systemctl(*words) for words in steps)]
 
 
 def remove(units: Path = UNITS) -> list[str]:
-    """Disable and remove the unit; absent is success."""
-    target = units / NAME
-    if not target.exists():
-        return [f"{target} is not there"]
-    words = _systemctl("disable", NAME)
+    """Stop, disable and remove the unit, and that of an older version; absent is success."""
+    found = [target for target in (units / NAME, units / OLDER) if target.exists()]
+    found = [target for target in found if target.name == NAME or _is_older(target)]
+    if not found:
+        return [f"{units / NAME} is not there"]
+    return [*(words for target in found for words in _removed(target)), _systemctl("daemon-reload")]
+
+
+def _removed(target: Path) -> list[str]:
+    words = _systemctl("disable", "--now", target.name)
     try:
         target.unlink()
     except OSError as error:
         raise PrivilegeError(f"cannot remove {target} ({error.strerror}); use sudo") from error
-    return [*words, f"removed {target}", *_systemctl("daemon-reload")]
+    return [words, f"removed {target}"]
 
 
-def _systemctl(*words: str) -> list[str]:
+def _is_older(target: Path) -> bool:
+    """Is it a unit that an older vpcctl wrote?  Somebody else's of that name is left alone."""
+    try:
+        return OLDER_WORDS in target.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+
+
+def _systemctl(*words: str) -> str:
     """Run systemctl(1) where systemd is running; where it is not, say what to run when it is."""
     if not RUNNING.is_dir() or shutil.which("systemctl") is None:
-        return [f"systemd is not running here; run `systemctl {' '.join(words)}` where it is"]
+        return f"systemd is not running here; run `systemctl {' '.join(words)}` where it is"
     done = subprocess.run(["systemctl", *words], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise KernelError(f"systemctl {' '.join(words)} failed", done.stderr.strip())
-    return [f"systemctl {' '.join(words)}"]
+    return f"systemctl {' '.join(words)}"
