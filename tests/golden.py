@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from vpcctl.documents.environment import read_environment
 from vpcctl.documents.fields import TYPE_NAMES
 from vpcctl.documents.policies import PolicyFile, read_policies, read_policy_file
 from vpcctl.errors import DocumentError
+from vpcctl.model.host import Host
 from vpcctl.model.network import World
 from vpcctl.model.oracle import Flow, Place
 from vpcctl.model.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS, PROTOCOLS, Policy, Rule
@@ -33,6 +34,11 @@ OWNER = "golden"
 GENERATION = 1
 # Who the internet is where a line does not say it: the lab has all of 203.0.113.0/24.
 INTERNET = ip_address("203.0.113.10")
+# The host of the lab, on which every case is judged.
+MACHINE = Host(
+    tuple(map(ip_network, ("198.51.100.2/32", "127.0.0.0/8"))),
+    tuple(map(ip_network, ("198.51.100.255/32", "127.255.255.255/32"))),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,13 +191,14 @@ class Tracer:
         mapped = tokens[0] == "vmap"
         negated = tokens[0] == "!="
         tokens = tokens[mapped or negated :]
-        if selectors == ["ct state"] and tokens[1] == ",":
+        if selectors == ["ct state"] and len(tokens) > 1 and tokens[1] == ",":
             return packet["ct state"] in (tokens[0], tokens[2]), tokens[3:]
         if tokens[0].startswith("@"):
             name, rest = tokens[0][1:], tokens[1:]
             wanted = " . ".join(TYPE_OF[selector] for selector in selectors)
             assert self._sets[name].key_type == wanted, f"{name} holds {self._sets[name].key_type}, looked up {wanted}"
-            assert bool(self._sets[name].data_type) == mapped
+            # A map is a set of its keys, too.
+            assert not mapped or self._sets[name].data_type
             element = None if absent else self.found(name, key)
             if element and element.comment:
                 trace.comments.append(element.comment)

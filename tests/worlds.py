@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from vpcctl import names
 from vpcctl.model.host import Host
-from vpcctl.model.network import Instance, Peering, Publication, Subnet, Vpc, World
+from vpcctl.model.network import Instance, Peering, Publication, Subnet, Vpc, World, placed, uplink_pair
 from vpcctl.model.oracle import Flow, Place
 from vpcctl.model.policy import (
     HIGHEST_PORT,
@@ -59,6 +59,8 @@ NETWORKS = tuple(
 )
 OUTSIDE = tuple(map(address, "203.0.113.0 203.0.113.7 203.0.113.127 203.0.113.128 203.0.113.255 10.0.0.129".split()))
 NOBODY = tuple(map(address, "127.0.0.1 169.254.0.1 224.0.0.1 255.255.255.255 0.0.0.0".split()))
+# Addresses at which ports are published: some hosts have them, and every host has the last one.
+PUBLISHED_AT = tuple(map(address, "203.0.113.7 203.0.113.200 127.0.0.1".split()))
 RANGES = (
     (1, 1), (65535, 65535), (1, 65535), (1, 1023), (1024, 65535), (22, 22), (79, 80), (80, 80), (80, 81), (81, 90),
     (443, 443),
@@ -177,18 +179,22 @@ def vpcs(draw: st.DrawFn, name: str, index: int, dual: bool = False) -> Vpc:
     chosen = [part for part in SUBNETS[name] if draw(st.booleans())]
     parts = tuple(draw(subnets(name, part, dual)) for part in chosen)
     members = [one.name for part in parts for one in part.instances]
-    published = ()
+    published: tuple[Publication, ...] = ()
     if members:
         one = st.builds(
             Publication,
             st.sampled_from([TCP, UDP]),
             # Host ports are one pool for all VPCs.
-            st.integers(8000 + 10 * index, 8003 + 10 * index),
+            st.sampled_from([8000 + 10 * index + 3 * number for number in range(3)]),
             st.sampled_from(members),
-            st.sampled_from([1, 80, 443, 65535]),
+            st.sampled_from([1, 80, 443, 65533]),
+            st.sampled_from([1, 1, 2, 3]),
+            st.sampled_from([None, None, None, *PUBLISHED_AT]),
         )
-        found = draw(st.lists(one, max_size=3, unique_by=lambda item: (item.protocol, item.port)))
-        published = tuple(found)
+        for item in draw(st.lists(one, max_size=4, unique_by=lambda item: (item.protocol, item.port, item.address))):
+            beside = [other for other in published if (other.protocol, other.port) == (item.protocol, item.port)]
+            if (item.address is not None and all(other.address is not None for other in beside)) or not beside:
+                published = (*published, placed(item, published))
     sets = draw(st.sampled_from([(), (("office", (network("203.0.113.0/25"), network("10.0.0.72/29"))),)]))
     prefixes = [network(PREFIXES[name]), *([network(PREFIXES6[name])] if dual else [])]
     return Vpc(name, tuple(prefixes), index, parts, published, sets)
@@ -349,8 +355,21 @@ def _flow(world: World, chance: random.Random) -> Flow:
     if source.vpc is None and vpc and vpc.publications and not six and chance.random() < 0.8:
         item = chance.choice(vpc.publications)
         served = Place(vpc.name, vpc.instance(item.instance).addresses[0])
-        return Flow(source, served, item.protocol, item.target_port)
+        if chance.random() < 0.2:
+            source = Place(None, uplink_pair(world.transit, vpc.index)[0])
+        return Flow(source, served, item.protocol, near(item.targets, chance))
+    called = [item for other in world.vpcs for item in other.publications]
+    if source.vpc is not None and destination.vpc is None and not six and called and chance.random() < 0.3:
+        item = chance.choice(called)
+        at = item.address if item.address and not item.local else chance.choice(OUTSIDE)
+        return Flow(source, Place(None, at), item.protocol, near(item.ports, chance))
     return Flow(source, destination, *_service(_concerned(world, chance, source, destination), chance, six))
+
+
+def near(span: tuple[int, int], chance: random.Random) -> int:
+    """A port of a range, or beside it."""
+    low, high = span
+    return min(chance.choice([low, low, low + 1, high, high + 1]), HIGHEST_PORT)
 
 
 def _ends(world: World, chance: random.Random) -> tuple[Place, Place]:

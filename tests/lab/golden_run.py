@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pyroute2 import NFCTSocket
 
-from tests.golden import Case, Line
+from tests.golden import MACHINE, Case, Line
 from vpcctl import names
 from vpcctl.engine import reconciler
 from vpcctl.engine.state import Store
@@ -31,7 +31,7 @@ def tried(folder: Path) -> dict[str, object]:
     case = Case(folder)
     become(case.world)
     try:
-        results = judge(case.world, case.lines)
+        results = judge(case.world, case.lines, MACHINE)
         return {"results": results, "counted": sorted(counted(case.world))}
     finally:
         become(World())

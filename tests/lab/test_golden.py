@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from tests.golden import Case, Line, cases
+from tests.golden import MACHINE, Case, Line, cases
 from vpcctl.compiler.nft import comment_text
 from vpcctl.lab import HOST, Lab
+from vpcctl.model.network import uplink_pair
+from vpcctl.model.oracle import Flow, published_at
 from vpcctl.model.policy import ICMP, TCP
 
 PROGRAM = Path(__file__).with_name("golden_run.py")
@@ -94,11 +96,25 @@ def expectations(case: Case, line: Line) -> dict[str, tuple[str, ...]]:
         target = str(HOST)  # where ports are published
     if line.expect == "allow":
         seen = source if flow.destination.vpc else str(HOST)
+        if flow.source.vpc and (called := published_at(case.world, flow, MACHINE)):
+            # The host sends it on, from its end of the uplink.
+            seen = str(uplink_pair(case.world.transit, called[0].index)[0])
+        if flow.source.vpc is None and (MACHINE.has(flow.source.address) or flow.source.address in case.world.transit):
+            # What answers the host is translated after it was heard.
+            return {"seen_from": (seen,)}
+        if _calls_itself(case, flow):
+            return {"seen_from": (seen,)}
         return {"seen_from": (seen,)} | answers(flow.protocol, flow.port, target)
     if line.expect == "reject":
         by_target = {"answered_by": (target,)} if flow.protocol == TCP else {}
         return {"answered": ("reset" if flow.protocol == TCP else "icmp-prohibited",)} | by_target
     return {"answered": ("none",)}
+
+
+def _calls_itself(case: Case, flow: Flow) -> bool:
+    """Does an instance call its own port by the host?  It hears what it answers itself."""
+    called = published_at(case.world, flow, MACHINE) if flow.source.vpc else None
+    return called is not None and flow.source.address in called[0].instance(called[1].instance).addresses
 
 
 def answers(protocol: int, port: int | None, target: str) -> dict[str, tuple[str, ...]]:

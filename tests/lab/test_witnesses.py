@@ -32,3 +32,5 @@ def test_oracle_packet_space_and_kernel_agree_on_random_worlds(lab, seed):
     assert counts["worlds"] >= 5
     assert 0 < counts["passed"] < counts["flows"]
     assert counts["to the host"] > 0
+    assert counts["by the host"] > 0
+    assert counts["to ports of the host"] > 0

@@ -20,14 +20,15 @@ from hypothesis import HealthCheck, assume, given, seed, settings
 from tests import worlds
 from tests.lab.golden_run import become, judge
 from vpcctl.analysis import packetset
-from vpcctl.analysis.packetset import Space
-from vpcctl.analysis.reachability import SERVICES, Reach, Zone
+from vpcctl.analysis.packetset import DESTINATION, SOURCE, Space
+from vpcctl.analysis.reachability import HOST, SERVICES, Reach, Zone
 from vpcctl.documents.diff import exported
 from vpcctl.kernel.routes import read_host
 from vpcctl.model import oracle
-from vpcctl.model.network import World
+from vpcctl.model.host import Host
+from vpcctl.model.network import World, uplink_pair
 from vpcctl.model.oracle import Flow, Place
-from vpcctl.model.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS
+from vpcctl.model.policy import HIGHEST_PORT, ICMP_PROTOCOLS, PORT_PROTOCOLS
 
 # Addresses of the internet on either side of where the worlds' prefixes divide it.
 OUTSIDE, SIDE = tuple(packetset.number(ip_address(text)) for text in ("203.0.113.1", "203.0.113.128")), 126
@@ -42,7 +43,8 @@ BATCH, SEEDS_APART = 5, 100
 
 
 def main(number: int, seconds: float) -> dict[str, int]:
-    counts = {"worlds": 0, "flows": 0, "passed": 0, "to the host": 0, "from the host": 0}
+    names = "worlds", "flows", "passed", "to the host", "from the host", "by the host", "to ports of the host"
+    counts = dict.fromkeys(names, 0)
     deadline = time.monotonic() + seconds
     turns = count()
 
@@ -66,7 +68,9 @@ def main(number: int, seconds: float) -> dict[str, int]:
                 # The gate in the router is asked before the host.
                 seen.add("reject")
                 counts["to the host"] += 1
+                counts["to ports of the host"] += decision.allowed
             counts["from the host"] += host.has(flow.source.address)
+            counts["by the host"] += decision.allowed and flow.source.vpc is None and not _internet(world, host, flow)
             assert result["verdict"] in seen, f"oracle and kernel disagree, {result}; {told}"
         counts["worlds"] += 1
         counts["flows"] += len(flows)
@@ -80,6 +84,10 @@ def main(number: int, seconds: float) -> dict[str, int]:
     finally:
         become(World())
     return counts
+
+
+def _internet(world: World, host: Host, flow: Flow) -> bool:
+    return not host.has(flow.source.address) and flow.source.address not in world.transit
 
 
 def _sure(world: World) -> World:
@@ -120,15 +128,34 @@ def witnesses(reach: Reach, outside: Iterable[int]) -> Iterator[Flow]:
     beyond = [(number, number) for number in outside]
     world = reach.world
     for source, destination in reach.pairs():
-        ends = (beyond if zone.vpc is None else _members(world, zone) for zone in (source, destination))
+        home = str(source.vpc or destination.vpc)
+        ends = []
+        for zone, end in ((source, SOURCE), (destination, DESTINATION)):
+            own = reach.addresses(reach.zones[None, HOST], home, end) if (None, HOST) in reach.zones else ()
+            there = [one for one in beyond if _within(one[0], own) is zone.is_host]
+            if zone.is_host and end == SOURCE:
+                # Who calls 127.0.0.1 comes from here.
+                there.append((packetset.number(uplink_pair(world.transit, world.vpc(home).index)[0]),) * 2)
+            ends.append(there if zone.vpc is None else _members(world, zone))
         asked = SERVICES & Space.of(*ends, None, None)
         if source.vpc is None:
-            asked &= reach.served(destination)
+            asked &= reach.served(destination, by_host=True)
+        if destination.is_host:
+            # Only published ports are worth asking for, and what is beside them.
+            asked &= Space.of(None, None, None, [_wider(item.ports) for one in world.vpcs for item in one.publications])
         passing = reach.allowed(source, destination)
         for part in (asked & passing, asked - passing):
             for box in part.boxes():
                 for corner in {tuple(low for low, _ in box), tuple(high for _, high in box)}:
                     yield from _flow(source, destination, corner)
+
+
+def _within(number: int, intervals: Iterable[tuple[int, int]]) -> bool:
+    return any(low <= number <= high for low, high in intervals)
+
+
+def _wider(span: tuple[int, int]) -> tuple[int, int]:
+    return max(span[0] - 1, 1), min(span[1] + 1, HIGHEST_PORT)
 
 
 def _flow(source: Zone, destination: Zone, corner: tuple[int, ...]) -> Iterator[Flow]:
@@ -155,14 +182,15 @@ def modelled(reach: Reach, flow: Flow) -> bool:
     zones = []
     for place in (flow.source, flow.destination):
         subnet = place.vpc and oracle.subnet_at(reach.world.vpc(place.vpc), place.address).name
-        zones.append(reach.zones[place.vpc, subnet])
+        keys = [(place.vpc, subnet)] if place.vpc else [(None, None), (None, HOST)]
+        zones.append([reach.zones[key] for key in keys if key in reach.zones])
     point = (
         packetset.number(flow.source.address),
         packetset.number(flow.destination.address),
         flow.protocol,
         flow.port or 0,
     )
-    return point in reach.allowed(*zones)
+    return any(point in reach.allowed(source, destination) for source in zones[0] for destination in zones[1])
 
 
 if __name__ == "__main__":

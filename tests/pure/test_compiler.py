@@ -248,7 +248,12 @@ class Carrier:
     def _called(self, flow: Flow, vpc: str) -> dict:
         """The port of the host that a flow from the internet called; an unpublished one where none leads there."""
         item = self._publication(self._world.vpc(vpc), flow) if flow.source.vpc is None else None
-        return {"ct original proto-dst": item.port if item else 7}
+        return {"ct original proto-dst": self._entry(item, flow) if item else 7}
+
+    @staticmethod
+    def _entry(item: Publication, flow: Flow) -> int:
+        """The port at which the router takes a flow in that it sends to a port of the instance."""
+        return item.entry_port + flow.port - item.target_port
 
     def _hops(self, flow: Flow) -> list[tuple[str, str, str, dict]]:
         """(VPC, link in, link out, more) for each router, as its routes would send the flow."""
@@ -292,8 +297,12 @@ class Carrier:
 
     def _publication(self, vpc: Vpc, flow: Flow):
         for item in vpc.publications:
-            target = (vpc.instance(item.instance).addresses[0], item.protocol, item.target_port)
-            if target == (flow.destination.address, flow.protocol, flow.port):
+            target = (vpc.instance(item.instance).addresses[0], item.protocol)
+            there = item.targets[0] <= (flow.port or 0) <= item.targets[1]
+            # What is published for the host itself is called by the host alone.
+            gateway = uplink_pair(self._world.transit, vpc.index)[0]
+            callable_ = not item.local or flow.source.address == gateway
+            if target == (flow.destination.address, flow.protocol) and there and callable_:
                 return item
         return None
 
@@ -301,9 +310,14 @@ class Carrier:
         """What destination NAT exchanges, found backwards in the map that does it."""
         found = self._world.vpc(vpc)
         item = self._publication(found, flow)
-        element = self._tables[vpc].found("published", (item.protocol, item.port))
-        assert element.data == f"{flow.destination.address} . {flow.port}"
-        return {"ip daddr": uplink_pair(self._world.transit, found.index)[1], "th dport": item.port}
+        entry = self._entry(item, flow)
+        if item.count > 1 and item.entry_port == item.target_port:
+            element = self._tables[vpc].found("ranges", (item.protocol, entry))
+            assert (element.data, entry) == (str(flow.destination.address), flow.port)
+        else:
+            element = self._tables[vpc].found("published", (item.protocol, entry))
+            assert element.data == f"{flow.destination.address} . {flow.port}"
+        return {"ip daddr": uplink_pair(self._world.transit, found.index)[1], "th dport": entry}
 
 
 @settings(max_examples=40, deadline=None)

@@ -66,7 +66,15 @@ OTHERS: dict[type, dict[str, Any]] = {
         "released": (address("10.0.0.9"),),
     },
     Instance: {"name": "www", "addresses": (address("10.0.0.9"),), "mac": "02:00:00:00:00:09"},
-    Publication: {"protocol": UDP, "port": 8081, "instance": "db", "target_port": 81},
+    Publication: {
+        "protocol": UDP,
+        "port": 8081,
+        "instance": "db",
+        "target_port": 81,
+        "count": 2,
+        "address": address("192.0.2.1"),
+        "entry": 9000,
+    },
     Policy: {
         "ingress": (),
         "egress": (),

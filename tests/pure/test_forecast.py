@@ -141,7 +141,10 @@ def test_opening_and_closing_are_each_others_opposite() -> None:
 
 def test_a_published_port_is_new_traffic_from_the_internet() -> None:
     after = environment(publish=[{"protocol": "tcp", "port": 8080, "target_port": 80, "instance": "web"}])
-    assert told(environment(), after) == (["internet → web (10.0.1.2) tcp/80"], [])
+    assert told(environment(), after) == (
+        ["internet → web (10.0.1.2) tcp/80", "host → web (10.0.1.2) tcp/80"],
+        [],
+    )
 
 
 def test_a_way_out_is_new_traffic_to_the_internet() -> None:

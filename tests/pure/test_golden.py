@@ -9,7 +9,7 @@ import os
 
 import pytest
 
-from tests.golden import RULESETS, Case, Line, cases, refusal, without
+from tests.golden import MACHINE, RULESETS, Case, Line, cases, refusal, without
 from vpcctl.documents.reading import load_schema
 from vpcctl.model import oracle
 from vpcctl.model.policy import Action, Rule
@@ -42,7 +42,7 @@ def test_the_oracle_agrees_with_every_packet(name: str) -> None:
 
 def disagreement(world: oracle.World, line: Line) -> str:
     """What the oracle says otherwise, in words."""
-    decision = oracle.decide(without(world, line.exhausted), line.flow)
+    decision = oracle.decide(without(world, line.exhausted), line.flow, MACHINE)
     last = decision.stages[-1]
     if last.action.value != line.expect:
         return f"{last.action.value}, {last.origin}"

@@ -57,7 +57,9 @@ def allowed(world: World, source: str, destination: str, protocol: int = TCP, po
         ("internet", "web", True),
         ("internet", "db", False),
         ("internet", "api", False),
-        ("host", "web", False),
+        # A program of the host that calls 127.0.0.1.
+        ("host", "web", True),
+        ("host", "db", False),
         ("loopback", "web", False),
         ("internet", "internet", False),
     ],

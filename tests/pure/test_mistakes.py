@@ -8,7 +8,7 @@ from typing import Any
 import click
 import pytest
 
-from vpcctl.cli.session import PORT
+from vpcctl.cli import session
 from vpcctl.documents import fields, reading, sources
 from vpcctl.documents.environment import read_environment
 from vpcctl.documents.exports import EXAMPLE, refuse_export
@@ -201,11 +201,12 @@ def test_a_set_named_like_a_field_gets_no_hint() -> None:
 
 
 WEB = {"protocol": "tcp", "port": 8080, "instance": "web"}
+PORT_OR_RANGE = 'is not a port (1–65535) or a range "8000-8010"'
+NO_ADDRESS = "cannot be an address of the host; omit it to publish at all addresses"
 PUBLISHED: list[tuple[dict[str, Any], str]] = [
-    ({"port": "8080:80"}, '/port: "8080:80" is not a port (1–65535); write "port": 8080, "target_port": 80'),
-    ({"port": "8000-8010"}, '/port: "8000-8010" is not a port (1–65535); publish one port at a time'),
-    ({"port": "http"}, '/port: "http" is not a port (1–65535); write 80'),
-    ({"port": "80"}, '/port: "80" is not a port (1–65535); write 80, without quotes'),
+    ({"port": "8080:80"}, f'/port: "8080:80" {PORT_OR_RANGE}; write "port": 8080, "target_port": 80'),
+    ({"port": "http"}, f'/port: "http" {PORT_OR_RANGE}; write 80'),
+    ({"port": "80"}, f'/port: "80" {PORT_OR_RANGE}; write 80, without quotes'),
     ({"container_port": 80}, "/container_port: unknown field 'container_port'; write \"target_port\""),
 ]
 
@@ -229,9 +230,14 @@ def test_a_field_by_another_name_is_not_missing_too() -> None:
 
 OPTIONS = {
     "8080:80": "'8080:80' is not a port (1–65535); use --port 8080 --target-port 80",
-    "127.0.0.1:8080:80": "'127.0.0.1:8080:80' is not a port (1–65535); use --port 8080 --target-port 80",
-    "8000-8010": "'8000-8010' is not a port (1–65535); use one port at a time, as in --port 8000",
-    "80,443": "'80,443' is not a port (1–65535); use one port at a time, as in --port 80",
+    "127.0.0.1:8080:80": (
+        "'127.0.0.1:8080:80' is not a port (1–65535); use --port 8080 --target-port 80 --address 127.0.0.1"
+    ),
+    "8010-8000": "'8010-8000' is an empty range of ports; use 8000-8010",
+    "8000-70000": "70000 is not in the range 1<=x<=65535.",
+    "80,443": (
+        "'80,443' is not a port (1–65535); use one port at a time, as in --port 80, or a range such as 8000-8010"
+    ),
     "http": "'http' is not a port (1–65535); use --port 80",
     "53/udp": "'53/udp' is not a port (1–65535); use --port 53 --protocol udp",
     "9" * 6000: f"'{'9' * 40}' is not a port (1–65535); a number is expected",
@@ -244,7 +250,7 @@ def test_a_port_on_the_command_line_is_refused_with_what_to_type(word: str) -> N
 
     option = next(option for option in publish_port.params if option.name == "port")
     with pytest.raises(click.BadParameter) as caught:
-        PORT.convert(word, option, click.Context(publish_port))
+        session.PORTS.convert(word, option, click.Context(publish_port))
     assert caught.value.message == OPTIONS[word]
 
 

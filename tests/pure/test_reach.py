@@ -16,10 +16,10 @@ from tests import worlds
 from tests.worlds import address, instance, network
 from vpcctl.analysis import packetset
 from vpcctl.analysis.packetset import DESTINATION, NOTHING, SOURCE, Space
-from vpcctl.analysis.reachability import DEFAULT, FLOWS, Reach, Zone, changes
+from vpcctl.analysis.reachability import DEFAULT, FLOWS, HOST, Reach, Zone, changes
 from vpcctl.model import oracle
 from vpcctl.model.host import Host
-from vpcctl.model.network import ConflictError, Peering, Publication, Subnet, Vpc, World
+from vpcctl.model.network import ConflictError, Peering, Publication, Subnet, Vpc, World, uplink_pair
 from vpcctl.model.oracle import Flow, Place
 from vpcctl.model.policy import (
     ICMP,
@@ -83,12 +83,19 @@ def point_in(world: World, chance: random.Random, source: Zone, destination: Zon
     vpc = next((one for one in world.vpcs if one.name == destination.vpc), None)
     if source.vpc is None and vpc and vpc.publications and chance.random() < 0.7:
         item = chance.choice(vpc.publications)
-        protocol, port = item.protocol, item.target_port
+        protocol, port = item.protocol, worlds.near(item.targets, chance)
         if vpc.subnet_of(item.instance).name == destination.subnet:
             there = vpc.instance(item.instance).addresses[0]
+    called = [item for other in world.vpcs for item in other.publications]
+    if source.vpc is not None and destination.vpc is None and called and chance.random() < 0.5:
+        item = chance.choice(called)
+        protocol, port = item.protocol, worlds.near(item.ports, chance)
+        there = item.address or there
     # Mostly of one IP version: others are no packets, which is a case of its own.
     alike = [one for one in somewhere(world, source) if one.version == there.version or chance.random() < 0.1]
     here = chance.choice(alike or somewhere(world, source))
+    if source.vpc is None and vpc and chance.random() < 0.1:
+        here = uplink_pair(world.transit, vpc.index)[0]
     return (packetset.number(here), packetset.number(there), protocol, port)
 
 
@@ -114,14 +121,22 @@ def flow_of(source: Zone, destination: Zone, point: Point) -> Flow:
 def test_a_packet_passes_exactly_if_the_oracle_allows_it(world: World, host: Host, seed: int) -> None:
     chance = random.Random(seed)
     reach, full = Reach(world, host), populated(world, chance)
-    zones = list(reach.zones.values())
+    zones = [zone for zone in reach.zones.values() if not zone.is_host]
     passing = functools.cache(reach.allowed)
     for _ in range(POINTS):
         source, destination = chance.choice(zones), chance.choice(zones)
         point = point_in(full, chance, source, destination)
         flow = flow_of(source, destination, point)
         expected = oracle.decide(full, flow, host).allowed
-        assert (point in passing(source, destination)) is expected, flow
+        # What is outside is the internet's or the host's.
+        pairs = [(one, other) for one in beside(reach, source) for other in beside(reach, destination)]
+        assert any(point in passing(*pair) for pair in pairs) is expected, flow
+
+
+def beside(reach: Reach, zone: Zone) -> list[Zone]:
+    """The zone; for the internet also the host, if that is one."""
+    host = reach.zones.get((None, HOST))
+    return [zone, host] if zone.vpc is None and host is not None else [zone]
 
 
 def test_the_points_meet_both_answers_on_every_kind_of_path() -> None:
@@ -223,6 +238,8 @@ def test_both_ip_versions_pass_and_never_mix() -> None:
         (("alpha", "db"), (None, None), (Action.DENY, "subnet db is private and has no NAT gateway")),
         ((None, None), ("alpha", "web"), (Action.ALLOW, "a published port")),
         ((None, None), ("alpha", "db"), (Action.DENY, "nothing is published there")),
+        ((None, HOST), ("alpha", "web"), (Action.ALLOW, "a published port")),
+        ((None, HOST), ("alpha", "db"), (Action.DENY, "nothing is published there")),
         ((None, None), (None, None), (Action.DENY, "neither end is in a VPC")),
     ],
 )
@@ -247,6 +264,10 @@ def test_pairs_are_those_with_a_path_between_them() -> None:
         ("alpha", "alpha"), ("alpha", "beta"), ("beta", "alpha"), ("beta", "beta"), ("loner", "loner"),
         ("alpha", None), ("beta", None), ("loner", None), (None, "alpha"), (None, "beta"), (None, "loner"),
     }  # fmt: skip
+    host = [(source.key, destination.key) for source, destination in reach.pairs() if source.is_host]
+    assert host == [((None, HOST), ("alpha", "web")), ((None, HOST), ("alpha", "db"))]
+    # What the host's addresses are is not known here, so none can be called.
+    assert not [pair for pair in reach.pairs() if pair[1].is_host]
     touching = {(source.vpc, destination.vpc) for source, destination in reach.pairs("loner")}
     assert touching == {("loner", "loner"), ("loner", None), (None, "loner")}
 

@@ -93,8 +93,8 @@ def objection(flow: Tracked, there: World) -> str:
         inward(8080, WEB, 80),
         # A port that is not published any more: the ruleset drops it, whoever sends.
         inward(8081, WEB, 80),
-        # Left of a peering that is gone: it is not translated, so it does not leave.
-        plain(WEB, 1000, REMOTE, 53),
+        # Left of a peering that is gone: it is not translated, so it does not leave, and it may come back.
+        plain(WEB, 1000, REMOTE, 53, TCP),
     ],
 )
 def test_what_is_right_or_is_dropped_as_it_should_be_stays(flow: Tracked) -> None:
@@ -128,6 +128,52 @@ def test_a_flow_to_a_peer_that_was_translated_before_goes() -> None:
     assert objection(outward(WEB, 1000, APP, 53), world(peered=False)) == ""
 
 
+def test_a_datagram_to_a_peer_that_is_none_any_more_begins_a_flow_to_the_internet() -> None:
+    assert "not translated" in objection(plain(WEB, 1000, APP, 53), world(peered=False))
+    assert objection(plain(WEB, 1000, APP, 53, TCP), world(peered=False)) == ""
+    assert objection(plain(WEB, 1000, APP, 53), world()) == ""
+
+
+def test_ranges_lead_port_by_port() -> None:
+    there = world(None, Publication(UDP, 8000, "web", 90, 5))
+    assert objection(inward(8004, WEB, 94), there) == ""
+    assert "another instance" in objection(inward(8004, WEB, 93), there)
+    assert objection(inward(8005, WEB, 95), there) == "", "unpublished: the ruleset drops it"
+    # The router takes in what is published at one address by a port of its own.
+    at = [ipaddress.ip_address(text) for text in (HOST, "192.0.2.1")]
+    twice = (Publication(TCP, 80, "web", 80, 1, at[0]), Publication(TCP, 80, "db", 80, 1, at[1], 1024))
+    there = world(None, *twice)
+    assert objection(inward(1024, DB, 80, TCP), there) == ""
+    assert "another instance" in objection(inward(1024, WEB, 80, TCP), there)
+    court = HostCourt(there, [ipaddress.ip_network(f"{one}/32") for one in at])
+    assert court.objection(inward(80, UPLINK, 80, TCP, called=HOST)) == ""
+    assert court.objection(inward(80, UPLINK, 1024, TCP, called="192.0.2.1")) == ""
+    assert "another VPC" in court.objection(inward(80, UPLINK, 80, TCP, called="192.0.2.1"))
+    assert "not published" in court.objection(inward(80, UPLINK, 80, TCP, called="192.0.2.9"))
+
+
+def test_calls_of_the_host_and_of_instances_follow_what_is_published() -> None:
+    """Their sources are translated, too; a call of an instance has its router's address."""
+    by_host = Tracked(UDP, ends("127.0.0.1", 1, "127.0.0.1", 8080), ends(UPLINK, 8080, "100.64.0.0", 1), 0, 48)
+    by_instance = Tracked(UDP, ends(OTHER_UPLINK, 1, HOST, 8080), ends(UPLINK, 8080, "100.64.0.0", 40001), 0, 48)
+    local = [ipaddress.ip_network(f"{HOST}/32"), ipaddress.ip_network("127.0.0.0/8")]
+    # The port that source NAT took is one of the host's end of the uplink, at which nothing is published.
+    published = [Publication(UDP, 8080, "web", 80), Publication(UDP, 40001, "web", 80)]
+    for flow in (by_host, by_instance):
+        assert HostCourt(world(None, *published), local).objection(flow) == ""
+        assert "not published" in HostCourt(world(), local).objection(flow)
+
+
+def test_a_port_that_is_published_at_other_addresses_is_looked_at_though_no_router_changes() -> None:
+    kernel = FakeKernel()
+    before = world(None, Publication(UDP, 8080, "web", 80))
+    after = world(None, Publication(UDP, 8080, "web", 80, address=ipaddress.ip_address(HOST)))
+    stays, goes = inward(8080, UPLINK, 8080, called=HOST), inward(8080, UPLINK, 8080, called="192.0.2.7")
+    kernel.tracked = {None: [stays, goes]}
+    assert sweep(kernel, after, [], [], before=before) == 1
+    assert kernel.tracked == {None: [stays]}
+
+
 def test_a_denied_flow_goes_where_an_allowed_one_looks_like_it_and_nowhere_else() -> None:
     """Equal ports at both ends, and the other direction allowed: else it stays, and its policy may come back."""
     closed = world(policy(egress=()))
@@ -157,7 +203,7 @@ def test_the_host_forgets_what_it_translates_no_longer() -> None:
         inward(8080, UPLINK, 8080, called=HOST),
         plain(REMOTE, 5000, HOST, 8080, TCP),
         plain(REMOTE, 5000, HOST, 9999),
-        plain("127.0.0.1", 5000, HOST, 8080),
+        plain("127.0.0.1", 5000, HOST, 8080, TCP),
         plain(REMOTE, 5000, "192.0.2.7", 8080),
         plain(HOST, 5000, REMOTE, 8080),
     ]
@@ -168,6 +214,10 @@ def test_the_host_forgets_what_it_translates_no_longer() -> None:
         inward(8080, OTHER_UPLINK, 8080, called=HOST),
         inward(8080, "100.64.0.9", 8080, called=HOST),
         plain(REMOTE, 5000, HOST, 8080),
+        # A program of the host itself.
+        plain("127.0.0.1", 5000, HOST, 8080),
+        # Published no more: what comes goes to the host itself.
+        inward(8081, UPLINK, 8081, called=HOST),
     ]
     assert [court.objection(flow) for flow in right] == [""] * len(right)
     assert [bool(court.objection(flow)) for flow in wrong] == [True] * len(wrong)

@@ -31,7 +31,7 @@ def members(ranges: list[tuple[int, int]]) -> set[int]:
 
 @given(st.sets(ports, max_size=40), st.integers(1, HIGH - LOW + 1))
 def test_a_share_has_as_many_ports_as_it_may_and_none_that_is_taken(taken: set[int], most: int) -> None:
-    free = free_ranges(taken)
+    free = free_ranges((port, port) for port in taken)
     assert len(free) <= MOST_RANGES
     assert members(free) <= set(range(LOW, HIGH + 1)) - taken
     if len(taken) < MOST_RANGES:
@@ -41,16 +41,21 @@ def test_a_share_has_as_many_ports_as_it_may_and_none_that_is_taken(taken: set[i
 
 
 def test_what_is_taken_outside_the_range_takes_nothing() -> None:
-    assert free_ranges([80, 443, LOW - 1]) == [NAT_PORTS]
-    assert free_ranges([LOW, HIGH]) == [(LOW + 1, HIGH - 1)]
-    assert free_ranges([40000]) == [(LOW, 39999), (40001, HIGH)]
+    assert free_ranges([(80, 80), (443, 443), (8000, LOW - 1)]) == [NAT_PORTS]
+    assert free_ranges([(LOW, LOW), (HIGH, HIGH)]) == [(LOW + 1, HIGH - 1)]
+    assert free_ranges([(40000, 40000)]) == [(LOW, 39999), (40001, HIGH)]
+
+
+def test_ranges_are_taken_as_a_whole_where_they_overlap_too() -> None:
+    assert free_ranges([(LOW - 9, LOW + 9), (40000, 40009), (40005, 40019)]) == [(LOW + 10, 39999), (40020, HIGH)]
+    assert free_ranges([(1, 65535)]) == []
 
 
 def test_a_user_who_waits_on_many_ports_does_not_take_source_nat_away() -> None:
-    assert len(members(ranges_beside([40000], range(LOW, HIGH + 1)))) == HIGH - LOW
+    assert len(members(ranges_beside([(40000, 40000)], range(LOW, HIGH + 1)))) == HIGH - LOW
     assert len(members(ranges_beside([], range(LOW, HIGH + 1, 64)))) >= (HIGH - LOW) // 2
-    assert 40000 not in members(ranges_beside([40000], range(LOW, HIGH + 1)))
-    assert 40001 not in members(ranges_beside([40000], [40001]))
+    assert 40000 not in members(ranges_beside([(40000, 40000)], range(LOW, HIGH + 1)))
+    assert 40001 not in members(ranges_beside([(40000, 40000)], [40001]))
     # Where all ports are published nothing is translated, and the ruleset is one all the same.
     assert translating("masquerade", 'oifname "x"', "masquerade to ", [], [])[1] == []
 

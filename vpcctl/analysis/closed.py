@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vpcctl.analysis import packetset
 from vpcctl.analysis.packetset import Space
-from vpcctl.analysis.reachability import DEFAULT, Reach, Zone, gate
+from vpcctl.analysis.reachability import DEFAULT, HOST, Reach, Zone, gate
 from vpcctl.errors import TooFineError
 from vpcctl.model.network import Publication
 from vpcctl.model.policy import Direction
@@ -22,15 +22,16 @@ def closed_way_out(reach: Reach, vpc: str, subnet: str) -> str:
 def closed_port(reach: Reach, vpc: str, publication: Publication) -> str:
     """The lines of the ingress policy that deny all traffic from outside to a published port; empty if some passes."""
     home = reach.world.vpc(vpc)
+    outside = reach.zones[None, HOST if publication.local else None]
     zone = reach.zones[vpc, home.subnet_of(publication.instance).name]
     addresses = map(packetset.number, home.instance(publication.instance).addresses)
     port = Space.of(
         None,
         [(address, address) for address in addresses],
         [(publication.protocol, publication.protocol)],
-        [(publication.target_port, publication.target_port)],
+        [publication.targets],
     )
-    return _closed_by(reach, zone, Direction.INGRESS, reach.carried(reach.zones[None, None], zone) & port)
+    return _closed_by(reach, zone, Direction.INGRESS, reach.carried(outside, zone) & port)
 
 
 def _closed_by(reach: Reach, zone: Zone, direction: Direction, packets: Space) -> str:

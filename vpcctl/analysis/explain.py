@@ -18,11 +18,11 @@ from vpcctl import names
 from vpcctl.analysis import packetset
 from vpcctl.analysis.packetset import Interval, Space
 from vpcctl.analysis.query import End, parse_service, resolve_end
-from vpcctl.analysis.reachability import DEFAULT, FLOWS, SERVICES, Reach, Zone
+from vpcctl.analysis.reachability import DEFAULT, FLOWS, HOST, SERVICES, Reach, Zone, called
 from vpcctl.analysis.rendering import Line, lines
 from vpcctl.documents.reading import quote
 from vpcctl.errors import DocumentError, TooFineError
-from vpcctl.model.network import uplink_addresses, uplink_pair
+from vpcctl.model.network import Publication, Vpc, uplink_addresses, uplink_pair
 from vpcctl.model.policy import Action, Address, Direction, Origin, Rule
 from vpcctl.values import dataclass
 
@@ -104,7 +104,7 @@ def _answer(reach: Reach, source: str, destination: str, service: str) -> Answer
     passing, stages = _walk(reach, start, end, wanted)
     verdict = ALLOW if passing == wanted else PARTLY if passing else DENY
     allowed = tuple(lines(passing, start.zone, end.zone, reach))
-    hops = tuple(_hops(reach, start, end))
+    hops = tuple(_hops(reach, start, end, wanted))
     return Answer(start, end, service, verdict, tuple(stages), hops, allowed, wanted, passing)
 
 
@@ -124,7 +124,34 @@ def _walk(reach: Reach, start: End, end: End, wanted: Space) -> tuple[Space, lis
         if side.zone.vpc is not None and passing:
             passing, stage = _judged(reach, start, end, side.zone, direction, passing)
             stages.append(stage)
+    if end.zone.is_host and passing:
+        passing, more = _served(reach, passing)
+        stages += more
     return passing, stages
+
+
+def _served(reach: Reach, calls: Space) -> tuple[Space, list[ExplainedStage]]:
+    """What the instances that serve published ports let in of calls at the host, and what their gates say."""
+    passing, stages = packetset.NOTHING, []
+    for vpc, item, spans in reach.serving(calls):
+        zone = reach.zones[vpc.name, vpc.subnet_of(item.instance).name]
+        address = packetset.number(vpc.instance(item.instance).addresses[0])
+        server = End(f"{vpc.name}/{item.instance}", zone, ((address, address),))
+        shift = item.port - item.target_port
+        seen = reach.inner_call(vpc, item) & Space.of(
+            None, None, None, [(low - shift, high - shift) for low, high in spans]
+        )
+        found, stage = _judged(reach, _sender(reach, vpc), server, zone, Direction.INGRESS, seen)
+        stages.append(stage)
+        ports = [(low + shift, high + shift) for low, high in (box[packetset.PORT] for box in found.boxes())]
+        passing |= calls & Space.of(None, None, [(item.protocol, item.protocol)], ports) & called(item)
+    return passing, stages
+
+
+def _sender(reach: Reach, vpc: Vpc) -> End:
+    """Who calls a published port through the host, as the serving VPC sees it: the host's end of its uplink."""
+    address = packetset.number(uplink_pair(reach.world.transit, vpc.index)[0])
+    return End(HOST, reach.zones[None, HOST], ((address, address),))
 
 
 def _path(reach: Reach, start: End, end: End) -> tuple[Action, str]:
@@ -149,6 +176,8 @@ def _misplaced(reach: Reach, side: End, inner: str, place: int) -> str:
     if side.zone.vpc is not None:
         known = any(address in instance.addresses for instance in vpc.instances)
         return "" if known else f"{address} is not an instance of VPC {inner}"
+    if side.zone.is_host and _within(side, reach.addresses(side.zone, inner, place)):
+        return ""
     if _within(side, reach.kept(inner, place)):
         return _kept(reach, address, place)
     if _is_uplinks(reach, address):
@@ -187,12 +216,14 @@ def _kept(reach: Reach, address: Address, place: int) -> str:
             else f"{kind}; no sender has it"
         )
     if place == packetset.DESTINATION:
-        return f"{address} is an address of the host; instances do not reach the host"
+        return f"{address} is an address of the host; instances reach only its published ports"
     return f"{address} is an address of the host; no sender outside has it"
 
 
 def _not_carried(reach: Reach, start: End, end: End, part: Space) -> str:
     """Why the topology does not carry `part`, between ends between which it carries something."""
+    if end.zone.is_host:
+        return f"{end.single or 'this'} is an address of the host; instances reach only its published ports"
     if start.zone.vpc is not None:
         if not part & reach.translated(start.zone, end.zone):
             # Only a protocol that was asked for by its number comes here.
@@ -201,7 +232,7 @@ def _not_carried(reach: Reach, start: End, end: End, part: Space) -> str:
         return "no packet has these addresses and this protocol"
     vpc = reach.world.vpc(str(end.zone.vpc))
     for item in vpc.publications:
-        port = Space.of(None, None, [(item.protocol, item.protocol)], [(item.port, item.port)])
+        port = Space.of(None, None, [(item.protocol, item.protocol)], [item.ports])
         addresses = map(packetset.number, vpc.instance(item.instance).addresses)
         meant = Space.of(None, [(one, one) for one in addresses], None, None)
         # The port of the host was named, and nothing else: the gates know the instance's alone.
@@ -230,13 +261,20 @@ def _judged(
     return passing, ExplainedStage(label, tuple(verdicts))
 
 
-def _hops(reach: Reach, start: End, end: End) -> Iterator[str]:
+def _server_of(reach: Reach, calls: Space) -> tuple[Vpc, Publication] | None:
+    """The one publication that calls at the host are for; None if they are for none, or for several."""
+    found = list(reach.serving(calls))
+    return (found[0][0], found[0][1]) if len(found) == 1 else None
+
+
+def _hops(reach: Reach, start: End, end: End, asked: Space) -> Iterator[str]:
     """The interfaces that a packet passes; where the host keeps it they end there."""
     yield _told(start)
     inner = start.zone.vpc or end.zone.vpc
     router = names.router_namespace(str(inner))
     if start.zone.vpc is None:
-        if start.single and _within(start, reach.kept(str(inner), packetset.SOURCE)):
+        kept = start.single and _within(start, reach.kept(str(inner), packetset.SOURCE))
+        if kept and not start.zone.is_host:
             yield "the host's check of sources, which drops it"
             return
         yield f"{names.host_uplink(str(inner))} on the host, destination NAT"
@@ -248,6 +286,16 @@ def _hops(reach: Reach, start: End, end: End) -> Iterator[str]:
             yield f"{router}, which drops it"
             return
         yield f"{names.UPLINK} in {router}, source NAT"
+        if end.zone.is_host and (server := _server_of(reach, asked)):
+            vpc, item = server
+            yield f"{names.host_uplink(str(inner))} on the host, destination NAT, source NAT"
+            yield f"{names.host_uplink(vpc.name)} on the host"
+            inner, router = vpc.name, names.router_namespace(vpc.name)
+            subnet = vpc.subnet_of(item.instance).name
+            yield f"{names.UPLINK} in {router}, destination NAT"
+            yield f"{names.bridge(subnet)} in {router}: ingress gate of {vpc.name}/{subnet}"
+            yield f"{vpc.name}/{item.instance} {vpc.instance(item.instance).addresses[0]}"
+            return
         kept = end.single and _within(end, reach.kept(str(inner), packetset.DESTINATION))
         if end.single and (kept or _is_uplinks(reach, end.single)):
             chain = "host-input" if kept and not reach.host.has(end.single) else "from-uplink"

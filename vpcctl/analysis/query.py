@@ -6,7 +6,7 @@ import ipaddress
 
 from vpcctl.analysis import packetset
 from vpcctl.analysis.packetset import Interval
-from vpcctl.analysis.reachability import INTERNET, Reach, Zone
+from vpcctl.analysis.reachability import HOST, INTERNET, Reach, Zone
 from vpcctl.documents.fields import TYPE_NAMES
 from vpcctl.documents.reading import nearest, quote
 from vpcctl.errors import ConflictError, DocumentError
@@ -94,14 +94,18 @@ def resolve_end(reach: Reach, text: str, home: str, end: int) -> End:
 
 
 def _outside(reach: Reach, text: str, home: str, end: int) -> End:
-    zone = reach.zones[None, None]
+    zone, host = reach.zones[None, None], reach.zones.get((None, HOST))
     reach.world.vpc(home)
     if text == INTERNET:
         return End(text, zone, reach.addresses(zone, home, end))
+    if text == HOST and host is not None:
+        return End(text, host, reach.addresses(host, home, end))
     try:
         number = packetset.number(ipaddress.ip_address(text))
     except ValueError:
         raise DocumentError(
             f"{quote(text)} is not an end of a flow: VPC/NAME, VPC/ADDRESS, internet or a public address is expected"
         ) from None
+    if host is not None and any(low <= number <= high for low, high in reach.addresses(host, home, end)):
+        zone = host
     return End(text, zone, ((number, number),))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from ipaddress import ip_network
 from typing import Any
 
 from vpcctl.analysis import packetset
@@ -15,7 +16,7 @@ from vpcctl.analysis.packetset import Interval, Partition, Ranges, Space
 from vpcctl.errors import TooFineError
 from vpcctl.model.difference import differing
 from vpcctl.model.host import NO_HOST, Host
-from vpcctl.model.network import NEVER_USABLE, Subnet, Vpc, World
+from vpcctl.model.network import NEVER_USABLE, Publication, Subnet, Vpc, World, uplink_addresses, uplink_pair
 from vpcctl.model.policy import ICMP, ICMPV6, Action, Direction, Endpoint, Network, Policy, Rule
 from vpcctl.model.protocols import REPLY_TYPE, TRANSLATED
 from vpcctl.model.resolve import Meanings, inside
@@ -24,6 +25,8 @@ from vpcctl.values import dataclass
 # What decides where no rule does.
 DEFAULT = "default"
 INTERNET = "internet"
+# The host itself: its programs call published ports, and instances call the host at its published ports.
+HOST = "host"
 # What is spent at most on one gate, on what passes between one pair of zones, or on its words.
 MOST_PARTS = 3_000_000
 
@@ -45,11 +48,18 @@ FLOWS = (
 
 @dataclass(frozen=True, slots=True)
 class Zone:
-    """A subnet of a VPC, or the internet (`vpc` and `subnet` are None); `addresses` on the line of `space`."""
+    """A subnet of a VPC, or what is outside; `addresses` on the line of `space`.
+
+    The internet has neither `vpc` nor `subnet`, the host has HOST as its `subnet` and no `vpc`.
+    """
 
     vpc: str | None
     subnet: str | None
     addresses: tuple[Interval, ...]
+
+    @property
+    def is_host(self) -> bool:
+        return self.vpc is None and self.subnet == HOST
 
     @property
     def key(self) -> tuple[str | None, str | None]:
@@ -59,7 +69,7 @@ class Zone:
     def name(self, home: str | None) -> str:
         """The zone in words, as seen from the VPC `home`."""
         if self.vpc is None:
-            return INTERNET
+            return self.subnet or INTERNET
         return str(self.subnet) if self.vpc == home else f"{self.vpc}/{self.subnet}"
 
 
@@ -178,17 +188,21 @@ def _addresses(meant: Meant, endpoints: tuple[Endpoint, ...] | None) -> list[Int
 
 @dataclass(frozen=True, slots=True)
 class _Outside:
-    """What is outside a VPC and its peers, as one end of flows: the internet's part, and the host's."""
+    """What is outside a VPC and its peers, as one end of flows: the internet's part, and the host's.
+
+    `kept` is what would be the internet's; `own` are the addresses that the host has there.
+    """
 
     internet: tuple[Interval, ...]
     kept: tuple[Interval, ...]
+    own: tuple[Interval, ...]
 
 
 ZoneKey = tuple[str | None, str | None]
 
 
 class Zones(Mapping[ZoneKey, Zone]):
-    """All zones of a world by key; the internet last, as no VPC has it as its own.
+    """All zones of a world by key; the internet, and the host if ports are published, come last: they are no VPC's own.
 
     The zones of a VPC are made when they are asked for: a question about one VPC does not read all others.
     """
@@ -196,7 +210,9 @@ class Zones(Mapping[ZoneKey, Zone]):
     def __init__(self, world: World):
         self._world = world
         self._of_vpcs: dict[str, dict[ZoneKey, Zone]] = {}
-        self._internet = Zone(None, None, ())
+        published = any(vpc.publications for vpc in world.vpcs)
+        outside = [Zone(None, None, ()), *([Zone(None, HOST, ())] if published else [])]
+        self._outside = {zone.key: zone for zone in outside}
 
     def of(self, vpc: str) -> dict[ZoneKey, Zone]:
         """The zones of one VPC."""
@@ -209,16 +225,16 @@ class Zones(Mapping[ZoneKey, Zone]):
         return self._of_vpcs[vpc]
 
     def among(self, vpcs: Container[str]) -> Iterator[Zone]:
-        """The zones of `vpcs`, and the internet."""
+        """The zones of `vpcs`, and what is outside."""
         for vpc in self._world.vpcs:
             if vpc.name in vpcs:
                 yield from self.of(vpc.name).values()
-        yield self._internet
+        yield from self._outside.values()
 
     def __getitem__(self, key: ZoneKey) -> Zone:
         vpc, _ = key
         if vpc is None:
-            return {self._internet.key: self._internet}[key]
+            return self._outside[key]
         if vpc not in self._world.vpcs_by_name:
             raise KeyError(key)
         return self.of(vpc)[key]
@@ -239,8 +255,13 @@ class Reach:
         self._gates: dict[tuple[str, str, Direction], GateSpaces | TooFineError | None] = {}
         self._rules: dict[tuple[str, str, Direction], GateRules | None] = {}
         self._passed: dict[tuple[str, str, Direction], Space] = {}
-        self._passing: dict[tuple[str, str, Direction, bool, Space], Space | TooFineError] = {}
+        self._passing: dict[tuple[str, str, Direction, object, Space], Space | TooFineError] = {}
+        self._open: dict[tuple[str, Publication], tuple[Interval, ...]] = {}
         self._outside: dict[tuple[str, int], _Outside] = {}
+
+    @functools.cached_property
+    def _publications(self) -> tuple[tuple[Vpc, Publication], ...]:
+        return tuple((vpc, item) for vpc in self.world.vpcs for item in vpc.publications)
 
     def gate(self, vpc: str, subnet: str, direction: Direction) -> GateSpaces | None:
         """The gate, computed once; TooFineError where it has too many cases."""
@@ -296,6 +317,10 @@ class Reach:
 
     def _may_meet(self, source: Zone, destination: Zone) -> bool:
         if source.vpc is None or destination.vpc is None:
+            if source.is_host and destination.vpc is not None:
+                return bool(self.world.vpc(destination.vpc).publications)
+            if destination.is_host and source.vpc is not None:
+                return bool(self._callable(source.vpc))
             return source.vpc is not destination.vpc
         return source.vpc == destination.vpc or destination.vpc in self._peers[source.vpc]
 
@@ -308,12 +333,13 @@ class Reach:
         if source.vpc is None and destination.vpc is None:
             return Action.DENY, "neither end is in a VPC"
         if source.vpc is None:
-            found = self.served(destination)
+            found = self._let_in_by_host(source, destination)
             return (Action.ALLOW, "a published port") if found else (Action.DENY, "nothing is published there")
         if destination.vpc is None:
             subnet = self.world.vpc(source.vpc).subnet(str(source.subnet))
             if subnet.reaches_internet:
-                return Action.ALLOW, f"subnet {subnet.name} has a way out"
+                way = "reaches published ports of the host" if destination.is_host else "has a way out"
+                return Action.ALLOW, f"subnet {subnet.name} {way}"
             return Action.DENY, f"subnet {subnet.name} is private and has no NAT gateway"
         if source.vpc == destination.vpc:
             return Action.ALLOW, f"both are in VPC {source.vpc}"
@@ -326,11 +352,12 @@ class Reach:
         if not self._may_meet(source, destination):
             return packetset.NOTHING
         if source.vpc is None:
-            senders = self.addresses(source, str(destination.vpc), packetset.SOURCE)
-            return self.served(destination) & Space.of(senders, None, None, None)
+            return self._let_in_by_host(source, destination)
         home = self.world.vpc(source.vpc)
         if destination.vpc is None and not home.subnet(str(source.subnet)).reaches_internet:
             return packetset.NOTHING
+        if destination.is_host:
+            return self._callable(home.name) & Space.of(source.addresses, None, None, None)
         ends = Space.of(source.addresses, self.addresses(destination, home.name), None, None)
         return FLOWS & ends & self.translated(source, destination)
 
@@ -354,7 +381,8 @@ class Reach:
         """
         if zone.vpc is not None:
             return zone.addresses
-        return self._seen_from(home, end).internet
+        seen = self._seen_from(home, end)
+        return seen.own if zone.is_host else seen.internet
 
     def kept(self, home: str, end: int) -> tuple[Interval, ...]:
         """What would be the internet's at that end of flows of the VPC `home`, if the host did not keep it."""
@@ -367,19 +395,81 @@ class Reach:
             lines = [{4: packetset.VERSION_4, 6: packetset.VERSION_6}[version] for version in vpc.versions]
             beyond = Space.of(lines, None, None, None) - _sources((*near, *NEVER_USABLE))
             hosts = _sources(self.host.sends if end == packetset.SOURCE else self.host.receives)
-            self._outside[home, end] = _Outside(_intervals(beyond - hosts), _intervals(beyond & hosts))
+            own = beyond & _sources(self.host.addresses) - _sources(uplink_addresses(self.world))
+            if end == packetset.SOURCE:
+                # From here comes what was sent to 127.0.0.1, or by an instance to the host.
+                gateway = packetset.number(uplink_pair(self.world.transit, vpc.index)[0])
+                own |= Space.of([(gateway, gateway)], None, None, None)
+            self._outside[home, end] = _Outside(_intervals(beyond - hosts), _intervals(beyond & hosts), _intervals(own))
         return self._outside[home, end]
 
-    def served(self, destination: Zone) -> Space:
-        """What published ports lead to in a subnet, whoever calls: addresses and ports as gates see them."""
+    def served(self, destination: Zone, by_host: bool = False) -> Space:
+        """What published ports lead to in a subnet, whoever calls: addresses and ports as gates see them.
+
+        With `by_host` programs of the host call, who also reach what is published at loopback addresses alone.
+        """
         vpc = self.world.vpc(str(destination.vpc))
         found = packetset.NOTHING
         for item in vpc.publications:
-            if vpc.subnet_of(item.instance).name == destination.subnet:
+            if vpc.subnet_of(item.instance).name == destination.subnet and self._is_there(item, by_host):
                 targets = [(packetset.number(a), packetset.number(a)) for a in vpc.instance(item.instance).addresses]
-                ports = [(item.target_port, item.target_port)]
-                found |= Space.of(None, targets, [(item.protocol, item.protocol)], ports)
+                found |= Space.of(None, targets, [(item.protocol, item.protocol)], [item.targets])
         return found & FLOWS
+
+    def _is_there(self, item: Publication, by_host: bool) -> bool:
+        """Can it be called from outside, or by the host?  On no host in particular any address is one of the host's."""
+        if item.address is None or item.local:
+            return by_host or not item.local
+        return not self.host.addresses or self.host.has(item.address)
+
+    def _let_in_by_host(self, source: Zone, destination: Zone) -> Space:
+        """What the host translates for a subnet, of the calls of the internet or its own."""
+        senders = self.addresses(source, str(destination.vpc), packetset.SOURCE)
+        return self.served(destination, source.is_host) & Space.of(senders, None, None, None)
+
+    def _callable(self, home: str) -> Space:
+        """The published ports that instances of the VPC `home` can call at the host, whoever serves them."""
+        found = packetset.NOTHING
+        own = _host_side(self._seen_from(home, packetset.DESTINATION).own)
+        for _, item in self._publications:
+            found |= called(item) & own
+        return found & FLOWS
+
+    def _let_in_by_server(self, calls: Space) -> Space:
+        """What the instances that serve let in, of calls at the host: their ingress gates see their own ports."""
+        found = packetset.NOTHING
+        for vpc, item, _ in self.serving(calls):
+            found |= calls & called(item) & Space.of(None, None, None, self._open_ports(vpc, item))
+        return found
+
+    def serving(self, calls: Space) -> Iterator[tuple[Vpc, Publication, tuple[Interval, ...]]]:
+        """The publications that serve calls at the host, each with the ports that are called."""
+        for vpc, item in self._publications:
+            if here := calls & called(item):
+                yield vpc, item, tuple(dict.fromkeys(box[packetset.PORT] for box in here.boxes()))
+
+    def _open_ports(self, vpc: Vpc, item: Publication) -> tuple[Interval, ...]:
+        """The ports of the host at which the serving subnet lets calls of instances in."""
+        if (vpc.name, item) not in self._open:
+            packets = self.inner_call(vpc, item)
+            found = gate(self.world, vpc, vpc.subnet_of(item.instance), Direction.INGRESS, packets, self.most)
+            passing = packets if found is None else packets & found.allowed
+            shift = item.port - item.target_port
+            self._open[vpc.name, item] = tuple(
+                (low + shift, high + shift) for low, high in (box[packetset.PORT] for box in passing.boxes())
+            )
+        return self._open[vpc.name, item]
+
+    def inner_call(self, vpc: Vpc, item: Publication) -> Space:
+        """Calls of instances at the host as the serving VPC sees them."""
+        sender = packetset.number(uplink_pair(self.world.transit, vpc.index)[0])
+        address = packetset.number(vpc.instance(item.instance).addresses[0])
+        return Space.of([(sender,) * 2], [(address,) * 2], [(item.protocol,) * 2], [item.targets])
+
+    def calls(self, vpcs: Container[str]) -> dict[object, tuple[Interval, ...]]:
+        """Of each publication of `vpcs` the ports at which instances are let in."""
+        there = ((vpc, item) for vpc, item in self._publications if vpc.name in vpcs)
+        return {(vpc.name, item.place): self._open_ports(vpc, item) for vpc, item in there}
 
     def allowed(self, source: Zone, destination: Zone, among: Space = packetset.EVERYTHING) -> Space:
         """What passes from one zone to the other, of the packets in `among`: carried, and allowed by both gates."""
@@ -394,7 +484,7 @@ class Reach:
         ):
             if zone.vpc is not None and found:
                 found &= self._let_through(zone, other, direction, found, among)
-        return found
+        return self._let_in_by_server(found) if destination.is_host else found
 
     def _let_through(self, zone: Zone, other: Zone, direction: Direction, packets: Space, among: Space) -> Space:
         """What the gate lets through, of `packets` at least.
@@ -404,7 +494,7 @@ class Reach:
         rules = self.rules(str(zone.vpc), str(zone.subnet), direction)
         if rules is None:
             return packetset.EVERYTHING
-        key = (rules.vpc, rules.subnet, direction, other.vpc is None, among)
+        key = (rules.vpc, rules.subnet, direction, other.key if other.vpc is None else None, among)
         if key not in self._passing:
             try:
                 region = self._met(zone, other, direction) & among
@@ -425,6 +515,17 @@ class Reach:
         near = [packetset.interval(prefix) for prefix in inside(self.world, vpc)]
         ends = (zone.addresses, near) if direction is Direction.EGRESS else (near, zone.addresses)
         return Space.of(*ends, None, None)
+
+
+def called(item: Publication) -> Space:
+    """Calls of a published port, at whatever address of the host it is published."""
+    at = None if item.address is None else [packetset.interval(ip_network(item.address))]
+    version = [packetset.VERSION_4] if at is None else at
+    return Space.of(None, version, [(item.protocol, item.protocol)], [item.ports])
+
+
+def _host_side(addresses: Iterable[Interval]) -> Space:
+    return Space.of(None, list(addresses), None, None)
 
 
 def _sources(prefixes: Iterable[Network]) -> Space:
@@ -449,8 +550,12 @@ def changes(before: Reach, after: Reach) -> Iterator[Change]:
     """Every pair of zones between which the traffic that passes differs."""
     if before.world is after.world and before.host == after.host:
         return
-    likeness = _Likeness(before, after)
     vpcs = _concerned(before, after)
+    # What one VPC lets in at the host's ports, instances of all can call.
+    calls_differ = before.calls(vpcs) != after.calls(vpcs)
+    if calls_differ:
+        vpcs = {*before.world.vpcs_by_name, *after.world.vpcs_by_name}
+    likeness = _Likeness(before, after, calls_differ)
     keys = {
         (source.key, destination.key): (source, destination)
         for reach in (before, after)
@@ -502,8 +607,9 @@ _FEW_RULES = 64
 class _Likeness:
     """Where it is plain, without computing any gate, that nothing differs between two worlds; each answer kept."""
 
-    def __init__(self, before: Reach, after: Reach):
+    def __init__(self, before: Reach, after: Reach, calls_differ: bool):
         self._worlds = before.world, after.world
+        self._calls_differ = calls_differ
         self._whole = before.host == after.host and not differing(before.world, after.world, ignoring=_BESIDE)
         self._vpcs: dict[str, bool] = {}
         self._gates: dict[tuple[str, str, Direction], Space] = {}
@@ -517,7 +623,15 @@ class _Likeness:
         found = packetset.NOTHING
         for gate in gates:
             found |= self._of_gate(*gate)
+        if destination.is_host and self._calls_differ:
+            return packetset.EVERYTHING
+        if source.is_host and not self._same_index(str(destination.vpc)):
+            return packetset.EVERYTHING
         return found
+
+    def _same_index(self, vpc: str) -> bool:
+        one, other = (world.vpc(vpc).index for world in self._worlds)
+        return one == other
 
     def _of_vpc(self, name: str) -> bool:
         if name not in self._vpcs:

@@ -91,7 +91,7 @@ class _Side:
             owner = "" if zone.vpc == home else f"{zone.vpc}/"
             subnet = reach.world.vpc(zone.vpc).subnet(str(zone.subnet))
             named = {packetset.number(one): owner + item.name for item in subnet.instances for one in item.addresses}
-        holes = reach.kept(inner, end) if zone.vpc is None else ()
+        holes = reach.kept(inner, end) if zone.vpc is None and not zone.is_host else ()
         return cls(zone.name(home), joined(reach.addresses(zone, inner, end)), named, holes)
 
     @property

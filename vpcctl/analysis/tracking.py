@@ -8,18 +8,21 @@ are forgotten.  The rule looks at the world alone, not at what changed, so it al
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Container, Iterable, Iterator
 
 from vpcctl.analysis import packetset
 from vpcctl.analysis.reachability import Reach
 from vpcctl.model.network import Subnet, Vpc, World, uplink_addresses, uplink_pair
-from vpcctl.model.policy import ICMP_PROTOCOLS, UDP, Direction, Network
+from vpcctl.model.policy import ICMP_PROTOCOLS, SCTP, TCP, UDP, Direction, Network
 from vpcctl.model.protocols import PORTED, TRANSLATED
 from vpcctl.model.resolve import inside
 from vpcctl.values import dataclass
 
 # enum ip_conntrack_status (include/uapi/linux/netfilter/nf_conntrack_common.h)
 IPS_SRC_NAT, IPS_DST_NAT = 1 << 4, 1 << 5
+# Protocols whose connections cannot go on by another path: they wait in case the old one comes back.
+CONNECTED = frozenset({TCP, SCTP})
 # The kernel walks its whole table for each selection.  For more than these, read it once instead.
 MOST_SELECTIONS = 8
 
@@ -134,7 +137,11 @@ class Court:
         self._gateways = {packetset.number(gateway) for subnet in vpc.subnets for gateway in subnet.gateways}
         self._peers = {number for peer in world.peers(name) for number, _ in _instances(peer)}
         self._near = [packetset.interval(prefix) for prefix in inside(world, vpc)]
-        self._published = _published(vpc)
+        targets = {instance.name: packetset.number(instance.addresses[0]) for instance in vpc.instances}
+        self._published = _Ports(
+            (item.protocol, item.entry_port, item.count, None, (targets[item.instance], item.target_port))
+            for item in vpc.publications
+        )
         self._known: dict[tuple[int, int, int, int], bool] = {}
 
     def objection(self, flow: Tracked) -> str:
@@ -150,8 +157,11 @@ class Court:
         elif _within(source, self._near):
             if flow.protocol not in TRANSLATED and flow.protocol not in self._vpc.nat_protocols:
                 return "its protocol is not translated"
+            if not flow.translates_source and flow.protocol not in CONNECTED:
+                # It went to a peer that is none any more, or the ruleset was gone when it began.
+                return "its source is not translated"
         else:
-            target = self._published.get((flow.protocol, flow.original.destination_port))
+            target = self._published.target(flow.protocol, flow.original.destination_port)
             if target not in (None, (destination, flow.reply.source_port)):
                 return "its port is published for another instance"
         if flow.mark != self._generation and self._is_in_the_way(flow, source, destination):
@@ -231,10 +241,27 @@ def changed_hands(before: World, after: World) -> frozenset[int]:
     return frozenset(place[1] for place, mac in owners[0].items() if owners[1].get(place, mac) != mac)
 
 
-def _published(vpc: Vpc) -> dict[tuple[int, int], tuple[int, int]]:
-    """(protocol, port of the host) to (address, port) of the instance."""
-    found = {instance.name: packetset.number(instance.addresses[0]) for instance in vpc.instances}
-    return {(item.protocol, item.port): (found[item.instance], item.target_port) for item in vpc.publications}
+# Protocol, first port, number of ports, address (None: any), and the address and first port that they lead to.
+Mapped = tuple[int, int, int, int | None, tuple[int, int]]
+
+
+class _Ports:
+    """Where ports lead, range by range: a range may have as many ports as there are."""
+
+    def __init__(self, ranges: Iterable[Mapped]):
+        self._ranges = sorted(ranges, key=lambda one: one[:2])
+        self._starts = [one[:2] for one in self._ranges]
+        self._longest = max((one[2] for one in self._ranges), default=0)
+
+    def target(self, protocol: int, port: int, address: int | None = None) -> tuple[int, int] | None:
+        """The address and port that a port leads to, if it is called at this address; None if it leads nowhere."""
+        for number in range(bisect_right(self._starts, (protocol, port)) - 1, -1, -1):
+            found, first, count, at, (target, target_port) = self._ranges[number]
+            if found != protocol or first + self._longest <= port:
+                break
+            if port < first + count and at in (None, address):
+                return target, target_port + port - first
+        return None
 
 
 def _within(number: int, intervals: Iterable[tuple[int, int]]) -> bool:
@@ -263,9 +290,17 @@ class HostCourt:
         pairs = {vpc.name: tuple(map(packetset.number, uplink_pair(world.transit, vpc.index))) for vpc in world.vpcs}
         self._routers = {router for _, router in pairs.values()}
         self._hosts = {host for host, _ in pairs.values()}
-        self._published = {
-            (item.protocol, item.port): pairs[vpc.name][1] for vpc in world.vpcs for item in vpc.publications
-        }
+        self._published = _Ports(
+            (
+                item.protocol,
+                item.port,
+                item.count,
+                None if item.address is None else packetset.number(item.address),
+                (pairs[vpc.name][1], item.entry_port),
+            )
+            for vpc in world.vpcs
+            for item in vpc.publications
+        )
         self._local = [packetset.interval(prefix) for prefix in local]
         self._reserved = frozenset(reserved)
         self._alone = {(pairs[vpc.name][1], protocol) for vpc in world.vpcs for protocol in vpc.nat_protocols}
@@ -275,16 +310,19 @@ class HostCourt:
         source, destination = flow.original.source, flow.reply.source
         if source in self._hosts or destination in self._hosts:
             return ""
+        if destination in self._uplinks:
+            # An instance, a program of the host or somebody outside calls a published port.
+            return self._inward(flow)
         if source in self._uplinks:
             return self._outward(flow)
-        if destination in self._uplinks:
-            return self._inward(flow, destination)
-        published = self._published.get((flow.protocol, flow.original.destination_port))
         # TCP reconnects by itself; a UDP sender that never pauses would keep the old translation for ever.
-        from_outside = _within(destination, self._local) and not _within(source, self._local)
-        if flow.protocol == UDP and published and from_outside and not flow.translates_destination:
-            return "its port is published"
-        return ""
+        received = flow.protocol == UDP and not flow.translates_destination and _within(destination, self._local)
+        return "its port is published" if received and self._called(flow) is not None else ""
+
+    def _called(self, flow: Tracked) -> tuple[int, int] | None:
+        """The router, and its port, to which the host translates what the flow's first packet called."""
+        call = flow.original
+        return self._published.target(flow.protocol, call.destination_port, call.destination)
 
     def _outward(self, flow: Tracked) -> str:
         if flow.original.source not in self._routers:
@@ -293,15 +331,19 @@ class HostCourt:
             return "its source is not translated"
         if flow.protocol not in TRANSLATED and (flow.original.source, flow.protocol) not in self._alone:
             return "its protocol is not translated for this VPC"
-        if (flow.protocol, flow.reply.destination_port) in self._published:
+        if self._published.target(flow.protocol, flow.reply.destination_port, flow.reply.destination) is not None:
             return "it has taken a published port"
         if flow.protocol in PORTED and flow.reply.destination_port in self._reserved:
             return "it has taken a port on which the host serves"
         return ""
 
-    def _inward(self, flow: Tracked, router: int) -> str:
-        if router not in self._routers:
+    def _inward(self, flow: Tracked) -> str:
+        if flow.reply.source not in self._routers:
             return "its uplink is gone"
-        if self._published.get((flow.protocol, flow.original.destination_port)) not in (None, router):
+        wanted = self._called(flow)
+        if wanted is None:
+            # In the router it stays, and what the instance goes on sending ends there.
+            return "its port is not published any more"
+        if wanted != (flow.reply.source, flow.reply.source_port):
             return "its port is published for another VPC"
         return ""

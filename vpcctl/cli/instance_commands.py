@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vpcctl.cli.output import print_json, print_table
-from vpcctl.cli.session import ADDRESS, PORT, Session, json_option
+from vpcctl.cli.session import ADDRESS, PORTS, Session, json_option
 from vpcctl.cli.subnet_commands import instance_document
 
 if TYPE_CHECKING:
@@ -82,32 +82,55 @@ def list_instances(session: Session, vpc: str, subnet: str | None, as_json: bool
 @click.command
 @click.option("--vpc", required=True, help="The VPC.")
 @click.option("--instance", required=True, help="The instance that serves.")
-@click.option("--port", required=True, type=PORT, help="The port of the host.")
-@click.option("--target-port", type=PORT, help="The port of the instance, if it differs.")
+@click.option("--port", required=True, type=PORTS, metavar="PORT[-PORT]", help="The port of the host, or a range.")
+@click.option(
+    "--target-port",
+    type=PORTS,
+    metavar="PORT[-PORT]",
+    help="The port of the instance, if it differs, or a range as long as --port.",
+)
 @click.option("--protocol", default="tcp", type=PROTOCOL, show_default=True)
+@click.option("--address", type=ADDRESS, help="Only at this address of the host; default: all of its addresses.")
+@click.option("--force", is_flag=True, help="Take the port from the program or the foreign rule that has it.")
 @click.pass_obj
-def publish_port(session: Session, vpc: str, instance: str, port: int, target_port: int | None, protocol: str) -> None:
+def publish_port(
+    session: Session,
+    vpc: str,
+    instance: str,
+    port: tuple[int, int],
+    target_port: tuple[int, int] | None,
+    protocol: str,
+    address: Any,
+    force: bool,
+) -> None:
     """Forward a host port to an instance; the ingress policy of its subnet still applies.
 
     Example: vpcctl publish-port --vpc shop --instance web --port 8080 --target-port 80
     """
-    published = session.controller.publish_port(vpc, instance, port, target_port=target_port, protocol=protocol)
-    session.say(f"published {protocol}/{port} of the host for {vpc}/{instance} port {published.made.target_port}")
+    published = session.controller.publish_port(
+        vpc, instance, port, target_port=target_port, protocol=protocol, address=address, force=force
+    )
+    ports = published.made.target.partition("/")[2]
+    session.say(f"published {published.made.service} of the host for {vpc}/{instance} port {ports}")
     session.warn_all(published.warnings)
 
 
 @click.command
 @click.option("--vpc", required=True, help="The VPC.")
-@click.option("--port", required=True, type=PORT, help="The port of the host.")
+@click.option("--port", required=True, type=PORTS, metavar="PORT[-PORT]", help="The port of the host, or the range.")
 @click.option("--protocol", default="tcp", type=PROTOCOL, show_default=True)
+@click.option("--address", type=ADDRESS, help="The address of the host, if the port was published with one.")
 @click.pass_obj
-def unpublish_port(session: Session, vpc: str, port: int, protocol: str) -> None:
+def unpublish_port(session: Session, vpc: str, port: tuple[int, int], protocol: str, address: Any) -> None:
     """Unpublish a port; live connections end, too.
 
     Example: vpcctl unpublish-port --vpc shop --port 8080
     """
-    session.controller.unpublish_port(vpc, port, protocol=protocol)
-    session.say(f"{protocol}/{port} of the host is unpublished")
+    outcome = session.controller.unpublish_port(vpc, port, protocol=protocol, address=address)
+    left = outcome.after.vpc(vpc).publications
+    for gone in outcome.before.vpc(vpc).publications:
+        if gone not in left:
+            session.say(f"{gone.service} of the host is unpublished")
 
 
 @click.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

@@ -178,20 +178,39 @@ class PortType(click.IntRange):
         return super().convert(value, param, ctx)
 
 
+class PortRangeType(click.ParamType):  # type: ignore[type-arg] # generic in new versions of click alone
+    """A port, or a range of ports such as 8000-8010; the first and the last."""
+
+    name = "port[-port]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        low, dash, high = value.strip().partition("-")
+        if not dash:
+            port = PORT.convert(value, param, ctx)
+            return port, port
+        span = PORT.convert(low, param, ctx), PORT.convert(high, param, ctx)
+        if span[0] > span[1]:
+            self.fail(f"{value!r} is an empty range of ports; use {high}-{low}", param, ctx)
+        return span
+
+
 def _port_advice(word: str, param: click.Parameter | None, ctx: click.Context | None) -> str | None:
     from vpcctl.documents.vocabulary import SERVICES
 
     option = param.opts[0] if param is not None and param.opts else "--port"
     if word in SERVICES:
         return f"use {option} {SERVICES[word]}"
-    if pair := re.fullmatch(r"(?:[0-9.]+:)?([0-9]{1,5}):([0-9]{1,5})", word):
-        has_target = ctx is not None and any(other.name == "target_port" for other in ctx.command.params)
-        return f"use --port {pair[1]}" + (f" --target-port {pair[2]}" if has_target else "")
-    if re.fullmatch(r"[0-9]{1,5}(?:[-,][0-9]{1,5})+", word):
-        return f"use one port at a time, as in {option} {re.split('[-,]', word)[0]}"
+    if pair := re.fullmatch(r"(?:([0-9.]+):)?([0-9]{1,5}):([0-9]{1,5})", word):
+        others = {other.name for other in ctx.command.params} if ctx is not None else set()
+        at = f" --address {pair[1]}" if pair[1] and "address" in others else ""
+        return f"use --port {pair[2]}" + (f" --target-port {pair[3]}" if "target_port" in others else "") + at
+    if re.fullmatch(r"[0-9]{1,5}(?:,[0-9]{1,5})+", word):
+        return f"use one port at a time, as in {option} {word.partition(',')[0]}, or a range such as 8000-8010"
     if both := re.fullmatch(r"(tcp|udp|sctp)/([0-9]{1,5})|([0-9]{1,5})/(tcp|udp|sctp)", word):
         return f"use {option} {both[2] or both[3]} --protocol {both[1] or both[4]}"
     return "a number is expected" if len(word) > LONGEST_WORD else None
 
 
-PREFIX, ADDRESS, PORT = PrefixType(), AddressType(), PortType()
+PREFIX, ADDRESS, PORT, PORTS = PrefixType(), AddressType(), PortType(), PortRangeType()

@@ -168,13 +168,13 @@ def show_vpc(session: Session, name: str, as_json: bool) -> None:
         for instance in subnet.instances:
             show(f"    instance {instance.name}  {instance.address}  namespace {instance.namespace}")
     for published in vpc.publications:
-        show(f"  published {published.service} to {published.instance}:{published.target_port}")
+        show(f"  published {published.service} to {published.instance}:{published.target.partition('/')[2]}")
     return None
 
 
 def vpc_document(vpc: VpcView) -> dict[str, Any]:
     """A VPC for machines."""
-    from vpcctl.model.policy import PROTOCOL_NAMES
+    from vpcctl.documents.diff import publication_document
 
     uplink = vpc.uplink
     return {
@@ -189,13 +189,5 @@ def vpc_document(vpc: VpcView) -> dict[str, Any]:
         "max_ports": vpc.max_ports,
         "nat_protocols": list(vpc.nat_protocols),
         "subnets": [subnet_document(subnet) for subnet in vpc.subnets],
-        "publish": [
-            {
-                "protocol": PROTOCOL_NAMES[item.protocol],
-                "port": item.port,
-                "instance": item.instance,
-                "target_port": item.target_port,
-            }
-            for item in vpc.publications
-        ],
+        "publish": list(map(publication_document, vpc.publications)),
     }

@@ -12,8 +12,9 @@ from vpcctl import names
 from vpcctl.compiler.forward import forward, inside, nowhere
 from vpcctl.compiler.hooks import ARP_CHAIN, CHECKED_MARK, FRAME_CHAIN, PASSING_CHAIN, Parts, base_chain
 from vpcctl.compiler.nft import ADDRESS_TYPE, ADDRESS_WORD, Chain, Element, Hook, NftRule, Set, anonymous, quoted
-from vpcctl.compiler.translation import free_ranges, share, translating
+from vpcctl.compiler.translation import free_ranges, ported, share, translating
 from vpcctl.compiler.view import View
+from vpcctl.model.network import port_range
 
 PINGS = "limit rate 50/second burst 50 packets"
 # What an instance's packet shows of its source, as in the set `members`.
@@ -66,6 +67,10 @@ def _from_uplink(view: View) -> list[NftRule]:
         NftRule(f"ip daddr != {view.uplink_address} drop"),
         # The host is a hop of the path: without its errors, path MTU discovery ends in a black hole (RFC 1191).
         NftRule(f"ip saddr {view.host_address} {ICMP_ERRORS} accept"),
+        *(
+            # Programs of the host, and instances, that call a published port.
+            [NftRule(f"ip saddr {view.host_address} {ported()} accept")] if view.vpc.publications else []
+        ),
         NftRule(f"ip saddr {anonymous([*nowhere(view), *inside(view)])} drop"),
         NftRule("accept"),
     ]
@@ -76,13 +81,24 @@ def nat_prerouting(view: View) -> Parts:
     if not view.vpc.publications:
         return [], []
     addresses = {instance.name: instance.addresses[0] for instance in view.vpc.instances}
-    elements = tuple(
-        Element(f"{item.protocol} . {item.port}", f"{addresses[item.instance]} . {item.target_port}")
-        for item in view.vpc.publications
-    )
-    published = Set("published", "inet_proto . inet_service", elements, "ipv4_addr . inet_service")
-    rule = NftRule(f"iifname {quoted(names.UPLINK)} dnat ip to meta l4proto . th dport map @published")
-    return [published], [base_chain("nat-prerouting", rule)]
+    ports, ranges = [], []
+    for item in view.vpc.publications:
+        address = addresses[item.instance]
+        if item.count > 1 and item.entry_port == item.target_port:
+            # The ports keep their numbers: one element for all.
+            ranges.append(Element(f"{item.protocol} . {port_range(item.entry_port, item.count)}", str(address)))
+            continue
+        ports += [
+            Element(f"{item.protocol} . {item.entry_port + number}", f"{address} . {item.target_port + number}")
+            for number in range(item.count)
+        ]
+    maps = []
+    if ports:
+        maps.append(Set("published", "inet_proto . inet_service", tuple(ports), "ipv4_addr . inet_service"))
+    if ranges:
+        maps.append(Set("ranges", "inet_proto . inet_service", tuple(ranges), "ipv4_addr", interval=True))
+    match = f"iifname {quoted(names.UPLINK)} dnat ip to meta l4proto . th dport map"
+    return [*maps], [base_chain("nat-prerouting", *(NftRule(f"{match} @{made.name}") for made in maps))]
 
 
 def router(view: View) -> Parts:
@@ -117,7 +133,7 @@ def nat_postrouting(view: View) -> Parts:
     if not vpc.uses_uplink:
         return [], []
     ours = anonymous([str(prefix) for prefix in vpc.prefixes if prefix.version == 4])
-    ports = share(free_ranges(item.port for item in vpc.publications), vpc.max_ports)
+    ports = share(free_ranges(item.entries for item in vpc.publications), vpc.max_ports)
     match, statement = f"oifname {uplink} ip saddr {ours}", f"snat ip to {view.uplink_address}"
     rules, ranges = translating("translate", match, statement, ports, vpc.nat_protocols)
     return [], [

@@ -10,8 +10,8 @@ from vpcctl.compiler.hooks import CHECKED_MARK, Parts, base_chain
 from vpcctl.compiler.nft import ADDRESS_TYPE, ADDRESS_WORD, Chain, Element, NftRule, Set, anonymous, quoted
 from vpcctl.compiler.translation import untranslated
 from vpcctl.compiler.view import View
-from vpcctl.model.network import NEVER_USABLE, Subnet
-from vpcctl.model.policy import Direction
+from vpcctl.model.network import NEVER_USABLE, Subnet, port_range
+from vpcctl.model.policy import Address, Direction
 from vpcctl.values import dataclass
 
 SEND_REJECT = (NftRule("meta l4proto tcp reject with tcp reset"), NftRule("reject with icmpx admin-prohibited"))
@@ -141,7 +141,11 @@ def _judge_error(view: View) -> Chain:
             # Connection tracking calls redirects "related", too.
             NftRule("icmp type { source-quench, redirect } drop"),
             NftRule("ct mark != $generation drop"),
-            NftRule(f"ip daddr {anonymous(nowhere(view))} drop"),
+            # The host calls published ports from its end of the uplink.
+            NftRule(
+                (f"ip daddr != {view.host_address} " if view.vpc.publications else "")
+                + f"ip daddr {anonymous(nowhere(view))} drop"
+            ),
             NftRule("iifname @bridges ct direction original ip saddr . ct original ip saddr != @ends drop"),
             NftRule("iifname @bridges ct direction reply ip saddr . ct reply ip saddr != @ends drop"),
             NftRule("accept"),
@@ -163,17 +167,22 @@ def _served(view: View) -> Parts:
     """
     if not view.vpc.publications:
         return [], []
-    targets = {
-        f"{view.vpc.instance(item.instance).addresses[0]} . {item.protocol} . {item.target_port}": None
-        for item in view.vpc.publications
-    }
-    served = Set("served", f"{ADDRESS_TYPE[4]} . inet_proto . inet_service", tuple(map(Element, targets)))
-    # A field of the original direction cannot be part of a concatenation.
-    ports: dict[int, list[int]] = defaultdict(list)
+    spans: dict[tuple[Address, int], list[tuple[int, int]]] = defaultdict(list)
     for item in view.vpc.publications:
-        ports[item.protocol].append(item.port)
+        spans[view.vpc.instance(item.instance).addresses[0], item.protocol].append(item.targets)
+    targets = tuple(
+        Element(f"{address} . {protocol} . {low if low == high else f'{low}-{high}'}")
+        for (address, protocol), found in spans.items()
+        for low, high in _joined(found)
+    )
+    intervals = any("-" in element.key for element in targets)
+    served = Set("served", f"{ADDRESS_TYPE[4]} . inet_proto . inet_service", targets, interval=intervals)
+    # A field of the original direction cannot be part of a concatenation.
+    ports: dict[int, list[str]] = defaultdict(list)
+    for item in sorted(view.vpc.publications, key=lambda item: item.entries):
+        ports[item.protocol].append(port_range(item.entry_port, item.count))
     called = [
-        NftRule(f"meta l4proto {protocol} ct original proto-dst != {anonymous(list(map(str, sorted(found))))} drop")
+        NftRule(f"meta l4proto {protocol} ct original proto-dst != {anonymous(found)} drop")
         for protocol, found in sorted(ports.items())
     ]
     straight = (
@@ -184,6 +193,19 @@ def _served(view: View) -> Parts:
     )
     mirrored = (*called, NftRule("ip saddr . meta l4proto . th sport @served return"), NftRule("drop"))
     return [served], [Chain("served", straight), Chain("served-reply", mirrored)]
+
+
+def _joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges of ports that may overlap as ranges that do not: nftables takes no overlapping elements."""
+    if all(low == high for low, high in spans):
+        return list(dict.fromkeys(spans))
+    found: list[tuple[int, int]] = []
+    for low, high in sorted(spans):
+        if found and low <= found[-1][1]:
+            found[-1] = found[-1][0], max(found[-1][1], high)
+        else:
+            found.append((low, high))
+    return found
 
 
 def _stray(view: View) -> NftRule:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import ipaddress
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import starmap
 
 from vpcctl import names
 from vpcctl.compiler.chains import ICMP_ERRORS
@@ -15,7 +16,7 @@ from vpcctl.compiler.forward import never_usable
 from vpcctl.compiler.nft import Chain, Counter, Element, Hook, NftRule, Set, Table, anonymous, quoted
 from vpcctl.compiler.translation import ranges_beside, translated, translating, untranslated
 from vpcctl.model.host import NO_PART, HostPart
-from vpcctl.model.network import DEFAULT_MAX_FLOWS, World, uplink_pair
+from vpcctl.model.network import DEFAULT_MAX_FLOWS, Publication, World, uplink_pair
 from vpcctl.model.policy import Address
 from vpcctl.values import dataclass
 
@@ -24,6 +25,8 @@ from vpcctl.values import dataclass
 LISTS, ROOM = 512, 16
 # The zone of connection tracking in which the host's own flows of protocols without ports are.
 HOST_ZONE = 22096
+# Just before the priorities of the NAT of others (NF_IP_PRI_NAT_DST, -100), which nft has no name for in output.
+FIRST_DSTNAT, FIRST_OUTPUT = "dstnat - 10", "-110"
 # For how long the host is known to have spoken to somebody by such a protocol, and to how many.
 SPOKEN_TIMEOUT, SPOKEN_SIZE = "1h", 65535
 
@@ -72,13 +75,8 @@ def host_table(world: World, host: HostPart = NO_PART, leaving: Iterable[tuple[s
         # Both ends of each uplink: the rest of the transit range may be somebody else's.
         Set("uplink-addresses", "ipv4_addr", tuple(Element(str(address)) for address in _ends(world, uplinks))),
     ]
-    published = tuple(
-        Element(f"{item.protocol} . {item.port}", f"{uplink_pair(world.transit, vpc.index)[1]} . {item.port}")
-        for vpc in world.vpcs
-        for item in vpc.publications
-    )
-    if published:
-        sets.append(Set("published", "inet_proto . inet_service", published, "ipv4_addr . inet_service"))
+    published = Published.of(world)
+    sets += published.sets
     alone = tuple(
         Element(f"{quoted(names.host_uplink(vpc.name))} . {protocol}")
         for vpc in world.vpcs
@@ -89,7 +87,7 @@ def host_table(world: World, host: HostPart = NO_PART, leaving: Iterable[tuple[s
         sets.append(Set("spoken", "ipv4_addr . inet_proto", dynamic=SPOKEN_SIZE, timeout=SPOKEN_TIMEOUT))
     share_sets, share_chains = _shares(uplinks)
     portless = sorted(protocol for vpc in world.vpcs for protocol in vpc.nat_protocols)
-    chains = _chains(world, host, bool(published), portless)
+    chains = _chains(world, host, published, portless)
     return Table("inet", names.TABLE, (*sets, *share_sets), (*chains, *share_chains))
 
 
@@ -100,6 +98,89 @@ def _ends(world: World, uplinks: list[_Uplink]) -> list[Address]:
         router = ipaddress.ip_address(uplink.router)
         found += [router - 1, router]
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The ports that VPCs publish, as maps that translate them and as rules that use the maps.
+
+    A range whose ports keep their numbers is one element of a map with intervals; of others each port is an element.
+    """
+
+    maps: tuple[Set, ...] = ()
+    gateways: tuple[Element, ...] = ()
+    served: tuple[Element, ...] = ()
+
+    @classmethod
+    def of(cls, world: World) -> Published:
+        """The published ports of all VPCs."""
+        routers = {vpc.name: uplink_pair(world.transit, vpc.index) for vpc in world.vpcs}
+        items = [(routers[vpc.name][1], item) for vpc in world.vpcs for item in vpc.publications]
+        everywhere = [(router, item) for router, item in items if item.address is None]
+        somewhere = [(router, item) for router, item in items if item.address is not None]
+        # Whoever is asked first decides, but no two of these have a port in common (`check_published`).
+        maps = (
+            ("published-at", _AT, [pair for router, item in somewhere for pair in _port_by_port(router, item)], _ENTRY),
+            ("ranges-at", _AT, [pair for router, item in somewhere for pair in _as_range(router, item)], "ipv4_addr"),
+            ("published", _ANY, [pair for router, item in everywhere for pair in _port_by_port(router, item)], _ENTRY),
+            ("ranges", _ANY, [pair for router, item in everywhere for pair in _as_range(router, item)], "ipv4_addr"),
+        )
+        return cls(
+            tuple(
+                Set(name, kind, tuple(starmap(Element, found)), data, interval=data != _ENTRY)
+                for name, kind, found, data in maps
+                if found
+            ),
+            tuple(
+                Element(f"{quoted(names.host_uplink(vpc.name))} . {routers[vpc.name][0]}")
+                for vpc in world.vpcs
+                if vpc.publications
+            ),
+            tuple(Element(f"{router} . {item.protocol} . {_span(*item.entries)}") for router, item in items),
+        )
+
+    @property
+    def sets(self) -> tuple[Set, ...]:
+        """The maps, and what comes back of the flows to published ports."""
+        if not self.maps:
+            return ()
+        intervals = any("-" in element.key for element in self.served)
+        return (
+            *self.maps,
+            # The uplinks of VPCs that publish ports, each with the host's address on it.
+            Set("gateways", "ifname . ipv4_addr", self.gateways),
+            # The routers' ports that answer for published ones.
+            Set("serving", "ipv4_addr . inet_proto . inet_service", self.served, interval=intervals),
+        )
+
+    @property
+    def lookups(self) -> list[tuple[str, str]]:
+        """The maps, each with what is looked up in it."""
+        keys = {_AT: "ip daddr . meta l4proto . th dport", _ANY: "meta l4proto . th dport"}
+        return [(made.name, keys[made.key_type]) for made in self.maps]
+
+
+_ANY, _AT, _ENTRY = "inet_proto . inet_service", "ipv4_addr . inet_proto . inet_service", "ipv4_addr . inet_service"
+
+
+def _port_by_port(router: Address, item: Publication) -> Iterator[tuple[str, str]]:
+    if item.count == 1 or item.entry is not None:
+        for number in range(item.count):
+            yield _called(item, str(item.port + number)), f"{router} . {item.entry_port + number}"
+
+
+def _as_range(router: Address, item: Publication) -> Iterator[tuple[str, str]]:
+    if item.count > 1 and item.entry is None:
+        yield _called(item, _span(*item.ports)), str(router)
+
+
+def _called(item: Publication, ports: str) -> str:
+    at = "" if item.address is None else f"{item.address} . "
+    return f"{at}{item.protocol} . {ports}"
+
+
+def _span(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"
 
 
 def _shares(uplinks: list[_Uplink]) -> tuple[list[Set], list[Chain]]:
@@ -148,7 +229,7 @@ def _hashes(lists: int) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _chains(world: World, host: HostPart, published: bool, portless: list[int]) -> list[Chain]:
+def _chains(world: World, host: HostPart, published: Published, portless: list[int]) -> list[Chain]:
     matched = anonymous(list(map(str, portless)))
     own = f"meta l4proto {matched} ip saddr . meta l4proto @spoken ct zone set {HOST_ZONE}"
     chains = [
@@ -168,14 +249,21 @@ def _chains(world: World, host: HostPart, published: bool, portless: list[int]) 
             (
                 NftRule("meta nfproto ipv6 drop"),
                 NftRule("iifname . ip saddr != @senders drop"),
+                # What answers calls that were translated to this address.
+                *([NftRule("iifname . ip daddr @gateways return")] if published.maps else []),
                 NftRule("ip daddr @uplink-addresses drop"),
                 NftRule(f"ip daddr {anonymous(never_usable(4))} drop"),
-                NftRule("fib daddr type local drop"),
+                # Published ports of the host are let in by `to-host`, which needs whole packets.
+                *([] if published.maps else [NftRule("fib daddr type local drop")]),
             ),
         ),
+        *_to_host(published),
         Chain(
             "host-input",
-            (NftRule("iifname @uplinks drop"),),
+            (
+                *([NftRule(f"iifname @uplinks {_ANSWERS} accept")] if published.maps else []),
+                NftRule("iifname @uplinks drop"),
+            ),
             Hook("filter", "input", "filter", "accept"),
             "no instance reaches the host",
         ),
@@ -195,7 +283,7 @@ def _chains(world: World, host: HostPart, published: bool, portless: list[int]) 
                 NftRule("drop"),
             ),
         ),
-        *_forward(published, portless),
+        *_forward(bool(published.maps), portless),
         *_source_nat(world, host, portless),
         Chain(
             "host-leave",
@@ -217,26 +305,84 @@ def _chains(world: World, host: HostPart, published: bool, portless: list[int]) 
                 "the host's own flows of protocols without ports clash with no tenant's",
             )
         )
-    if published:
-        # Loopback addresses are local, too, but nobody's to call from outside (CVE-2020-8558).
-        called = "iifname != @uplinks ip daddr != 127.0.0.0/8 fib daddr type local"
-        rule = NftRule(f"{called} dnat ip to meta l4proto . th dport map @published")
-        chains.append(Chain("host-publish", (rule,), Hook("nat", "prerouting", "dstnat", "accept")))
+    if published.maps:
+        chains += _publishing(published)
     return chains
+
+
+# What comes back to a program of the host that called a published port, errors about its packets included.
+_ANSWERS = "ct status & dnat == dnat ct direction reply ct state established,related"
+# The loopback addresses besides 127.0.0.1: services of the host's own stand there, such as 127.0.0.53.
+_OTHER_LOOPBACK = "{ 127.0.0.0, 127.0.0.2-127.255.255.255 }"
+
+
+def _to_host(published: Published) -> list[Chain]:
+    """What of an uplink's packets to the host itself goes on: calls of published ports, and what answers such calls.
+
+    Everything else ends before connection tracking, and before a foreign rule could translate it.
+    """
+    if not published.maps:
+        return []
+    entry = Chain(
+        "host-arrive",
+        (NftRule("iifname @uplinks fib daddr type local goto to-host"),),
+        Hook("filter", "prerouting", "raw", "accept"),
+        "after defragmentation: ports are looked at",
+    )
+    rules = (
+        NftRule(f"{ICMP_ERRORS} accept"),
+        NftRule("ip saddr . meta l4proto . th sport @serving accept"),
+        NftRule("iifname . ip daddr @gateways drop"),
+        *(NftRule(f"{key} @{name} accept") for name, key in published.lookups),
+        NftRule("drop"),
+    )
+    return [entry, Chain("to-host", rules)]
+
+
+def _publishing(published: Published) -> list[Chain]:
+    """The translation of called ports, whoever calls."""
+    called = []
+    for name, key in published.lookups:
+        match = "" if key.startswith("ip daddr") else f"ip daddr != {_OTHER_LOOPBACK} "
+        called.append(NftRule(f"{match}dnat ip to {key} map @{name}"))
+    return [
+        Chain(
+            "host-publish",
+            # Loopback addresses are local, too, but nobody's to call from outside (CVE-2020-8558).
+            (NftRule("ip daddr != 127.0.0.0/8 fib daddr type local goto called"),),
+            Hook("nat", "prerouting", FIRST_DSTNAT, "accept"),
+            "before the rules of others: a port that was taken with --force is ours",
+        ),
+        Chain(
+            "host-call",
+            (NftRule("fib daddr type local goto called"),),
+            Hook("nat", "output", FIRST_OUTPUT, "accept"),
+            "programs of the host reach published ports, too",
+        ),
+        Chain("called", tuple(called)),
+    ]
 
 
 def _forward(published: bool, portless: list[int]) -> list[Chain]:
     """What goes through the host: most packets are of known flows, and are checked for that alone."""
     alone = untranslated() + (" iifname . meta l4proto != @alone" if portless else "")
+    called = "ct status & dnat == dnat"
     known = NftRule("ct state established,related accept")
     outward = (
-        NftRule("oifname @uplinks drop"),
+        NftRule("oifname @uplinks goto between" if published else "oifname @uplinks drop"),
         known,
         NftRule(f"{alone} drop"),
         NftRule("ct state new jump share-out"),
         NftRule("accept"),
     )
-    called = "ct status & dnat == dnat"
+    # An instance calls a published port; it counts for both VPCs.
+    between = (
+        NftRule(f"{called} ct state established,related accept"),
+        NftRule(f"{called} ct state new jump share-out"),
+        NftRule(f"{called} ct state new jump share-in"),
+        NftRule(f"{called} accept"),
+        NftRule("drop"),
+    )
     inward = (
         known,
         *([NftRule(f"{called} ct state new jump share-in"), NftRule(f"{called} accept")] if published else []),
@@ -249,18 +395,26 @@ def _forward(published: bool, portless: list[int]) -> list[Chain]:
     )
     reason = "uplinks to the outside and back; what was not forwarded before us still is not"
     hook = Hook("filter", "forward", "filter", "accept")
-    return [
+    chains = [
         Chain("host-forward", entry, hook, reason),
         Chain("outward", outward),
         Chain("inward", inward),
         # Replies pass: the flow began at a link that somebody lets forward by now.
         Chain("unopened", (known, NftRule("drop"))),
     ]
+    return [*chains, Chain("between", between)] if published else chains
 
 
 def _source_nat(world: World, host: HostPart, portless: list[int]) -> list[Chain]:
     match = "oifname != @uplinks ip saddr @uplink-addresses"
-    published = (item.port for vpc in world.vpcs for item in vpc.publications)
+    published = [item.ports for vpc in world.vpcs for item in vpc.publications]
     ports = ranges_beside(published, host.reserved)
     rules, chains = translating("masquerade", match, "masquerade to ", ports, portless)
+    if published:
+        # To a VPC's router they would be forged: loopback addresses, and those of other routers or its own.
+        for hidden in ("127.0.0.0/8", "@uplink-addresses"):
+            called = f"oifname @uplinks ct status & dnat == dnat ip saddr {hidden}"
+            inner, _ = translating("masquerade", called, "masquerade to ", ports, ())
+            # Protocols without ports are not published.
+            rules += inner[:-1]
     return [Chain("host-postrouting", tuple(rules), Hook("nat", "postrouting", "srcnat", "accept")), *chains]

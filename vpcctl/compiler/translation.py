@@ -22,25 +22,27 @@ MOST_RANGES = 64
 Range = tuple[int, int]
 
 
-def ranges_beside(published: Iterable[int], reserved: Iterable[int]) -> list[Range]:
+def ranges_beside(published: Iterable[Range], reserved: Iterable[int]) -> list[Range]:
     """NAT_PORTS without published ports, and without `reserved` ones as far as these leave half of them.
 
     Any user of the host can wait on thousands of ports, and must not have the VPCs' source NAT for that.
     """
     published = list(published)
-    found = free_ranges((*published, *reserved))
+    found = free_ranges((*published, *((port, port) for port in reserved)))
     half = (NAT_PORTS[1] - NAT_PORTS[0] + 1) // 2
     return found if sum(high - low + 1 for low, high in found) >= half else free_ranges(published)
 
 
-def free_ranges(taken: Iterable[int]) -> list[Range]:
-    """NAT_PORTS without the ports `taken`: the largest pieces, in ascending order."""
+def free_ranges(taken: Iterable[Range]) -> list[Range]:
+    """NAT_PORTS without the ranges `taken`: the largest pieces, in ascending order."""
     low, end = NAT_PORTS
     found = []
-    for port in sorted({port for port in taken if low <= port <= end}):
-        if port > low:
-            found.append((low, port - 1))
-        low = port + 1
+    for first, last in sorted(set(taken)):
+        if last < low or first > end:
+            continue
+        if first > low:
+            found.append((low, first - 1))
+        low = max(low, last + 1)
     if low <= end:
         found.append((low, end))
     return sorted(sorted(found, key=lambda piece: piece[0] - piece[1])[:MOST_RANGES])
@@ -80,6 +82,11 @@ def translating(
 
 def _to(statement: str, ports: Range) -> str:
     return f"{statement}:{ports[0]}-{ports[1]} fully-random"
+
+
+def ported() -> str:
+    """A match of the protocols that have ports."""
+    return _among(PORTED)
 
 
 def translated() -> str:

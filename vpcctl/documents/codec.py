@@ -176,12 +176,26 @@ def rest_to_json(vpc: Vpc, put: PutList = _as_it_is) -> dict[str, Any]:
 
 
 def _publication_to_json(item: Publication) -> dict[str, Any]:
-    return {
+    document: dict[str, Any] = {
         "protocol": item.protocol,
         "port": item.port,
         "instance": item.instance,
         "target_port": item.target_port,
     }
+    # What only some have is written for those alone.
+    if item.count != 1:
+        document["count"] = item.count
+    if item.address is not None:
+        document["address"] = str(item.address)
+    if item.entry is not None:
+        document["entry"] = item.entry
+    return document
+
+
+def _publication_from_json(document: dict[str, Any]) -> Publication:
+    address = document.get("address")
+    rest = {name: value for name, value in document.items() if name != "address"}
+    return Publication(**rest, address=None if address is None else ipaddress.ip_address(address))
 
 
 def _damaged(error: Exception) -> Exception:
@@ -285,7 +299,7 @@ def _own_from_json(document: dict[str, Any]) -> tuple[Any, ...]:
         document["name"],
         _prefixes(document["prefixes"]),
         document["index"],
-        tuple(Publication(**publication) for publication in document["publish"]),
+        tuple(map(_publication_from_json, document["publish"])),
         document["max_flows"],
         document["max_ports"],
         tuple(document["nat_protocols"]),

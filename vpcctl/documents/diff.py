@@ -15,9 +15,11 @@ from vpcctl.model.network import (
     DEFAULT_TRANSIT,
     Instance,
     Peering,
+    Publication,
     Subnet,
     Vpc,
     World,
+    port_range,
 )
 from vpcctl.model.policy import NOWHERE, PROTOCOL_NAMES, Policy, Rule
 from vpcctl.values import dataclass
@@ -51,7 +53,7 @@ def _settled(vpc: Vpc, before: Vpc) -> Vpc:
     return dataclasses.replace(
         vpc,
         subnets=_in_place(subnets, before.subnets, _name),
-        publications=_in_place(vpc.publications, before.publications, lambda item: (item.protocol, item.port)),
+        publications=_in_place(vpc.publications, before.publications, lambda item: item.place),
         sets=_in_place(vpc.sets, before.sets, lambda item: item[0]),
     )
 
@@ -241,9 +243,9 @@ def _subnet_parts(sign: str, vpc: Vpc, subnet: Subnet) -> Iterator[ObjectChange]
         yield ObjectChange(sign, f"policy of {vpc.name}/{subnet.name}", subnet.policy.file)
 
 
-def _published(vpc: Vpc, item: Any) -> str:
-    target = f"{vpc.name}/{item.instance} port {item.target_port}"
-    return f"published {PROTOCOL_NAMES[item.protocol]}/{item.port} for {target}"
+def _published(vpc: Vpc, item: Publication) -> str:
+    target = f"{vpc.name}/{item.instance} port {port_range(item.target_port, item.count)}"
+    return f"published {item.service} for {target}"
 
 
 def _about(words: Callable[[Vpc, Vpc], Iterable[str]]) -> Words:
@@ -377,16 +379,25 @@ def _exported_vpc(vpc: Vpc) -> dict[str, Any]:
     if vpc.nat_protocols:
         document["nat_protocols"] = list(vpc.nat_protocols)
     if vpc.publications:
-        document["publish"] = [
-            {
-                "protocol": PROTOCOL_NAMES[item.protocol],
-                "port": item.port,
-                "instance": item.instance,
-                "target_port": item.target_port,
-            }
-            for item in vpc.publications
-        ]
+        document["publish"] = list(map(publication_document, vpc.publications))
     return document
+
+
+def publication_document(item: Publication) -> dict[str, Any]:
+    """Published ports in the words of an environment."""
+    document: dict[str, Any] = {
+        "protocol": PROTOCOL_NAMES[item.protocol],
+        "port": _ports(item.port, item.count),
+        "instance": item.instance,
+        "target_port": _ports(item.target_port, item.count),
+    }
+    if item.address is not None:
+        document["address"] = str(item.address)
+    return document
+
+
+def _ports(first: int, count: int) -> int | str:
+    return first if count == 1 else port_range(first, count)
 
 
 def _exported_subnet(subnet: Subnet) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from vpcctl.documents.exports import EXAMPLE, refuse_export
 from vpcctl.documents.fastpath import accepts, without_plain_parts
 from vpcctl.documents.policies import PolicyDocument, Reader, check_sets, read_policy_file, sound
 from vpcctl.documents.recovery import GAP, remains
-from vpcctl.errors import DocumentError, Problem, VpcctlError
+from vpcctl.errors import ConflictError, DocumentError, Problem, VpcctlError
 from vpcctl.model.network import (
     DEFAULT_MAX_FLOWS,
     DEFAULT_MAX_PORTS,
@@ -29,6 +29,8 @@ from vpcctl.model.network import (
     World,
     check_apart,
     check_beside_transit,
+    placed,
+    port_range,
 )
 from vpcctl.model.operations import with_instance
 from vpcctl.model.policy import PROTOCOLS, Address, Endpoint, Network, Policy
@@ -111,6 +113,12 @@ def _set_names(document: dict[str, Any]) -> Collection[str]:
     return sets.keys() if isinstance(sets, dict) else ()
 
 
+def _overlap(one: Publication, other: Publication) -> bool:
+    """Do two publications take one port of the host?"""
+    ports = one.protocol == other.protocol and one.ports[0] <= other.ports[1] and other.ports[0] <= one.ports[1]
+    return ports and (one.address is None or other.address is None or one.address == other.address)
+
+
 def _is_named(left: Any, pointer: str) -> bool:
     """Does `pointer` lead to a subnet whose name is left?"""
     found = re.fullmatch("/vpcs/([0-9]+)/subnets/([0-9]+)", pointer)
@@ -126,8 +134,8 @@ class _Environment(Reader):
         super().__init__(file)
         self._load, self._present, self._serial = load, present, serial
         self._transit = present.transit
-        # The host's ports that are published, with the first place of each.
-        self._ports: dict[str, str] = {}
+        # What is published, with the place of each.
+        self._published: list[tuple[Publication, str]] = []
         self.doubts = Doubts()
         # The names of the sets in a policy's file, by the policy's place; None if they cannot be read.
         self._file_sets: dict[str, list[str] | None] = {}
@@ -363,19 +371,57 @@ class _Environment(Reader):
             place = f"{pointer}/publish/{number}"
             if not inner.keys() >= {"protocol", "port", "instance"}:
                 continue
-            # 8080.0 is an integer to JSON Schema, and no port to nftables.
-            port, target = int(inner["port"]), int(inner.get("target_port", inner["port"]))
-            item = Publication(PROTOCOLS[inner["protocol"]], port, inner["instance"], target)
+            item = self.publication(inner, place)
+            if item is None:
+                continue
             if item.instance not in there and pointer not in self.doubts.vpcs:
                 hint = reading.nearest(item.instance, there) if there else "known instances: none"
-                words = f"port {item.port} is published for instance {item.instance}, which does not exist; {hint}"
+                ports = port_range(item.port, item.count)
+                words = f"port {ports} is published for instance {item.instance}, which does not exist; {hint}"
                 self.problems.append(Problem(self.file, f"{place}/instance", words))
-            before = self._ports.setdefault(item.service, place)
-            if before != place:
+            before = next((one for other, one in self._published if _overlap(item, other)), None)
+            if before is not None:
                 words = f"the host's port {item.service} is published at #{before} already; choose another"
                 self.problems.append(Problem(self.file, f"{place}/port", words))
+            self._published.append((item, place))
             found.append(item)
-        return tuple(found)
+        return self.settled(document.get("name", ""), found)
+
+    def settled(self, vpc: str, items: list[Publication]) -> tuple[Publication, ...]:
+        """`items` with ports in the router: those that they have at present, and free ones for the others."""
+        home = self._present.vpcs_by_name.get(vpc)
+        present = {item.place: item for item in (home.publications if home else ())}
+        placed_items = [
+            dataclasses.replace(item, entry=present[item.place].entry) for item in items if item.place in present
+        ]
+        for item in items:
+            if item.place not in present:
+                with contextlib.suppress(ConflictError):
+                    placed_items.append(placed(item, placed_items))
+        known = {item.place: item for item in placed_items}
+        return tuple(known.get(item.place, item) for item in items)
+
+    def publication(self, document: dict[str, Any], place: str) -> Publication | None:
+        """One publication, if it can be read."""
+        spans = []
+        for field in ("port", "target_port") if "target_port" in document else ("port",):
+            span = self.attempt(f"{place}/{field}", fields.parse_port_range, document[field])
+            if span is None:
+                return None
+            spans.append(span)
+        (low, high), (target, target_end) = spans[0], spans[-1]
+        if target_end - target != high - low:
+            ranges = port_range(target, target_end - target + 1), port_range(low, high - low + 1)
+            words = f"{ranges[0]} is not as long as port {ranges[1]}; use ranges of one length"
+            self.problems.append(Problem(self.file, f"{place}/target_port", words))
+            return None
+        address = None
+        if "address" in document:
+            address = self.attempt(f"{place}/address", fields.parse_address, document["address"])
+            if address is None:
+                return None
+        parts = (PROTOCOLS[document["protocol"]], low, document["instance"], target, high - low + 1, address)
+        return self.guarded(f"{place}/address", Publication, *parts)
 
     def prefix(self, document: dict[str, Any], pointer: str) -> Network | None:
         """The prefix of a VPC or a subnet, if it can be read."""

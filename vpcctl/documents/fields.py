@@ -102,6 +102,19 @@ def parse_ports(value: str | int, protocol: int | None) -> Range:
     return span
 
 
+def parse_port_range(value: str | int | float) -> Range:
+    """The first and the last of published ports, given as one port or as ``8000-8010``."""
+    # 8080.0 is an integer to JSON Schema, and no port to nftables.
+    low, _, high = str(int(value) if isinstance(value, float) else value).partition("-")
+    span = int(low), int(high or low)
+    for port in span:
+        if not LOWEST_PORT <= port <= HIGHEST_PORT:
+            raise ValueError(f"{reading.quote(value)} is not a port or a range of ports ({LOWEST_PORT}–{HIGHEST_PORT})")
+    if span[0] > span[1]:
+        raise ValueError(f"{reading.quote(value)} is not a range of ports; write {high}-{low}")
+    return span
+
+
 def every_port(found: tuple[Range, ...]) -> bool:
     return EVERY_PORT in found
 
@@ -196,5 +209,6 @@ EXPECTED: dict[Callable[..., object], str] = {
     parse_endpoint: "an endpoint is expected; a prefix has no bits set beyond its length",
     parse_prefix: "a prefix such as 10.0.1.0/24 is expected, without bits set beyond its length",
     parse_own_prefix: "an IPv4 prefix such as 10.0.1.0/24 is expected, without bits set beyond its length",
+    parse_port_range: "a port or a range of them (1–65535) is expected",
     parse_address: "an address such as 10.0.1.9 is expected",
 }

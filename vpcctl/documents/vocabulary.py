@@ -174,7 +174,9 @@ def _published_port(word: str) -> str | None:
         return f"write {word}, without quotes"
     if pair := re.fullmatch(r"([1-9][0-9]{0,4}):([1-9][0-9]{0,4})", word):
         return f'write "port": {pair[1]}, "target_port": {pair[2]}'
-    return "publish one port at a time" if re.fullmatch(r"[0-9]{1,5}-[0-9]{1,5}", word) else None
+    if span := re.fullmatch(r"([1-9][0-9]{0,4})\s*(?::|-|–|\.\.)\s*([1-9][0-9]{0,4})", word):
+        return f'write "{span[1]}-{span[2]}"' if int(span[1]) <= int(span[2]) < 1 << 16 else None
+    return None
 
 
 def _group(word: str) -> str | None:

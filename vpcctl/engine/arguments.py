@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -23,6 +24,15 @@ def prefix(value: Network | str) -> Network:
 def address(value: Address | str | None) -> Address | None:
     """The address of an instance, None where it is chosen by us."""
     return _parsed(fields.parse_address, value) if isinstance(value, str) else value
+
+
+def ports(value: int | str | tuple[int, int]) -> tuple[int, int]:
+    """The first and the last of published ports: one port, ``8000-8010``, or both as numbers."""
+    if isinstance(value, tuple):
+        return value
+    if isinstance(value, str) and not re.fullmatch("[0-9]{1,5}(?:-[0-9]{1,5})?", value, re.ASCII):
+        raise DocumentError(f"{value!r} is not a port; a port or a range such as 8000-8010 is expected")
+    return _parsed(fields.parse_port_range, value)
 
 
 def portless(value: int | str) -> int:

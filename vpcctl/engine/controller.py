@@ -230,36 +230,58 @@ class Controller:
         return dwelling(state.world, state.state_id, vpc, instance, subnet)
 
     def publish_port(
-        self, vpc: str, instance: str, port: int, *, target_port: int | None = None, protocol: str = "tcp"
+        self,
+        vpc: str,
+        instance: str,
+        port: int | str | tuple[int, int],
+        *,
+        target_port: int | str | tuple[int, int] | None = None,
+        protocol: str = "tcp",
+        address: Address | str | None = None,
+        force: bool = False,
     ) -> Created[Publication]:
-        """Forward a port of the host to an instance; the ingress policy of its subnet decides who may use it."""
+        """Forward a port of the host, or a range, to an instance; the ingress policy of its subnet still decides.
+
+        `address` is the one address of the host at which it is published, None for all.  ConflictError if a program
+        of the host listens there, or a foreign rule translates it, unless `force` is given.
+        """
         from vpcctl.engine import arguments, traffic
         from vpcctl.engine.inventory import Created
+        from vpcctl.errors import DocumentError
         from vpcctl.model import operations
-        from vpcctl.model.network import Publication
-        from vpcctl.model.policy import PROTOCOL_NAMES
+        from vpcctl.model.network import Publication, port_range
 
-        publication = Publication(arguments.ported(protocol), port, instance, target_port or port)
-        outcome = self.change(lambda state: operations.publish_port(state.world, vpc, publication))
-        subnet = outcome.after.vpc(vpc).subnet_of(instance)
-        warnings: tuple[str, ...] = ()
-        closed = traffic.closed_port(self._machine, outcome.after, vpc, publication)
-        if closed:
-            to = f"{PROTOCOL_NAMES[publication.protocol]}/{publication.target_port} of {instance}"
-            warnings = (
-                f"the ingress policy of subnet {subnet.name} denies everything from outside to {to} ({closed})",
-            )
-        elif subnet.policy is None or subnet.policy.ingress is None:
-            warnings = (f"subnet {subnet.name} has no ingress policy, so everybody outside may use it",)
+        first, last = arguments.ports(port)
+        target, target_end = (first, last) if target_port is None else arguments.ports(target_port)
+        if target_end - target != last - first:
+            told = port_range(target, target_end - target + 1), port_range(first, last - first + 1)
+            raise DocumentError(f"target port {told[0]} is not as long as port {told[1]}; use ranges of one length")
+        own = arguments.address(address)
+        asked = Publication(arguments.ported(protocol), first, instance, target, last - first + 1, own)
+        outcome = self._machine.change(lambda state: operations.publish_port(state.world, vpc, asked), force)
+        publication = outcome.after.vpc(vpc).publications[-1]
+        warnings = traffic.publication_warnings(self._machine, outcome.after, vpc, publication)
         return Created(publication, outcome, warnings)
 
-    def unpublish_port(self, vpc: str, port: int, *, protocol: str = "tcp") -> Outcome:
-        """Forward a port of the host no longer, live connections included."""
+    def unpublish_port(
+        self,
+        vpc: str,
+        port: int | str | tuple[int, int],
+        *,
+        protocol: str = "tcp",
+        address: Address | str | None = None,
+    ) -> Outcome:
+        """Forward a port of the host, or a range, no longer, live connections included.
+
+        `address` is needed only where the VPC publishes the port at several addresses.
+        """
         from vpcctl.engine import arguments
         from vpcctl.model import operations
 
-        number = arguments.ported(protocol)
-        return self.change(lambda state: operations.unpublish_port(state.world, vpc, number, port))
+        number, (first, last), own = arguments.ported(protocol), arguments.ports(port), arguments.address(address)
+        return self.change(
+            lambda state: operations.unpublish_port(state.world, vpc, number, first, last - first + 1, own)
+        )
 
     # -- peerings ------------------------------------------------------------------------------------------------
 

@@ -92,12 +92,15 @@ class Machine:
         except VpcctlError:
             return True
 
-    def change(self, transform: Transform) -> Outcome:
-        """Change the world to what `transform` returns; too costly a change is refused before the lock is taken."""
+    def change(self, transform: Transform, force: bool = False) -> Outcome:
+        """Change the world to what `transform` returns; too costly a change is refused before the lock is taken.
+
+        With `force` it takes ports of the host that others have.
+        """
         from vpcctl.engine import reconciler
 
         with self.changing() as kernel:
-            outcome = reconciler.change(self.store, kernel, self._within_bounds(transform), self.remark)
+            outcome = reconciler.change(self.store, kernel, self._within_bounds(transform), self.remark, force)
         for step in outcome.plan.steps:
             self.report(StepTaken(step))
         return outcome

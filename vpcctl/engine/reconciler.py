@@ -16,6 +16,7 @@ repairs what differs from the world.
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 
 from vpcctl import names
@@ -59,9 +60,12 @@ class Attempt:
     plan: Plan
 
 
-def change(store: Store, kernel: Kernel, transform: Transform, report: Report = lambda words: None) -> Outcome:
+def change(
+    store: Store, kernel: Kernel, transform: Transform, report: Report = lambda words: None, force: bool = False
+) -> Outcome:
     """Make the world what `transform` makes of it, in the record and in the kernel.
 
+    With `force` ports of the host may be published that somebody else has.
     Raises what `transform` raises, with nothing changed; after any other VpcctlError the old world was put back, or
     the message says that `vpcctl repair` will.
     """
@@ -72,6 +76,9 @@ def change(store: Store, kernel: Kernel, transform: Transform, report: Report = 
         if not _changes(state, attempt):
             return Outcome(state.world, attempt.desired, attempt.plan)
         kernel.check(attempt.plan)
+        if not force:
+            for error in _taken_ports(kernel, state, attempt).values():
+                raise error
         intent = _intent_saved(writer, state, _intent(kernel, state, attempt))
         try:
             left = _carried(kernel, state, attempt, facts)
@@ -191,7 +198,23 @@ def _problems(kernel: Kernel, state: State, attempt: Attempt) -> Trouble:
     merged = targets.merged(state.record, attempt.after)
     homes = places.homes(targets.of(merged, _concerned(state, attempt.desired, attempt.after)))
     parts = RepairPlan(attempt.plan, (), homes, leaving(state.record, attempt.after), {})
-    return {places.vpc_of(place): error for place, error in parts.check(kernel).items()}
+    found: Trouble = {places.vpc_of(place): error for place, error in parts.check(kernel).items()}
+    return _taken_ports(kernel, state, attempt) | found
+
+
+def _taken_ports(kernel: Kernel, state: State, attempt: Attempt) -> Trouble:
+    """By VPC, the ports that are newly published and that somebody else has on this host."""
+    known = {item.place for vpc in state.world.vpcs for item in vpc.publications}
+    newly = [(vpc.name, item) for vpc in attempt.desired.vpcs for item in vpc.publications if item.place not in known]
+    if not newly:
+        return {}
+    holders = kernel.port_holders([item for _, item in newly])
+    words: dict[str, list[str]] = defaultdict(list)
+    for vpc, item in newly:
+        if item in holders:
+            words[vpc].append(f"the host's port {item.service} is taken: {holders[item]}")
+    remedy = "stop or change that, choose another port, or take it with `vpcctl publish-port --force`"
+    return {vpc: ConflictError(f"{'; '.join(told)}; {remedy}") for vpc, told in words.items()}
 
 
 def _intent(kernel: Kernel, state: State, attempt: Attempt) -> State:

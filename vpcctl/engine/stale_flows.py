@@ -82,6 +82,8 @@ def _of_host(
     if before is None:
         return [None]
     served = _newly_served(newly_reserved)
+    # Where a port is published at other addresses the host's table alone differs.
+    swept = [*swept, *(vpc.name for vpc in world.vpcs if _publications(before, vpc.name) != vpc.publications)]
     found = dict.fromkeys((*_addresses(world, before, swept), *_newly_published(world, before), *served))
     return found if len(found) <= MOST_SELECTIONS else [None]
 
@@ -101,13 +103,15 @@ def _routers(world: World) -> Mapping[str, int]:
 
 def _newly_published(world: World, before: World) -> Iterator[Selection]:
     """The flows of any VPC that block a port that is published now."""
-    known = set(_published(before))
+    known = {item.place for item in _published(before)}
     for item in _published(world):
-        if item not in known:
-            if item.protocol == UDP:
-                yield Selection(protocol=UDP, destination_port=item.port)
-            if NAT_PORTS[0] <= item.port <= NAT_PORTS[1]:
-                yield Selection(protocol=item.protocol, destination_port=item.port, of_replies=True)
+        if item.place not in known:
+            # Of more than MOST_SELECTIONS the whole table is read.
+            for port in range(item.port, item.port + min(item.count, MOST_SELECTIONS + 1)):
+                if item.protocol == UDP:
+                    yield Selection(protocol=UDP, destination_port=port)
+                if NAT_PORTS[0] <= port <= NAT_PORTS[1]:
+                    yield Selection(protocol=item.protocol, destination_port=port, of_replies=True)
 
 
 def _newly_served(ports: Iterable[int]) -> Iterator[Selection]:
@@ -115,6 +119,11 @@ def _newly_served(ports: Iterable[int]) -> Iterator[Selection]:
     for port in ports:
         for protocol in PORTED:
             yield Selection(protocol=protocol, destination_port=port, of_replies=True)
+
+
+def _publications(world: World, vpc: str) -> tuple[Publication, ...]:
+    found = world.vpcs_by_name.get(vpc)
+    return found.publications if found else ()
 
 
 def _published(world: World) -> Iterator[Publication]:

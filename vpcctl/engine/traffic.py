@@ -188,10 +188,24 @@ def closed_way_out(machine: Machine, world: World, vpc: str, subnet: str) -> str
     return closed.closed_way_out(Reach(world, machine.host()[0]), vpc, subnet)
 
 
-def closed_port(machine: Machine, world: World, vpc: str, publication: Publication) -> str:
+def publication_warnings(machine: Machine, world: World, vpc: str, publication: Publication) -> tuple[str, ...]:
+    """What may not be as meant about newly published ports."""
+    subnet = world.vpc(vpc).subnet_of(publication.instance)
+    warnings = []
+    if subnet.policy is None or subnet.policy.ingress is None:
+        callers = "every program of the host" if publication.local else "everybody outside"
+        warnings.append(f"subnet {subnet.name} has no ingress policy, so {callers} may use it")
+    elif closed := _closed_port(machine, world, vpc, publication):
+        to = f"{publication.target} of {publication.instance}"
+        warnings.append(f"the ingress policy of subnet {subnet.name} denies everything from outside to {to} ({closed})")
+    address = publication.address
+    if address is not None and not address.is_loopback and not machine.host()[0].has(address):
+        warnings.append(f"the host has no address {address} now; nobody can call it until the host has")
+    return tuple(warnings)
+
+
+def _closed_port(machine: Machine, world: World, vpc: str, publication: Publication) -> str:
     """The lines of the ingress policy that deny everything from outside to a port; empty if something passes."""
-    if world.vpc(vpc).subnet_of(publication.instance).policy is None:
-        return ""
     from vpcctl.analysis import closed
     from vpcctl.analysis.reachability import Reach
 

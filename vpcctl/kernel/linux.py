@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,7 @@ from vpcctl.values import dataclass
 if TYPE_CHECKING:
     from vpcctl.analysis.tracking import Key, Selection, Tracked
     from vpcctl.kernel.conntrack import Tracking
+    from vpcctl.model.network import Publication
 
 # Open sockets are kept for this many namespaces, so that thousands of instances cost no thousands of descriptors.
 OPEN_NAMESPACES = 128
@@ -228,6 +229,16 @@ class LinuxKernel:
             return []
         remedy = f"remove it (ip netns delete {name}) or choose another name"
         return [f"namespace {name} exists already and is not ours; {remedy}"]
+
+    @_translated("cannot find out who has ports of the host")
+    def port_holders(self, publications: Sequence[Publication]) -> Mapping[Publication, str]:
+        from vpcctl.kernel import port_holders
+
+        rules = port_holders.foreign_rules(tables.everything(self._nft(None)))
+        found = port_holders.holders(publications, list(sockets.listeners()), rules, read_host().addresses)
+        inodes = {one.inode for members in found.values() for one in members if isinstance(one, sockets.Listener)}
+        names = port_holders.processes(inodes)
+        return {item: port_holders.in_words(members, names) for item, members in found.items()}
 
     def ensure(self, item: Item) -> None:
         self._act(item, HANDLERS[type(item)].ensure)

@@ -32,8 +32,8 @@ from vpcctl.errors import KernelError
 from vpcctl.kernel import packets
 from vpcctl.kernel.posts import Namespace, Post, Sound, Way
 from vpcctl.model.host import NO_HOST, Host
-from vpcctl.model.network import NEVER_USABLE, Vpc, World, uplink_addresses
-from vpcctl.model.oracle import Flow, Place, subnet_at
+from vpcctl.model.network import NEVER_USABLE, Publication, Vpc, World, uplink_addresses, uplink_pair
+from vpcctl.model.oracle import Flow, Place, published_at, subnet_at
 from vpcctl.model.policy import ICMP, Address
 from vpcctl.values import dataclass
 
@@ -126,13 +126,22 @@ def probe_of(world: World, flow: Flow, outside: Outside, host: Host = NO_HOST) -
     """The probe that tries `flow` in the kernel; ConflictError, StopIteration if an end in a VPC is not an instance.
 
     To a port that is published a flow from the internet goes by way of the host's address, to any other port straight.
+    A flow of the host itself is sent by the host, and one to a port that the host publishes is looked for in the
+    instance that serves it.
     """
     source, destination = flow.source, flow.destination
     sender, first_hop = outside.namespace, outside.host
     receiver, last_hop, leaving = outside.namespace, None, outside.leaving
-    target, port = destination.address, flow.port
+    target, port, sent_from = destination.address, flow.port, source.address
     delivered, control = False, None
-    if destination.vpc is None and host.hears(destination.address):
+    arrives = destination.address
+    served = published_at(world, flow, host) if source.vpc is not None and destination.vpc is None else None
+    if served is not None:
+        vpc, item = served
+        arrives = vpc.instance(item.instance).addresses[0]
+        receiver, last_hop = names.instance_namespace(vpc.name, item.instance), names.router_namespace(vpc.name)
+        leaving = False
+    elif destination.vpc is None and host.hears(destination.address):
         receiver, leaving, delivered, control = None, False, True, LOOPBACK
     elif destination.vpc is None and not _pingable(world, destination.address):
         receiver, leaving, control = None, True, LOOPBACK
@@ -143,22 +152,28 @@ def probe_of(world: World, flow: Flow, outside: Outside, host: Host = NO_HOST) -
     if destination.vpc is not None:
         vpc = world.vpc(destination.vpc)
         receiver, last_hop, leaving = _namespace(vpc, destination), names.router_namespace(vpc.name), False
-        published = [
-            item
-            for item in vpc.publications
-            if (item.protocol, item.target_port) == (flow.protocol, flow.port)
-            and destination.address in vpc.instance(item.instance).addresses
-        ]
-        if source.vpc is None and published:
-            target, port = outside.host, published[0].port
+        if source.vpc is None:
+            gateway = uplink_pair(world.transit, vpc.index)[0]
+            by_loopback = source.address == gateway
+            itself = by_loopback or host.has(source.address)
+            called = _called(vpc, flow, host if itself else None)
+            if itself and called is not None:
+                # The host calls 127.0.0.1 from there, and its own addresses from themselves.
+                sender, first_hop = None, LOOPBACK
+                own = LOOPBACK if by_loopback else source.address
+                sent_from, target = own, called.address or own
+            elif called is not None:
+                target = called.address or outside.host
+            if called is not None and flow.port is not None:
+                port = called.port + flow.port - called.target_port
     return Probe(
         sender,
-        source.address,
+        sent_from,
         target,
         flow.protocol,
         port,
         receiver,
-        destination.address,
+        arrives,
         first_hop,
         last_hop,
         leaving,
@@ -166,6 +181,20 @@ def probe_of(world: World, flow: Flow, outside: Outside, host: Host = NO_HOST) -
         source.vpc is None,
         control,
     )
+
+
+def _called(vpc: Vpc, flow: Flow, host: Host | None) -> Publication | None:
+    """What is published for the flow, of what can be called: by the `host`, or from outside if that is None."""
+    for item in vpc.publications:
+        there = item.targets[0] <= (flow.port or 0) <= item.targets[1]
+        if (
+            there
+            and item.protocol == flow.protocol
+            and flow.destination.address in vpc.instance(item.instance).addresses
+            and (host is not None or not item.local)
+        ):
+            return item
+    return None
 
 
 def _pingable(world: World, address: Address) -> bool:

@@ -86,7 +86,8 @@ def restore(item: LinkSetting) -> None:
 
     If forwarding was enabled for the whole host meanwhile, it stays enabled.
     """
-    if item.previous and read(place(item)) is not None and not forwarding():
+    kept = item.path.endswith("/forwarding") and forwarding()
+    if item.previous and read(place(item)) is not None and not kept:
         _write(item, item.previous)
 
 

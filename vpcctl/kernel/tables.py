@@ -362,6 +362,11 @@ def listing(nft: Nft, namespace: str | None, families: tuple[str, ...]) -> str:
     )
 
 
+def everything(nft: Nft) -> str:
+    """All tables of the host, whosever they are, as ``nft list ruleset`` prints them."""
+    return _run(nft, None, "list ruleset")
+
+
 def elements(nft: Nft, namespace: str | None) -> list[dict[str, Any]]:
     """Our inet table as libnftables' JSON objects (libnftables-json(5)); nothing where it is not loaded."""
     if not comments(nft, ("inet",)):

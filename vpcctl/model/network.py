@@ -10,14 +10,23 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field
 from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from vpcctl import names
 from vpcctl.errors import ConflictError, DocumentError
-from vpcctl.model.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS, PROTOCOL_NAMES, TCP, Address, Network, Policy
+from vpcctl.model.policy import (
+    HIGHEST_PORT,
+    ICMP_PROTOCOLS,
+    PORT_PROTOCOLS,
+    PROTOCOL_NAMES,
+    TCP,
+    Address,
+    Network,
+    Policy,
+)
 from vpcctl.values import dataclass
 
 Thing = TypeVar("Thing")
@@ -210,28 +219,111 @@ class Subnet:
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """A port of the host that leads to a port of an instance (destination NAT)."""
+    """Ports of the host that lead to as many ports of an instance (destination NAT).
+
+    They are `count` consecutive ports, from `port` on; those of the instance begin with `target_port`.  `address` is
+    the one address of the host that they are published at, None for all.  `entry` is the first port at which the VPC's
+    router takes them in, None for `port` itself: a VPC may publish one port at several addresses for several
+    instances, and its router does not see which address was called (`placed`).
+    """
 
     protocol: int
     port: int
     instance: str
     target_port: int
+    count: int = 1
+    address: Address | None = None
+    entry: int | None = None
+
+    def __post_init__(self) -> None:
+        for first in (self.port, self.target_port):
+            if not 1 <= first <= first + self.count - 1 <= HIGHEST_PORT:
+                raise DocumentError(f"port {port_range(first, self.count)} is not in 1–{HIGHEST_PORT}")
+        if self.address is not None and not _is_publishable(self.address):
+            raise DocumentError(f"{self.address} cannot be an address of the host; omit it to publish at all addresses")
 
     @property
     def service(self) -> str:
-        """The port of the host, as `tcp/8080`."""
-        return f"{PROTOCOL_NAMES.get(self.protocol, self.protocol)}/{self.port}"
+        """The ports of the host, as `tcp/8080`, `udp/8000-8010` or `tcp/80 at 192.0.2.1`."""
+        at = "" if self.address is None else f" at {self.address}"
+        return f"{PROTOCOL_NAMES.get(self.protocol, self.protocol)}/{port_range(self.port, self.count)}{at}"
 
     @property
     def target(self) -> str:
-        """The port of the instance, likewise."""
-        return f"{PROTOCOL_NAMES.get(self.protocol, self.protocol)}/{self.target_port}"
+        """The ports of the instance, likewise."""
+        return f"{PROTOCOL_NAMES.get(self.protocol, self.protocol)}/{port_range(self.target_port, self.count)}"
+
+    @property
+    def entry_port(self) -> int:
+        """The first port at which the VPC's router takes them in."""
+        return self.port if self.entry is None else self.entry
+
+    @property
+    def ports(self) -> tuple[int, int]:
+        """The first and the last port of the host."""
+        return self.port, self.port + self.count - 1
+
+    @property
+    def targets(self) -> tuple[int, int]:
+        """The first and the last port of the instance."""
+        return self.target_port, self.target_port + self.count - 1
+
+    @property
+    def entries(self) -> tuple[int, int]:
+        """The first and the last port at which the router takes them in."""
+        return self.entry_port, self.entry_port + self.count - 1
+
+    @property
+    def place(self) -> tuple[int, int, int, Address | None]:
+        """What of the host they take: protocol, ports and address."""
+        return (self.protocol, *self.ports, self.address)
+
+    @property
+    def local(self) -> bool:
+        """Are they published for the host itself alone, at a loopback address?"""
+        return self.address is not None and self.address.is_loopback
 
     def taken_back(self, vpc: str) -> str:
-        """The command that unpublishes it for the VPC `vpc`."""
+        """The command that unpublishes them for the VPC `vpc`."""
         name = PROTOCOL_NAMES.get(self.protocol, str(self.protocol))
         protocol = "" if self.protocol == TCP else f" --protocol {name}"
-        return f"`vpcctl unpublish-port --vpc {vpc} --port {self.port}{protocol}`"
+        at = "" if self.address is None else f" --address {self.address}"
+        return f"`vpcctl unpublish-port --vpc {vpc} --port {port_range(self.port, self.count)}{protocol}{at}`"
+
+
+def port_range(first: int, count: int = 1) -> str:
+    """Consecutive ports in words: `80`, or `8000-8010`."""
+    return str(first) if count == 1 else f"{first}-{first + count - 1}"
+
+
+def _is_publishable(address: Address) -> bool:
+    """Can a host have this address, as far as the address itself tells?"""
+    if address.is_loopback:
+        return True
+    return address.version == 4 and not any(address in prefix for prefix in NEVER_USABLE)
+
+
+# Where ports are taken in that cannot have their own number: below those of source NAT, above those of services.
+_ENTRIES = (1024, NAT_PORTS[0] - 1)
+
+
+def placed(item: Publication, others: Iterable[Publication]) -> Publication:
+    """`item` with ports at its router that none of `others`, of the same VPC, has; its own, if they are free.
+
+    ConflictError if none are left.
+    """
+    taken = sorted(other.entries for other in others if other.protocol == item.protocol)
+    own = dataclasses.replace(item, entry=None)
+    if not any(low <= own.ports[1] and own.ports[0] <= high for low, high in taken):
+        return own
+    first = _ENTRIES[0]
+    for low, high in taken:
+        if first + item.count - 1 < low:
+            break
+        first = max(first, high + 1)
+    if first + item.count - 1 > _ENTRIES[1]:
+        raise ConflictError(f"no {item.count} consecutive ports are left in the router for {item.service}")
+    return dataclasses.replace(item, entry=first)
 
 
 class Rest(Protocol):
@@ -390,10 +482,15 @@ class Vpc:
         unique((instance.name for instance in self.instances), f"VPC {self.name}: instance")
         unique((instance.mac for instance in self.instances), f"VPC {self.name}: MAC address")
         check_published((self.name, item) for item in self.publications)
+        for one, other in _sharing(self.publications, lambda item: item.entries):
+            first, second = self.publications[one], self.publications[other]
+            raise ConflictError(
+                f"VPC {self.name}: {first.service} and {second.service} would have one port in the router"
+            )
         for publication in self.publications:
             if publication.instance not in self.instances_by_name:
                 raise ConflictError(
-                    f"VPC {self.name}: port {publication.port} is published for instance"
+                    f"VPC {self.name}: port {port_range(publication.port, publication.count)} is published for instance"
                     f" {publication.instance}, which does not exist; unpublish it first"
                 )
         for kind, derive, words in (
@@ -475,8 +572,19 @@ class World:
         for vpc in self.vpcs:
             check_beside_transit(vpc, self.transit)
             _check_room(self.transit, vpc.index)
+        self._check_addresses()
         self._check_peerings()
         self._check_protocols()
+
+    def _check_addresses(self) -> None:
+        """Raise ConflictError for ports that are published at an address of an uplink."""
+        named = [(vpc.name, item) for vpc in self.vpcs for item in vpc.publications if item.address is not None]
+        ends = {address for vpc in self.vpcs for address in uplink_pair(self.transit, vpc.index)} if named else set()
+        for vpc, item in named:
+            if item.address in ends:
+                raise ConflictError(
+                    f"VPC {vpc}: {item.address} is an address of the VPCs' uplinks; publish at another one of the host"
+                )
 
     def _check_protocols(self) -> None:
         owners: dict[int, str] = {}
@@ -600,15 +708,28 @@ def check_apart(one: Subnet, other: Subnet) -> None:
 
 def check_published(items: Iterable[tuple[str, Publication]]) -> None:
     """Raise ConflictError for the first port of the host that is published twice; `items` come with their VPCs."""
-    owners: dict[str, tuple[str, Publication]] = {}
-    for vpc, item in items:
-        if item.service in owners:
-            owner, first = owners[item.service]
+    listed = list(items)
+    pairs = _sharing([item for _, item in listed], lambda item: item.ports)
+    for later, earlier in sorted((max(pair), min(pair)) for pair in pairs):
+        (owner, first), (_, item) = listed[earlier], listed[later]
+        if first.address is None or item.address is None or first.address == item.address:
             raise ConflictError(
-                f"the host's port {item.service} is published for instance {first.instance} of VPC {owner} already;"
+                f"the host's port {item.service} is published for instance {first.instance} of VPC {owner} already"
+                f"{'' if first.place == item.place else f' (as {first.service})'};"
                 f" choose another, or take that back with {first.taken_back(owner)}"
             )
-        owners[item.service] = vpc, item
+
+
+def _sharing(items: Sequence[Publication], span: Callable[[Publication], tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The numbers of every two items of one protocol whose spans share a port."""
+    ordered = sorted(range(len(items)), key=lambda number: (items[number].protocol, span(items[number])[0]))
+    near: list[int] = []
+    for number in ordered:
+        item = items[number]
+        low = span(item)[0]
+        near = [one for one in near if items[one].protocol == item.protocol and span(items[one])[1] >= low]
+        yield from ((one, number) for one in near)
+        near.append(number)
 
 
 def check_beside_transit(vpc: Vpc, transit: Network) -> None:

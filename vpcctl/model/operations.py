@@ -18,6 +18,8 @@ from vpcctl.model.network import (
     Subnet,
     Vpc,
     World,
+    check_published,
+    placed,
 )
 from vpcctl.model.policy import Address, Network
 
@@ -170,18 +172,40 @@ def delete_peering(world: World, one: str, other: str) -> World:
 
 
 def publish_port(world: World, vpc: str, publication: Publication) -> World:
-    """Let a port of the host lead to an instance."""
+    """Let ports of the host lead to an instance."""
     target = world.vpc(vpc)
     target.instance(publication.instance)
-    return world.with_vpc(dataclasses.replace(target, publications=(*target.publications, publication)))
+    everywhere = [(one.name, item) for one in world.vpcs for item in one.publications]
+    check_published([*everywhere, (vpc, publication)])
+    made = placed(publication, target.publications)
+    return world.with_vpc(dataclasses.replace(target, publications=(*target.publications, made)))
 
 
-def unpublish_port(world: World, vpc: str, protocol: int, port: int) -> World:
-    """Take a published port back."""
+def unpublish_port(
+    world: World, vpc: str, protocol: int, port: int, count: int = 1, address: Address | None = None
+) -> World:
+    """Take published ports back; those at any address, if `address` is None and only one publication has the ports."""
     target = world.vpc(vpc)
-    kept = tuple(item for item in target.publications if (item.protocol, item.port) != (protocol, port))
-    if len(kept) == len(target.publications):
+    near = [
+        item
+        for item in target.publications
+        if item.protocol == protocol
+        and item.ports[0] <= port + count - 1
+        and port <= item.ports[1]
+        and address in (None, item.address)
+    ]
+    found = [item for item in near if (item.port, item.count) == (port, count)]
+    # The one that is published at all addresses was published without an address, and is meant if none is given.
+    found = [item for item in found if item.address is None] or found
+    if not found and near:
+        commands = " and ".join(item.taken_back(vpc) for item in near)
+        raise ConflictError(f"VPC {vpc} publishes {', '.join(item.service for item in near)} as a whole; {commands}")
+    if not found:
         raise ConflictError(f"VPC {vpc} does not publish that port; `vpcctl show-vpc --name {vpc}` lists what it does")
+    if len(found) > 1:
+        commands = " or ".join(item.taken_back(vpc) for item in found)
+        raise ConflictError(f"VPC {vpc} publishes that port at several addresses; choose one: {commands}")
+    kept = tuple(item for item in target.publications if item != found[0])
     return world.with_vpc(dataclasses.replace(target, publications=kept))
 
 

@@ -8,7 +8,16 @@ behalf of another.
 from __future__ import annotations
 
 from vpcctl.model.host import NO_HOST, Host
-from vpcctl.model.network import NEVER_USABLE, Subnet, Vpc, World, uplink_addresses
+from vpcctl.model.network import (
+    NEVER_USABLE,
+    Publication,
+    Subnet,
+    Vpc,
+    World,
+    port_range,
+    uplink_addresses,
+    uplink_pair,
+)
 from vpcctl.model.policy import Action, Address, Direction, Endpoint, Policy, Rule
 from vpcctl.model.protocols import ICMP_OF, REPLY_TYPE, TRANSLATED
 from vpcctl.values import dataclass
@@ -26,7 +35,9 @@ class Place:
 class Flow:
     """The first packet of a flow: `port` is the destination port, or the ICMP type, or None.
 
-    A flow from the internet to a published port is given with the instance's address and port, as gates see it.
+    A flow from outside to a published port is given with the instance's address and port, as gates see it, and one of a
+    program of the host that called 127.0.0.1 with the host's address on the VPC's uplink.  A flow of an instance to a
+    published port is given with the address and the port of the host that it calls.
     """
 
     source: Place
@@ -63,7 +74,30 @@ def decide(world: World, flow: Flow, host: Host = NO_HOST) -> Decision:
             if place.vpc is not None and stages[-1].action is Action.ALLOW:
                 vpc = world.vpc(place.vpc)
                 stages.append(_gate(world, vpc, subnet_at(vpc, place.address), direction, flow))
+    if stages[-1].action is Action.ALLOW and flow.source.vpc is not None and flow.destination.vpc is None:
+        called = published_at(world, flow, host)
+        if called is not None:
+            vpc, item = called
+            # The host sends it on, from its end of the other VPC's uplink to the instance.
+            address = vpc.instance(item.instance).addresses[0]
+            port = item.target_port + (flow.port or 0) - item.port
+            gateway = uplink_pair(world.transit, vpc.index)[0]
+            inner = Flow(Place(None, gateway), Place(vpc.name, address), flow.protocol, port)
+            stages.append(_gate(world, vpc, subnet_at(vpc, address), Direction.INGRESS, inner))
     return Decision(tuple(stages))
+
+
+def published_at(world: World, flow: Flow, host: Host) -> tuple[Vpc, Publication] | None:
+    """What is published at the address of the host, and its port, that a flow goes to; None if nothing is."""
+    address, port = flow.destination.address, flow.port
+    if port is None or not host.has(address):
+        return None
+    for vpc in world.vpcs:
+        for item in vpc.publications:
+            called = item.protocol == flow.protocol and item.ports[0] <= port <= item.ports[1]
+            if called and item.address in (None, address):
+                return vpc, item
+    return None
 
 
 def carried(world: World, flow: Flow, host: Host = NO_HOST) -> tuple[Action, str]:
@@ -102,10 +136,10 @@ def _way_out(world: World, vpc: Vpc, flow: Flow, host: Host) -> tuple[Action, st
     if not _is_outside(world, vpc, address):
         return Action.DENY, f"{address} is not an internet address"
     for prefix in host.addresses:
-        if address in prefix:
+        if address in prefix and published_at(world, flow, host) is None:
             return Action.DENY, f"{address} is an address of the host"
     for prefix in host.broadcasts:
-        if address in prefix:
+        if address in prefix and not host.has(address):
             return Action.DENY, f"{address} is a broadcast address of the host's networks"
     subnet = subnet_at(vpc, flow.source.address)
     if not subnet.reaches_internet:
@@ -117,19 +151,24 @@ def _way_out(world: World, vpc: Vpc, flow: Flow, host: Host) -> tuple[Action, st
 
 def _way_in(world: World, vpc: Vpc, flow: Flow, host: Host) -> tuple[Action, str]:
     address = flow.source.address
-    if not _is_outside(world, vpc, address):
+    gateway = uplink_pair(world.transit, vpc.index)[0]
+    if address != gateway and not _is_outside(world, vpc, address):
         return Action.DENY, f"{address} is not an internet address"
-    for prefix in host.addresses:
-        # What is one address and no prefix is looked up in any case.
-        if address in prefix and (host.strict or prefix.num_addresses == 1):
-            return Action.DENY, f"{address} is an address of the host"
+    itself = address == gateway or host.has(address)
     for prefix in host.broadcasts:
-        if address in prefix and host.strict:
+        if address in prefix and host.strict and not itself:
             return Action.DENY, f"{address} is a broadcast address of the host's networks"
     for item in vpc.publications:
         served = flow.destination.address in vpc.instance(item.instance).addresses
-        if served and (item.protocol, item.target_port) == (flow.protocol, flow.port):
-            return Action.ALLOW, f"port {item.port} of the host is published for it"
+        there = item.address is None or item.local or not host.addresses or host.has(item.address)
+        if (
+            served
+            and there
+            and item.protocol == flow.protocol
+            and item.targets[0] <= (flow.port or 0) <= item.targets[1]
+            and (itself or not item.local)
+        ):
+            return Action.ALLOW, f"port {port_range(item.port, item.count)} of the host is published for it"
     return Action.DENY, "this port is not published"
 
 

@@ -7,11 +7,12 @@ it has done anything or, with `fail_after`, once it is done.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from vpcctl.analysis.tracking import Key, Selection, Tracked
 from vpcctl.errors import ConflictError, KernelError
+from vpcctl.model.network import Publication
 from vpcctl.names import TABLE
 from vpcctl.resources.kinds import FdbEntry, Item, Namespace, Port, Ruleset, where
 from vpcctl.resources.plan import Ensure, Plan
@@ -25,6 +26,7 @@ class FakeKernel:
         self.objects: dict[tuple[str, ...], Item] = {}
         self.foreign: set[tuple[str, ...]] = set()
         self.tracked: dict[str | None, list[Tracked]] = {}
+        self.holders: dict[tuple[int, int], str] = {}
         self.calls: list[str] = []
         self.fail_at: int | None = None
         self.fail_after = False
@@ -64,6 +66,15 @@ class FakeKernel:
             raise ConflictError(
                 "\n".join(f"cannot {problem}: it exists already and is not ours" for problem in problems)
             )
+
+    def port_holders(self, publications: Sequence[Publication]) -> Mapping[Publication, str]:
+        """Who has a port, by protocol and number."""
+        return {
+            item: self.holders[item.protocol, port]
+            for item in publications
+            for port in range(item.ports[0], item.ports[1] + 1)
+            if (item.protocol, port) in self.holders
+        }
 
     def ensure(self, item: Item) -> None:
         # Like the real one it loads no ruleset without a text.

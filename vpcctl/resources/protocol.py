@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import ipaddress
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vpcctl.model.network import DEFAULT_MTU
@@ -14,6 +14,7 @@ from vpcctl.values import dataclass
 
 if TYPE_CHECKING:
     from vpcctl.analysis.tracking import Key, Selection, Tracked
+    from vpcctl.model.network import Publication
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -88,6 +89,12 @@ class Kernel(Protocol):
 
     def check(self, plan: Plan) -> None:
         """Raise, before anything is touched, for what would make `plan` fail half-way."""
+
+    def port_holders(self, publications: Sequence[Publication]) -> Mapping[Publication, str]:
+        """In words, who else has ports of the host: a program that listens, or a foreign rule that translates them.
+
+        Only those of `publications` that somebody has.
+        """
 
     def ensure(self, item: Item) -> None:
         """Make `item` so; nothing happens where it is so already."""

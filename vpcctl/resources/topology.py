@@ -254,6 +254,10 @@ def _uplink(world: World, vpc: Vpc, state_id: str) -> Iterator[Item]:
     yield Mtu(None, host, vpc.link_mtu)
     yield LinkSetting(None, host, "net/ipv4/conf/{link}/forwarding", "1")
     yield LinkSetting(None, host, "net/ipv6/conf/{link}/disable_ipv6", "1")
+    if any(item.address is None or item.local for item in vpc.publications):
+        # Calls of 127.0.0.1 go out here, translated, and their answers come in: the kernel calls both martians
+        # otherwise.  `from-uplink` drops what else is sent to a loopback address (net/ipv4/route.c).
+        yield LinkSetting(None, host, "net/ipv4/conf/{link}/route_localnet", "1", "0")
     # Permanent neighbours on both ends: no tenant can push them out of the table that all namespaces share.
     yield Neighbour(None, host, str(router_address), router_mac)
     yield Address(None, host, f"{host_address}/31")
