@@ -27,12 +27,14 @@ from vpcctl import compiler
 from vpcctl.resources import topology
 from vpcctl.cli import main
 from vpcctl.compiler.nft import Chain
+from vpcctl.kernel import verified
 
 def older(world, name, owner):
     first, *rest = compiler.compile_vpc(world, name, owner).tables
     return compiler._finished((dataclasses.replace(first, chains=(*first.chains, Chain("older", ()))), *rest), owner)
 
 topology.compile_vpc = older
+verified.program = lambda: "an older one"
 main(sys.argv[1:])
 """
 
