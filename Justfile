@@ -25,6 +25,13 @@ pure *ARGS:
 kernel *ARGS:
     case " $*" in *" tests/"*) ;; *) set -- tests/lab "$@" ;; esac; pytest -n {{workers}} --dist worksteal "$@"
 
+# Start Docker, podman, firewalld, ufw, libvirt and wg-quick beside VPCs, each in a throw-away machine; as root it
+# installs them as Debian packages whose services do not start
+[no-exit-message]
+coexist *ARGS:
+    python -m tests.coexist.install
+    pytest -n {{workers}} --dist worksteal -rs tests/coexist "$@"
+
 # Show which lines the tests without a kernel run
 [no-exit-message]
 coverage *ARGS:

@@ -3,7 +3,7 @@
     ./run bench compare --install
 
 Some packages start a service, and firewalld would change the packet filter of this machine.  So units that are not
-there yet are masked first, and no service is started.
+there yet are masked first, and no service is started.  `./run coexist` installs its programs by the same function.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 from benchmarks.rivals import bridge_plugin, firewalls, mininet, podman
@@ -24,21 +25,25 @@ INSTALLED_UNITS, OWN_UNITS = Path("/lib/systemd/system"), Path("/etc/systemd/sys
 POLICY = Path("/usr/sbin/policy-rc.d")
 
 
-def mask(installed: Path = INSTALLED_UNITS, own: Path = OWN_UNITS) -> list[str]:
+def mask(installed: Path = INSTALLED_UNITS, own: Path = OWN_UNITS, units: Collection[str] = UNITS) -> list[str]:
     """Mask the units that are not installed yet; the names of these units."""
-    masked = [unit for unit in UNITS if not (installed / unit).exists() and not os.path.lexists(own / unit)]
+    masked = [unit for unit in units if not (installed / unit).exists() and not os.path.lexists(own / unit)]
     own.mkdir(parents=True, exist_ok=True)
     for unit in masked:
         (own / unit).symlink_to("/dev/null")
     return masked
 
 
-def main() -> None:
+def install(packages: Collection[str], units: Collection[str]) -> None:
+    """Install Debian packages without starting a service; `units` are the services that they bring.
+
+    Raises SystemExit with the reason if that fails.
+    """
     if os.geteuid() or not shutil.which("apt-get"):
-        named = " ".join(PACKAGES)
+        named = " ".join(packages)
         raise SystemExit(f"install these packages as root: apt-get install --no-install-recommends {named}")
     # Without systemd nothing reads masks, and none would remove them.
-    for unit in mask() if Path("/run/systemd/system").is_dir() else []:
+    for unit in mask(units=units) if Path("/run/systemd/system").is_dir() else []:
         print(f"masked: {unit} (undo: systemctl unmask {unit})")
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     created = not POLICY.exists()
@@ -49,14 +54,18 @@ def main() -> None:
         os.rename(file.name, POLICY)
     try:
         subprocess.run(["apt-get", "update"], env=environment, stdout=subprocess.DEVNULL)
-        words = ["apt-get", "install", "--yes", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300", *PACKAGES]
+        words = ["apt-get", "install", "--yes", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300", *packages]
         done = subprocess.run(words, env=environment, stdout=subprocess.DEVNULL)
     finally:
         if created:
             POLICY.unlink()
     if done.returncode:
         sys.exit(f"apt-get failed with status {done.returncode}")
-    print(f"installed: {' '.join(PACKAGES)}")
+    print(f"installed: {' '.join(packages)}")
+
+
+def main() -> None:
+    install(PACKAGES, UNITS)
 
 
 if __name__ == "__main__":

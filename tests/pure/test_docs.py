@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
+from tests.coexist import matrix
 from tests.house import PACKAGES
 from vpcctl.cli import COMMANDS, commands
 from vpcctl.cli.session import EXIT_STATUSES
@@ -241,6 +242,13 @@ def test_the_state_directory_is_the_same_everywhere() -> None:
 
 
 # Archaic or indirect phrases that readers stumbled over.
+def test_the_table_of_other_programs_is_that_of_their_tests() -> None:
+    lines = page("docs/coexistence.md").splitlines()
+    assert [line for line in lines if line.startswith("|")] == matrix.table()
+    pairs = [(row.program, row.event) for row in matrix.ROWS]
+    assert pairs == [(program, event) for program in matrix.VERSIONS for event in matrix.EVENTS]
+
+
 UNCLEAR = re.compile(
     r"\b(mend|mends|mended|mending|there is no|there is none|what was begun|published no more|peered no more|any but|"
     r"to play by yourself|say --yes|is not told|are not told|since more than|finishing what|cannot be mended)\b",

@@ -1,0 +1,189 @@
+"""Another program and vpcctl on one machine: both kinds of traffic pass, and neither touches the rules of the other."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.coexist import matrix
+from tests.coexist.programs import FAR, NEIGHBOUR, PROGRAMS, Program, fetches, serve, shell, succeeds
+from tests.lab.machine import run_all
+from vpcctl.lab import HOST, Lab
+
+BUILD = (
+    "create-vpc --name shop --cidr 10.0.0.0/16",
+    "create-subnet --vpc shop --name web --cidr 10.0.1.0/24 --type public",
+    "publish-port --vpc shop --instance web --port 8080",
+    "create-vpc --name other --cidr 10.0.0.0/16",
+    "create-subnet --vpc other --name web --cidr 10.0.1.0/24 --type public",
+)
+# A port of the host on which a server listens, for nobody's VPC.
+HOSTS_OWN = 8099
+# Counts what comes to the instance: on the published port, and on one that nobody may reach.
+COUNT = """
+table inet count {
+    counter published { }
+    counter hidden { }
+    chain arrivals {
+        type filter hook prerouting priority -400;
+        iifname "eth0" tcp dport 8080 counter name published
+        iifname "eth0" tcp dport 8081 counter name hidden
+    }
+}
+"""
+# By what works: the instance's way out, its published port, the program's traffic.
+RESULTS = {
+    (True, True, True): matrix.WORKS,
+    (False, False, True): matrix.OURS,
+    (False, True, True): matrix.OUT,
+    (False, False, False): matrix.BOTH,
+}
+PATIENCE = 6
+# Whoever sits on the LAN may try routes into a VPC.
+ATTEMPTS = (("10.0.1.2", 8081), ("10.0.1.2", 8080), ("100.64.0.1", 8080), ("100.64.0.1", 8081), (str(HOST), 8081))
+
+
+@contextmanager
+def running(lab: Lab, name: str) -> Iterator[Program]:
+    """The program, not started yet."""
+    kind = PROGRAMS[name]
+    missing = [one for one in kind.needs if not shutil.which(one) and not succeeds(lab, "test", "-e", one)]
+    if missing:
+        pytest.skip(f"not installed: {' '.join(missing)}; as root, `./run coexist` installs Debian's packages")
+    program = kind(lab)
+    program.surroundings()
+    try:
+        yield program
+    finally:
+        program.end()
+
+
+def create(lab: Lab) -> None:
+    """A VPC with a way out and a published port, and another one with the same prefix."""
+    run_all(lab, BUILD)
+    lab.run(["nft", "-f", "-"], input=COUNT, netns="shop-web")
+    for port in (8080, 8081):
+        serve(lab, port, "shop-web")
+        assert fetches(lab, f"127.0.0.1:{port}", netns="shop-web")
+    serve(lab, HOSTS_OWN)
+    for address in ("10.0.0.0/16", "100.64.0.0/16"):
+        lab.run(["ip", "route", "add", address, "via", str(HOST)], netns=NEIGHBOUR)
+
+
+def leaves(lab: Lab, wait: int = PATIENCE) -> bool:
+    """Does the instance reach the internet?"""
+    return fetches(lab, FAR, netns="shop-web", wait=wait)
+
+
+def enters(lab: Lab, wait: int = PATIENCE) -> bool:
+    """Does the LAN reach the published port?"""
+    return fetches(lab, f"{HOST}:8080", netns=NEIGHBOUR, wait=wait)
+
+
+def theirs(lab: Lab) -> list[str]:
+    """All rules of the host without ours and without counters, as lines of the tables in the order of their names."""
+    text = shell(lab, "nft --stateless list ruleset 2>/dev/null")
+    tables = re.split(r"^(?=table )", text, flags=re.MULTILINE)
+    kept = sorted(one for one in tables if one.startswith("table ") and not one.startswith("table inet vpcctl "))
+    return [line for one in kept for line in one.splitlines()]
+
+
+def counted(lab: Lab) -> dict[str, int]:
+    listing = json.loads(shell(lab, "nft --json list counters table inet count", netns="shop-web"))["nftables"]
+    return {one["counter"]["name"]: one["counter"]["packets"] for one in listing if "counter" in one}
+
+
+def check_isolation(lab: Lab) -> None:
+    """No packet comes into the instance but by the published port, and none goes from it to the host."""
+    before = counted(lab)
+    tries = [f"curl -s --max-time 0.7 http://{address}:{port}/" for address, port in ATTEMPTS]
+    shell(lab, " & ".join([*tries, "wait"]), netns=NEIGHBOUR)
+    # The other VPC has the same prefix, and no way here.
+    shell(lab, "curl -s --max-time 0.5 http://100.64.0.1:8081/ || true", netns="other-web")
+    after = counted(lab)
+    assert after == before
+    assert after["published"] > 0, "the counter counts nothing"
+    assert after["hidden"] == 0
+    assert fetches(lab, f"127.0.0.1:{HOSTS_OWN}")
+    assert not fetches(lab, f"{HOST}:{HOSTS_OWN}", netns="shop-web", wait=0)
+
+
+def follow_doctor(lab: Lab) -> None:
+    """Run the commands of the fatal findings word for word; they name what drops our packets."""
+    findings = json.loads(lab.vpcctl("doctor", "--json", status=1).stdout)
+    fatal = [one for one in findings if one["severity"] == "fatal"]
+    assert {one["subject"] for one in fatal} == {"foreign firewall"}
+    for one in fatal:
+        assert one["commands"], one
+        for command in one["commands"]:
+            shell(lab, command)
+    assert "fatal" not in {one["severity"] for one in json.loads(lab.vpcctl("doctor", "--json").stdout)}
+
+
+def type_(lab: Lab, program: Program, command: str) -> None:
+    """Run a command of the table.  There is no systemd in the lab: what it would start is started here."""
+    if command == matrix.DOCTOR:
+        follow_doctor(lab)
+    elif command.startswith("systemctl restart "):
+        program.restart()
+    elif command == matrix.REPAIR:
+        lab.vpcctl("repair")
+    else:
+        program.reload()
+
+
+def pass_through(lab: Lab, program: Program, event: str) -> None:
+    """Compare what works after an event with the row, type its commands, and check that both work then."""
+    row = matrix.row(program.name, event)
+    [expected] = [works for works, result in RESULTS.items() if result == row.result]
+    # Patience only where something is to come.
+    waits = [PATIENCE * works for works in expected]
+    found = leaves(lab, waits[0]), enters(lab, waits[1]), program.works(waits[2])
+    assert found == expected, f"{program.name}, {event}"
+    for command in row.typed:
+        type_(lab, program, command)
+    assert (leaves(lab), enters(lab), program.works()) == (True, True, True), f"{program.name}, {event}"
+    check_isolation(lab)
+    if event != matrix.VPC_FIRST or matrix.REPAIR in row.typed:
+        assert lab.vpcctl("status").stdout == "in sync\n"
+
+
+def unchanged(lab: Lab, act: Callable[[], object]) -> None:
+    """A command of ours leaves their rules alone."""
+    before = theirs(lab)
+    act()
+    assert theirs(lab) == before
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_vpc_beside_a_program_that_runs(lab: Lab, name: str) -> None:
+    with running(lab, name) as program:
+        program.start()
+        assert program.works()
+        assert theirs(lab)
+        unchanged(lab, lambda: create(lab))
+        pass_through(lab, program, matrix.PROGRAM_FIRST)
+        program.restart()
+        pass_through(lab, program, matrix.RESTART)
+        unchanged(lab, lambda: lab.vpcctl("destroy", "--all", "--yes"))
+        assert program.works(), matrix.DESTROY
+        assert matrix.row(name, matrix.DESTROY).result == matrix.WORKS
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_that_starts_beside_a_vpc(lab: Lab, name: str) -> None:
+    with running(lab, name) as program:
+        create(lab)
+        assert leaves(lab)
+        assert enters(lab)
+        program.start()
+        pass_through(lab, program, matrix.VPC_FIRST)
+        shell(lab, "nft -f /etc/nftables.conf")
+        pass_through(lab, program, matrix.FLUSH)
+        unchanged(lab, lambda: lab.vpcctl("destroy", "--all", "--yes"))
+        assert program.works(), matrix.DESTROY
