@@ -118,7 +118,7 @@ class Docker(Program):
 
     name = "Docker"
     needs = ("dockerd", "docker", "/bin/busybox")
-    closed = "172.17.0.2:80"
+    closed = "172.17.0.2:81"
 
     def start(self) -> None:
         shell(self.lab, "mount -t cgroup2 none /sys/fs/cgroup")
@@ -127,6 +127,10 @@ class Docker(Program):
         shell(self.lab, "tar -C /run/images/root -c . | docker import - image")
         run = "docker run --detach --name page --restart always --publish 9090:80"
         shell(self.lab, f"{run} --cgroup-parent /{GROUP} image /bin/busybox httpd -f -p 80")
+        # Docker itself lets everybody come to a published port; this one is the container's own.
+        pid = shell(self.lab, "docker inspect -f '{{.State.Pid}}' page").strip()
+        inside = f"nsenter --net=/proc/{pid}/ns/net python3 -m http.server 81 --directory /run/images"
+        shell(self.lab, f"setsid {inside} >/dev/null 2>&1 </dev/null &")
 
     def _serve(self) -> None:
         place = "--data-root /run/images/data --exec-root /run/images/exec --pidfile /run/images/docker.pid"

@@ -147,6 +147,9 @@ def pass_through(lab: Lab, program: Program, event: str) -> None:
     assert found == expected, f"{program.name}, {event}"
     for command in row.typed:
         type_(lab, program, command)
+        if command == matrix.DOCTOR:
+            assert fetches(lab, program.closed), "a server to be kept from"
+            assert not fetches(lab, program.closed, netns="shop-web", wait=0), "the remedy opens more than the way out"
     assert (leaves(lab), enters(lab), program.works()) == (True, True, True), f"{program.name}, {event}"
     check_isolation(lab)
     if event != matrix.VPC_FIRST or matrix.REPAIR in row.typed:
