@@ -285,3 +285,9 @@ def test_a_foreign_rule_has_a_port_where_it_would_translate_calls(item: Publicat
 def test_many_holders_of_a_range_are_counted() -> None:
     many = [Listener(TCP, port, ip_address("0.0.0.0"), port) for port in range(80, 90)]
     assert in_words(many, {}).endswith("a program listens on tcp/82 at 0.0.0.0 and 7 more")
+
+
+@pytest.mark.parametrize("rule", ["ct status dnat accept", "icmp type redirect accept", "ct status snat,dnat drop"])
+def test_a_rule_that_matches_translated_packets_translates_nothing(rule: str) -> None:
+    chains = "\t\ttype filter hook forward priority filter + 10; policy accept;"
+    assert foreign_rules(f"table inet firewalld {{\n\tchain forward {{\n{chains}\n\t\t{rule}\n\t}}\n}}\n") == []

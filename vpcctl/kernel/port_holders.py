@@ -26,7 +26,12 @@ NAMED = 3
 _TABLE_HEAD = re.compile(r"table (\S+) (\S+) \{")
 _BLOCK_HEAD = re.compile(r"\t(chain|set|map) (\S+) \{")
 # What changes the destination of a packet; the second form is that of a listing without the words of iptables.
-_TRANSLATES = re.compile(r'\b(?:dnat|redirect)\b|xt target "(?:DNAT|REDIRECT|NETMAP)"')
+# Not the same words in a match, as in firewalld's `ct status dnat accept`.
+_TRANSLATES = re.compile(
+    r"\bdnat (?:ip6? )?(?:prefix )?(?:addr \. port )?to\b"
+    r"|(?<!type )\bredirect(?= to\b| random| fully-random| persistent| comment|\s*$)"
+    r'|xt target "(?:DNAT|REDIRECT|NETMAP)"'
+)
 _PORTS = re.compile(r"\b(tcp|udp|sctp|th) dport (!= )?(?:map )?(\{[^{}]*\}|@\S+|[\w-]+)")
 _PROTOCOL = re.compile(r"\b(?:meta l4proto|ip protocol) (!= )?(\{[^{}]*\}|[\w-]+)")
 _DESTINATION = re.compile(r"\bip daddr (!= )?(?:map )?(\{[^{}]*\}|@\S+|[0-9][0-9./-]*)")
