@@ -396,6 +396,8 @@ FROM_INSTANCE = policy(ingress=[rule(Action.ALLOW, sources=(Endpoint("instance",
 FROM_OFFICE = policy(ingress=[rule(Action.ALLOW, sources=(Endpoint("set", "office"),))])
 TO_PEER = policy(egress=[rule(Action.DENY, destinations=(Endpoint("vpc", "beta"),)), rule(Action.ALLOW)])
 WEB, DB, THERE, OUT = ("alpha", "web"), ("alpha", "db"), ("beta", "web"), (None, None)
+# The host itself calls the ports that are published.
+ITSELF = (None, "host")
 
 
 @pytest.mark.parametrize(
@@ -413,12 +415,12 @@ WEB, DB, THERE, OUT = ("alpha", "web"), ("alpha", "db"), ("beta", "web"), (None,
         pytest.param(
             village(web=FROM_OFFICE),
             lambda world: with_vpc(world, "alpha", sets=(("office", (network("0.0.0.0/0"),)),)),
-            {(OUT, WEB), (WEB, WEB), (DB, WEB), (THERE, WEB)}, id="a set of the VPC",
+            {(OUT, WEB), (WEB, WEB), (DB, WEB), (THERE, WEB), (ITSELF, WEB)}, id="a set of the VPC",
         ),
         pytest.param(
             village(db=FROM_INSTANCE),
             lambda world: with_subnet(world, "alpha", "web", instances=(instance("alpha", "web", "10.0.0.9"),)),
-            {(WEB, DB), (OUT, WEB)}, id="where an instance is",
+            {(WEB, DB), (OUT, WEB), (ITSELF, WEB)}, id="where an instance is",
         ),
         pytest.param(
             village(), lambda world: dataclasses.replace(world, peerings=()),
@@ -438,7 +440,7 @@ WEB, DB, THERE, OUT = ("alpha", "web"), ("alpha", "db"), ("beta", "web"), (None,
         ),
         pytest.param(
             village(), lambda world: with_vpc(world, "alpha", publications=(Publication(TCP, 8000, "web", 81),)),
-            {(OUT, WEB)}, id="a published port",
+            {(OUT, WEB), (ITSELF, WEB)}, id="a published port",
         ),
         pytest.param(
             village(), lambda world: with_vpc(world, "loner", prefixes=(network("10.0.0.0/24"),)),

@@ -242,7 +242,7 @@ def located(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("address", "status", "reason"),
     [
-        ("198.51.100.2", 1, "198.51.100.2 is an address of the host; instances do not reach the host"),
+        ("198.51.100.2", 1, "198.51.100.2 is an address of the host; instances reach only its published ports"),
         ("198.51.100.255", 1,
          "198.51.100.255 is a broadcast address of the host's networks; the host forwards nothing to it"),
         ("198.51.100.20", 0, "no policy"),
@@ -328,12 +328,15 @@ def test_matrix_is_a_table_of_all_pairs(vpcctl) -> None:
         ["db", "internet", "-"],
         ["internet", "web", "(10.0.1.2)  tcp/80"],
         ["internet", "db", "-"],
+        # It calls published ports, as others do.
+        ["host", "web", "(10.0.1.2)  tcp/80"],
+        ["host", "db", "-"],
     ]
 
 
 def test_matrix_as_json_has_its_shape(vpcctl) -> None:
     found = vpcctl("matrix", "--vpc", "shop", *HERE, "--json").json
-    assert len(found) == 8
+    assert len(found) == 10
     assert {"from": "db", "to": "internet", "traffic": []} in found
     assert {
         "from": "internet",
@@ -546,6 +549,7 @@ def test_a_dry_run_tells_the_implied_default(vpcctl, folder: Path, recorded: Pat
     assert said.status == 0
     assert said.out.splitlines() == [
         "newly denied:", "  web → web any", "  db → web any", "  internet → web (10.0.1.2) tcp/80",
+        "  host → web (10.0.1.2) tcp/80",
     ]  # fmt: skip
     assert said.err.startswith("warning: new.json#: ingress of shop/web denies traffic that no rule matches (implicit;")
 

@@ -42,9 +42,11 @@ SENTENCES = {
     "export": "Print the present environment as a document for `apply`.",
     "status": "Compare the kernel with the desired state, object by object; exit status 3 if they differ.",
     "repair": "Bring the kernel to the desired state: after a crash, a reboot, or `nft flush ruleset`.",
-    "install-service": (
-        "Install the systemd service that restores everything at boot, before the network is declared up."
+    "agent": (
+        "Follow what changes on this host, and repair what differs from the desired state, until a signal ends it."
     ),
+    "install-service": "Install and start the systemd service that runs the agent, from boot on.",
+    "uninstall-service": "Stop and remove the systemd service; VPCs stay as they are.",
     "destroy": "Remove everything that vpcctl made, and nothing else; the host is as before.",
     "lab": "Open a shell, or run a command, in a throw-away machine with a simulated internet; needs no root.",
     "doctor": (

@@ -236,7 +236,9 @@ class LinuxKernel:
 
         rules = port_holders.foreign_rules(tables.everything(self._nft(None)))
         found = port_holders.holders(publications, list(sockets.listeners()), rules, read_host().addresses)
-        inodes = {one.inode for members in found.values() for one in members if isinstance(one, sockets.Listener)}
+        inodes = {
+            one.inode for members in found.values() for one in members if isinstance(one, sockets.ListeningSocket)
+        }
         names = port_holders.processes(inodes)
         return {item: port_holders.in_words(members, names) for item, members in found.items()}
 

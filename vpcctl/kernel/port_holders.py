@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
-from vpcctl.kernel.sockets import Listener
+from vpcctl.kernel.sockets import ListeningSocket
 from vpcctl.model.network import Publication
 from vpcctl.model.policy import HIGHEST_PORT, PORT_PROTOCOLS, PROTOCOL_NAMES, PROTOCOLS
 from vpcctl.names import TABLE
@@ -72,22 +72,22 @@ class ForeignRule:
 
 def holders(
     publications: Sequence[Publication],
-    listeners: Collection[Listener],
+    listeners: Collection[ListeningSocket],
     rules: Collection[ForeignRule],
     own: Iterable[Network],
-) -> dict[Publication, list[Listener | ForeignRule]]:
+) -> dict[Publication, list[ListeningSocket | ForeignRule]]:
     """Who has ports of each publication, of those that somebody has."""
     addresses = list(own)
-    found: dict[Publication, list[Listener | ForeignRule]] = {}
+    found: dict[Publication, list[ListeningSocket | ForeignRule]] = {}
     for item in publications:
-        there: list[Listener | ForeignRule] = [one for one in listeners if _listens(one, item)]
+        there: list[ListeningSocket | ForeignRule] = [one for one in listeners if _listens(one, item)]
         there += [one for one in rules if one.concerns(item, addresses)]
         if there:
             found[item] = there
     return found
 
 
-def _listens(listener: Listener, item: Publication) -> bool:
+def _listens(listener: ListeningSocket, item: Publication) -> bool:
     """Would the program get no packet any more that it gets now?"""
     low, high = item.ports
     if listener.protocol != item.protocol or not low <= listener.port <= high:
@@ -104,7 +104,7 @@ def _listens(listener: Listener, item: Publication) -> bool:
     return item.address is None and (address == LOOPBACK or not address.is_loopback)
 
 
-def in_words(found: Sequence[Listener | ForeignRule], processes: Mapping[int, str]) -> str:
+def in_words(found: Sequence[ListeningSocket | ForeignRule], processes: Mapping[int, str]) -> str:
     """The holders of a port in words; `processes` has the name of a socket's process by inode."""
     words = [
         str(one) if isinstance(one, ForeignRule) else f"{processes.get(one.inode, 'a program')} listens on {_at(one)}"
@@ -115,7 +115,7 @@ def in_words(found: Sequence[Listener | ForeignRule], processes: Mapping[int, st
     return ", ".join(told[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _at(listener: Listener) -> str:
+def _at(listener: ListeningSocket) -> str:
     return f"{PROTOCOL_NAMES[listener.protocol]}/{listener.port} at {listener.address}"
 
 

@@ -33,7 +33,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 @dataclass(frozen=True, slots=True)
-class Listener:
+class ListeningSocket:
     """A socket on which a program waits to be called; `only_ipv6` says that IPv4 does not reach it."""
 
     protocol: int
@@ -49,7 +49,7 @@ def served_ports(low: int, high: int) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def listeners() -> Iterator[Listener]:
+def listeners() -> Iterator[ListeningSocket]:
     """Every socket of the caller's namespace on which a program waits."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG) as channel:
         for family in (socket.AF_INET, socket.AF_INET6):
@@ -57,7 +57,7 @@ def listeners() -> Iterator[Listener]:
                 yield from _waiting(channel, family, protocol, state)
 
 
-def _waiting(channel: socket.socket, family: int, protocol: int, state: int) -> Iterator[Listener]:
+def _waiting(channel: socket.socket, family: int, protocol: int, state: int) -> Iterator[ListeningSocket]:
     """The sockets of one kind; none where the kernel has no such protocol."""
     request = _REQUEST.pack(family, protocol, 0, 0, 1 << state)
     channel.send(netlink.message(SOCK_DIAG_BY_FAMILY, netlink.NLM_F_DUMP, request))
@@ -68,7 +68,7 @@ def _waiting(channel: socket.socket, family: int, protocol: int, state: int) -> 
             _, inode = _OWNER.unpack_from(body, _OWNER_AT)
             values = dict(netlink.attributes(body[_ATTRIBUTES_AT:])) if family == socket.AF_INET6 else {}
             only_ipv6 = any(values.get(INET_DIAG_SKV6ONLY, b""))
-            yield Listener(protocol, port, ipaddress.ip_address(bytes(address[:size])), inode, only_ipv6)
+            yield ListeningSocket(protocol, port, ipaddress.ip_address(bytes(address[:size])), inode, only_ipv6)
     except OSError as error:
         if error.errno not in _ABSENT:
             raise
