@@ -197,7 +197,7 @@ def test_every_error_has_an_exit_status_of_the_table() -> None:
     ("words", "said"),
     [
         (["creat-vpc"], "Error: command 'creat-vpc' not found; did you mean 'create-vpc'?"),
-        (["zzz"], "Error: command 'zzz' not found; expected: apply, apply-policy,"),
+        (["zzz"], "Error: command 'zzz' not found; expected: agent, apply, apply-policy,"),
         (["show-vpc"], "Error: Missing option '--name'."),
         (["show-vpc", "--nam", "one"], "Error: No such option '--nam'"),
         (["create-subnet", "--vpc", "one", "--name", "x", "--type", "public", "--cidr", "10.0.0.1/28"],

@@ -16,7 +16,7 @@ from vpcctl.documents.diff import exported, object_changes
 from vpcctl.documents.environment import read_environment
 from vpcctl.errors import ConflictError, DocumentError
 from vpcctl.kernel.port_holders import ForeignRule, foreign_rules, holders, in_words
-from vpcctl.kernel.sockets import Listener
+from vpcctl.kernel.sockets import ListeningSocket
 from vpcctl.model import operations
 from vpcctl.model.network import Publication, Vpc, World, placed
 from vpcctl.model.policy import SCTP, TCP, UDP
@@ -198,7 +198,7 @@ def test_a_long_range_is_one_element_unless_its_ports_are_renumbered() -> None:
 def test_a_program_has_a_port_where_it_would_be_called(
     address: str, only_ipv6: bool, everywhere: bool, at_host: bool, at_loopback: bool
 ) -> None:
-    listener = Listener(TCP, 8005, ip_address(address), 7, only_ipv6)
+    listener = ListeningSocket(TCP, 8005, ip_address(address), 7, only_ipv6)
     for at, expected in ((None, everywhere), (HOST, at_host), (LOOPBACK, at_loopback)):
         ranged, beside = Publication(TCP, 8000, "web", 80, 6, at), Publication(TCP, 8000, "web", 80, 5, at)
         other = Publication(UDP, 8005, "web", 80, 1, at)
@@ -283,7 +283,7 @@ def test_a_foreign_rule_has_a_port_where_it_would_translate_calls(item: Publicat
 
 
 def test_many_holders_of_a_range_are_counted() -> None:
-    many = [Listener(TCP, port, ip_address("0.0.0.0"), port) for port in range(80, 90)]
+    many = [ListeningSocket(TCP, port, ip_address("0.0.0.0"), port) for port in range(80, 90)]
     assert in_words(many, {}).endswith("a program listens on tcp/82 at 0.0.0.0 and 7 more")
 
 
