@@ -65,7 +65,7 @@ def _prepared(namespace: str | None, items: list[Item]) -> Iterator[str]:
         yield f"{_inside(namespace)}sh -c '{writes}; true'"
     for item in items:
         if isinstance(item, Ruleset):
-            yield _batch(f"{_inside(namespace)}nft -f -", [item.batch])
+            yield _batch(f"{_inside(namespace)}nft -f -", [item.compiled.text(item.generation)])
 
 
 def _linked(namespace: str | None, items: list[Item]) -> Iterator[str]:

@@ -5,7 +5,8 @@
 A stream of probe packets tells when a change is in force: at the first packet that the new policy lets pass.  The
 change is done when the call returns, after it has forgotten flows and written the record.  Three changes take turns:
 ten rules, all N rules, and one of N rules changed.  Beside them: `nft -f` of the compiled text, in a namespace of its
-own.  `--profile` prints where the time goes for each change instead.
+own; and instances and subnets that are created in the VPC with all N rules, and in one without.  `--profile` prints
+where the time goes for each change instead.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import random
 import socket
 import statistics
 import struct
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -36,16 +38,20 @@ from vpcctl.model.network import World
 PACKETS, TURNS, RULES, FEW = 15_000, 7, 10_000, 10
 # The kernel frees the ruleset before in the background, for a while.
 SETTLED = 1.0
+VPCCTL = (sys.executable, "-m", "vpcctl")
+# The policies are those of the first.
+VPCS = ("bench", "plain")
 ENVIRONMENT: dict[str, Any] = {
     "vpcs": [
         {
-            "name": "bench",
+            "name": vpc,
             "cidr": "10.0.0.0/8",
             "subnets": [
                 {"name": "client", "cidr": "10.1.0.0/24", "type": "private"},
                 {"name": "server", "cidr": "10.2.0.0/24", "type": "private"},
             ],
         }
+        for vpc in VPCS
     ]
 }
 # What the measured flows need, after all the others; and what is asked of each of them on the way.
@@ -116,7 +122,8 @@ def run(count: int, turns: int) -> Report:
     done: dict[str, list[float]] = {name: [] for name in wanted}
     plain: list[float] = []
     costs: dict[str, list[float]] = {name: [] for name in wanted}
-    for _ in range(turns):
+    beside: dict[str, dict[str, list[float]]] = {verb: {vpc: [] for vpc in VPCS} for verb in ("instance", "subnet")}
+    for turn in range(turns):
         for name, (before, after) in wanted.items():
             seconds = change_seconds(controller, before, after)
             in_force[name].append(seconds[0])
@@ -124,15 +131,29 @@ def run(count: int, turns: int) -> Report:
             time.sleep(SETTLED)
             costs[name].append(forwarding() * 1e9)
         plain.append(nft_load(Store(STATE_DIR).load().world))
+        for vpc in VPCS:
+            instance, subnet = (
+                ("--name", f"one-{turn}", "--subnet", "client"),
+                ("--name", f"net-{turn}", *private(turn)),
+            )
+            beside["instance"][vpc].append(took(*VPCCTL, "create-instance", "--vpc", vpc, *instance))
+            beside["subnet"][vpc].append(took(*VPCCTL, "create-subnet", "--vpc", vpc, *subnet))
     controller.destroy()
     all_rules, reference = f"{count:,} rules", "nft -f of the compiled text"
     report = Report("rules")
     for what, samples in ((OURS, in_force), (DONE, done)):
         report.comparisons.append(Comparison(f"until {what}", "s", reference, {reference: plain} | samples))
+    for verb, sides in beside.items():
+        report.comparisons.append(Comparison(f"create-{verb} beside {count:,} rules", "s", "plain", sides))
     del costs[f"one of {count:,} rules"]
     report.comparisons.append(Comparison("a packet that opens a flow", "ns", f"{FEW} rules", costs))
     report.figures["new flows/s"] = 1e9 / statistics.median(costs[all_rules])
     return report
+
+
+def private(number: int) -> tuple[str, ...]:
+    """The words that make the subnet of that number a private one with a prefix of its own."""
+    return ("--cidr", f"10.{3 + number}.0.0/24", "--type", "private")
 
 
 def prepared() -> Controller:

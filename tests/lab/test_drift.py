@@ -219,11 +219,16 @@ def picture(lab: Lab) -> dict[str, Any]:
 # The elements of a set that packets fill: traffic brings them, and no command.
 FILLED = re.compile(r"(flags dynamic[^\n]*\n(?:\s+timeout [^\n]*\n)?)\s+elements = \{[^{}]*\}\n")
 
+# As what a table was loaded, and the stamp that says what it has become since (ADR 25): a whole load leaves no stamp.
+LOADED_AS = re.compile(r'comment "vpcctl/[^"]*"|\tchain stamp \{\n[^}]*\}\n')
+
 
 def _looked(lab: Lab, netns: str | None) -> dict[str, Any]:
     printed = lab.run(["sh", "-c", "; echo =====; ".join(LOOKS)], netns=netns, check=False).stdout
-    texts = FILLED.sub(r"\1", printed).split("=====\n")
-    found: dict[str, Any] = {look: sorted(re.split("[{},\n]", text)) for look, text in zip(LOOKS, texts, strict=True)}
+    texts = LOADED_AS.sub("", FILLED.sub(r"\1", printed)).split("=====\n")
+    found: dict[str, Any] = {
+        look: sorted(filter(str.strip, re.split("[{},\n]", text))) for look, text in zip(LOOKS, texts, strict=True)
+    }
     for look in LOOKS[:2]:
         links = json.loads(texts[LOOKS.index(look)], object_hook=_lasting)
         found[look] = {link["ifname"]: link for link in links if link}
@@ -341,13 +346,14 @@ def test_counters_limits_and_the_order_of_elements_are_no_drift(lab: Lab) -> Non
     assert re.search(r"counter packets [1-9]", hits), "nothing was counted, so nothing was shown"
 
 
-# Load the present ruleset anew, with another generation, and die after some transactions.
+# Load the present ruleset anew, with another generation, as a whole or as a change, and die after some transactions.
 CUT_SHORT = """
 import dataclasses, os, sys
+from functools import partial
 from pathlib import Path
 from vpcctl.resources import topology
 from vpcctl.resources.kinds import Ruleset
-from vpcctl.kernel import tables
+from vpcctl.kernel import conntrack, gate_texts, tables
 from vpcctl.lab import STATE_DIR
 from vpcctl.engine.state import Store
 
@@ -367,19 +373,23 @@ state = Store(Path(STATE_DIR)).load()
 loaded = {item.key: item for item in state.items if isinstance(item, Ruleset)}
 items = topology.snapshot(state.world, state.state_id, loaded)["shop"]
 wanted = next(item for item in items if isinstance(item, Ruleset))
-text = wanted.text.replace(f"define generation = {wanted.generation}", f"define generation = {wanted.generation + 1}")
-tables.load(Mortal(tables.context("shop-router"), int(sys.argv[1])), dataclasses.replace(wanted, text=text))
+former = wanted if sys.argv[2] == "change" else None
+next_one = dataclasses.replace(wanted.at(wanted.generation + 1), former=former)
+nft, text = Mortal(tables.context("shop-router"), int(sys.argv[1])), partial(gate_texts.text, "shop-router")
+assert (tables._change(nft, next_one, text) is not None) == (former is not None)
+tables.load(nft, next_one, conntrack.settle, text)
 """
 TRANSACTIONS = 6
 
 
 @pytest.mark.parametrize("number", range(1, TRANSACTIONS))
-def test_a_load_that_is_cut_short_never_opens_anything_and_is_repaired(machine: Lab, number: int) -> None:
+@pytest.mark.parametrize("kind", ["whole", "change"])
+def test_a_load_that_is_cut_short_never_opens_anything_and_is_repaired(machine: Lab, kind: str, number: int) -> None:
     with stations(machine, WEB, DB) as (web, db):
         db.listen()
         kept = start_flow("kept", web, db, "10.0.2.2", 5000, "udp", rate=200)
         denied = start_flow("denied", web, db, "10.0.2.2", 7777, "udp", rate=2000)
-        words = [sys.executable, "-c", CUT_SHORT, str(number)]
+        words = [sys.executable, "-c", CUT_SHORT, str(number), kind]
         assert machine.run(words, check=False).returncode == 9
         judged(web, db)
         told, _, repaired, nothing, after = examine_and_repair(machine)
@@ -391,13 +401,15 @@ def test_a_load_that_is_cut_short_never_opens_anything_and_is_repaired(machine: 
         assert eventually(lambda: kept.counts()[1].received == kept.counts()[0].sent)
     names = machine.run(["nft", "list", "tables"], netns=ROUTER).stdout.split()
     assert [name for name in names if "-next" in name] == []
+    assert ".next" not in machine.run(["nft", "-t", "list", "ruleset"], netns=ROUTER).stdout
 
 
-def test_a_whole_load_takes_so_many_transactions(machine: Lab) -> None:
+@pytest.mark.parametrize("kind", ["whole", "change"])
+def test_a_load_takes_so_many_transactions(machine: Lab, kind: str) -> None:
     """Or the test above would not reach the last one."""
-    assert machine.run([sys.executable, "-c", CUT_SHORT, str(TRANSACTIONS - 1)], check=False).returncode == 9
+    assert machine.run([sys.executable, "-c", CUT_SHORT, str(TRANSACTIONS - 1), kind], check=False).returncode == 9
     machine.vpcctl("repair")
-    machine.run([sys.executable, "-c", CUT_SHORT, str(TRANSACTIONS)])
+    machine.run([sys.executable, "-c", CUT_SHORT, str(TRANSACTIONS), kind])
     machine.vpcctl("repair")
 
 

@@ -29,7 +29,7 @@ from vpcctl.cli import main
 from vpcctl.compiler.nft import Chain
 from vpcctl.kernel import verified
 
-def older(world, name, owner):
+def older(world, name, owner, known=None):
     first, *rest = compiler.compile_vpc(world, name, owner).tables
     return compiler._finished((dataclasses.replace(first, chains=(*first.chains, Chain("older", ()))), *rest), owner)
 

@@ -8,14 +8,17 @@ import pytest
 
 from vpcctl.analysis import packetset
 from vpcctl.analysis.tracking import Ends, Tracked
+from vpcctl.compiler import Compiled
+from vpcctl.compiler.nft import Chain, NftRule, Table
 from vpcctl.engine import generations
 from vpcctl.kernel import tables
 from vpcctl.resources.fake import FakeKernel
 from vpcctl.resources.kinds import Ruleset, from_json, to_json
 
-TEXT = 'define generation = 5\n\ntable inet vpcctl {\n\tcomment "vpcctl/x/shop/ruleset abc 5"\n\tct mark 5 accept\n}\n'
-MINE = Ruleset("shop-router", ("inet",), "vpcctl/x/shop/ruleset", "abc", 5, TEXT)
-OTHER = dataclasses.replace(MINE, fingerprint="def", text=TEXT.replace("abc", "def"))
+OWNER = "vpcctl/x/shop/ruleset"
+CONTENT = Compiled((Table("inet", "vpcctl", (), (Chain("c", (NftRule("ct mark 5 accept"),)),)),), OWNER, "abc")
+MINE = Ruleset("shop-router", ("inet",), OWNER, "abc", 5, CONTENT)
+OTHER = dataclasses.replace(MINE, fingerprint="def", content=dataclasses.replace(CONTENT, fingerprint="def"))
 
 
 def given(item: Ruleset, loaded: Ruleset | None, marks: tuple[int, ...], recorded: Ruleset = MINE) -> int:
@@ -77,6 +80,7 @@ def test_a_ruleset_from_the_record_cannot_be_loaded() -> None:
     assert isinstance(recorded, Ruleset)
     assert recorded.text is None
     assert recorded.at(6).text is None
-    for load in (FakeKernel().ensure, lambda item: tables.load(None, item)):
+    nothing = (lambda: None, lambda gate, fingerprint: None)
+    for load in (FakeKernel().ensure, lambda item: tables.load(None, item, *nothing)):
         with pytest.raises(AssertionError, match="from the record"):
             load(recorded)

@@ -3,39 +3,53 @@
 Theory of operation.  `compile_vpc` walks the sections in the order in which a packet meets them and puts their sets
 and chains into one table (plus one of the ARP and one of the bridge family).  The text never depends on anything but
 the world, so equal texts mean equal rulesets: a fingerprint of it stands in the table's comment, and a text that is
-loaded already is not loaded again.  The *generation*, which changes with every load, is kept out of the text by a
-`define`.
+loaded already is not loaded again.  The fingerprint is made of the gates' fingerprints and of all the rest, so that a
+gate whose fingerprint is known is not compiled for it.  The *generation*, which changes with every load, is kept out of
+the text by a `define`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from vpcctl import names
 from vpcctl.compiler.chains import CLOSED, SECTIONS, frames, neighbours
 from vpcctl.compiler.host_table import host_table
-from vpcctl.compiler.nft import Chain, RateLimit, Set, Table, transaction
+from vpcctl.compiler.nft import FINGERPRINT_LENGTH, Chain, Part, RateLimit, Set, Table, transaction
 from vpcctl.compiler.view import View
 from vpcctl.digest import sha256
 from vpcctl.model.host import NO_PART, HostPart
 from vpcctl.model.network import World
 from vpcctl.values import dataclass
 
-FINGERPRINT_LENGTH = 16
-
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """The tables of a ruleset, and the fingerprint of their text (hexadecimal)."""
+    """The tables of a ruleset with gates as parts, and the fingerprint of their text (hexadecimal)."""
 
-    tables: tuple[Table, ...]
+    outline: tuple[Table, ...]
     owner: str
     fingerprint: str
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """The tables with everything that is in them; this compiles gates that were not compiled."""
+        return tuple(table.whole() for table in self.outline)
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """The families of the tables."""
+        return tuple(table.family for table in self.outline)
+
+    @property
+    def gates(self) -> dict[str, Part]:
+        """The gates by name."""
+        return {part.name: part for table in self.outline for part in table.parts}
 
     def text(self, generation: int) -> str:
         """The batch as ``nft -f`` takes it.  `generation` is the mark of admitted flows, 1 to 2**32 - 1."""
         comment = table_comment(self.owner, self.fingerprint, generation)
-        return f"define generation = {generation}\n\n{transaction(self.tables, comment)}"
+        return f"define generation = {generation}\n\n{transaction(self.outline, comment)}"
 
 
 def table_comment(owner: str, fingerprint: str, generation: int) -> str:
@@ -43,11 +57,14 @@ def table_comment(owner: str, fingerprint: str, generation: int) -> str:
     return f"{owner} {fingerprint} {generation}"
 
 
-def compile_vpc(world: World, name: str, owner: str) -> Compiled:
-    """The ruleset of the VPC `name`; `owner` is the tag that its tables carry."""
-    view = View.of(world, name)
-    sets: list[Set | RateLimit] = []
-    chains: list[Chain] = []
+def compile_vpc(world: World, name: str, owner: str, known: Mapping[str, str] | None = None) -> Compiled:
+    """The ruleset of the VPC `name`; `owner` is the tag that its tables carry.
+
+    `known` are fingerprints of gates by name, which need not be compiled for that of the ruleset.
+    """
+    view = View.of(world, name, known)
+    sets: list[Set | RateLimit | Part] = []
+    chains: list[Chain | Part] = []
     for section in SECTIONS:
         more_sets, more_chains = section(view)
         sets += more_sets
@@ -80,5 +97,6 @@ def compile_host(
 
 
 def _finished(tables: tuple[Table, ...], owner: str) -> Compiled:
-    fingerprint = sha256(transaction(tables, owner).encode()).hex()[:FINGERPRINT_LENGTH]
-    return Compiled(tables, owner, fingerprint)
+    gates = [f"{part.name} {part.fingerprint}\n" for table in tables for part in table.parts]
+    words = transaction(tuple(table.without_parts() for table in tables), owner) + "".join(gates)
+    return Compiled(tables, owner, sha256(words.encode()).hex()[:FINGERPRINT_LENGTH])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from vpcctl.compiler.dependencies import same_gates, standing_gates
 from vpcctl.compiler.effort import Effort, TooMuchError
 from vpcctl.compiler.gates import gate, keep
 from vpcctl.compiler.view import View, looks_alike
@@ -28,7 +29,7 @@ def check(before: World, after: World) -> None:
 
 
 def _problem(before: World, after: World, vpc: Vpc) -> Problem | None:
-    if looks_alike(before, after, vpc):
+    if looks_alike(before, after, vpc) or standing_gates(vpc) <= same_gates(before, after, vpc.name):
         return None
     was = before.vpcs_by_name.get(vpc.name)
     known = {subnet.name: subnet.policy for subnet in was.subnets} if was else {}

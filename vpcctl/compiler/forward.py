@@ -5,9 +5,20 @@ from __future__ import annotations
 from collections import defaultdict
 
 from vpcctl import names
-from vpcctl.compiler.gates import Gate, gate
+from vpcctl.compiler.gates import PlannedGate, planned
 from vpcctl.compiler.hooks import CHECKED_MARK, Parts, base_chain
-from vpcctl.compiler.nft import ADDRESS_TYPE, ADDRESS_WORD, Chain, Element, NftRule, Set, anonymous, quoted
+from vpcctl.compiler.nft import (
+    ADDRESS_TYPE,
+    ADDRESS_WORD,
+    Chain,
+    Element,
+    NftRule,
+    Part,
+    RateLimit,
+    Set,
+    anonymous,
+    quoted,
+)
 from vpcctl.compiler.translation import untranslated
 from vpcctl.compiler.view import View
 from vpcctl.model.network import NEVER_USABLE, Subnet, port_range
@@ -23,27 +34,27 @@ class _Port:
 
     bridge: str
     subnet: Subnet
-    egress: Gate | None
-    ingress: Gate | None
+    egress: PlannedGate | None
+    ingress: PlannedGate | None
 
 
 def forward(view: View) -> Parts:
     """The judgement: legal paths, then the two gates, then the mark of this generation."""
     ports = [
-        _Port(bridge, subnet, gate(view, subnet, Direction.EGRESS), gate(view, subnet, Direction.INGRESS))
+        _Port(bridge, subnet, planned(view, subnet, Direction.EGRESS), planned(view, subnet, Direction.INGRESS))
         for bridge, subnet in view.bridges
     ]
     served_sets, served_chains = _served(view)
     gates = [made for port in ports for made in (port.egress, port.ingress) if made]
-    sets = [
+    sets: list[Set | RateLimit | Part] = [
         Set("bridges", "ifname", tuple(Element(quoted(bridge)) for bridge, _ in view.bridges)),
         Set("paths", "ifname . ifname", tuple(_paths(view))),
         # A field can be compared with values, not with another field: so each address stands beside itself.
         Set("ends", "ipv4_addr . ipv4_addr", tuple(_ends(view))),
         *served_sets,
-        *(one for made in gates for one in made.sets),
+        *gates,
     ]
-    chains = [
+    chains: list[Chain | Part] = [
         _entry(),
         *served_chains,
         *_judge(ports, bool(served_chains)),
@@ -54,7 +65,7 @@ def forward(view: View) -> Parts:
         Chain("send-reject", SEND_REJECT),
     ]
     for port in ports:
-        chains += (chain for made in (port.egress, port.ingress) if made for chain in made.chains)
+        chains += (made for made in (port.egress, port.ingress) if made)
     return sets, chains
 
 
@@ -254,7 +265,7 @@ def _dispatch(field: str, targets: list[tuple[str, str]], verb: str) -> list[Nft
     return [NftRule(f"{field} vmap " + anonymous([f"{quoted(link)} : {verb} {chain}" for link, chain in targets]))]
 
 
-def _arrive(subnet: Subnet, egress: list[NftRule], ingress: Gate | None) -> Chain:
+def _arrive(subnet: Subnet, egress: list[NftRule], ingress: PlannedGate | None) -> Chain:
     """What is for a subnet passes its sender's gate and then the subnet's own.
 
     Only addresses that are somebody's are resolved: a scan cannot fill the neighbour table (`arp(7)`).

@@ -22,8 +22,20 @@ from typing import Any, NamedTuple
 from vpcctl.compiler.effort import Effort
 from vpcctl.compiler.first_match import WIDTH, Box, Prefix, Product, spread, stack
 from vpcctl.compiler.match_boxes import matches
-from vpcctl.compiler.nft import ADDRESS_TYPE, ADDRESS_WORD, Chain, Element, NftRule, RateLimit, Set, comment_text
+from vpcctl.compiler.nft import (
+    ADDRESS_TYPE,
+    ADDRESS_WORD,
+    FINGERPRINT_LENGTH,
+    Chain,
+    Element,
+    NftRule,
+    RateLimit,
+    Set,
+    comment_text,
+    part_text,
+)
 from vpcctl.compiler.view import View
+from vpcctl.digest import sha256
 from vpcctl.model.network import Subnet, Vpc
 from vpcctl.model.policy import ICMP, ICMP_PROTOCOLS, ICMPV6, Action, Direction, Policy, Range, Rule
 from vpcctl.model.protocols import REPLY_TYPE
@@ -44,6 +56,78 @@ class Gate:
     mirror: str
     sets: tuple[Set | RateLimit, ...]
     chains: tuple[Chain, ...]
+
+
+class PlannedGate:
+    """A gate that is compiled when somebody asks for its sets, chains or text.
+
+    Its fingerprint may be known without compiling it: most changes of a VPC leave its gates as they are.
+    """
+
+    def __init__(self, view: View, subnet: Subnet, direction: Direction):
+        self.chain = gate_name(subnet.name, direction)
+        self.mirror = f"{self.chain}.reply"
+        self._of = view, subnet, direction
+        self._known = view.known.get(self.chain)
+        self._gate: Gate | None = None
+        self._text: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What all names in the gate begin with."""
+        return self.chain
+
+    @property
+    def sets(self) -> tuple[Set | RateLimit, ...]:
+        """Its sets and limits."""
+        return self._compiled().sets
+
+    @property
+    def chains(self) -> tuple[Chain, ...]:
+        """Its chains."""
+        return self._compiled().chains
+
+    @property
+    def text(self) -> str:
+        """The text by itself."""
+        if self._text is None:
+            self._text = part_text(self)
+        return self._text
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the text."""
+        if self._known is None:
+            self._known = sha256(self.text.encode()).hex()[:FINGERPRINT_LENGTH]
+        return self._known
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PlannedGate) and (self.name, self.fingerprint) == (other.name, other.fingerprint)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.fingerprint))
+
+    def _compiled(self) -> Gate:
+        if self._gate is None:
+            self._gate = gate(*self._of)
+            assert self._gate is not None, "a gate that lets everything pass is not planned"
+        return self._gate
+
+
+def planned(view: View, subnet: Subnet, direction: Direction) -> PlannedGate | None:
+    """The gate of `subnet` for `direction`, to be compiled on demand; None where everything passes."""
+    return PlannedGate(view, subnet, direction) if stands(subnet, direction) else None
+
+
+def gate_name(subnet: str, direction: Direction) -> str:
+    """The name of a gate, with which the names of all its objects begin."""
+    return f"{direction.value}-{subnet}"
+
+
+def stands(subnet: Subnet, direction: Direction) -> bool:
+    """Does the policy of the subnet say anything about the direction?"""
+    policy = subnet.policy
+    return policy is not None and (bool(policy.rules(direction)) or policy.default(direction) is not Action.ALLOW)
 
 
 class Shape(NamedTuple):
@@ -78,11 +162,9 @@ def gate(view: View, subnet: Subnet, direction: Direction, effort: Effort | None
     if effort is None and place in _kept and _kept[place][0] == _made_of(view, subnet):
         return _kept.pop(place)[1]
     policy = subnet.policy
-    if policy is None:
+    if policy is None or not stands(subnet, direction):
         return None
     rules = tuple(policy.rules(direction) or ())
-    if not rules and policy.default(direction) is Action.ALLOW:
-        return None
     return _Builder(view, subnet, policy, direction, rules, effort or Effort()).build()
 
 
@@ -121,7 +203,7 @@ class _Builder:
         self._view, self._subnet, self._policy, self._direction, self._rules = view, subnet, policy, direction, rules
         # The users' lines, as comments.
         self._lines = [str(rule.origin) for rule in rules]
-        self._name, self._effort = f"{direction.value}-{subnet.name}", effort
+        self._name, self._effort = gate_name(subnet.name, direction), effort
         self._sets: list[Set] = []
         self._chains: list[Chain] = []
         # The lists of products, by type and members: rules that have one in common share it.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from vpcctl.compiler.nft import Chain, Hook, NftRule, RateLimit, Set
+from collections.abc import Sequence
+
+from vpcctl.compiler.nft import Chain, Hook, NftRule, Part, RateLimit, Set
 
 # Priorities are those of include/uapi/linux/netfilter_ipv4.h: defragmentation is -400, raw -300, connection tracking
 # -200, dstnat -100, filter 0, srcnat 100.
@@ -44,7 +46,7 @@ PASSING_CHAIN = (
 CHECKED_MARK = "0x76706331"
 
 # What a section of the ruleset is made of.
-Parts = tuple[list[Set | RateLimit], list[Chain]]
+Parts = tuple[Sequence[Set | RateLimit | Part], Sequence[Chain | Part]]
 
 
 def base_chain(name: str, *rules: NftRule) -> Chain:

@@ -7,11 +7,15 @@ from users become comments and pass through `comment_text` first.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator
+from typing import Protocol
 
 from vpcctl.values import dataclass
 
+# How many hexadecimal digits of a SHA-256 stand for a text.
+FINGERPRINT_LENGTH = 16
 # NFTNL_UDATA_COMMENT_MAXLEN in libnftnl: a longer comment is refused.
 COMMENT_LIMIT = 127
 _UNSAFE = re.compile(r"[^A-Za-z0-9 ._,:/#=+~-]")
@@ -154,24 +158,78 @@ class Chain:
         yield "}"
 
 
+class Part(Protocol):
+    """Sets and chains that are compiled when somebody asks for them.
+
+    The fingerprint of their text may be known without them.
+    """
+
+    @property
+    def name(self) -> str:
+        """What all names in the part begin with."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the text of the part."""
+
+    @property
+    def text(self) -> str:
+        """The text of the part by itself."""
+
+    @property
+    def sets(self) -> tuple[Set | RateLimit, ...]: ...
+
+    @property
+    def chains(self) -> tuple[Chain, ...]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table with its sets, limits, counters and chains."""
+    """A table with its sets, limits, counters and chains.  A part is in both lists: its sets and its chains."""
 
     family: str
     name: str
-    sets: tuple[Set | RateLimit | Counter, ...] = ()
-    chains: tuple[Chain, ...] = ()
+    sets: tuple[Set | RateLimit | Counter | Part, ...] = ()
+    chains: tuple[Chain | Part, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts of the table."""
+        return tuple(one for one in self.chains if not isinstance(one, Chain))
+
+    @property
+    def objects(self) -> tuple[Set | RateLimit | Counter | Chain, ...]:
+        """All objects that are in no part."""
+        everything = (*self.sets, *self.chains)
+        return tuple(one for one in everything if isinstance(one, (Set, RateLimit, Counter, Chain)))
+
+    def without_parts(self) -> Table:
+        """The same table with what is in no part."""
+        sets = tuple(one for one in self.sets if isinstance(one, (Set, RateLimit, Counter)))
+        return dataclasses.replace(self, sets=sets, chains=tuple(one for one in self.chains if isinstance(one, Chain)))
+
+    def whole(self) -> Table:
+        """The same table with the objects of its parts in their place."""
+        sets = [
+            each for one in self.sets for each in ((one,) if isinstance(one, (Set, RateLimit, Counter)) else one.sets)
+        ]
+        chains = [each for one in self.chains for each in ((one,) if isinstance(one, Chain) else one.chains)]
+        return dataclasses.replace(self, sets=tuple(sets), chains=tuple(chains))
 
     def lines(self, comment: str = "") -> Iterator[str]:
         yield f"table {self.family} {self.name} {{"
         if comment:
             yield f'\tcomment "{comment_text(comment)}"'
-        for part in (*self.sets, *self.chains):
+        for part in self.whole().objects:
             yield ""
             for line in part.lines():
                 yield f"\t{line}" if line else ""
         yield "}"
+
+
+def part_text(part: Part) -> str:
+    """The text of a part by itself."""
+    return "".join(f"{line}\n" for one in (*part.sets, *part.chains) for line in one.lines())
 
 
 def transaction(tables: tuple[Table, ...], comment: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import field
 
 from vpcctl import names
 from vpcctl.model.difference import differing
@@ -14,19 +15,23 @@ from vpcctl.values import dataclass
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The VPC `vpc` within `world`; `peers` are the VPCs that it is peered with."""
+    """The VPC `vpc` within `world`; `peers` are the VPCs that it is peered with.
+
+    `known` are the fingerprints of gates that are known without compiling them, by the name of the gate.
+    """
 
     world: World
     vpc: Vpc
     peers: tuple[Vpc, ...]
     host_address: Address
     uplink_address: Address
+    known: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, world: World, name: str) -> View:
+    def of(cls, world: World, name: str, known: Mapping[str, str] | None = None) -> View:
         """The view of the VPC `name`; ConflictError if the world has none."""
         vpc = world.vpc(name)
-        return cls(world, vpc, world.peers(name), *uplink_pair(world.transit, vpc.index))
+        return cls(world, vpc, world.peers(name), *uplink_pair(world.transit, vpc.index), known or {})
 
     @property
     def bridges(self) -> tuple[tuple[str, Subnet], ...]:

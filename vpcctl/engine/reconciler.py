@@ -172,7 +172,7 @@ def _attempt(kernel: Kernel, state: State, desired: World, facts: HostFacts) -> 
     host = targets.host_part(state, desired, facts)
     loaded = topology.Recorded(state.record)
     standing = topology.InForce(state.world, state.host, state.record)
-    snapshot = topology.snapshot(desired, state.state_id, loaded, host=host, standing=standing)
+    snapshot = topology.snapshot(desired, state.state_id, loaded, host=host, standing=standing, gates=kernel.gates)
     changed = {scope: items for scope, items in snapshot.items() if items is not state.record.get(scope)}
     # Peers track the same flows: if they are damaged on record, that is told before anything is changed.
     for peer in (peer for scope in changed for peer in desired.peers(scope)):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpcctl.errors import ConflictError, GoneError, KernelError, PrivilegeError
-from vpcctl.kernel import checksums, claims, namespaces, settings, sockets, tables, verified
+from vpcctl.kernel import checksums, claims, gate_texts, namespaces, settings, sockets, tables, verified
 from vpcctl.kernel.links import ABSENCE, LOOPBACK, Rtnl, contended
 from vpcctl.kernel.lookups import Lookups
 from vpcctl.kernel.netlink import NetlinkError
@@ -277,6 +279,7 @@ class LinuxKernel:
             return
         self._close(item.namespace)
         namespaces.remove(item.namespace, item.tag)
+        gate_texts.forget(item.namespace)
 
     def _ensure_setting(self, item: Setting | LinkSetting) -> None:
         with self._rtnl(item.namespace).inside():
@@ -291,7 +294,7 @@ class LinuxKernel:
         if self._observe_ruleset(item) == RIGHT:
             return
         before, done = self._stamp(item.namespace), nft.transactions
-        tables.load(nft, item)
+        self._load_ruleset(nft, item, before)
         after = self._stamp(item.namespace)
         # Nobody else changed anything since.
         if before and after == (before.cookie, before.transactions + nft.transactions - done):
@@ -302,7 +305,7 @@ class LinuxKernel:
         if self._notes.holds(stamp, item):
             return RIGHT
         condition = tables.observe(item, self._nft(item.namespace), self._reference)
-        if condition == RIGHT and item.text is not None:
+        if condition == RIGHT and item.content is not None:
             self._notes.learn(stamp, item)
         return condition
 
@@ -321,6 +324,24 @@ class LinuxKernel:
             if (item.namespace is None or self._is_there(item.namespace))
             and self._notes.holds(self._stamp(item.namespace), item)
         }
+
+    def _load_ruleset(self, nft: tables.Nft, item: Ruleset, stamp: verified.Stamp | None) -> None:
+        from vpcctl.kernel import conntrack
+
+        router, former = item.namespace, item.former
+        if router is None:
+            tables.load(nft, item, conntrack.settle, lambda gate, fingerprint: None)
+            return
+        if former is not None and stamp is not None and not self._notes.holds(stamp, former):
+            # Somebody changed something since, which a whole load heals.
+            item = dataclasses.replace(item, former=None)
+        tables.load(nft, item, conntrack.settle, partial(gate_texts.text, router))
+        gate_texts.keep(router, item.compiled)
+
+    def _remove_ruleset(self, item: Ruleset) -> None:
+        tables.unload(self._nft(item.namespace), item)
+        if item.namespace is not None:
+            gate_texts.forget(item.namespace)
 
     def _remove_bridge(self, item: Bridge) -> None:
         rtnl = self._rtnl(item.namespace)
@@ -387,6 +408,9 @@ class LinuxKernel:
 
     def loaded(self, namespace: str) -> set[tuple[str, int]]:
         return tables.loaded(self._nft(namespace)) if self._is_there(namespace) else set()
+
+    def gates(self, ruleset: Ruleset) -> Mapping[str, str]:
+        return {} if ruleset.namespace is None else gate_texts.fingerprints(ruleset.namespace, ruleset.fingerprint)
 
     @staticmethod
     @_translated("cannot read the kernel's network state")
@@ -552,7 +576,7 @@ HANDLERS: dict[type[Item], Handler] = {
     Setting: Handler(LinuxKernel._ensure_setting, _nothing, lambda kernel, survey, item: settings.observe(item), True),
     Ruleset: Handler(
         LinuxKernel._ensure_ruleset,
-        lambda kernel, item: tables.unload(kernel._nft(item.namespace), item),
+        LinuxKernel._remove_ruleset,
         lambda kernel, survey, item: kernel._observe_ruleset(item),
     ),
     Bridge: Handler(_with_rtnl("ensure_bridge"), LinuxKernel._remove_bridge),

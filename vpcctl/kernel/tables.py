@@ -1,13 +1,16 @@
-"""nftables through libnftables: load a batch, read back what is there and compare it.
+"""nftables through libnftables: load a batch or a change, read back what is there and compare it.
 
 A context opens its sockets when it is constructed, and stays bound to the namespace of that moment.  Which tables there
 are it asks itself (include/uapi/linux/netfilter/nf_tables.h): libnftables would read everything that is in them.
 
-Theory of operation of a load.  To delete a table in the transaction that adds its successor loses packets, for two
-reasons in net/netfilter/nf_tables_api.c: a packet that another CPU is judging by the old chains at that instant finds
-their verdict maps emptied (`nft_map_deactivate`), and the new interval sets show their elements only some time after
-the new rules are in force (`nft_set_commit_update`).  So the table in force hands over to a spare, and the spare to
-the new table of the right name.  Each is loaded asleep (dormant, that is without hooks), and then one transaction
+A ruleset whose predecessor is known to be loaded is loaded as the change between the two (compiler/delta.py, ADR 25).
+Every other one is loaded whole:
+
+Theory of operation of a whole load.  To delete a table in the transaction that adds its successor loses packets, for
+two reasons in net/netfilter/nf_tables_api.c: a packet that another CPU is judging by the old chains at that instant
+finds their verdict maps emptied (`nft_map_deactivate`), and the new interval sets show their elements only some time
+after the new rules are in force (`nft_set_commit_update`).  So the table in force hands over to a spare, and the spare
+to the new table of the right name.  Each is loaded asleep (dormant, that is without hooks), and then one transaction
 wakes it and puts the other one to sleep, which leaves the rules and maps of both as they are.  The instant of the
 first of these is when the new ruleset begins to hold.
 
@@ -19,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import re
 import socket
@@ -29,6 +33,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any, Protocol
 
 from vpcctl.compiler import table_comment
+from vpcctl.compiler.delta import SHADOW, STAMP, Count, Delta, delta
 from vpcctl.compiler.nft import removal
 from vpcctl.errors import ConflictError, KernelError
 from vpcctl.kernel import netlink
@@ -41,6 +46,9 @@ from vpcctl.values import dataclass
 LIBRARY = "libnftables.so.1"
 SPARE = f"{TABLE}-next"
 _TABLE_START = re.compile(rf"^table (\w+) {TABLE} \{{$", re.MULTILINE)
+# How the first line of an object in a listed table begins, and how the comment of a table of ours does.
+_OBJECTS = ("\tset ", "\tmap ", "\tchain ", "\tlimit ", "\tcounter ")
+_TABLE_COMMENT = f'\tcomment "{TAGGED}'
 # What nft prints in braces on one line, or as the elements of a set: a list whose order means nothing.
 _LIST = re.compile(r"\{ ([^{}]*) \}")
 # The elements of a set that packets fill: they are not part of a ruleset's text.
@@ -50,12 +58,19 @@ DETAIL_LENGTH = 120
 # Subsystem 10 is that of nf_tables.
 NFT_MSG_GETTABLE = 10 << 8 | 1
 NFTA_TABLE_NAME, NFTA_TABLE_FLAGS, NFTA_TABLE_USERDATA, NFT_TABLE_F_DORMANT = 1, 2, 6, 1
-# The first kind of a table's user data is its comment (libnftnl: NFTNL_UDATA_TABLE_COMMENT).
+NFT_MSG_GETCHAIN = 10 << 8 | 4
+NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME, NFTA_CHAIN_USERDATA = 1, 3, 12
+NFT_MSG_GETRULE = 10 << 8 | 7
+NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS = 1, 2, 4
+NFTA_EXPR_NAME, NFTA_EXPR_DATA, NFTA_COUNTER_BYTES, NFTA_COUNTER_PACKETS = 1, 2, 1, 2
+# The first kind of a table's or chain's user data is its comment (libnftnl: NFTNL_UDATA_TABLE_COMMENT).
 COMMENT = 0
 # NFPROTO_..., include/uapi/linux/netfilter.h
 FAMILIES = {"inet": 1, "ip": 2, "arp": 3, "netdev": 5, "bridge": 7, "ip6": 10}
 # struct nfgenmsg
 _FAMILY = struct.Struct("=BBH")
+# The text of a gate that is loaded, by its name and fingerprint.
+Texts = Callable[[str, str], str | None]
 
 
 class Nft(Protocol):
@@ -73,13 +88,20 @@ class Nft(Protocol):
     def tables(self) -> dict[tuple[str, str], Loaded]:
         """The tables that are there, by family and name."""
 
+    def counts(self, chain: str) -> list[Count | None]:
+        """The counter of each rule of a chain of our inet table, in their order; None for a rule without one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A table that is loaded: its comment, empty for none, and whether it is asleep and judges nothing."""
+    """A table that is loaded: its comment, empty for none, and whether it is asleep and judges nothing.
+
+    The comment is that of the ruleset that it has become, also if it was loaded as another one; then it has a stamp.
+    """
 
     comment: str
     asleep: bool
+    stamped: bool = False
 
 
 class Context:
@@ -111,7 +133,34 @@ class Context:
 
     def tables(self) -> dict[tuple[str, str], Loaded]:
         """The tables that are there, by family and name."""
-        return dict(map(_read_table, self.channel.dump(NFT_MSG_GETTABLE, _FAMILY.pack(0, 0, 0))))
+        found = dict(map(_read_table, self.channel.dump(NFT_MSG_GETTABLE, _FAMILY.pack(0, 0, 0))))
+        stamp = self._stamp() if ("inet", TABLE) in found else None
+        if stamp is not None:
+            # One transaction changes the tables of all families.  A stamp of somebody else says nothing of ours.
+            for key, one in found.items():
+                if key[1] == TABLE:
+                    ours = stamp.partition(" ")[0] == one.comment.partition(" ")[0]
+                    found[key] = Loaded(stamp if ours else one.comment, one.asleep, stamped=True)
+        return found
+
+    def counts(self, chain: str) -> list[Count | None]:
+        """The counter of each rule of a chain of our inet table, in their order; None for a rule without one."""
+        names = (NFTA_RULE_TABLE, TABLE), (NFTA_RULE_CHAIN, chain)
+        wanted = b"".join(netlink.attribute(kind, name.encode() + b"\0") for kind, name in names)
+        found = self.channel.dump(NFT_MSG_GETRULE, _FAMILY.pack(FAMILIES["inet"], 0, 0) + wanted)
+        return list(map(_read_count, found))
+
+    def _stamp(self) -> str | None:
+        """The comment that the table would have if it had been loaded whole; None if it was."""
+        names = (NFTA_CHAIN_TABLE, TABLE), (NFTA_CHAIN_NAME, STAMP)
+        wanted = b"".join(netlink.attribute(kind, name.encode() + b"\0") for kind, name in names)
+        try:
+            body = self.channel.single(NFT_MSG_GETCHAIN, _FAMILY.pack(FAMILIES["inet"], 0, 0) + wanted)
+        except netlink.NetlinkError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return None
+        return _comment(dict(netlink.attributes(body[_FAMILY.size :])).get(NFTA_CHAIN_USERDATA, b""))
 
 
 def _read_table(body: bytes) -> tuple[tuple[str, str], Loaded]:
@@ -122,6 +171,18 @@ def _read_table(body: bytes) -> tuple[tuple[str, str], Loaded]:
     name = found[NFTA_TABLE_NAME].rstrip(b"\0").decode(errors="replace")
     comment = _comment(found.get(NFTA_TABLE_USERDATA, b""))
     return (family, name), Loaded(comment, bool(flags & NFT_TABLE_F_DORMANT))
+
+
+def _read_count(body: bytes) -> Count | None:
+    rule = dict(netlink.attributes(body[_FAMILY.size :]))
+    for _, expression in netlink.attributes(rule.get(NFTA_RULE_EXPRESSIONS, b"")):
+        found = dict(netlink.attributes(expression))
+        if found.get(NFTA_EXPR_NAME) == b"counter\0":
+            values = dict(netlink.attributes(found[NFTA_EXPR_DATA]))
+            numbers = (NFTA_COUNTER_PACKETS, NFTA_COUNTER_BYTES)
+            packets, size = (int.from_bytes(values[kind], "big") for kind in numbers)
+            return packets, size
+    return None
 
 
 def _comment(data: bytes) -> str:
@@ -193,9 +254,67 @@ def loaded(nft: Nft) -> set[tuple[str, int]]:
 # -- loading -------------------------------------------------------------------------------------------------------
 
 
-def load(nft: Nft, item: Ruleset) -> None:
-    """Make the ruleset the one in force; ConflictError if a table of its name is foreign."""
-    blocks = _blocks(item.batch)
+def load(nft: Nft, item: Ruleset, settle: Callable[[], None], text: Texts) -> None:
+    """Make the ruleset the one in force; ConflictError if a table of its name is foreign.
+
+    `settle` waits until the packets that are on their way have passed; `text` knows texts of gates that are loaded, by
+    name and fingerprint.
+    """
+    change = _change(nft, item, text)
+    if change is not None:
+        # If the kernel refuses, the table is not what was thought; a whole load takes any.
+        with contextlib.suppress(KernelError):
+            _carry_out(nft, item.namespace, change, settle)
+            return
+    _load_whole(nft, item)
+
+
+def _change(nft: Nft, item: Ruleset, text: Texts) -> Delta | None:
+    """The change from what is loaded to the ruleset; None if that is not known, or must be loaded whole."""
+    former = item.former
+    if former is None or former.content is None or item.content is None:
+        return None
+    found = nft.tables()
+    present = {family: found[family, TABLE].comment for family in item.families if (family, TABLE) in found}
+    if stands(former, present) != RIGHT or any(name == SPARE for _, name in found):
+        return None
+    prints = {name: part.fingerprint for name, part in former.content.gates.items()}
+    return delta(
+        former.content,
+        former.generation,
+        item.content,
+        item.generation,
+        lambda gate: text(gate, prints[gate]),
+        found["inet", TABLE].stamped,
+    )
+
+
+def _carry_out(nft: Nft, namespace: str | None, change: Delta, settle: Callable[[], None]) -> None:
+    """Load a change, transaction by transaction."""
+    for batch in (change.prepare, change.switch):
+        if batch:
+            _run(nft, namespace, batch)
+    if change.rebuild:
+        settle()
+        change = change.counting(_counts(nft, change))
+    for batch in (*change.rebuild, change.back):
+        if batch:
+            _run(nft, namespace, batch)
+    if change.clear:
+        settle()
+        _run(nft, namespace, change.clear)
+
+
+def _counts(nft: Nft, change: Delta) -> dict[str, list[Count | None]]:
+    """What the rules counted that are made again; nothing for a chain that was changed by hand."""
+    found: dict[str, list[Count | None]] = {}
+    with contextlib.suppress(netlink.NetlinkError):
+        found = {chain: nft.counts(chain) for chain in change.counted}
+    return {chain: counts for chain, counts in found.items() if len(counts) == len(change.counted[chain])}
+
+
+def _load_whole(nft: Nft, item: Ruleset) -> None:
+    blocks = _blocks(item.compiled.text(item.generation))
     for table in foreign(item, nft):
         raise ConflictError(f"{where(item.namespace)} has a table `{table}` that is not ours; rename or delete it")
     present, spare = comments(nft, item.families), comments(nft, item.families, SPARE)
@@ -286,23 +405,28 @@ def observe(item: Ruleset, nft: Nft, reference: Callable[[], Nft]) -> Condition:
     condition = stands(item, comments(nft, item.families))
     if condition != RIGHT:
         return condition
-    left = comments(nft, item.families, SPARE)
+    left: Collection[str] = comments(nft, item.families, SPARE)
     if left:
         return Condition(Status.DIFFERENT, f"table {next(iter(left))} {SPARE} is left of a load that was interrupted")
-    if item.text is None:
+    if item.content is None:
         return RIGHT
-    blocks = _blocks(item.text)
+    blocks = _blocks(item.content.text(item.generation))
     wanted = _by_index(_listed(reference(), blocks, "".join(blocks.values())))
     found = _by_index(_listed(nft, blocks))
+    if any(line.startswith(_OBJECTS) and SHADOW in line for line in found):
+        return Condition(Status.DIFFERENT, "objects are left of a load that was interrupted")
     return RIGHT if found == wanted else Condition(Status.DIFFERENT, _difference(wanted, found))
 
 
 def _expected(item: Ruleset) -> list[str]:
-    return [family for family in item.families if item.text is None or f"\ntable {family} {TABLE} {{" in item.text]
+    return [family for family in item.families if item.content is None or family in item.content.families]
 
 
 def _listed(nft: Nft, families: Collection[str], batch: str = "") -> list[str]:
-    """Our tables line by line, without counters, every set in order; `batch` loads them for the moment."""
+    """Our tables line by line, without counters, all objects and every set in order; `batch` loads them for the moment.
+
+    The order in which the objects were made means nothing, nor does the comment of the table that a stamp replaces.
+    """
     nft.set_stateless_output(True)
     try:
         if batch:
@@ -312,7 +436,23 @@ def _listed(nft: Nft, families: Collection[str], batch: str = "") -> list[str]:
             _run(nft, None, _each("delete table {family} {table}", TABLE, families))
     finally:
         nft.set_stateless_output(False)
-    return _LIST.sub(_sorted_list, _FILLED.sub(r"\1", text)).splitlines()
+    return _ordered(_LIST.sub(_sorted_list, _FILLED.sub(r"\1", text)).splitlines())
+
+
+def _ordered(lines: Iterable[str]) -> list[str]:
+    """The lines of listed tables with their objects in order, without comments of tables and without the stamp."""
+    found: list[list[str]] = [[]]
+    for line in lines:
+        if line.startswith(("table ", *_OBJECTS)):
+            found.append([])
+        if line.startswith("table "):
+            table = line
+        if line and not line.startswith(_TABLE_COMMENT):
+            found[-1].append(line)
+        if line == "\t}":
+            found[-1].insert(0, table)
+            found.append([])
+    return [line for part in sorted(found) if part[1:2] != [f"\tchain {STAMP} {{"] for line in part]
 
 
 def _by_index(lines: list[str]) -> list[str]:

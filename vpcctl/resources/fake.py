@@ -77,8 +77,8 @@ class FakeKernel:
         }
 
     def ensure(self, item: Item) -> None:
-        # Like the real one it loads no ruleset without a text.
-        assert not isinstance(item, Ruleset) or item.batch
+        # Like the real one it loads no ruleset without a content.
+        assert not isinstance(item, Ruleset) or item.compiled
         self._change(f"make {item}", lambda: self._put(item))
 
     def remove(self, item: Item) -> None:
@@ -90,6 +90,12 @@ class FakeKernel:
 
     def untouched(self, rulesets: Iterable[Ruleset]) -> set[tuple[str, ...]]:
         return {item.key for item in rulesets if self.objects.get(item.key) == item}
+
+    def gates(self, ruleset: Ruleset) -> Mapping[str, str]:
+        found = self.objects.get(ruleset.key)
+        if not isinstance(found, Ruleset) or found != ruleset or found.content is None:
+            return {}
+        return {name: part.fingerprint for name, part in found.content.gates.items()}
 
     def settled(self, namespaces: Iterable[str | None]) -> set[str | None]:
         return {namespace for namespace in namespaces if self.tracked.get(namespace)}

@@ -12,9 +12,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vpcctl.values import dataclass
+
+if TYPE_CHECKING:
+    from vpcctl.compiler import Compiled
 
 # A link: its namespace and its name in it.
 Link = tuple[str | None, str]
@@ -91,10 +94,11 @@ class Setting(Item):
 
 @dataclass(frozen=True, slots=True)
 class Ruleset(Item):
-    """The tables of a namespace, replaced whole.  `families` lists the families of the tables.
+    """The tables of a namespace.  `families` lists the families of the tables.
 
-    Neither a comparison nor the record uses the text: the fingerprint replaces it.  A ruleset from the record has
-    None, and cannot be loaded.
+    Neither a comparison nor the record uses the `content`: the fingerprint replaces it.  A ruleset from the record has
+    None, and cannot be loaded.  `former` is the ruleset that is on record as loaded, with its content; it is given
+    where the change from one to the other may be loaded instead of the whole.
     """
 
     identity: ClassVar = ("namespace",)
@@ -103,25 +107,26 @@ class Ruleset(Item):
     tag: str
     fingerprint: str
     generation: int
-    text: str | None = field(default=None, compare=False, repr=False)
+    content: Compiled | None = field(default=None, compare=False, repr=False)
+    former: Ruleset | None = field(default=None, compare=False, repr=False)
     # Does it let nothing pass, as that of a router on its way down?
     closed: bool = field(default=False, compare=False, repr=False)
 
     @property
-    def batch(self) -> str:
-        """What loads it.  To load nothing would take the rules away, so it is a defect to come here without a text."""
-        if self.text is None:
+    def text(self) -> str | None:
+        """The batch that loads it, None without a content.  This compiles all gates."""
+        return None if self.content is None else self.content.text(self.generation)
+
+    @property
+    def compiled(self) -> Compiled:
+        """The content.  To load nothing would take the rules away, so it is a defect to come here without one."""
+        if self.content is None:
             raise AssertionError(f"{self} is from the record: it has no text that could be loaded")
-        return self.text
+        return self.content
 
     def at(self, generation: int) -> Ruleset:
-        """The same ruleset as another generation: the text has it in its first line, and behind the fingerprint."""
-        if self.text is None:
-            return dataclasses.replace(self, generation=generation)
-        head, newline, rest = self.text.partition("\n")
-        mine, new = (f'{self.fingerprint} {number}"' for number in (self.generation, generation))
-        text = f"{head.rpartition(' ')[0]} {generation}{newline}{rest.replace(mine, new)}"
-        return dataclasses.replace(self, generation=generation, text=text)
+        """The same ruleset as another generation."""
+        return dataclasses.replace(self, generation=generation)
 
     def __str__(self) -> str:
         return f"ruleset of {where(self.namespace)}"

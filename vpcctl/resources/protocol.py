@@ -111,6 +111,9 @@ class Kernel(Protocol):
         A cheap question; a ruleset that is not named may be right, too.
         """
 
+    def gates(self, ruleset: Ruleset) -> Mapping[str, str]:
+        """The fingerprints of the gates of a ruleset that was loaded, by name; none if they are not known."""
+
     def settled(self, namespaces: Iterable[str | None]) -> set[str | None]:
         """Those of the namespaces that track flows, once every packet that is on its way now has passed.
 

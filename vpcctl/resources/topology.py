@@ -8,11 +8,12 @@ and the bridge answers for neighbours (``proxy_arp_pvlan``).  See docs/architect
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeGuard
 
 from vpcctl import names
 from vpcctl.compiler import Compiled, compile_closed, compile_host, compile_vpc
+from vpcctl.compiler.dependencies import same_gates, standing_gates
 from vpcctl.compiler.view import looks_alike, same_for_host
 from vpcctl.model.host import NO_PART, HostPart
 from vpcctl.model.network import Instance, Peering, Subnet, Vpc, World, uplink_pair
@@ -112,6 +113,15 @@ class InForce:
     record: Mapping[str, Items]
 
 
+# The fingerprints of the gates of a ruleset on record, by name.
+Gates = Callable[[Ruleset], Mapping[str, str]]
+
+
+def no_gates(ruleset: Ruleset) -> Mapping[str, str]:
+    """Nothing is known of any gate."""
+    return {}
+
+
 def snapshot(
     world: World,
     state_id: str,
@@ -121,13 +131,15 @@ def snapshot(
     host: HostPart = NO_PART,
     kept: Container[tuple[str, ...]] | None = None,
     standing: InForce | None = None,
+    gates: Gates = no_gates,
 ) -> dict[str, Items]:
     """All items of `world` on `host` by scope: the name of a VPC, or HOST; with `scopes` those alone.
 
     `loaded` are the rulesets of the record; a ruleset whose text differs from the recorded one gets the next
     generation.  If a VPC is unchanged since the world `before`, its recorded ruleset stays in use, without its text;
     with `kept` only those of these keys.  The items of a scope that nothing changes since `standing` are those on
-    record, the very same sequence.
+    record, the very same sequence; in a scope that changes, gates that did not are not compiled, as far as their
+    fingerprints are among `gates`.
     Nothing is there for an empty world: the last VPC takes the host's table with it.
     """
     if not world.vpcs:
@@ -144,7 +156,9 @@ def snapshot(
         if scopes is None or vpc.name in scopes:
             same = _unchanged(world, vpc, standing)
             known = before if keeps(vpc) else None
-            found[vpc.name] = tuple(_vpc_items(world, vpc, state_id, loaded, known)) if same is None else same
+            if same is None:
+                same = tuple(_vpc_items(world, vpc, state_id, loaded, known, standing, gates))
+            found[vpc.name] = same
     return found
 
 
@@ -197,7 +211,7 @@ def _ruleset(
 ) -> Ruleset:
     recorded = loaded.get((Ruleset.__name__, str(namespace)))
     generation = next_generation(recorded, compiled.fingerprint)
-    return Ruleset(namespace, families, owner, compiled.fingerprint, generation, compiled.text(generation))
+    return Ruleset(namespace, families, owner, compiled.fingerprint, generation, compiled)
 
 
 def _host_items(world: World, host: HostPart, state_id: str, loaded: Rulesets) -> Iterator[Item]:
@@ -206,13 +220,21 @@ def _host_items(world: World, host: HostPart, state_id: str, loaded: Rulesets) -
         yield Forwarding(None, link.index, link.name)
 
 
-def _vpc_items(world: World, vpc: Vpc, state_id: str, loaded: Rulesets, before: World | None) -> Iterator[Item]:
+def _vpc_items(
+    world: World,
+    vpc: Vpc,
+    state_id: str,
+    loaded: Rulesets,
+    before: World | None,
+    standing: InForce | None,
+    gates: Gates,
+) -> Iterator[Item]:
     router = names.router_namespace(vpc.name)
     yield Namespace(router, names.tag(state_id, vpc.name, "router"))
     for path, value, optional in ROUTER_SETTINGS:
         yield Setting(router, path, value, optional)
     yield LinkUp(router, "lo")
-    yield _vpc_ruleset(world, vpc, state_id, loaded, before)
+    yield _vpc_ruleset(world, vpc, state_id, loaded, before, standing, gates)
     yield from _uplink(world, vpc, state_id)
     if vpc.hardened:
         mac = names.stable_mac(state_id, vpc.name, "checksums")
@@ -228,12 +250,42 @@ def _vpc_items(world: World, vpc: Vpc, state_id: str, loaded: Rulesets, before: 
             yield from _peering(world, vpc, peering, state_id)
 
 
-def _vpc_ruleset(world: World, vpc: Vpc, state_id: str, loaded: Rulesets, before: World | None) -> Ruleset:
+def _vpc_ruleset(
+    world: World,
+    vpc: Vpc,
+    state_id: str,
+    loaded: Rulesets,
+    before: World | None,
+    standing: InForce | None,
+    gates: Gates,
+) -> Ruleset:
     router, owner = names.router_namespace(vpc.name), names.tag(state_id, vpc.name, "ruleset")
     recorded = loaded.get(("Ruleset", router))
     if recorded is not None and before is not None and looks_alike(before, world, vpc):
         return recorded
-    return _ruleset(router, VPC_FAMILIES, owner, compile_vpc(world, vpc.name, owner), loaded)
+    former, known = (None, {}) if standing is None else _former(recorded, standing.world, vpc.name, owner, gates)
+    if former is not None and standing is not None:
+        known = {name: known[name] for name in same_gates(standing.world, world, vpc.name) & known.keys()}
+    compiled = compile_vpc(world, vpc.name, owner, known)
+    return dataclasses.replace(_ruleset(router, VPC_FAMILIES, owner, compiled, loaded), former=former)
+
+
+def _former(
+    recorded: Ruleset | None, before: World, vpc: str, owner: str, gates: Gates
+) -> tuple[Ruleset | None, Mapping[str, str]]:
+    """The ruleset on record with its content, and the fingerprints of its gates; None if they are not known.
+
+    What `gates` says is right if the ruleset that is made of it has the fingerprint on record.
+    """
+    if recorded is None or vpc not in before.vpcs_by_name:
+        return None, {}
+    known = gates(recorded)
+    if not standing_gates(before.vpc(vpc)) <= known.keys():
+        return None, {}
+    compiled = compile_vpc(before, vpc, owner, known)
+    if compiled.fingerprint != recorded.fingerprint:
+        return None, {}
+    return dataclasses.replace(recorded, content=compiled), known
 
 
 def _uplink(world: World, vpc: Vpc, state_id: str) -> Iterator[Item]:

@@ -1,0 +1,84 @@
+"""What a gate depends on: two worlds in which all of it is the same have the same gate, which is compiled once.
+
+A gate depends on its policy, on the prefixes of its subnet and VPC, on who the peers are, and on the subnets and
+instances that its rules name.  So an instance more or less changes no gate, unless a rule names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from vpcctl.compiler.gates import gate_name, stands
+from vpcctl.documents.lazy_lists import Kept
+from vpcctl.model.network import Subnet, Vpc, World
+from vpcctl.model.policy import Direction, Policy, Rule
+
+# The kinds of endpoints that name a part of the VPC.
+_NAMED = ("subnet", "instance")
+
+
+def standing_gates(vpc: Vpc) -> frozenset[str]:
+    """The names of the gates of a VPC."""
+    return frozenset(
+        gate_name(subnet.name, direction)
+        for subnet in vpc.subnets
+        for direction in Direction
+        if stands(subnet, direction)
+    )
+
+
+def same_gates(before: World, after: World, vpc: str) -> frozenset[str]:
+    """The names of gates of a VPC that are certainly the same in both worlds."""
+    if vpc not in before.vpcs_by_name:
+        return frozenset()
+    old, new = before.vpc(vpc), after.vpc(vpc)
+    peers = [[(peer.name, peer.prefixes) for peer in world.peers(vpc)] for world in (before, after)]
+    if (old.prefixes, old.sets, peers[0]) != (new.prefixes, new.sets, peers[1]):
+        return frozenset()
+    changed = set(_meanings(old) ^ _meanings(new))
+    words = {word for word, _ in changed}
+    return frozenset(
+        gate_name(subnet.name, direction)
+        for subnet in new.subnets
+        if subnet.name in old.subnets_by_name
+        for direction in Direction
+        if stands(subnet, direction) and _same(old.subnets_by_name[subnet.name], subnet, direction, words)
+    )
+
+
+def _meanings(vpc: Vpc) -> set[tuple[str, tuple[Any, ...]]]:
+    """What the names of parts of a VPC mean at present."""
+    found: set[tuple[str, tuple[Any, ...]]] = {(f"subnet:{one.name}", one.prefixes) for one in vpc.subnets}
+    return found | {(f"instance:{one.name}", one.addresses) for one in vpc.instances}
+
+
+def _same(before: Subnet, after: Subnet, direction: Direction, changed: set[str]) -> bool:
+    old, new = before.policy, after.policy
+    if old is None or new is None or before.prefixes != after.prefixes or not _same_policy(old, new, direction):
+        return False
+    return not changed or changed.isdisjoint(_words(new.rules(direction) or ()))
+
+
+def _same_policy(old: Policy, new: Policy, direction: Direction) -> bool:
+    if old is new:
+        return True
+    fields = [(one.defaults, one.sets, one.file, one.pointer, one.rules(direction)) for one in (old, new)]
+    return fields[0] == fields[1]
+
+
+def _words(rules: Sequence[Rule]) -> Iterator[str]:
+    """The endpoints of rules that name a part of the VPC, in the words of the language.
+
+    Rules that are still as they stand on record are not decoded for this, unless that finds what is wrong with them.
+    """
+    if isinstance(rules, Kept) and all(isinstance(document, dict) for document in rules.kept):
+        for document in rules.kept:
+            for side in ("source", "destination"):
+                words = document.get(side, ())
+                yield from (words,) if isinstance(words, str) else words
+    else:
+        for rule in rules:
+            for endpoint in (*(rule.sources or ()), *(rule.destinations or ())):
+                if endpoint.kind in _NAMED:
+                    yield str(endpoint)
