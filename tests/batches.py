@@ -7,7 +7,7 @@ what something refers to, to add an element that is there, to add a rule to a ch
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
 from vpcctl.compiler.nft import Table
@@ -34,6 +34,12 @@ class Object:
         return self.kind, tuple(self.head), tuple(members)
 
 
+def _reachable(found: Object) -> Object:
+    """What packets meet of it once those that were on their way have passed: nothing behind a rule that goes away."""
+    first = next((number for number, rule in enumerate(found.members) if rule.startswith("goto ")), len(found.members))
+    return replace(found, members=found.members[: first + 1]) if found.kind == "chain" else found
+
+
 Place = tuple[str, str, str]  # table, space of names, name
 
 
@@ -51,6 +57,7 @@ class Machine:
     def commit(self, batch: str) -> None:
         """Carry a transaction out, and see that no packet could meet what it changed before or after."""
         before = self.met()
+        known = {rule for one in self.objects.values() if one.base for rule in one.members}
         self.touched = set()
         lines = iter(batch.splitlines())
         for line in filter(None, lines):
@@ -67,8 +74,12 @@ class Machine:
             for wanted in self._references(place, found):
                 assert wanted in self.objects, f"{place} refers to {wanted}, which is gone"
         hooked = {place for place in self.touched if place in self.objects and self.objects[place].base}
-        mixed = (self.touched - hooked) & before
+        mixed = (self.touched - hooked) & (before | self.met())
         assert not mixed, f"packets may be in {mixed}, which changes"
+        # What is in a set may become visible later than the rule that asks it.
+        rules = {rule for place in hooked for rule in _reachable(self.objects[place]).members}
+        late = {rule for rule in rules - known if "{" in rule}
+        assert not late, f"packets meet {late} with sets that are new"
 
     def met(self) -> set[Place]:
         """All that a packet may meet."""
@@ -78,7 +89,7 @@ class Machine:
             place = rest.pop()
             if place not in found:
                 found.add(place)
-                rest += self._references(place, self.objects[place])
+                rest += self._references(place, _reachable(self.objects[place]))
         return found
 
     def texts(self) -> dict[Place, tuple[object, ...]]:
@@ -140,6 +151,10 @@ class Machine:
             found.members.insert(0, rest)
         elif (verb, kind) == ("add", "rule"):
             found.members.append(rest)
+        elif (verb, kind) == ("delete", "rule"):
+            # Here the handle of a rule is its place.
+            gone = found.members.pop(int(rest.removeprefix("handle ")))
+            assert not (found.base and "map {" in gone), f"{place} loses a map in use"
         elif kind == "element":
             self._elements(verb, found, rest[2:-2])
         else:

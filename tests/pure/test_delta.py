@@ -33,7 +33,8 @@ def arrive(old: Compiled, new: Compiled) -> tuple[Machine, Delta]:
     """Carry the change out in the model."""
     machine, change = Machine(old.tables, 4), between(old, new)
     assert change is not None
-    for batch in filter(None, (change.prepare, change.switch, *change.rebuild, change.back, change.clear)):
+    back = change.back(dict.fromkeys(change.heads, 0))
+    for batch in filter(None, (change.prepare, change.switch, *change.rebuild, back, change.clear)):
         machine.commit(batch)
     return machine, change
 

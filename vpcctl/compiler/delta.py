@@ -10,8 +10,10 @@ enter but a base chain: so each packet meets one ruleset or the other, and never
    rules that it found there.  Those are not deleted yet: it may look up an anonymous map of theirs, whose elements go
    with the transaction that deletes the rule (`nft_map_deactivate`).
 3. *Rebuild*: no packet meets the originals any more, so they are changed: elements that differ are deleted and added,
-   and all others keep their counters.  What the new ruleset does not have is deleted.
-4. *Switch back*: the base chains get their new rules, which lead to the originals.
+   and all others keep their counters.  What the new ruleset does not have is deleted.  The base chains get their new
+   rules, behind the one that goes to the shadow.
+4. *Switch back*: that first rule is deleted, and nothing else.  All sets show their elements by now, also the anonymous
+   ones of the new rules (`nft_set_commit_update`).
 5. *Clear*: the shadows are deleted.
 
 The caller waits before 3 and 5 until the packets that were on their way have passed.  What is new, as the first policy
@@ -47,6 +49,8 @@ _REFERENCE = re.compile(r'limit name "(?P<limit>[^"]*)"|"[^"]*"|@(?P<set>[\w./-]
 Count = tuple[int, int]
 # How a rule that counts says so.
 _COUNTER = "counter "
+# A base chain: its family and its name.
+Base = tuple[str, str]
 # What has names of its own, and a name: sets and maps share theirs.
 Key = tuple[str, str]
 Names = Mapping[Key, str]
@@ -155,9 +159,15 @@ class Delta:
     prepare: str
     switch: str
     rebuild: tuple[str, ...]
-    back: str
+    # The base chains whose first rule is to be deleted, each with the number of rules that it has by then.
+    heads: Mapping[Base, int]
     clear: str
     counted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def back(self, handles: Mapping[Base, int]) -> str:
+        """The transaction that switches back; `handles` are those of the first rules of `heads`."""
+        places = [(family, chain, handles[family, chain]) for family, chain in self.heads]
+        return _text([f"delete rule {family} {TABLE} {chain} handle {number}" for family, chain, number in places])
 
     def counting(self, counts: Mapping[str, Iterable[Count | None]]) -> Delta:
         """The same transactions, in which rules begin with these counts: for each chain those of `counted`."""
@@ -172,7 +182,8 @@ class Delta:
         return replace(self, rebuild=tuple(_begun(batch, begun) for batch in self.rebuild))
 
     def __str__(self) -> str:
-        return "\n".join(filter(None, (self.prepare, self.switch, *self.rebuild, self.back, self.clear)))
+        back = self.back(dict.fromkeys(self.heads, 0))
+        return "\n".join(filter(None, (self.prepare, self.switch, *self.rebuild, back, self.clear)))
 
 
 def _begun(batch: str, lines: Mapping[str, list[str]]) -> str:
@@ -188,7 +199,7 @@ class _Batches:
     switch: list[str] = field(default_factory=list)
     taking: list[str] = field(default_factory=list)
     giving: list[str] = field(default_factory=list)
-    back: list[str] = field(default_factory=list)
+    heads: dict[Base, int] = field(default_factory=dict)
     clear: list[str] = field(default_factory=list)
     counted: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -223,7 +234,7 @@ def delta(
         _text(batches.prepare),
         _text(batches.switch),
         rebuild,
-        _text(batches.back),
+        batches.heads,
         _text(batches.clear),
         batches.counted,
     )
@@ -310,8 +321,10 @@ class _Change:
             # By now no packet is among them, and they use what is to be deleted.
             only = replace(chain, members=(f"goto {chain.name}{SHADOW}",))
             batches.taking += self._rules(only)
-            batches.back += self._rules(chain)
+            batches.heads[self.table.partition(" ")[0], chain.name] = 1 + len(chain.members)
         self._rebuild(batches, changing)
+        # Their sets are there by now.
+        batches.giving += [line for chain in bases for line in self._rules(chain)[1:]]
         batches.clear += self._deletion(shadows)
 
     def _rebuild(self, batches: _Batches, changing: list[Object]) -> None:

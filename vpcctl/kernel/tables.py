@@ -33,7 +33,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any, Protocol
 
 from vpcctl.compiler import table_comment
-from vpcctl.compiler.delta import SHADOW, STAMP, Count, Delta, delta
+from vpcctl.compiler.delta import SHADOW, STAMP, Base, Count, Delta, delta
 from vpcctl.compiler.nft import removal
 from vpcctl.errors import ConflictError, KernelError
 from vpcctl.kernel import netlink
@@ -61,7 +61,7 @@ NFTA_TABLE_NAME, NFTA_TABLE_FLAGS, NFTA_TABLE_USERDATA, NFT_TABLE_F_DORMANT = 1,
 NFT_MSG_GETCHAIN = 10 << 8 | 4
 NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME, NFTA_CHAIN_USERDATA = 1, 3, 12
 NFT_MSG_GETRULE = 10 << 8 | 7
-NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS = 1, 2, 4
+NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_HANDLE, NFTA_RULE_EXPRESSIONS = 1, 2, 3, 4
 NFTA_EXPR_NAME, NFTA_EXPR_DATA, NFTA_COUNTER_BYTES, NFTA_COUNTER_PACKETS = 1, 2, 1, 2
 # The first kind of a table's or chain's user data is its comment (libnftnl: NFTNL_UDATA_TABLE_COMMENT).
 COMMENT = 0
@@ -90,6 +90,9 @@ class Nft(Protocol):
 
     def counts(self, chain: str) -> list[Count | None]:
         """The counter of each rule of a chain of our inet table, in their order; None for a rule without one."""
+
+    def handles(self, family: str, chain: str) -> list[int]:
+        """The handle of each rule of a chain of ours, in their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +148,17 @@ class Context:
 
     def counts(self, chain: str) -> list[Count | None]:
         """The counter of each rule of a chain of our inet table, in their order; None for a rule without one."""
+        return list(map(_read_count, self._rules("inet", chain)))
+
+    def handles(self, family: str, chain: str) -> list[int]:
+        """The handle of each rule of a chain of ours, in their order."""
+        rules = (netlink.fields(body[_FAMILY.size :]) for body in self._rules(family, chain))
+        return [int.from_bytes(rule[NFTA_RULE_HANDLE], "big") for rule in rules]
+
+    def _rules(self, family: str, chain: str) -> Iterable[bytes]:
         names = (NFTA_RULE_TABLE, TABLE), (NFTA_RULE_CHAIN, chain)
         wanted = b"".join(netlink.attribute(kind, name.encode() + b"\0") for kind, name in names)
-        found = self.channel.dump(NFT_MSG_GETRULE, _FAMILY.pack(FAMILIES["inet"], 0, 0) + wanted)
-        return list(map(_read_count, found))
+        return self.channel.dump(NFT_MSG_GETRULE, _FAMILY.pack(FAMILIES[family], 0, 0) + wanted)
 
     def _stamp(self) -> str | None:
         """The comment that the table would have if it had been loaded whole; None if it was."""
@@ -297,12 +307,28 @@ def _carry_out(nft: Nft, namespace: str | None, change: Delta, settle: Callable[
     if change.rebuild:
         settle()
         change = change.counting(_counts(nft, change))
-    for batch in (*change.rebuild, change.back):
-        if batch:
-            _run(nft, namespace, batch)
+    for batch in change.rebuild:
+        _run(nft, namespace, batch)
+    if change.heads:
+        _run(nft, namespace, change.back(_heads(nft, namespace, change)))
     if change.clear:
         settle()
         _run(nft, namespace, change.clear)
+
+
+def _heads(nft: Nft, namespace: str | None, change: Delta) -> dict[Base, int]:
+    """The handles of the rules that go to the shadows; KernelError if a base chain was changed by hand."""
+    found: dict[Base, int] = {}
+    for (family, chain), rules in change.heads.items():
+        try:
+            handles = nft.handles(family, chain)
+        except netlink.NetlinkError as error:
+            raise KernelError(f"cannot read chain {chain} of {where(namespace)}", str(error)) from error
+        if len(handles) != rules:
+            words = f"has {len(handles)} rules, expected {rules}"
+            raise KernelError(f"chain {chain} of {where(namespace)} {words}")
+        found[family, chain] = handles[0]
+    return found
 
 
 def _counts(nft: Nft, change: Delta) -> dict[str, list[Count | None]]:
