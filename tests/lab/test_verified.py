@@ -84,8 +84,8 @@ import subprocess
 from vpcctl.kernel import tables
 kernel = LinuxKernel()
 whole = tables.load
-def load(nft, item):
-    whole(nft, item)
+def load(nft, item, *more):
+    whole(nft, item, *more)
     words = "ip netns exec shop-router nft add rule inet vpcctl filter-forward accept"
     subprocess.run(words.split(), check=True)
 tables.load = load

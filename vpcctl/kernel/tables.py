@@ -512,7 +512,9 @@ def _difference(wanted: list[str], found: list[str]) -> str:
     missing, extra = Counter(wanted) - Counter(found), Counter(found) - Counter(wanted)
     told = []
     for words, lines in (("lacks", missing), ("has besides", extra)):
-        texts = [text for line in lines.elements() if (text := line.strip()).strip("{}")]
+        # Each object has the line of its table before it.
+        named = (line.strip() for line in lines.elements() if not line.startswith("table "))
+        texts = [text for text in named if text.strip("{}")]
         if texts:
             more = f" and {len(texts) - 1} more" if len(texts) > 1 else ""
             told.append(f"{words} `{texts[0][:DETAIL_LENGTH]}`{more}")
