@@ -130,7 +130,7 @@ DRIFTS = {
         ROUTER, "ip ntable change name arp_cache dev br-web proxy_delay 800", "ProxyDelay", "is 800 ms"
     ),
     "the host does not forward": Drift(
-        None, "sysctl -qw net.ipv4.conf.eth0.forwarding=0", "LinkSetting", "net/ipv4/conf/eth0/forwarding in the host"
+        None, "sysctl -qw net.ipv4.conf.eth0.forwarding=0", "Forwarding", "forwarding on eth0 of the host"
     ),
     # --- rules
     "the router's rules are flushed": Drift(ROUTER, "nft flush ruleset", "Ruleset", "ruleset of shop-router is absent"),
