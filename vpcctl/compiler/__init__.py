@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from vpcctl import names
 from vpcctl.compiler.chains import CLOSED, SECTIONS, frames, neighbours
 from vpcctl.compiler.host_table import host_table
-from vpcctl.compiler.nft import FINGERPRINT_LENGTH, Chain, Part, RateLimit, Set, Table, transaction
+from vpcctl.compiler.nft import FINGERPRINT_LENGTH, Chain, RateLimit, RulesetPart, Set, Table, transaction
 from vpcctl.compiler.view import View
 from vpcctl.digest import sha256
 from vpcctl.model.host import NO_PART, HostPart
@@ -42,7 +42,7 @@ class Compiled:
         return tuple(table.family for table in self.outline)
 
     @property
-    def gates(self) -> dict[str, Part]:
+    def gates(self) -> dict[str, RulesetPart]:
         """The gates by name."""
         return {part.name: part for table in self.outline for part in table.parts}
 
@@ -63,8 +63,8 @@ def compile_vpc(world: World, name: str, owner: str, known: Mapping[str, str] | 
     `known` are fingerprints of gates by name, which need not be compiled for that of the ruleset.
     """
     view = View.of(world, name, known)
-    sets: list[Set | RateLimit | Part] = []
-    chains: list[Chain | Part] = []
+    sets: list[Set | RateLimit | RulesetPart] = []
+    chains: list[Chain | RulesetPart] = []
     for section in SECTIONS:
         more_sets, more_chains = section(view)
         sets += more_sets

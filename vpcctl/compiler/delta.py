@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import field, replace
 
 from vpcctl.compiler import Compiled, table_comment
-from vpcctl.compiler.nft import Part, Table, comment_text
+from vpcctl.compiler.nft import RulesetPart, Table, comment_text
 from vpcctl.names import TABLE
 from vpcctl.values import dataclass
 
@@ -254,7 +254,7 @@ def _stamp(comment: str, stamped: bool) -> list[str]:
 class _Gates:
     """The gates of a table that are not the same: by name, with their objects."""
 
-    made: Mapping[str, Part]
+    made: Mapping[str, RulesetPart]
     changed: Mapping[str, tuple[list[Object], list[Object]]]
     gone: Mapping[str, list[Object]]
 

@@ -13,8 +13,8 @@ from vpcctl.compiler.nft import (
     Chain,
     Element,
     NftRule,
-    Part,
     RateLimit,
+    RulesetPart,
     Set,
     anonymous,
     quoted,
@@ -46,7 +46,7 @@ def forward(view: View) -> Parts:
     ]
     served_sets, served_chains = _served(view)
     gates = [made for port in ports for made in (port.egress, port.ingress) if made]
-    sets: list[Set | RateLimit | Part] = [
+    sets: list[Set | RateLimit | RulesetPart] = [
         Set("bridges", "ifname", tuple(Element(quoted(bridge)) for bridge, _ in view.bridges)),
         Set("paths", "ifname . ifname", tuple(_paths(view))),
         # A field can be compared with values, not with another field: so each address stands beside itself.
@@ -54,7 +54,7 @@ def forward(view: View) -> Parts:
         *served_sets,
         *gates,
     ]
-    chains: list[Chain | Part] = [
+    chains: list[Chain | RulesetPart] = [
         _entry(),
         *served_chains,
         *_judge(ports, bool(served_chains)),

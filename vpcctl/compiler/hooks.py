@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vpcctl.compiler.nft import Chain, Hook, NftRule, Part, RateLimit, Set
+from vpcctl.compiler.nft import Chain, Hook, NftRule, RateLimit, RulesetPart, Set
 
 # Priorities are those of include/uapi/linux/netfilter_ipv4.h: defragmentation is -400, raw -300, connection tracking
 # -200, dstnat -100, filter 0, srcnat 100.
@@ -46,7 +46,7 @@ PASSING_CHAIN = (
 CHECKED_MARK = "0x76706331"
 
 # What a section of the ruleset is made of.
-Parts = tuple[Sequence[Set | RateLimit | Part], Sequence[Chain | Part]]
+Parts = tuple[Sequence[Set | RateLimit | RulesetPart], Sequence[Chain | RulesetPart]]
 
 
 def base_chain(name: str, *rules: NftRule) -> Chain:

@@ -158,7 +158,7 @@ class Chain:
         yield "}"
 
 
-class Part(Protocol):
+class RulesetPart(Protocol):
     """Sets and chains that are compiled when somebody asks for them.
 
     The fingerprint of their text may be known without them.
@@ -189,11 +189,11 @@ class Table:
 
     family: str
     name: str
-    sets: tuple[Set | RateLimit | Counter | Part, ...] = ()
-    chains: tuple[Chain | Part, ...] = ()
+    sets: tuple[Set | RateLimit | Counter | RulesetPart, ...] = ()
+    chains: tuple[Chain | RulesetPart, ...] = ()
 
     @property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[RulesetPart, ...]:
         """The parts of the table."""
         return tuple(one for one in self.chains if not isinstance(one, Chain))
 
@@ -227,7 +227,7 @@ class Table:
         yield "}"
 
 
-def part_text(part: Part) -> str:
+def part_text(part: RulesetPart) -> str:
     """The text of a part by itself."""
     return "".join(f"{line}\n" for one in (*part.sets, *part.chains) for line in one.lines())
 
