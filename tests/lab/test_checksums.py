@@ -456,7 +456,7 @@ BROKEN = {
     ),
     "the link completes no checksums": (sys.executable, ["ChecksumLink"]),
     "the link is down": ("ip link set checksums down", ["LinkUp"]),
-    "the link is gone": ("ip link del checksums", ["ChecksumLink", "Detour", "Detour", "LinkUp"]),
+    "the link is gone": ("ip link del checksums", ["ChecksumLink", "Detour", "Detour", "LinkUp", "Mtu"]),
 }
 
 
