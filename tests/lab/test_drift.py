@@ -145,7 +145,7 @@ DRIFTS = {
     ),
     "a rule of the host is deleted": Drift(
         None,
-        f"nft delete rule inet vpcctl host-input handle $({RULE.format(chain='host-input', text='@uplinks')})",
+        f"nft delete rule inet vpcctl host-input handle $({RULE.format(chain='host-input', text='@uplinks drop')})",
         "Ruleset",
         "lacks `iifname @uplinks drop`",
     ),
