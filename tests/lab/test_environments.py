@@ -150,6 +150,7 @@ def test_a_plan_tells_objects_and_traffic_and_changes_nothing(module_lab: Lab, r
         "  internet 10.9.0.0/16 → shop/web (10.0.1.2) tcp/80\n"
         "  fresh/app → fresh/app any\n"
         "  fresh/app → internet any\n"
+        "  fresh/app → host tcp/8080\n"
         "newly denied:\n"
         "  shop/web → shop/db tcp/80\n"
         "  shop/web → billing/ledger any\n"

@@ -421,8 +421,9 @@ def test_a_flushed_firewall_of_the_host_opens_no_vpc(tenants: Tenants) -> None:
         probes = {f"{door}: {name}": made for door in doors for name, made in everything(near, door).items()}
         probes |= {f"{door}: {name}": made for door in doors[1:3] for name, made in everything(web, door).items()}
         friend = tenants[APP].udp(pub.address, 1)
-        opened = {f"{UPLINKS['red'][1]}: {name} to a published port 198.51.100.20" for name in ("UDP", "TCP")}
-        # What is published is so by the router, too.
+        # What is published is so by the router, too, for whoever can send there.
+        senders = ("198.51.100.20", web.address)
+        opened = {f"{UPLINKS['red'][1]}: {n} to a published port {s}" for n in ("UDP", "TCP") for s in senders}
         assert set(arrived(pub.tap, probes, friend)) <= opened
         inside = {f"{door}: {name}": made for door in doors for name, made in everything(near, door).items()}
         assert arrived(web.tap, inside, tenants[APP].udp(web.address, 1)) == []
