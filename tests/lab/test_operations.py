@@ -130,6 +130,7 @@ def test_the_commands_of_the_page_repair_it(busy: Lab, tmp_path: Path, title: st
 
 def test_every_section_is_tried_here_or_there() -> None:
     elsewhere = {
+        "A published port is taken, or is not reached": "tests/lab/test_ports.py",
         "A namespace belongs elsewhere": "tests/lab/test_namespaces.py",
         "A VPC cannot be removed completely": "tests/pure/test_reconciler.py",
         "Hardened VPCs": "tests/lab/test_checksums.py",
@@ -164,6 +165,19 @@ def test_a_damaged_file_and_a_reboot_leave_what_was_exported(busy: Lab, tmp_path
     assert typed(busy, title, 0, tmp_path).returncode == 6  # no copy exists
     done = typed(busy, title, 1, tmp_path)
     assert done.returncode == 0, done.stderr
+    assert works(busy)
+
+
+def test_a_vpc_gets_the_mtu_that_was_chosen(busy: Lab, tmp_path: Path) -> None:
+    title = "Packets that are too large"
+    done = typed(busy, title, 0, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert seen(busy, "link", "show", "uplink", netns="tunnelled-router")[0]["mtu"] == 1400
+    document = json.loads(busy.vpcctl("export").stdout)
+    [shop] = (vpc for vpc in document["vpcs"] if vpc["name"] == "shop")
+    shop["mtu"] = 1400
+    busy.vpcctl("apply", "-", input=json.dumps(document))
+    assert seen(busy, "link", "show", "eth0", netns="shop-web")[0]["mtu"] == 1400
     assert works(busy)
 
 
