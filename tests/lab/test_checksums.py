@@ -476,19 +476,26 @@ def test_what_is_broken_is_told_and_repaired(network: Network, card: None, what:
     assert set(arrived(far.tap, outwards(network, "hard"), hard.udp(far.address, ALLOWED))) == LEGAL["hard"]
 
 
+@pytest.mark.parametrize("target", ["two", "side"])
 @pytest.mark.parametrize("command", ["ip link set checksums down", "ip link del checksums"])
-def test_without_the_link_nothing_passes(network: Network, command: str) -> None:
-    hard, two = network["hard-one"], network["hard-two"]
+def test_without_the_link_nothing_passes(network: Network, command: str, target: str) -> None:
+    """Neither a new flow nor one that was admitted before."""
+    hard, ear = network["hard-one"], network["side-side" if target == "side" else "hard-two"]
+    admitted, new = (hard.udp(ear.address, ALLOWED, port) for port in (1112, 1113))
+    network.wire.forget_flows("hard-router")
+    assert arrived(ear.tap, {}, admitted) == []
     network.lab.run(command.split(), netns="hard-router")
-    one = wire.word()
-    two.tap.heard()
-    tap, make = hard.udp(two.address, ALLOWED)
-    tap.send(make(one))
-    network.wire.vpcctl("repair")
+    words = [wire.word(), wire.word()]
+    try:
+        ear.tap.heard()
+        for (tap, make), one in zip((admitted, new), words, strict=True):
+            tap.send(make(one))
+    finally:
+        network.wire.vpcctl("repair")
     later = wire.word()
-    tap.send(make(later))
-    frames = two.tap.hear(later)
-    assert containing(frames, one) == []
+    admitted[0].send(admitted[1](later))
+    frames = ear.tap.hear(later)
+    assert [containing(frames, one) for one in words] == [[], []]
     assert containing(frames, later) != []
 
 
