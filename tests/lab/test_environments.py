@@ -164,7 +164,7 @@ def test_a_plan_tells_objects_and_traffic_and_changes_nothing(module_lab: Lab, r
         f"{one['sign']} {one['what']}" + (f": {one['detail']}" if one["detail"] else "") for one in shown["changes"]
     ]
     assert signs == told[: told.index("newly allowed")].splitlines()
-    assert {len(shown[key]) for key in ("newly_allowed", "newly_denied")} == {7, 6}
+    assert {len(shown[key]) for key in ("newly_allowed", "newly_denied")} == {8, 6}
     assert shown["without_effect"] == []
     assert (look(module_lab), state(module_lab)) == before
     # What was planned is what is done, and then there is nothing left to plan.
