@@ -72,7 +72,7 @@ def _places(word: str, zone: Zone, reach: Reach, inner: str, home: str | None, e
     What the host has in the midst of the internet is not meant, whatever prefix is named.
     """
     name, whole = zone.name(home), _sources(reach.addresses(zone, inner, end))
-    kept = _sources(reach.kept(inner, end)) if zone.vpc is None else NOTHING
+    kept = _sources(reach.kept(inner, end)) if zone.vpc is None and not zone.is_host else NOTHING
     base, excepted, rest = word.partition(" except ")
     if excepted:
         assert base == name, word
