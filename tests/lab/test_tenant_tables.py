@@ -185,7 +185,7 @@ def test_a_race_for_an_instances_link_is_won_or_closes_that_instance_alone(
     lab = module_lab
     racer = lab.popen(["sh", "-c", f"exec >/dev/null 2>&1; {RACES[race]}"], netns=WEB)
     try:
-        lab.run(["sh", "-c", "ip link delete in-web; ip route delete default"], netns="shop-router")
+        lab.run(["sh", "-c", "ip link delete in-web; ip link set uplink down"], netns="shop-router")
         lab.run(["ip", "route", "delete", "default"], netns="shop-quiet")
         lab.run(["ip", "route", "delete", "default"], netns="calm-far")
         done = run("repair", status=None)
@@ -199,7 +199,8 @@ def test_a_race_for_an_instances_link_is_won_or_closes_that_instance_alone(
         left = json.loads(run("status --json", status=None).out)["differences"]
         strangers = [one["object"] for one in left if "shop-web" not in one["object"] and "in-web" not in one["object"]]
         assert strangers == []
-        for netns in ("shop-router", "shop-quiet", "calm-far"):
+        assert "LOWER_UP" in lab.run(["ip", "link", "show", "uplink"], netns="shop-router").stdout
+        for netns in ("shop-quiet", "calm-far"):
             assert "default" in lab.run(["ip", "route"], netns=netns).stdout
         # The VPC can be changed meanwhile.
         policy = {"vpc": "shop", "subnet": "web", "ingress": [{"action": "allow", "protocol": "icmp"}]}
