@@ -20,6 +20,8 @@ NOBODYS = (
     "0.0.0.0", "127.0.0.1", "127.1.2.3", "169.254.0.1", "169.254.169.254", "224.0.0.1", "239.1.2.3", "240.0.0.1",
     "255.255.255.255",
 )  # fmt: skip
+# A published port is called at the host's address by instances, too.
+CALLED_AT_THE_HOST = {f"{HOST}: {protocol} to a published port" for protocol in ("UDP", "TCP")}
 EVERYWHERE = (*OWN, *OTHERS, *HOSTS, *NOBODYS)
 
 
@@ -89,7 +91,7 @@ def test_nothing_but_echo_is_taken_in_by_a_router_or_the_host(
     one.tap.send(one.echo(one.router)[1](last))
     answers = one.tap.hear(last)
     assert containing(answers, last)
-    assert [name for name, mark in words.items() if containing(answers, mark)] == []
+    assert {name for name, mark in words.items() if containing(answers, mark)} <= CALLED_AT_THE_HOST
     taken = {netns: ear.heard() for netns, ear in receptions.items()}
     own_router = {WEB: "shop", DB: "shop", APP: "blue", PUB: "red"}[sender] + "-router"
     assert containing(taken[own_router], last)
@@ -175,7 +177,7 @@ def test_an_uplink_reaches_neither_the_host_nor_another_uplink(
         doors = (*OTHERS, *HOSTS, *NOBODYS, "10.2.1.2")
         probes = {f"{where}: {name}": made for where in doors for name, made in calls(shop, where).items()}
         receptions[None].heard()
-        assert arrived(door, probes, near.udp(str(HOST), PUBLISHED)) == []
+        assert set(arrived(door, probes, near.udp(str(HOST), PUBLISHED))) <= CALLED_AT_THE_HOST
         last = word()
         near.tap.send(near.udp(str(HOST), 53)[1](last))
         taken = receptions[None].hear(last)

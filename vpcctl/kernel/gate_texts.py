@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -68,6 +67,8 @@ def keep(router: str, ruleset: Compiled) -> None:
 
 def forget(router: str) -> None:
     """Remove what is here of a router."""
+    import shutil
+
     shutil.rmtree(DIRECTORY / router, ignore_errors=True)
 
 
