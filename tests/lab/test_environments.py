@@ -61,8 +61,8 @@ for name in '' *; do
     $enter nft -s -a list ruleset
 done
 """
-# The tables with their handles: another one after each load.
-TABLES = "nft -a -t list ruleset | grep ^table"
+# Every chain, rule and set with its handle: some are others after each load, also after a change in place.
+TABLES = "nft -a -t list ruleset"
 
 
 @pytest.fixture
@@ -363,9 +363,9 @@ def test_a_vpc_whose_name_is_taken_is_not_done_and_the_others_are(module_lab: La
 
 
 def settled(text: str) -> str:
-    """A look without handles and generations, which are others after a table was loaded again."""
-    lines = (line for line in text.splitlines() if not line.strip().startswith('comment "vpcctl/'))
-    return "\n".join(re.sub(r"# handle \d+|0x[0-9a-f]{8}|@if\d+|^\d+: ", "", line) for line in lines)
+    """A look without handles and generations, and in order: a change in place puts what it adds at the end."""
+    lines = (line for line in text.splitlines() if line.strip() and not line.strip().startswith('comment "vpcctl/'))
+    return "\n".join(sorted(re.sub(r"# handle \d+|0x[0-9a-f]{8}|@if\d+|^\d+: ", "", line) for line in lines))
 
 
 def test_a_vpc_that_fails_half_way_is_put_back_and_the_others_are_done(module_lab: Lab, run: Warm) -> None:

@@ -219,6 +219,32 @@ def test_a_flow_from_a_link_without_a_machine_of_the_lab_is_not_probed(town: Lab
     assert "the host reaches 172.17.0.5 by docker0, where no machine of the lab is" in done.stderr
 
 
+@pytest.fixture
+def one_address(town: Lab) -> Iterator[None]:
+    """A second published port of pub/web, at one address of the host."""
+    port = ("--vpc", "pub", "--port", "8081")
+    town.vpcctl("publish-port", *port, "--instance", "web", "--target-port", "81", "--address", "192.0.2.1")
+    try:
+        yield
+    finally:
+        town.vpcctl("unpublish-port", *port)
+
+
+@pytest.mark.usefixtures("one_address")
+@pytest.mark.parametrize(
+    ("action", "status", "seen"), [("allow", 0, "arrived from "), ("reject", 1, "did not arrive, ")]
+)
+@pytest.mark.parametrize("service", ["tcp/80", "tcp/81"])
+def test_the_host_itself_calls_a_published_port_from_each_address(
+    town: Lab, service: str, action: str, status: int, seen: str
+) -> None:
+    with ingress(town, action):
+        done = town.vpcctl("explain", "host", "pub/web", service, "--probe", "--json", status=status)
+    probes = json.loads(done.stdout)["probes"]
+    assert {str(HOST), "192.0.2.1", "172.17.0.1"} <= {one["from"] for one in probes}
+    assert {(one["agrees"], one["seen"].startswith(seen)) for one in probes} == {(True, True)}
+
+
 def test_what_needs_no_default_route_is_probed_without_one(town: Lab) -> None:
     with without_a_default_route(town):
         assert explained(town, "pub/web", str(NEIGHBOUR)) == (True, f"left the host by eth0 from {HOST}")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from vpcctl.lab import RUN_LAB
+
 ROOT = Path(__file__).parents[2]
 SECONDS = float(os.environ.get("VPCCTL_TEST_WITNESS_SECONDS", "15"))
 
@@ -19,6 +21,8 @@ HOST = (
     "address add 203.0.113.200/32 dev eth0",
     "address add 203.0.113.216/29 dev lo",
 )
+# The internet has the whole prefix, but calls a port that is published there at the host (`worlds.PUBLISHED_AT`).
+INTERNET = "route add 203.0.113.200/32 via 198.51.100.2 table local"
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -26,6 +30,7 @@ def test_oracle_packet_space_and_kernel_agree_on_random_worlds(lab, seed):
     """One witness packet from every class, for as many random worlds as the time allows."""
     for words in HOST:
         lab.run(["ip", *words.split()])
+    lab.run(["nsenter", f"--net={RUN_LAB}/internet", "ip", *INTERNET.split()])
     program = [sys.executable, "-m", "tests.lab.witness_run", str(seed), str(SECONDS)]
     done = lab.run(program, cwd=ROOT, timeout=SECONDS * 20 + 120)
     counts = json.loads(done.stdout)

@@ -139,7 +139,7 @@ def witnesses(reach: Reach, outside: Iterable[int]) -> Iterator[Flow]:
             ends.append(there if zone.vpc is None else _members(world, zone))
         asked = SERVICES & Space.of(*ends, None, None)
         if source.vpc is None:
-            asked &= reach.served(destination, by_host=True)
+            asked &= reach.served(destination, by_host=source.is_host)
         if destination.is_host:
             # Only published ports are worth asking for, and what is beside them.
             asked &= Space.of(None, None, None, [_wider(item.ports) for one in world.vpcs for item in one.publications])

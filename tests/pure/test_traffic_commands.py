@@ -207,7 +207,10 @@ def test_a_probe_of_an_environment_is_refused(vpcctl) -> None:
 @pytest.mark.parametrize(
     ("ends", "why"),
     [
-        (("203.0.113.7", "shop/web"), "from outside only published ports can be called, and shop/web tcp/81 is none"),
+        (
+            ("203.0.113.7", "shop/web"),
+            "from outside and by the host only published ports can be called, and shop/web tcp/81 is none",
+        ),
         (("shop/web", "shop/10.0.3.77"), "each end in a VPC must be an instance, and the two must differ"),
         (("shop/db", "shop/db"), "each end in a VPC must be an instance, and the two must differ"),
     ],

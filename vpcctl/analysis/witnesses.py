@@ -18,13 +18,14 @@ LIKELY_PROTOCOLS = (TCP, UDP, ICMP)
 def witnesses(reach: Reach, answer: Answer, outside: Address) -> list[tuple[Flow, bool]]:
     """Single flows out of a question, each with whether it should pass: real ones to try the answer with.
 
-    Where an end is a subnet its instances stand for it, and `outside` for the internet where that is meant as a whole.
+    Where an end is a subnet its instances stand for it, its own addresses for the host, and `outside` for the internet
+    where that is meant as a whole.
     """
     sides = [_stand_ins(reach, end, outside) for end in (answer.source, answer.destination)]
     real = Space.of(*sides, None, None)
     if answer.source.zone.vpc is None:
-        # From outside only a published port can be called at all.
-        real &= reach.served(answer.destination.zone)
+        # From outside, and by the host, only a published port can be called at all.
+        real &= reach.served(answer.destination.zone, answer.source.zone.is_host)
     found = []
     for packets, passes in ((answer.passing & real, True), ((answer.asked - answer.passing) & real, False)):
         for (source, _), (destination, _), protocols, ports in packets.boxes():
@@ -43,6 +44,8 @@ def witnesses(reach: Reach, answer: Answer, outside: Address) -> list[tuple[Flow
 
 
 def _stand_ins(reach: Reach, end: End, outside: Address) -> list[Interval]:
+    if end.zone.is_host:
+        return [(low, low) for low, _ in end.addresses]
     if end.zone.vpc is None:
         return list(end.addresses) if end.single else [(packetset.number(outside), packetset.number(outside))]
     subnet = reach.world.vpc(end.zone.vpc).subnet(str(end.zone.subnet))

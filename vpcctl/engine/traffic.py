@@ -145,7 +145,7 @@ def _nothing_to_probe(answer: Answer) -> str:
     """Why no packet can be sent for a question."""
     if answer.source.zone.vpc is None:
         called = f"{answer.destination.text} {answer.service}"
-        return f"from outside only published ports can be called, and {called} is none"
+        return f"from outside and by the host only published ports can be called, and {called} is none"
     return "each end in a VPC must be an instance, and the two must differ"
 
 

@@ -160,7 +160,7 @@ def probe_of(world: World, flow: Flow, outside: Outside, host: Host = NO_HOST) -
             if itself and called is not None:
                 # The host calls 127.0.0.1 from there, and its own addresses from themselves.
                 sender, first_hop = None, LOOPBACK
-                own = LOOPBACK if by_loopback else source.address
+                own = LOOPBACK if by_loopback and (called.address is None or called.local) else source.address
                 sent_from, target = own, called.address or own
             elif called is not None:
                 target = called.address or outside.host
