@@ -43,7 +43,7 @@ PARTS = {
     "subnet": lambda: field_table("environment", "subnet"),
     "instance": lambda: field_table("environment", "instance"),
     "publication": lambda: field_table("environment", "publication"),
-    "assertion": lambda: field_table("assertions", "items"),
+    "assertion": lambda: field_table("assertions", "assertion"),
 }
 
 

@@ -1,6 +1,7 @@
 """Every error that a person can meet, as one tree drawn by who has to act.
 
     VpcctlError
+    ├── InvariantError   1   whoever stated what every change must keep
     ├── DocumentError    2   the author of a document or a command line
     │   ├── TooFineError 2   the same: what was asked has more cases than are worth waiting for
     │   └── AmbiguousError 2 the same: what was asked may be about several objects
@@ -58,6 +59,16 @@ def _shortened(pointer: str) -> str:
     """A pointer for people: keys are at most LONGEST_KEY characters long."""
     parts = (part if len(part) <= LONGEST_KEY else f"{part[: LONGEST_KEY - 1]}…" for part in pointer.split("/"))
     return "/".join(parts)
+
+
+class InvariantError(VpcctlError):
+    """A change that would break invariants; `broken` has a sentence for each."""
+
+    def __init__(self, broken: Iterable[str]):
+        self.broken = tuple(broken)
+        what = "an invariant" if len(self.broken) == 1 else f"{len(self.broken)} invariants"
+        remedy = "nothing was changed; change what must hold with `vpcctl set-invariants`, or add --override-invariants"
+        super().__init__("\n".join((f"this would break {what}:", *self.broken, remedy)))
 
 
 class DocumentError(VpcctlError):

@@ -148,6 +148,7 @@ def furnished(module_lab: Lab) -> Lab:
     ]}]}  # fmt: skip
     for name, document in (("tests", tests), ("environment", environment)):
         module_lab.run(["sh", "-c", f"cat > /run/{name}.json"], input=json.dumps(document))
+    module_lab.vpcctl("set-invariants", "/run/tests.json")
     return module_lab
 
 

@@ -15,7 +15,7 @@ from vpcctl.compiler import compile_host, compile_vpc
 from vpcctl.compiler.view import looks_alike, same_for_host
 from vpcctl.documents.diff import UNTOLD, object_changes, same_words
 from vpcctl.model.difference import differing
-from vpcctl.model.network import Instance, Peering, Publication, Subnet, Vpc, World
+from vpcctl.model.network import Instance, Invariant, Peering, Publication, Subnet, Vpc, World
 from vpcctl.model.policy import TCP, UDP, Action, Direction, Endpoint, Limit, Origin, Policy, Rule
 from vpcctl.values import dataclass
 
@@ -42,6 +42,7 @@ OTHERS: dict[type, dict[str, Any]] = {
         "vpcs": (ONE, TWO),
         "peerings": (*BASE.peerings, Peering("one", "three")),
         "transit": network("100.65.0.0/16"),
+        "invariants": (Invariant("internet", "one/web", "any", "deny"),),
     },
     Vpc: {
         "name": "uno",

@@ -550,7 +550,7 @@ def changes(before: Reach, after: Reach) -> Iterator[Change]:
     """Every pair of zones between which the traffic that passes differs."""
     if before.world is after.world and before.host == after.host:
         return
-    vpcs = _concerned(before, after)
+    vpcs = concerned(before, after)
     # What one VPC lets in at the host's ports, instances of all can call.
     calls_differ = before.calls(vpcs) != after.calls(vpcs)
     if calls_differ:
@@ -576,7 +576,7 @@ def touched(before: World, after: World) -> set[str]:
     return {name for name in {**ones, **others} if ones.get(name) is not others.get(name)}
 
 
-def _concerned(before: Reach, after: Reach) -> set[str]:
+def concerned(before: Reach, after: Reach) -> set[str]:
     """The VPCs whose traffic may differ: those touched, those newly peered or no longer, and the peers of both."""
     one, other = before.world, after.world
     if before.host != after.host or differing(one, other, ignoring=_BESIDE):
@@ -594,7 +594,7 @@ def _allowed_in(reach: Reach, source: Zone, destination: Zone, among: Space) -> 
 
 # What does not change what passes: fields of the world besides its VPCs, of a VPC besides its subnets, of a subnet
 # besides its policy, and of a peer.
-_BESIDE = {"vpcs", "peerings"}
+_BESIDE = {"vpcs", "peerings", "invariants"}
 _OF_VPC = {"subnets", "index", "max_flows", "max_ports", "hardened", "mtu"}
 _OF_SUBNET = {"policy", "released"}
 _OF_PEER = _OF_VPC | {"publications", "sets", "nat_protocols"}

@@ -48,6 +48,9 @@ COMMANDS: dict[str, str] = {
     "explain": "traffic_commands",
     "matrix": "traffic_commands",
     "verify": "traffic_commands",
+    "set-invariants": "invariant_commands",
+    "show-invariants": "invariant_commands",
+    "clear-invariants": "invariant_commands",
     "log": "traffic_commands",
     "plan": "environment_commands",
     "apply": "environment_commands",
@@ -143,8 +146,9 @@ class _Listed(Commands):
 @click.option("--state-dir", metavar="DIR", help="The directory of state.json and lock. [env: VPCCTL_STATE_DIR]")
 @click.option("-v", "--verbose", count=True, help="Print each step on standard error.")
 @click.option("-q", "--quiet", count=True, help="Print only errors.")
+@click.option("--override-invariants", is_flag=True, help="Change even what breaks invariants, and report it.")
 @click.pass_context
-def commands(ctx: click.Context, state_dir: str | None, verbose: int, quiet: int) -> None:
+def commands(ctx: click.Context, state_dir: str | None, verbose: int, quiet: int, override_invariants: bool) -> None:
     """Private networks (VPCs) on one Linux machine, each with its own subnets, router and firewall.
 
     \b
@@ -156,7 +160,7 @@ def commands(ctx: click.Context, state_dir: str | None, verbose: int, quiet: int
     `vpcctl lab` opens a throw-away machine to try it; this needs no root.
     """
     # The context's object is the function that makes the kernel.  The session replaces it here.
-    ctx.obj = Session(state_dir, verbose - quiet, ctx.obj)
+    ctx.obj = Session(state_dir, verbose - quiet, ctx.obj, override_invariants=override_invariants)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -56,8 +56,10 @@ class Session:
         verbosity: int,
         make_kernel: Callable[[], Kernel] | None = None,
         read_host: Callable[[], Host] | None = None,
+        override_invariants: bool = False,
     ):
         self.verbosity = verbosity
+        self._override_invariants = override_invariants
         self._state_dir = state_dir
         self._make_kernel, self._read_host = make_kernel, read_host
         self._begun = time.monotonic()
@@ -81,7 +83,13 @@ class Session:
         """What every command asks."""
         from vpcctl.engine.controller import Controller
 
-        return Controller(report=self._told, store=self.store, make_kernel=self._make_kernel, read_host=self._read_host)
+        return Controller(
+            report=self._told,
+            store=self.store,
+            make_kernel=self._make_kernel,
+            read_host=self._read_host,
+            override_invariants=self._override_invariants,
+        )
 
     def _told(self, event: Event) -> None:
         """Say what the engine reports, if a person wants to know it."""

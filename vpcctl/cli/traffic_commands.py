@@ -193,16 +193,17 @@ def matrix(session: Session, vpc: str, environment: str | None, as_json: bool) -
 
 
 @click.command
-@click.argument("tests", metavar="TESTS.json")
+@click.argument("tests", metavar="[TESTS.json]", required=False)
 @environment_option
 @json_option
 @click.pass_obj
-def verify(session: Session, tests: str, environment: str | None, as_json: bool) -> None:
+def verify(session: Session, tests: str | None, environment: str | None, as_json: bool) -> None:
     """Check assertions about traffic, for example in CI; exit status 1 if one fails.
 
     \b
     TESTS.json is an array of {"from": "shop/web", "to": "shop/db",
-    "service": "tcp/5432", "expect": "allow"}.
+    "service": "tcp/5432", "expect": "allow"}.  Without it, the invariants are
+    checked: those of this machine, or of the environment.
 
     Example: vpcctl verify --environment shop.json tests.json
     """

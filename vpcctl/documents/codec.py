@@ -17,6 +17,7 @@ from vpcctl.errors import StateError
 from vpcctl.model.host import HostPart, OpenedLink
 from vpcctl.model.network import (
     Instance,
+    Invariant,
     Peering,
     Publication,
     Subnet,
@@ -90,11 +91,31 @@ def _inside(vpc: Vpc) -> dict[str, Any]:
 
 def world_to_json(world: World, put: Callable[[Vpc], dict[str, Any]] = _inside) -> dict[str, Any]:
     """The world as the record keeps it; `put` says what stands for a VPC, by default all of it."""
-    return {
+    document: dict[str, Any] = {
         "transit": str(world.transit),
         "peerings": [[peering.one, peering.other] for peering in world.peerings],
         "vpcs": list(map(put, world.vpcs)),
     }
+    # What only some have is written for those alone.
+    if world.invariants:
+        document["invariants"] = list(map(_invariant_to_json, world.invariants))
+    return document
+
+
+def _invariant_to_json(one: Invariant) -> dict[str, Any]:
+    return {"vpc": one.vpc, "assertion": assertion_to_json(one), "place": one.place}
+
+
+def assertion_to_json(one: Invariant) -> dict[str, str]:
+    """An invariant as people write it."""
+    document = {"from": one.source, "to": one.destination, "service": one.service, "expect": one.expect}
+    return document | ({"description": one.description} if one.description else {})
+
+
+def invariant_from_json(document: dict[str, str], vpc: str | None, place: str) -> Invariant:
+    """What `assertion_to_json` wrote, or somebody in its form."""
+    source, destination, service, expect = (document[name] for name in ("from", "to", "service", "expect"))
+    return Invariant(source, destination, service, expect, vpc, document.get("description", ""), place)
 
 
 def host_to_json(host: HostPart) -> dict[str, Any]:
@@ -265,6 +286,9 @@ def world_from_json(document: dict[str, Any], shelf: Shelf = INSIDE) -> World:
         tuple(_vpc_from_json(vpc, shelf) for vpc in document["vpcs"]),
         tuple(Peering(*pair) for pair in document["peerings"]),
         ipaddress.ip_network(document["transit"]),
+        tuple(
+            invariant_from_json(one["assertion"], one["vpc"], one["place"]) for one in document.get("invariants", ())
+        ),
     )
 
 

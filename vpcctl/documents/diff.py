@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from vpcctl.documents.codec import policy_to_json
+from vpcctl.documents.codec import assertion_to_json, policy_to_json
 from vpcctl.errors import VpcctlError
 from vpcctl.model.difference import differing
 from vpcctl.model.network import (
@@ -14,6 +14,7 @@ from vpcctl.model.network import (
     DEFAULT_MAX_PORTS,
     DEFAULT_TRANSIT,
     Instance,
+    Invariant,
     Peering,
     Publication,
     Subnet,
@@ -43,7 +44,18 @@ def merged(present: World, wanted: World, peerings: tuple[Peering, ...], prune: 
         if not (pair.one in named and pair.other in named) and {pair.one, pair.other} <= there
     )
     pairs = _in_place(dict.fromkeys((*staying, *peerings)), present.peerings, lambda pair: pair)
-    return dataclasses.replace(present, vpcs=everything, peerings=pairs, transit=wanted.transit)
+    invariants = tuple(one for one in present.invariants if one.vpc is None or one.vpc in there)
+    return dataclasses.replace(present, vpcs=everything, peerings=pairs, transit=wanted.transit, invariants=invariants)
+
+
+def with_invariants(world: World, stated: Mapping[str | None, tuple[Invariant, ...]]) -> World:
+    """`world` with these invariants in place of those of the same VPCs, or of the machine where the key is None."""
+    kept = (one for one in world.invariants if one.vpc not in stated)
+    known = {one: one for one in world.invariants}
+    # One that was there keeps its place of origin, so that the same document again changes nothing.
+    new = (known.get(one, one) for found in stated.values() for one in found)
+    everything = _in_place(dict.fromkeys((*kept, *new)), world.invariants, lambda one: one)
+    return dataclasses.replace(world, invariants=everything)
 
 
 def _settled(vpc: Vpc, before: Vpc) -> Vpc:
@@ -121,6 +133,8 @@ def steps(before: World, wanted: World) -> list[Step]:
         take(Step("peerings", peerings="come"))
     if world.transit != wanted.transit:
         take(Step("transit range"))
+    if world.invariants != wanted.invariants:
+        take(Step("invariants"))
     return found
 
 
@@ -148,8 +162,9 @@ def toward(world: World, wanted: World, step: Step) -> World:
     kept = (pair for pair in pairs if {pair.one, pair.other} <= there)
     if step.peerings == "go":
         kept = (pair for pair in kept if pair in wanted.peerings)
-    # It differs only if `world` has no VPC.
-    return dataclasses.replace(world, vpcs=left, peerings=tuple(kept), transit=wanted.transit)
+    # The transit range differs only if `world` has no VPC.
+    invariants = tuple(one for one in wanted.invariants if one.vpc is None or one.vpc in there)
+    return dataclasses.replace(world, vpcs=left, peerings=tuple(kept), transit=wanted.transit, invariants=invariants)
 
 
 def same_words(one: Policy, other: Policy | None) -> bool:
@@ -214,12 +229,27 @@ def _peering_changes(before: World, after: World) -> Iterator[ObjectChange]:
         yield from (ObjectChange(sign, f"peering {p.one} and {p.other}") for p in pairs if p not in others)
 
 
+def _invariant_changes(before: World, after: World) -> Iterator[ObjectChange]:
+    for sign, found, others in (
+        ("-", before.invariants, after.invariants),
+        ("+", after.invariants, before.invariants),
+    ):
+        for one in found:
+            if one not in others:
+                yield ObjectChange(sign, "invariant" + (f" of VPC {one.vpc}" if one.vpc else ""), str(one))
+
+
 def _transit_change(before: World, after: World) -> Iterator[ObjectChange]:
     yield ObjectChange("~", "transit range", f"{before.transit} becomes {after.transit}")
 
 
 # In the order in which a difference shows them.
-_WORLD: dict[str, Words] = {"transit": _transit_change, "vpcs": _vpcs_changes, "peerings": _peering_changes}
+_WORLD: dict[str, Words] = {
+    "transit": _transit_change,
+    "vpcs": _vpcs_changes,
+    "peerings": _peering_changes,
+    "invariants": _invariant_changes,
+}
 
 
 def _prefixes(thing: Vpc | Subnet) -> str:
@@ -356,6 +386,11 @@ def exported(world: World, vpc: str | None = None) -> dict[str, Any]:
     # One VPC can go to a machine with another range.
     if vpc is None and world.transit != DEFAULT_TRANSIT:
         document["transit"] = str(world.transit)
+    for owner in (document, *document["vpcs"]):
+        whose = owner.get("name")
+        stated = [assertion_to_json(one) for one in world.invariants if one.vpc == whose]
+        if stated and (whose is not None or vpc is None):
+            owner["invariants"] = stated
     return document
 
 

@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 
 from vpcctl import names
 from vpcctl.documents import fields, reading
+from vpcctl.documents.assertions import stated
 from vpcctl.documents.binding import unknown_names
+from vpcctl.documents.diff import with_invariants
 from vpcctl.documents.exports import EXAMPLE, refuse_export
 from vpcctl.documents.fastpath import accepts, without_plain_parts
 from vpcctl.documents.policies import PolicyDocument, Reader, check_sets, read_policy_file, sound
@@ -41,7 +43,7 @@ _V = TypeVar("_V")
 BESIDE_SETS = frozenset({"name", "cidr", "subnets", "publish", "vpc", "subnet", "ingress", "egress", "default"})
 # What may be wrong in a VPC without hiding the name of a subnet or an instance.
 HARMLESS = re.compile(
-    "/(?:name|cidr|sets|publish|hardened|mtu|max_flows|max_ports|nat_protocols)(?:/.*)?"
+    "/(?:name|cidr|sets|publish|hardened|mtu|max_flows|max_ports|nat_protocols|invariants)(?:/.*)?"
     "|/subnets/[0-9]+/(?:cidr|type|nat_gateway|policy)(?:/.*)?"
     "|/subnets/[0-9]+/instances/[0-9]+/ip",
     re.DOTALL,
@@ -73,7 +75,7 @@ def read_environment(
         world = reader.world(left)
         reader.tell_unknown_names(document, left)
     reader.finish(document)
-    return world
+    return with_invariants(world, stated(document, file))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ class Doubts:
         pointers = [problem.pointer for problem in problems]
         inners = left.get("vpcs", [])
         nameless = any(inner is GAP or "name" not in inner for inner in inners)
-        world = nameless or any(re.fullmatch(r"/(?!peerings$)[^/]*", pointer) for pointer in pointers)
+        world = nameless or any(re.fullmatch(r"/(?!(?:peerings|invariants)$)[^/]*", pointer) for pointer in pointers)
         vpcs, sets = set(), set()
         for pointer in pointers:
             if found := re.match(r"/vpcs/[0-9]+(?=/)", pointer):

@@ -66,7 +66,6 @@ def apply_policies(
     machine: Machine, sources: Iterable[Source], vpc: str | None, subnet: str | None, dry_run: bool
 ) -> PolicyChange:
     """Attach the policies of documents; `vpc` and `subnet` win over what the documents say."""
-    from vpcctl.compiler import bounds
     from vpcctl.documents.binding import attach, sound_policies
     from vpcctl.documents.sources import read_policy_sources
 
@@ -82,7 +81,7 @@ def apply_policies(
     if dry_run:
         state = machine.load()
         before, after = state.world, attached(state)
-        bounds.check(before, after)
+        machine.check(before, after)
     else:
         outcome = machine.change(attached)
         before, after = outcome.before, outcome.after
@@ -101,6 +100,7 @@ def clear_policy(machine: Machine, vpc: str, subnet: str, dry_run: bool) -> Poli
     if dry_run:
         before = machine.load().world
         after = operations.clear_policy(before, vpc, subnet)
+        machine.check(before, after)
     else:
         outcome = machine.change(lambda state: operations.clear_policy(state.world, vpc, subnet))
         before, after = outcome.before, outcome.after

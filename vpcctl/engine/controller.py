@@ -17,6 +17,7 @@ from vpcctl.engine.events import Report, unheard
 from vpcctl.engine.machine import Machine, state_directory
 
 if TYPE_CHECKING:
+    from vpcctl.analysis.invariants import Judged
     from vpcctl.documents.sources import Source
     from vpcctl.engine.attachments import PolicyChange, PolicyView
     from vpcctl.engine.environments import EnvironmentApplied, EnvironmentPlan
@@ -39,7 +40,8 @@ class Controller:
 
     `state_dir` is the directory of the record: by default that of the command line (VPCCTL_STATE_DIR, else
     DEFAULT_STATE_DIR of `names`).  Nothing is opened or locked between two requests, so one controller may live as long
-    as its program, beside commands that a user types.
+    as its program, beside commands that a user types.  With `override_invariants` its changes may break invariants, and
+    each that is broken is reported.
     """
 
     def __init__(
@@ -50,12 +52,19 @@ class Controller:
         store: Store | None = None,
         make_kernel: Callable[[], Kernel] | None = None,
         read_host: Callable[[], Host] | None = None,
+        override_invariants: bool = False,
     ):
         if store is None:
             from vpcctl.engine import state
 
             store = state.Store(state_directory(state_dir), state.COPIES)
-        self._machine = Machine(store, make_kernel or machines.linux_kernel, read_host or machines.linux_host, report)
+        self._machine = Machine(
+            store,
+            make_kernel or machines.linux_kernel,
+            read_host or machines.linux_host,
+            report,
+            override_invariants,
+        )
 
     def check_privilege(self) -> None:
         """Raise PrivilegeError if the kernel may not be changed."""
@@ -386,8 +395,26 @@ class Controller:
 
         return traffic.matrix(self._machine, vpc, environment)
 
-    def verify(self, assertions: Source, *, environment: Source | None = None) -> Verification:
-        """Judge assertions about traffic."""
+    def set_invariants(self, assertions: Source, vpc: str | None = None) -> Outcome:
+        """State what every later change must keep, for a VPC or for the machine, in place of what was stated before."""
+        from vpcctl.engine import traffic
+
+        return traffic.set_invariants(self._machine, assertions, vpc)
+
+    def clear_invariants(self, vpc: str | None = None) -> Outcome:
+        """Remove the invariants of a VPC, or those of the machine."""
+        from vpcctl.engine import traffic
+
+        return traffic.clear_invariants(self._machine, vpc)
+
+    def list_invariants(self, vpc: str | None = None) -> tuple[Judged, ...]:
+        """All invariants, or those of a VPC, and whether they hold."""
+        from vpcctl.engine import traffic
+
+        return traffic.list_invariants(self._machine, vpc)
+
+    def verify(self, assertions: Source | None = None, *, environment: Source | None = None) -> Verification:
+        """Judge assertions about traffic: those of a document, or the invariants."""
         from vpcctl.engine import traffic
 
         return traffic.verify(self._machine, assertions, environment)

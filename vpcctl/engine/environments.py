@@ -40,14 +40,13 @@ class EnvironmentApplied:
 def plan_environment(machine: Machine, source: Source, prune: bool) -> EnvironmentPlan:
     """Compare a document with the present world; changes nothing."""
     from vpcctl.analysis.impact import forecast
-    from vpcctl.compiler import bounds
     from vpcctl.documents.diff import object_changes
     from vpcctl.documents.sources import read_source
 
     document = read_source(source)
     state = machine.load()
     wanted = _wanted(document, state, prune, document.loader())
-    bounds.check(state.world, wanted)
+    machine.check(state.world, wanted)
     changes = object_changes(state.world, wanted)
     host, warnings = machine.host()
     expected = forecast(state.world, wanted, _new_policies(wanted, state.world), host)
@@ -128,14 +127,16 @@ def _without_peerings(step: Step) -> Step:
 
 def _wanted(document: Document, state: State, prune: bool, load: Loader) -> World:
     """The world after the document is applied to `state`, everything checked; `load` reads policies' files."""
+    from vpcctl.documents.assertions import stated
     from vpcctl.documents.binding import check
-    from vpcctl.documents.diff import merged
+    from vpcctl.documents.diff import merged, with_invariants
     from vpcctl.documents.environment import read_environment
     from vpcctl.model.network import Peering
 
     world = read_environment(document.content, document.name, load, state.world, state.serial)
     peerings = tuple(Peering.between(*pair) for pair in document.content.get("peerings", ()))
     wanted = merged(state.world, world, peerings, prune)
+    wanted = with_invariants(wanted, stated(document.content, document.name))
     check(wanted, (vpc.name for vpc in world.vpcs), document.name)
     return wanted
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpcctl.engine.events import Remark, Report, StepTaken
-from vpcctl.errors import InterruptedChange, KernelError, VpcctlError
+from vpcctl.errors import InterruptedChange, InvariantError, KernelError, VpcctlError
 from vpcctl.model.host import NO_HOST, Host
 from vpcctl.names import DEFAULT_STATE_DIR
 from vpcctl.values import dataclass
@@ -56,6 +56,7 @@ class Machine:
     make_kernel: Callable[[], Kernel]
     read_host: Callable[[], Host]
     report: Report
+    override_invariants: bool = False
 
     def load(self) -> State:
         """The present state."""
@@ -93,14 +94,14 @@ class Machine:
             return True
 
     def change(self, transform: Transform, force: bool = False) -> Outcome:
-        """Change the world to what `transform` returns; too costly a change is refused before the lock is taken.
+        """Change the world to what `transform` returns; what `check` refuses is refused before the lock is taken.
 
         With `force` it takes ports of the host that others have.
         """
         from vpcctl.engine import reconciler
 
         with self.changing() as kernel:
-            outcome = reconciler.change(self.store, kernel, self._within_bounds(transform), self.remark, force)
+            outcome = reconciler.change(self.store, kernel, self._checked(transform), self.remark, force)
         for step in outcome.plan.steps:
             self.report(StepTaken(step))
         return outcome
@@ -109,10 +110,15 @@ class Machine:
         """Change several VPCs at once, and return the failures (see `reconciler.change_parts`)."""
         from vpcctl.engine import reconciler
 
-        whole = self._within_bounds(lambda state: choose(state, frozenset()))
+        whole = self._checked(lambda state: choose(state, frozenset()))
 
         def chosen(state: State, without: frozenset[str]) -> World:
-            return choose(state, without) if without else whole(state)
+            if not without:
+                return whole(state)
+            world = choose(state, without)
+            # What is left of the change costs no more than all of it, but an invariant may need what failed.
+            self._check_invariants(state.world, world)
+            return world
 
         with self.changing() as kernel:
             outcome, failed = reconciler.change_parts(self.store, kernel, chosen, self.remark, begun)
@@ -134,16 +140,33 @@ class Machine:
         """Report something that a person should know now."""
         self.report(Remark(words))
 
-    def _within_bounds(self, transform: Transform) -> Transform:
-        """`transform`, run and checked against the bounds before the lock is taken.
+    def check(self, before: World, after: World) -> None:
+        """Refuse too costly a change (DocumentError), and one that breaks an invariant (InvariantError)."""
+        from vpcctl.compiler import bounds
+
+        bounds.check(before, after)
+        self._check_invariants(before, after)
+
+    def _check_invariants(self, before: World, after: World) -> None:
+        if not after.invariants or after is before:
+            return
+        from vpcctl.analysis import invariants
+
+        broken = invariants.broken(before, after, self.host()[0])
+        if broken and not self.override_invariants:
+            raise InvariantError(map(str, broken))
+        for one in broken:
+            self.remark(f"overrides an invariant: {one}")
+
+    def _checked(self, transform: Transform) -> Transform:
+        """`transform`, run and checked before the lock is taken.
 
         It runs again if another command changed the state meanwhile, or if an unfinished change is completed first.
         """
-        from vpcctl.compiler import bounds
 
-        def measured(state: State) -> World:
+        def checked(state: State) -> World:
             world = transform(state)
-            bounds.check(state.world, world)
+            self.check(state.world, world)
             return world
 
         try:
@@ -151,6 +174,6 @@ class Machine:
             world = transform(known)
         except VpcctlError:
             # It may be gone once the lock is held, and is reported then.
-            return measured
-        bounds.check(known.world, world)
-        return lambda state: world if state is known else measured(state)
+            return checked
+        self.check(known.world, world)
+        return lambda state: world if state is known else checked(state)

@@ -271,7 +271,13 @@ def _without_failed(
     """
     left: Trouble = {}
     while True:
-        desired = choose(before, frozenset(failed))
+        try:
+            desired = choose(before, frozenset(failed))
+        except VpcctlError as error:
+            # The rest of the change cannot be without the part that failed.
+            cause = next(iter(failed.values()))
+            convergence.roll_back(writer, kernel, intent, cause, trouble)
+            raise cause from error
         try:
             found = convergence.converge(
                 writer, kernel, dataclasses.replace(intent, pending=desired, pending_host=intent.host)

@@ -12,12 +12,15 @@ from vpcctl.values import dataclass
 
 if TYPE_CHECKING:
     from vpcctl.analysis.explain import Answer
+    from vpcctl.analysis.invariants import Judged
     from vpcctl.analysis.reachability import Reach
     from vpcctl.analysis.rendering import Line
     from vpcctl.documents.sources import Source
+    from vpcctl.engine.reconciler import Outcome
+    from vpcctl.engine.state import State
     from vpcctl.kernel.logs import Entry
     from vpcctl.kernel.probe import Outside, Result
-    from vpcctl.model.network import Publication, Vpc, World
+    from vpcctl.model.network import Invariant, Publication, Vpc, World
     from vpcctl.model.oracle import Flow
     from vpcctl.model.policy import Address
 
@@ -160,22 +163,63 @@ def matrix(machine: Machine, vpc: str, environment: Source | None) -> TrafficMat
     return TrafficMatrix(vpc, pairs, warnings)
 
 
-def verify(machine: Machine, source: Source, environment: Source | None) -> Verification:
-    """Judge the assertions of a document; DocumentError for those that make no sense."""
-    from vpcctl.documents.reading import structure_problems
+def verify(machine: Machine, source: Source | None, environment: Source | None) -> Verification:
+    """Judge the assertions of a document, or the invariants where `source` is None.
+
+    DocumentError for those that make no sense, and if there are none.
+    """
+    from vpcctl.documents.assertions import read_invariants
+    from vpcctl.documents.sources import read_source
+
+    reach, warnings = _reach(machine, environment)
+    if source is None:
+        assertions = reach.world.invariants
+        missing = "no invariants; name a document of assertions, or state some with `vpcctl set-invariants`"
+    else:
+        document = read_source(source)
+        assertions = read_invariants(document.content, document.name, None)
+        missing = f'{document.name}#: no assertions; write one: {{"from": "shop/web", …}}'
+    if not assertions:
+        raise DocumentError(missing)
+    checks = tuple(_checked(reach, one) for one in assertions)
+    return Verification(checks, warnings, _unplaced(environment, [check.answer for check in checks]))
+
+
+def set_invariants(machine: Machine, source: Source, vpc: str | None) -> Outcome:
+    """State the invariants of a VPC, or of the machine where `vpc` is None, in place of those before."""
+    from vpcctl.documents.assertions import read_invariants
     from vpcctl.documents.sources import read_source
 
     document = read_source(source)
-    problems = structure_problems(document.content, "assertions", document.name)
-    if problems:
-        raise DocumentError(*problems)
-    if not document.content:
-        raise DocumentError(f'{document.name}#: no assertions; write one: {{"from": "shop/web", …}}')
-    reach, warnings = _reach(machine, environment)
-    checks = tuple(
-        _checked(reach, assertion, f"{document.name}#/{number}") for number, assertion in enumerate(document.content)
-    )
-    return Verification(checks, warnings, _unplaced(environment, [check.answer for check in checks]))
+    return _replaced(machine, read_invariants(document.content, document.name, vpc), vpc)
+
+
+def clear_invariants(machine: Machine, vpc: str | None) -> Outcome:
+    """Remove the invariants of a VPC, or those of the machine where `vpc` is None."""
+    return _replaced(machine, (), vpc)
+
+
+def _replaced(machine: Machine, found: tuple[Invariant, ...], vpc: str | None) -> Outcome:
+    from vpcctl.documents.diff import with_invariants
+
+    def stated(state: State) -> World:
+        if vpc is not None:
+            state.world.vpc(vpc)
+        return with_invariants(state.world, {vpc: found})
+
+    return machine.change(stated)
+
+
+def list_invariants(machine: Machine, vpc: str | None) -> tuple[Judged, ...]:
+    """All invariants, or those of a VPC, each with whether it holds now."""
+    from vpcctl.analysis.invariants import judge
+    from vpcctl.analysis.reachability import Reach
+
+    world = machine.load().world
+    if vpc is not None:
+        world.vpc(vpc)
+    reach = Reach(world, machine.host()[0])
+    return tuple(judge(reach, one) for one in world.invariants if vpc in (None, one.vpc))
 
 
 def closed_way_out(machine: Machine, world: World, vpc: str, subnet: str) -> str:
@@ -251,12 +295,12 @@ def _unplaced(environment: Source | None, answers: Iterable[Answer]) -> str | No
     return next((str(end.single) for end in ends if end.zone.vpc is None and end.single), None)
 
 
-def _checked(reach: Reach, assertion: dict[str, str], place: str) -> CheckedAssertion:
+def _checked(reach: Reach, assertion: Invariant) -> CheckedAssertion:
     from vpcctl.analysis.explain import ask
 
-    asked = (assertion["from"], assertion["to"], assertion["service"])
+    asked = (assertion.source, assertion.destination, assertion.service)
     try:
         answer = ask(reach, *asked)
     except VpcctlError as error:
-        raise DocumentError(f"{place}: {error}") from error
-    return CheckedAssertion(*asked, assertion["expect"], answer)
+        raise DocumentError(f"{assertion.place}: {error}") from error
+    return CheckedAssertion(*asked, assertion.expect, answer)

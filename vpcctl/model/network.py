@@ -64,6 +64,8 @@ NAT_PORTS = (32768, 65535)
 # service.  The host tracks 65,536 flows or more (net.netfilter.nf_conntrack_max).
 DEFAULT_MAX_FLOWS, DEFAULT_MAX_PORTS = 16384, 8192
 HIGHEST_MAX_FLOWS = 1 << 22
+# Every change may have to judge all of them.
+MOST_INVARIANTS = 1000
 # The MTU of a VPC's links: at least what every host can receive (RFC 791), at most what veth takes (ETH_MAX_MTU).  The
 # default is that of Ethernet; a VPC behind a narrower way out gets the MTU of that.
 MTUS = (576, 65535)
@@ -553,12 +555,39 @@ class Peering:
 
 
 @dataclass(frozen=True, slots=True)
+class Invariant:
+    """An assertion about traffic that every change must keep, in the words of `vpcctl verify`.
+
+    `expect` is ``allow`` or ``deny``.  It belongs to the VPC `vpc` and goes with it, or to the machine if that is None.
+    `place` is where it was written: ``FILE#/NUMBER``.
+    """
+
+    source: str
+    destination: str
+    service: str
+    expect: str
+    vpc: str | None = None
+    description: str = ""
+    place: str = dataclasses.field(default="", compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.source} → {self.destination} {self.service}: {self.expect}"
+
+    @property
+    def ends(self) -> tuple[str | None, str | None]:
+        """The VPC of the source and of the destination, None for an end outside all VPCs."""
+        source, destination = (text.split("/", 1) for text in (self.source, self.destination))
+        return source[0] if len(source) > 1 else None, destination[0] if len(destination) > 1 else None
+
+
+@dataclass(frozen=True, slots=True)
 class World:
     """Everything desired on one machine: what people want, and nothing of what the machine is like (`HostPart`)."""
 
     vpcs: tuple[Vpc, ...] = ()
     peerings: tuple[Peering, ...] = ()
     transit: Network = DEFAULT_TRANSIT
+    invariants: tuple[Invariant, ...] = ()
     vpcs_by_name: Mapping[str, Vpc] = _index()
     _peers: Mapping[str, tuple[Vpc, ...]] = _index()
 
@@ -575,6 +604,14 @@ class World:
         self._check_addresses()
         self._check_peerings()
         self._check_protocols()
+        self._check_invariants()
+
+    def _check_invariants(self) -> None:
+        if len(self.invariants) > MOST_INVARIANTS:
+            raise DocumentError(f"{len(self.invariants)} invariants; at most {MOST_INVARIANTS} are possible")
+        for one in self.invariants:
+            if one.vpc is not None:
+                self.vpc(one.vpc)
 
     def _check_addresses(self) -> None:
         """Raise ConflictError for ports that are published at an address of an uplink."""
@@ -667,6 +704,7 @@ class World:
             self,
             vpcs=tuple(vpc for vpc in self.vpcs if vpc.name != name),
             peerings=tuple(peering for peering in self.peerings if name not in peering),
+            invariants=tuple(one for one in self.invariants if one.vpc != name),
         )
 
     def free_index(self) -> int:
