@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import json
 import random
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests import words, worlds
 from vpcctl.analysis import packetset
-from vpcctl.analysis.explain import ALLOW, DENY, PARTLY, answer_to_json, ask, matrix
+from vpcctl.analysis.explain import ALLOW, DENY, PARTLY, also_denied, answer_to_json, ask, matrix
 from vpcctl.analysis.packetset import NOTHING, Space
 from vpcctl.analysis.query import parse_service
 from vpcctl.analysis.reachability import FLOWS, Reach
@@ -24,7 +25,7 @@ from vpcctl.model import oracle
 from vpcctl.model.host import NO_HOST, Host
 from vpcctl.model.network import World
 from vpcctl.model.oracle import Flow, Place
-from vpcctl.model.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS, Action
+from vpcctl.model.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS, Action, Direction
 from vpcctl.model.protocols import REPLY_TYPE
 
 FLOWS_ASKED = 25
@@ -132,6 +133,43 @@ def union(parts) -> Space:
     for part in parts:
         found |= part
     return found
+
+
+def silent(world: World, place: Place, direction: Direction) -> World:
+    """`world` without what the policy of a subnet says of one direction."""
+    vpc = world.vpc(str(place.vpc))
+    subnet = oracle.subnet_at(vpc, place.address)
+    if subnet.policy is None:
+        return world
+    defaults = tuple(one for one in subnet.policy.defaults if one[0] is not direction)
+    policy = dataclasses.replace(subnet.policy, **{direction.value: None}, defaults=defaults)
+    return world.with_vpc(vpc.with_subnet(dataclasses.replace(subnet, policy=policy)))
+
+
+@settings(max_examples=150, deadline=None)
+@given(worlds.worlds().filter(lambda world: any(vpc.instances for vpc in world.vpcs)), st.integers(0, 1 << 30))
+def test_every_gate_that_denies_is_named(world: World, seed: int) -> None:
+    """The oracle says what each gate decides alone: it is asked of a world in which the other gate is silent."""
+    chance = random.Random(seed)
+    places = [Place(vpc.name, one.addresses[0]) for vpc in world.vpcs for one in vpc.instances]
+    source, destination = chance.choice(places), chance.choice(places)
+    service = chance.choice(["tcp/80", "tcp/443", "udp/1", "icmp/echo-request"])
+    words_of = [f"{place.vpc}/{place.address}" for place in (source, destination)]
+    reach = Reach(world)
+    answer = ask(reach, *words_of, service)
+    named = {stage.gate for stage in also_denied(reach, answer)}
+    named |= {stage.gate for stage in answer.stages if stage.verdicts[0].action is not Action.ALLOW}
+    (protocol, _), (port, _) = (one[0] for one in parse_service(service))
+    flow = Flow(source, destination, protocol, port)
+    if oracle.decide(silent(silent(world, source, Direction.EGRESS), destination, Direction.INGRESS), flow).allowed:
+        alone = {
+            oracle.decide(silent(world, destination, Direction.INGRESS), flow),
+            oracle.decide(silent(world, source, Direction.EGRESS), flow),
+        }
+        expected = {one.stages[-1].gate for one in alone if not one.allowed}
+        assert named == expected
+    else:
+        assert named == {"topology"}
 
 
 @settings(max_examples=40, deadline=None)

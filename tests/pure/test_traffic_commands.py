@@ -154,7 +154,17 @@ def test_explain_says_for_which_part(vpcctl) -> None:
 def test_explain_as_json_has_its_shape(vpcctl) -> None:
     said = vpcctl("explain", "shop/web", "shop/db", "tcp/5432", *HERE, "--json")
     assert said.status == 0
-    assert list(said.json) == ["from", "to", "service", "verdict", "deciding", "hops", "stages", "allowed"]
+    assert list(said.json) == [
+        "from",
+        "to",
+        "service",
+        "verdict",
+        "deciding",
+        "hops",
+        "stages",
+        "allowed",
+        "also_denied",
+    ]
     assert (said.json["verdict"], said.json["deciding"]) == ("allow", "db.json#/ingress/0")
     assert [list(stage) for stage in said.json["stages"]] == [["gate", "verdicts"]] * 3
     traffic = {"from": ["web (10.0.1.2)"], "to": ["db (10.0.3.2)"], "services": ["tcp/5432"]}

@@ -130,6 +130,35 @@ def _walk(reach: Reach, start: End, end: End, wanted: Space) -> tuple[Space, lis
     return passing, stages
 
 
+def also_denied(reach: Reach, answer: Answer) -> tuple[ExplainedStage, ...]:
+    """The gates and lines that deny, too, what is denied before it comes to them; TooFineError as in `ask`.
+
+    Who opens what the answer names as deciding would meet them next.  No gate is asked about what VPCs that are not
+    peered, or addresses that nobody has, would send each other.
+    """
+    start, end = answer.source, answer.destination
+    inner = str(start.zone.vpc or end.zone.vpc)
+    sides = ((start, packetset.SOURCE), (end, packetset.DESTINATION))
+    if not reach.may_meet(start.zone, end.zone) or any(
+        _misplaced(reach, side, side.zone.vpc or inner, place) for side, place in sides
+    ):
+        return ()
+    found = []
+    with packetset.bounded(reach.most):
+        came = reach.carried(start.zone, end.zone) & answer.asked
+        for side, direction in ((start, Direction.EGRESS), (end, Direction.INGRESS)):
+            if side.zone.vpc is None:
+                continue
+            lost = answer.asked - came
+            if lost:
+                _, stage = _judged(reach, start, end, side.zone, direction, lost)
+                denying = tuple(one for one in stage.verdicts if one.action is not Action.ALLOW)
+                if denying:
+                    found.append(ExplainedStage(stage.gate, denying))
+            _, came = reach.judged(str(side.zone.vpc), str(side.zone.subnet), direction, came)
+    return tuple(found)
+
+
 def _served(reach: Reach, calls: Space) -> tuple[Space, list[ExplainedStage]]:
     """What the instances that serve published ports let in of calls at the host, and what their gates say."""
     passing, stages = packetset.NOTHING, []
@@ -325,22 +354,24 @@ def answer_to_json(answer: Answer) -> dict[str, Any]:
         "verdict": answer.verdict,
         "deciding": answer.deciding.origin,
         "hops": list(answer.hops),
-        "stages": [
-            {
-                "gate": stage.gate,
-                "verdicts": [
-                    {
-                        "action": verdict.action.value,
-                        "origin": verdict.origin,
-                        "description": verdict.rule.description if verdict.rule else "",
-                        "traffic": list(map(line_to_json, verdict.lines)),
-                    }
-                    for verdict in stage.verdicts
-                ],
-            }
-            for stage in answer.stages
-        ],
+        "stages": list(map(stage_to_json, answer.stages)),
         "allowed": list(map(line_to_json, answer.allowed)),
+    }
+
+
+def stage_to_json(stage: ExplainedStage) -> dict[str, Any]:
+    """A stage for machines."""
+    return {
+        "gate": stage.gate,
+        "verdicts": [
+            {
+                "action": verdict.action.value,
+                "origin": verdict.origin,
+                "description": verdict.rule.description if verdict.rule else "",
+                "traffic": list(map(line_to_json, verdict.lines)),
+            }
+            for verdict in stage.verdicts
+        ],
     }
 
 

@@ -312,10 +312,10 @@ class Reach:
         zones = list(self.zones.among({*vpcs, *(peer.name for vpc in vpcs for peer in self.world.peers(vpc))}))
         for source in zones:
             for destination in zones:
-                if (source.vpc in vpcs or destination.vpc in vpcs) and self._may_meet(source, destination):
+                if (source.vpc in vpcs or destination.vpc in vpcs) and self.may_meet(source, destination):
                     yield source, destination
 
-    def _may_meet(self, source: Zone, destination: Zone) -> bool:
+    def may_meet(self, source: Zone, destination: Zone) -> bool:
         if source.vpc is None or destination.vpc is None:
             if source.is_host and destination.vpc is not None:
                 return bool(self.world.vpc(destination.vpc).publications)
@@ -343,13 +343,13 @@ class Reach:
             return Action.DENY, f"subnet {subnet.name} is private and has no NAT gateway"
         if source.vpc == destination.vpc:
             return Action.ALLOW, f"both are in VPC {source.vpc}"
-        if self._may_meet(source, destination):
+        if self.may_meet(source, destination):
             return Action.ALLOW, f"VPCs {source.vpc} and {destination.vpc} are peered"
         return Action.DENY, f"VPCs {source.vpc} and {destination.vpc} are not peered"
 
     def carried(self, source: Zone, destination: Zone) -> Space:
         """What the topology carries from one zone to the other, whatever the gates say."""
-        if not self._may_meet(source, destination):
+        if not self.may_meet(source, destination):
             return packetset.NOTHING
         if source.vpc is None:
             return self._let_in_by_host(source, destination)

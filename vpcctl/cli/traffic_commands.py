@@ -12,7 +12,9 @@ from vpcctl.cli.session import Session, json_option
 from vpcctl.errors import KernelError
 
 if TYPE_CHECKING:
-    from vpcctl.analysis.explain import Answer
+    from collections.abc import Iterable
+
+    from vpcctl.analysis.explain import Answer, ExplainedStage
     from vpcctl.engine.traffic import CheckedAssertion, Probed, StandIn
     from vpcctl.kernel.probe import Result
 
@@ -65,9 +67,11 @@ def explain(
     answer = explanation.answer
     if not as_json:
         print_answer(answer)
+        _print_stages(explanation.also_denied, "and then ")
     probes = [_probe_document(one) for one in controller.probe(explanation, _stand_in())] if probe else []
     if as_json:
-        document = explaining.answer_to_json(answer)
+        more = list(map(explaining.stage_to_json, explanation.also_denied))
+        document = {**explaining.answer_to_json(answer), "also_denied": more}
         print_json({**document, "probes": probes} if probe else document)
     else:
         for one in probes:
@@ -122,17 +126,22 @@ def print_answer(answer: Answer) -> None:
     """An answer for people."""
     show(f"{answer.source.text} → {answer.destination.text} {answer.service}: {WORDS[answer.verdict]}")
     show(*(f"  {'' if number else 'by':<6} {hop}" for number, hop in enumerate(answer.hops)))
-    for stage in answer.stages:
-        for number, verdict in enumerate(stage.verdicts):
-            said = f" «{verdict.rule.description}»" if verdict.rule and verdict.rule.description else ""
-            show(f"  {stage.gate if not number else '':<28} {verdict.action.value:<6} {verdict.origin}{said}")
-            if len(stage.verdicts) > 1:
-                for line in verdict.lines:
-                    show(f"      {line}")
+    _print_stages(answer.stages)
     if answer.verdict == "partly":
         show("  what passes:")
         for line in answer.allowed:
             show(f"      {line}")
+
+
+def _print_stages(stages: Iterable[ExplainedStage], begin: str = "") -> None:
+    for stage in stages:
+        for number, verdict in enumerate(stage.verdicts):
+            said = f" «{verdict.rule.description}»" if verdict.rule and verdict.rule.description else ""
+            gate = f"{begin}{stage.gate}" if not number else ""
+            show(f"  {gate:<28} {verdict.action.value:<6} {verdict.origin}{said}")
+            if len(stage.verdicts) > 1:
+                for line in verdict.lines:
+                    show(f"      {line}")
 
 
 @click.command

@@ -11,7 +11,7 @@ from vpcctl.errors import ConflictError, DocumentError, VpcctlError
 from vpcctl.values import dataclass
 
 if TYPE_CHECKING:
-    from vpcctl.analysis.explain import Answer
+    from vpcctl.analysis.explain import Answer, ExplainedStage
     from vpcctl.analysis.invariants import Judged
     from vpcctl.analysis.reachability import Reach
     from vpcctl.analysis.rendering import Line
@@ -31,12 +31,14 @@ class Explanation:
 
     An environment document is judged on no host in particular: `unplaced` is an allowed address that may belong
     to the host, which would then deny the flow.  None means that no such address is allowed.
+    `also_denied` are the gates that deny, too, what is denied before it comes to them.
     """
 
     answer: Answer
     reach: Reach = field(repr=False, compare=False)
     warnings: tuple[str, ...] = ()
     unplaced: str | None = None
+    also_denied: tuple[ExplainedStage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +125,11 @@ class FlowLog:
 
 def explain(machine: Machine, source: str, destination: str, service: str, environment: Source | None) -> Explanation:
     """May a flow pass, and which line decides?"""
-    from vpcctl.analysis.explain import ask
+    from vpcctl.analysis.explain import also_denied, ask
 
     reach, warnings = _reach(machine, environment)
     answer = ask(reach, source, destination, service)
-    return Explanation(answer, reach, warnings, _unplaced(environment, [answer]))
+    return Explanation(answer, reach, warnings, _unplaced(environment, [answer]), also_denied(reach, answer))
 
 
 def probe(explanation: Explanation, stand_in: StandIn) -> tuple[Probed, ...]:
