@@ -61,6 +61,13 @@ def environment(vpcs: int, subnets: int) -> dict[str, Any]:
     }
 
 
+def written(document: dict[str, Any]) -> None:
+    """Write an environment to /run, and a bare script that makes the same objects."""
+    Path("/run/environment.json").write_text(json.dumps(document))
+    world = read_environment(document, "environment.json", lambda path: ({}, path))
+    Path("/run/bare.sh").write_text(script(world))
+
+
 def cleared() -> None:
     """Remove what the bare commands made, and wait until it is gone."""
     names = [line.split()[0] for line in subprocess.check_output(["ip", "netns"], text=True).splitlines()]
@@ -79,10 +86,7 @@ def settled() -> None:
 
 def measure(vpcs: int, subnets: int, turns: int) -> Report:
     """Bare commands, then each of ours, in every turn."""
-    document = environment(vpcs, subnets)
-    Path("/run/environment.json").write_text(json.dumps(document))
-    world = read_environment(document, "environment.json", lambda path: ({}, path))
-    Path("/run/bare.sh").write_text(script(world))
+    written(environment(vpcs, subnets))
     seconds: dict[str, list[float]] = defaultdict(list)
     for _ in range(turns):
         seconds[BARE].append(took("sh", "/run/bare.sh"))

@@ -9,15 +9,11 @@ For the program a reboot means: every namespace, link and table is gone, and the
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import defaultdict
-from pathlib import Path
 
 from benchmarks import results
-from benchmarks.bare import script
-from benchmarks.commands import BARE, cleared, environment, settled
+from benchmarks.commands import BARE, cleared, environment, settled, written
 from benchmarks.results import Comparison, Report, took
-from vpcctl.documents.environment import read_environment
 from vpcctl.engine.state import Store
 from vpcctl.lab import STATE_DIR
 
@@ -35,10 +31,7 @@ def reboot(store: Store) -> None:
 
 def measure(vpcs: int, turns: int) -> Comparison:
     """Bare creation, `apply`, `status` and `repair` in every turn."""
-    document = environment(vpcs, SUBNETS)
-    Path("/run/environment.json").write_text(json.dumps(document))
-    world = read_environment(document, "environment.json", lambda path: ({}, path))
-    Path("/run/bare.sh").write_text(script(world))
+    written(environment(vpcs, SUBNETS))
     seconds: dict[str, list[float]] = defaultdict(list)
     for _ in range(turns):
         seconds[BARE].append(took("sh", "/run/bare.sh"))

@@ -8,6 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+from tests.lab.networks import SECOND_CARD
 from vpcctl.lab import HOST, INTERNET, RUN_LAB, Lab
 
 FAR = str(INTERNET)
@@ -196,15 +197,6 @@ runtime = "crun"
         self.lab.run(["sh", "-c", f"{self._call} rm --force --time 0 page"], check=False)
 
 
-SECOND_CARD = """
-ip netns add lan2
-ip link add eth1 type veth peer name eth0 netns lan2
-ip address add 192.0.2.1/24 dev eth1
-ip link set eth1 up
-ip -n lan2 address add 192.0.2.9/24 dev eth0
-ip -n lan2 link set eth0 up
-ip -n lan2 route add default via 192.0.2.1
-"""
 OPEN, SHUT = 22, 7777
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from tests.lab.agents import AgentProcess, agent
 from tests.lab.machine import run_all
+from tests.lab.networks import VPN, way_out
 from tests.lab.traffic import eventually
 from vpcctl.lab import INTERNET, STATE_DIR, Lab
 
@@ -158,12 +159,7 @@ def test_a_link_that_comes_again_is_the_way_out_again(lab: Lab) -> None:
 
 
 def test_a_default_route_that_moves_is_followed(lab: Lab) -> None:
-    script(
-        lab,
-        "ip link add second type veth peer name far; nsenter --net=/run/lab/internet sleep 60 & I=$!; sleep 0.3;"
-        "ip link set far netns $I; ip address add 192.0.2.2/30 dev second; ip link set second up;"
-        "nsenter --net=/run/lab/internet sh -c 'ip address add 192.0.2.1/30 dev far; ip link set far up'; kill $I",
-    )
+    script(lab, way_out("second"))
     run_all(lab, BUILD[:2])
     with agent(lab):
         assert eventually(lambda: web_pings(lab), 10)
@@ -176,14 +172,7 @@ def test_a_vpn_in_a_routing_table_of_its_own_is_followed(lab: Lab) -> None:
     run_all(lab, BUILD[:2])
     with agent(lab) as running:
         assert eventually(lambda: web_pings(lab), 10)
-        script(
-            lab,
-            "ip link add wg0 type veth peer name far; nsenter --net=/run/lab/internet sleep 60 & I=$!; sleep 0.3;"
-            "ip link set far netns $I; ip address add 192.0.2.2/30 dev wg0; ip link set wg0 up;"
-            "nsenter --net=/run/lab/internet sh -c 'ip address add 192.0.2.1/30 dev far; ip link set far up'; kill $I;"
-            "ip route add default via 192.0.2.1 dev wg0 table 51820; ip rule add not fwmark 0xca6c table 51820;"
-            "ip rule add table main suppress_prefixlength 0",
-        )
+        script(lab, VPN)
         assert eventually(lambda: web_pings(lab), 10), running.entries()
         running.assert_heals()
         script(lab, "ip rule delete table main suppress_prefixlength 0; ip rule delete not fwmark 0xca6c table 51820")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.lab.networks import machine_behind
 from vpcctl.lab import HOST, INTERNET, NEIGHBOUR, STATE_DIR, Lab
 
 FIREWALLS = Path(__file__).parents[1] / "firewalls"
@@ -200,7 +201,9 @@ def test_what_another_firewall_drops_is_told_and_the_remedy_lets_it_pass(
 
 # A container behind a bridge, and a machine on a second LAN; each answers on PORT.  Neither is VPCs' business.
 PORT = 7003
-BESIDE = """
+BESIDE = f"""
+{machine_behind("lan1", "other", "192.0.2.1/24", "192.0.2.2/24")}
+ip -n other route add default via 192.0.2.1
 ip netns add container
 ip link add docker0 type bridge
 ip address add 172.17.0.1/16 dev docker0
@@ -208,15 +211,8 @@ ip link set docker0 up
 ip link add vc type veth peer name eth0 netns container
 ip link set vc master docker0 up
 ip -n container address add 172.17.0.2/16 dev eth0
-ip netns add other
-ip link add lan1 type veth peer name eth0 netns other
-ip address add 192.0.2.1/24 dev lan1
-ip link set lan1 up
-ip -n other address add 192.0.2.2/24 dev eth0
-for one in container:172.17.0.1 other:192.0.2.1; do
-    ip -n ${one%:*} link set eth0 up
-    ip -n ${one%:*} route add default via ${one#*:}
-done
+ip -n container link set eth0 up
+ip -n container route add default via 172.17.0.1
 sysctl -qw net.ipv4.ip_forward=1
 """
 GREET = """
@@ -546,21 +542,16 @@ def test_a_stub_resolver_is_told_and_the_remedy_gives_instances_its_servers(lab:
 
 
 # A second provider, by which the host sends what comes from VPCs by a mark, and a machine behind it.
-TWO_WAYS = """
-ip netns add provider
-ip link add wan2 type veth peer name eth0 netns provider
-ip address add 192.0.2.1/24 dev wan2
-ip link set wan2 up
-ip -n provider address add 192.0.2.2/24 dev eth0
+TWO_WAYS = f"""
+{machine_behind("wan2", "provider", "192.0.2.1/24", "192.0.2.2/24")}
 ip -n provider address add 203.0.113.9/32 dev lo
 ip -n provider link set lo up
-ip -n provider link set eth0 up
 ip route add default via 192.0.2.2 dev wan2 table 100
 ip rule add fwmark 100 table 100
 nft -f - <<END
-table ip steering {
-    chain steer { type filter hook prerouting priority mangle; iifname "vpc-shop" meta mark set 100; }
-}
+table ip steering {{
+    chain steer {{ type filter hook prerouting priority mangle; iifname "vpc-shop" meta mark set 100; }}
+}}
 END
 sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.eth0.rp_filter=0
 sysctl -qw net.ipv4.conf.wan2.rp_filter=1
@@ -589,13 +580,8 @@ def test_a_strict_check_of_sources_beside_a_second_way_out_is_told(lab: Lab) -> 
     assert len(again["commands"]) == 2, "of the link's value and that of all the larger one counts"
 
 
+LINKED_TAILNET = machine_behind("tailscale0", "tailnet", "100.101.102.103/32", "100.70.0.1/10")
 TAILNET = """
-ip netns add tailnet
-ip link add tailscale0 type veth peer name eth0 netns tailnet
-ip address add 100.101.102.103/32 dev tailscale0
-ip link set tailscale0 up
-ip -n tailnet address add 100.70.0.1/10 dev eth0
-ip -n tailnet link set eth0 up
 ip route add 100.70.0.1 dev tailscale0 table 52
 ip rule add pref 5270 table 52
 sysctl -qw net.ipv4.ip_forward=1
@@ -620,7 +606,7 @@ END
 
 
 def test_tailscales_check_of_sources_is_told_with_another_transit_range_as_the_remedy(lab: Lab) -> None:
-    lab.run(["sh", "-ec", TAILNET])
+    lab.run(["sh", "-ec", LINKED_TAILNET + TAILNET])
     server = lab.popen([sys.executable, "-I", "-c", GREET, str(PORT)], netns="tailnet")
     assert server.stdout
     assert server.stdout.readline() == "ready\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.lab.machine import run_all
+from tests.lab.networks import SECOND_CARD, VPN
 from vpcctl.lab import RUN_LAB, Lab
 
 BUILD = (
@@ -36,26 +37,6 @@ ip netns exec c python3 -m http.server 90 >/dev/null 2>&1 &
 FORWARD_ALL = "sysctl -qw net.ipv4.ip_forward=1"
 # Per link, as some managers do it; of eth0 the setting is on already, by us.
 FORWARD_LINKS = "sysctl -qw net.ipv4.conf.docker0.forwarding=1 net.ipv4.conf.eth0.forwarding=1"
-SECOND_CARD = """
-ip netns add lan2
-ip link add eth1 type veth peer name eth0 netns lan2
-ip address add 192.0.2.1/24 dev eth1
-ip link set eth1 up
-ip -n lan2 address add 192.0.2.9/24 dev eth0
-ip -n lan2 link set eth0 up
-ip -n lan2 route add default via 192.0.2.1
-"""
-# A VPN with a routing table of its own and rules that lead there, as wg-quick(8) makes it.
-VPN = f"""
-ip link add wg0 type veth peer name wgp
-ip link set wgp netns {RUN_LAB}/internet
-ip address add 192.0.2.2/30 dev wg0
-ip link set wg0 up
-nsenter --net={RUN_LAB}/internet sh -ec 'ip address add 192.0.2.1/30 dev wgp; ip link set wgp up'
-ip route add default via 192.0.2.1 dev wg0 table 51820
-ip rule add not fwmark 0xca6c table 51820
-ip rule add table main suppress_prefixlength 0
-"""
 SERVER = "ip netns exec shop-web python3 -m http.server 8080 >/dev/null 2>&1 &"
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.networks import machine_behind
 from vpcctl.lab import Lab
 
 TALKER = [sys.executable, "-I", str(Path(__file__).with_name("talker.py"))]
@@ -30,15 +31,7 @@ READY, ENOUGH = 5.0, 40
 def network(module_lab: Lab) -> Iterator[Lab]:
     """Two VPCs of one prefix, a second card with a neighbour, and servers in three instances."""
     lab = module_lab
-    for words in (
-        "netns add lan2",
-        "link add eth1 type veth peer name eth0 netns lan2",
-        f"address add {SECOND}/24 dev eth1",
-        "link set eth1 up",
-        f"-n lan2 address add {SECOND_NEIGHBOUR}/24 dev eth0",
-        "-n lan2 link set eth0 up",
-    ):
-        lab.run(["ip", *words.split()])
+    lab.run(["sh", "-ec", machine_behind("eth1", BESIDE, f"{SECOND}/24", f"{SECOND_NEIGHBOUR}/24")])
     lab.run(["sysctl", "-qw", "net.ipv4.conf.eth1.forwarding=1"])
     for vpc, subnet in (("shop", "web"), ("two", "app")):
         lab.vpcctl("create-vpc", "--name", vpc, "--cidr", "10.0.0.0/16")
