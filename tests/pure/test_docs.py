@@ -241,7 +241,6 @@ def test_the_state_directory_is_the_same_everywhere() -> None:
     assert stated == {"names.py"}
 
 
-# Archaic or indirect phrases that readers stumbled over.
 def test_the_table_of_other_programs_is_that_of_their_tests() -> None:
     lines = page("docs/coexistence.md").splitlines()
     assert [line for line in lines if line.startswith("|")] == matrix.table()
@@ -249,6 +248,7 @@ def test_the_table_of_other_programs_is_that_of_their_tests() -> None:
     assert pairs == [(program, event) for program in matrix.VERSIONS for event in matrix.EVENTS]
 
 
+# Archaic or indirect phrases that readers stumbled over.
 UNCLEAR = re.compile(
     r"\b(mend|mends|mended|mending|there is no|there is none|what was begun|published no more|peered no more|any but|"
     r"to play by yourself|say --yes|is not told|are not told|since more than|finishing what|cannot be mended)\b",
