@@ -8,9 +8,9 @@ import gc
 import os
 import sys
 
-# So many objects are made between two looks for unused cycles.  Ten thousand rules are a million objects, all of them
-# in use: with Python's 700, a third of the time of their command goes into looking at them again and again.  It is set
-# before the imports, which make objects by the ten thousand.
+# So many new objects trigger a search for unused cycles.  Ten thousand rules are a million objects, all of them in use:
+# with Python's default of 700, a third of the time of the command is spent on such searches.  It is set before the
+# imports, which make tens of thousands of objects.
 RARELY = 200_000
 
 
@@ -26,11 +26,11 @@ def main() -> None:
 
 
 def _leave(status: int) -> None:
-    """End the process without taking Python's objects apart one by one, a tenth of the time of a short command."""
+    """End the process without freeing Python's objects one by one, which is a tenth of the time of a short command."""
     import threading
 
     if threading.active_count() > 1:
-        sys.exit(status)  # other threads are waited for
+        sys.exit(status)  # wait for other threads
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):

@@ -1,8 +1,8 @@
-"""SHA-256 without OpenSSL for what is short: to load OpenSSL takes longer than most of what a command hashes."""
+"""SHA-256 of short data without OpenSSL: loading OpenSSL takes longer than most hashes of a command."""
 
 from __future__ import annotations
 
-# Longer data are worth OpenSSL, which is several times as fast.
+# For longer data OpenSSL is several times as fast.
 SHORT = 1 << 20
 
 try:

@@ -1,8 +1,9 @@
 """The `dataclass` of the standard library, made in a tenth of the time where it is frozen and has slots.
 
-The standard library compiles six functions for each class, about a millisecond.  A command imports some eighty classes,
-and makes values of half of them.  Here a method is compiled when it is first called.  All else is left to the standard
-library, which sees an ordinary dataclass: `fields`, `replace`, `asdict`, pattern matching and pickling work as ever.
+The standard library compiles six functions for each class, which takes about a millisecond.  A command imports some
+eighty classes, and makes values of half of them.  Here a method is compiled when it is first called.  The standard
+library does everything else, and sees an ordinary dataclass: `fields`, `replace`, `asdict`, pattern matching and
+pickling work as usual.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ ORDER = {"__lt__": lt, "__le__": le, "__gt__": gt, "__ge__": ge}
 
 
 def _value_class(cls: type, order: bool) -> type:
-    stated = {name for name, value in vars(cls).items() if value is not None}  # no __hash__ is none of its own
+    stated = {name for name, value in vars(cls).items() if value is not None}  # a __hash__ of None is not its own
     made: type = standard.dataclass(init=False, repr=False, eq=False, slots=True)(cls)
     for field in standard.fields(made):
         if field.kw_only or field.hash is not None or not (field.init or field.default is standard.MISSING):
-            raise TypeError(f"{cls.__name__}.{field.name} asks for something that `values` does not know")
+            raise TypeError(f"{cls.__name__}.{field.name} uses an option that `values` does not support")
     methods: dict[str, Any] = {
         "__init__": _late(made, "__init__", _init),
         "__eq__": _late(made, "__eq__", _eq),
@@ -52,7 +53,7 @@ def _value_class(cls: type, order: bool) -> type:
 
 
 def _late(made: type, name: str, compiled: Callable[[type], Any]) -> Callable[..., Any]:
-    """A method that puts the compiled one in its own place."""
+    """A method that replaces itself with the compiled one."""
 
     def method(*values: Any, **named: Any) -> Any:
         found = compiled(made)
@@ -97,7 +98,7 @@ def _hash(made: Any) -> Any:
 
 
 def _compared(made: Any, name: str) -> str:
-    """The tuple of what is compared, as an expression."""
+    """The tuple of the compared fields, as an expression."""
     return f"({''.join(f'{name}.{field.name}, ' for field in standard.fields(made) if field.compare)})"
 
 

@@ -1017,7 +1017,7 @@ def test_a_name_server_counts_if_instances_reach_it(tmp_path: Path, text: str, s
 
 
 def test_without_a_resolv_conf_the_default_is_the_hosts_own(tmp_path: Path) -> None:
-    assert served(tmp_path).what == "/etc/resolv.conf names only 127.0.0.1, where instances reach no server"
+    assert served(tmp_path).what == "/etc/resolv.conf names only 127.0.0.1, which instances cannot reach"
 
 
 def test_the_remedy_is_for_instances_with_a_way_out_and_without_a_file_of_their_own(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ NAMED = 10
 
 
 class Journal:
-    """Writes entries to a stream; those above `most`, the least urgent, are left out."""
+    """Writes entries to a stream; those that are less urgent than `most` are left out."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class Journal:
     ):
         self._stream, self._as_json, self._most = stream, as_json, most
         self._prefixed, self._now, self._visible = prefixed and not as_json, now, visible
-        # The last words about each subject, so that the same ones are said once.
+        # The last message about each subject: a message is not repeated.
         self._said: dict[str, str] = {}
 
     def write(self, level: int, event: str, message: str, details: Iterable[str] = (), **fields: Any) -> None:
@@ -48,7 +48,7 @@ class Journal:
         else:
             prefix = f"<{level}>" if self._prefixed else ""
             lines = [prefix + self._visible(line) for line in (*message.split("\n"), *details)]
-        # A reader that is gone stops no repair.
+        # If nobody reads the log any more, repairs continue.
         with contextlib.suppress(OSError):
             self._stream.write("\n".join(lines) + "\n")
             self._stream.flush()
@@ -60,12 +60,12 @@ class Journal:
             self.write(level, event, message, **fields)
 
     def over(self, subject: str) -> bool:
-        """What was said about a subject holds no longer; false if nothing was."""
+        """Forget the last message about a subject, which no longer applies; False if there was none."""
         return self._said.pop(subject, None) is not None
 
     @property
     def open_subjects(self) -> list[str]:
-        """The subjects about which something still holds."""
+        """The subjects whose last message still applies."""
         return list(self._said)
 
 

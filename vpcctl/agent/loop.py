@@ -1,4 +1,4 @@
-"""The agent itself: wait for events, let them gather, have the engine repair what they concern, say what was done."""
+"""The agent itself: wait for events, gather them, call the engine to repair what they concern, and log the result."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from vpcctl.kernel.verified import NOTES, newest
 from vpcctl.resources.kinds import Item
 from vpcctl.resources.protocol import Condition
 
-# How long to wait for the lock at once, and after how many times of that it is said.
+# How long to wait for the lock in one attempt, and after how many attempts to log that.
 PATIENCE, LOCKED_OFTEN = 0.2, 10
-# So many new objects bring a search for unused cycles (gc.set_threshold): a process that stays must not grow.
+# After so many new objects Python searches for unused cycles (gc.set_threshold): a long-running process must not grow.
 COLLECTED = (5000, 10, 10)
-# The whole program: what repairs must be what the commands are.
+# The whole program: the agent and the commands must be of one version.
 PACKAGES = ("model", "documents", "compiler", "analysis", "resources", "kernel", "engine", "agent")
 
 
 class AttendedKernel(LinuxKernel):
-    """The kernel of this machine, for a process that has to show meanwhile that it lives."""
+    """The kernel of this machine; each step also notifies the watchdog that the process is alive."""
 
     def __init__(self, alive: Callable[[], None]):
         super().__init__(NOTES)
@@ -85,7 +85,7 @@ class Agent:
             self._signals(),
         ):
             self._journal.write(INFO, "started", f"agent of {self._state_dir} started", pid=os.getpid())
-            # Listening comes before the first look, so that nothing happens unseen between them.
+            # Listen before the first look, so that no change between them is missed.
             self._arm(watch)
             self._schedule.event(EVERYTHING, "start", time.monotonic())
             while not self._stopped:
@@ -112,7 +112,7 @@ class Agent:
             self._schedule.event(event.place, event.cause, now, own)
 
     def _arm(self, watch: Watch, own: bool = False) -> None:
-        """Listen to what is on record now; to what was there before, if the record cannot be read."""
+        """Listen to what is on record now, or to what was on record before if the record cannot be read."""
         try:
             watched = self._controller.watched(watch.watched)
         except VpcctlError:
@@ -126,7 +126,7 @@ class Agent:
         self._take(watch.arm(watched), own)
         self._schedule.keep(watched.vpcs)
         self._say_deaf(watch)
-        # Where a change was left unfinished, or the record could not be read, all VPCs are looked at.
+        # If a change was left unfinished, or the record could not be read, look at all VPCs.
         self._take([Event(EVERYTHING if self._failing_all else HOST, "the record changed")], own)
 
     @property
@@ -152,8 +152,8 @@ class Agent:
             return
         self._journal.over("lock")
         if tended.differences or tended.trouble:
-            # New namespaces are listened to from now on.  What the repair itself caused is all there by now, and
-            # leads to one look together.
+            # Listen in new namespaces from now on.  The events of the repair itself have all arrived, and lead to one
+            # look.
             self._arm(watch, own=True)
             self._take(watch.wait(0) if not tended.trouble else (), own=True)
         self._drop(watch, set(tended.trouble))
@@ -165,26 +165,26 @@ class Agent:
         self._be_ready()
 
     def _be_ready(self) -> None:
-        """The first look is done: say so, also if it failed, for then it goes on."""
+        """Report after the first look that the agent is ready, even if a repair failed: it is tried again."""
         if not self._ready:
             self._ready = True
             self._supervisor.ready()
-            # What is there by now stays; only what comes later is searched for unused cycles.
+            # The present objects stay; only later ones are searched for unused cycles.
             gc.freeze()
             gc.set_threshold(*COLLECTED)
 
     def _drop(self, watch: Watch, failed: set[str]) -> None:
-        """Take the events that came during a look; those of a place that failed bring no attempt of their own."""
+        """Take the events that came during a look; in a place whose repair failed they cause no further attempt."""
         if failed:
             self._take(event for event in watch.wait(0) if EVERYTHING not in failed and event.place not in failed)
 
     def _check_program(self) -> None:
-        """What an older program would repair, a newer one would repair back: end, and have the newer one started."""
+        """End after an upgrade, so that the new version is started: both would undo each other's repairs."""
         if newest(*PACKAGES) != self._program:
             self._supervisor.status("vpcctl was upgraded")
             raise ConflictError("vpcctl was upgraded while its agent ran; start the agent again")
 
-    # -- what is said ----------------------------------------------------------------------------------------------
+    # -- the log ---------------------------------------------------------------------------------------------------
 
     def _report(self, look: Look, tended: Tended, seconds: float) -> None:
         compared = None if look.vpcs is None else sorted(look.vpcs)
@@ -210,7 +210,7 @@ class Agent:
         self._recover(tended.trouble)
 
     def _fail(self, look: Look, trouble: Mapping[str, VpcctlError]) -> None:
-        """Say what failed, once as long as the words stay the same."""
+        """Log what failed, once as long as the message stays the same."""
         for place, error in trouble.items():
             whole = place == EVERYTHING
             words = f"repair failed: {error}" if whole else in_words({place: error})[0]
@@ -254,7 +254,7 @@ class Agent:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Have SIGTERM and SIGINT end the agent when the repair that is running, if any, is done."""
+        """Make SIGTERM and SIGINT end the agent, after a running repair is complete."""
 
         def stop(number: int, frame: FrameType | None) -> None:
             self._stopped = signal.Signals(number).name
@@ -268,7 +268,7 @@ class Agent:
 
 
 def _allow_many_files() -> None:
-    """Each namespace takes a descriptor or two; allow as many as the administrator does."""
+    """Raise the limit of open descriptors as far as allowed: each namespace needs one or two."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with contextlib.suppress(OSError, ValueError):

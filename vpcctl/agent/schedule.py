@@ -2,12 +2,12 @@
 
 Theory of operation.
 
-1. Events are gathered, those of all places together: a look comes GATHER seconds after the last one, and at most
-   LONGEST after the first.
-2. A place that was looked at often of late waits: after FREE looks, each one doubles the wait before the next, and
-   calm periods halve it.  The look after a repair of ours does not count.  On the host and in routers only root can
-   cause events, so that wait is short.  In an instance a tenant may be root and cause events without end, so it grows
-   to half a minute.
+1.  Events of all places are gathered together: a look begins GATHER seconds after the last event, and at most LONGEST
+   seconds after the first one.
+2.  A place that was looked at often in a short time waits: after FREE looks, each look doubles the wait before the next
+   one, and calm periods halve it.  The look after a repair of ours does not count.  On the host and in routers only
+   root can cause events, so that wait is short.  In an instance a tenant may be root and cause events without end, so
+   it grows to half a minute.
 3. A place whose repair failed is looked at again after 1, 2, 4, … RETRY_MOST seconds, and after its next event.
 
 A look is at VPCs, or at all of them (EVERYTHING); each looks at the host's part, too.  Places are those of
@@ -24,7 +24,7 @@ from vpcctl.values import dataclass
 GATHER, LONGEST = 0.1, 1.0
 # The longest wait between two looks that the events of one place cause.
 TRUSTED_MOST, TENANT_MOST = 1.0, 30.0
-# Looks that bring no wait yet: a repair and the look after it are two.
+# So many looks cause no wait: a repair and the look after it are two.
 FREE = 10
 # A place that could be looked at for CALM seconds, and was not, gets back one look.
 CALM = 5.0
@@ -32,7 +32,7 @@ RETRY_FIRST, RETRY_MOST = 1.0, 60.0
 # While another process holds the lock: the first wait and the longest.
 LOCKED_FIRST, LOCKED_MOST = 0.05, 1.0
 EVERYTHING, HOST = "*", ""
-# Causes that are remembered of one place; the others are counted.
+# So many causes are remembered for one place; the others are counted.
 CAUSES = 8
 
 
@@ -72,24 +72,24 @@ class Causes:
 
 @dataclass(slots=True)
 class _Waiting:
-    """The events of a place that was not looked at since."""
+    """The events of a place since the last look at it."""
 
     first: float
     last: float
     causes: Causes
-    # Did a repair of ours cause all of them?
+    # Did our own repairs cause all of them?
     own: bool
 
 
 @dataclass(slots=True)
 class _Pace:
-    """How much a place was looked at of late: `level` looks without a calm to make up for them, at `last` the last."""
+    """The recent looks at a place: `level` is their number minus calm periods, `last` the time of the last one."""
 
     level: int
     last: float
 
     def looked(self, now: float, most: float) -> None:
-        # More doublings than these change nothing.
+        # Further doublings would exceed the longest wait anyway.
         deepest = FREE + int(most / GATHER).bit_length()
         calm = max(0.0, now - self.earliest(most))
         self.level = min(deepest, max(0, self.level - int(calm / CALM)) + 1)
@@ -118,7 +118,7 @@ class Look:
 
 
 class Schedule:
-    """What to look at, and when; every method is told the time `now`, which never goes back."""
+    """What to look at, and when; every method takes the time `now`, which never decreases."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, _Waiting] = {}
@@ -128,7 +128,7 @@ class Schedule:
         self._not_before = 0.0
 
     def event(self, place: str, cause: str, now: float, own: bool = False) -> None:
-        """Something happened that concerns a place; `own` if it comes with a repair of ours."""
+        """Note an event that concerns a place; `own` if our own repair caused it."""
         waiting = self._waiting.setdefault(place, _Waiting(now, now, Causes(), own))
         waiting.last, waiting.own = now, waiting.own and own
         waiting.causes.add(cause)
@@ -150,7 +150,7 @@ class Schedule:
         return Look(vpcs, places, causes)
 
     def wait(self, now: float) -> float | None:
-        """Seconds until something is due; None if nothing is to come without an event."""
+        """Seconds until something is due; None if nothing becomes due without an event."""
         due = self._due()
         return None if due == float("inf") else max(0.0, due - now)
 
@@ -160,7 +160,7 @@ class Schedule:
         return max(min(self._gathered(), retry), self._not_before)
 
     def _gathered(self) -> float:
-        """When the gathering of events is over: of those of the places that may be looked at then."""
+        """When to stop gathering the events of places that may be looked at by then."""
         last, first = float("-inf"), float("inf")
         due = float("inf")
         for earliest, place in sorted((self._earliest(place), place) for place in self._waiting):
@@ -175,7 +175,7 @@ class Schedule:
         return float("-inf") if pace is None else pace.earliest(_most(place))
 
     def done(self, look: Look, failed: Collection[str], now: float) -> None:
-        """A look came to its end; these places could not be repaired."""
+        """Note the end of a look, and the places whose repair failed."""
         self._locked, self._not_before = 0, 0.0
         seen = {place for place in self._failing if _covers(look.vpcs, place)}
         for place in seen - set(failed):
@@ -184,18 +184,18 @@ class Schedule:
             attempts = self._failing[place].attempts + 1 if place in self._failing else 1
             delay = min(RETRY_MOST, RETRY_FIRST * 2.0 ** min(attempts - 1, 10))
             self._failing[place] = _Failing(attempts, now + delay)
-            # What the attempt itself caused brings no next one.
+            # Events that the attempt itself caused lead to no further attempt.
             self._waiting.pop(place, None)
         self._forget_calm(now)
 
     def locked(self, look: Look, now: float) -> int:
-        """Another process held the lock: look again soon.  How often that was so in a row."""
+        """Another process held the lock: look again soon.  Returns how often this happened in a row."""
         self._locked += 1
         self._not_before = now + min(LOCKED_MOST, LOCKED_FIRST * 2.0 ** min(self._locked - 1, 10))
         for place, causes in look.causes.items():
             self._waiting.setdefault(place, _Waiting(now, now, Causes(), False)).causes.add_all(causes)
         for place in look.places & self._paces.keys():
-            # This was no look.
+            # No look took place.
             pace = self._paces[place]
             pace.level, pace.last = max(0, pace.level - 1), now - TENANT_MOST
         return self._locked
@@ -213,14 +213,14 @@ class Schedule:
         return self._failing.keys()
 
     def _forget_calm(self, now: float) -> None:
-        """A place that was calm for long has no pace to remember."""
+        """Forget the pace of places that were calm for long."""
         for place, pace in list(self._paces.items()):
             if now - pace.earliest(_most(place)) > CALM * (pace.level + 1):
                 del self._paces[place]
 
 
 def _covers(vpcs: frozenset[str] | None, place: str) -> bool:
-    """Does a look at these VPCs, which is one at the host's part too, show what happened in a place?"""
+    """Does a look at these VPCs, which includes the host's part, cover a place?"""
     return vpcs is None or (place != EVERYTHING and (place == HOST or vpc_of(place) in vpcs))
 
 

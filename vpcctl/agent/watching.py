@@ -1,10 +1,10 @@
 """Everything that the agent listens to, and which place each event concerns.
 
 The host, each router and each instance has a listener for rtnetlink; the host and the routers have one for nftables.
-Two directories are watched: that of the record, and that of the names of namespaces.
+Two directories are watched: the directory of the record, and the directory of the names of namespaces.
 
 A namespace whose events come too fast is muted: its listener is closed, so that it costs nothing, and opened again
-later.  Then anything may have changed there.
+later.  Anything may have changed there in between.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from vpcctl.kernel.directories import Directories, FileChange, open_mounts
 from vpcctl.kernel.monitor import Listener, Notice, RouteListener, RulesetListener
 from vpcctl.values import dataclass
 
-# A namespace is muted after so many messages; each second takes so many of them off again.
+# A namespace is muted after so many messages; each second subtracts so many from its count.
 TENANT_BURST, TENANT_RATE = 2000, 100
 TRUSTED_BURST, TRUSTED_RATE = 20_000, 1000
 # How long it is muted at first, and at most; on the host and in routers only root can cause a flood.
 MUTE_FIRST, MUTE_MOST, TRUSTED_MUTE_MOST = 1.0, 60.0, 4.0
-# A namespace that was not muted for so long begins anew.
+# After so long without a mute, the next mute is a short one again.
 FORGIVEN = 120.0
-# Mounts come in bursts; names are looked at again so long after the first one.
+# Mounts come in bursts; the names are read again so long after the first one.
 NAMES_DELAY = 0.1
 NAMESPACES = claims.RUN_NETNS
 
@@ -43,7 +43,7 @@ HERE = (0, 0)  # stands for the host's own namespace
 
 @dataclass(slots=True)
 class _Post:
-    """What listens in one namespace, and how much it heard."""
+    """The listeners of one namespace, and how many messages they received."""
 
     identity: claims.Identity | None
     listeners: list[Listener]
@@ -53,7 +53,7 @@ class _Post:
 
 @dataclass(slots=True)
 class _Mute:
-    """A namespace that is muted, or was not long ago."""
+    """A namespace that is muted, or was recently."""
 
     until: float
     delay: float
@@ -62,7 +62,7 @@ class _Mute:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that concerns a place."""
+    """A change that concerns a place."""
 
     place: str
     cause: str
@@ -71,8 +71,8 @@ class Event:
 class Watch:
     """The listeners, and the events that they bring.
 
-    `watched` is what it was told to listen to.  `record_changed` is true after the record was replaced or removed,
-    until `arm` is called.
+    `watched` is what `arm` was called with.  `record_changed` is true after the record was replaced or removed, until
+    the next call of `arm`.
     """
 
     def __init__(self, state_dir: Path, clock: Callable[[], float] = time.monotonic):
@@ -84,10 +84,10 @@ class Watch:
         self._posts: dict[str | None, _Post] = {}
         self._owners: dict[int, str | None] = {}
         self._mutes: dict[str | None, _Mute] = {}
-        # Namespaces in which nobody can listen, and why.
+        # Namespaces in which listening failed, and why.
         self.deaf: dict[str | None, str] = {}
         self.record_changed = True
-        # When to look at the names of namespaces again.
+        # When to read the names of namespaces again.
         self._names_due: float | None = None
         self._wakeup, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._epoll.register(self._wakeup, select.EPOLLIN)
@@ -95,7 +95,7 @@ class Watch:
         self._epoll.register(self._mounts, select.EPOLLPRI | select.EPOLLERR)
 
     def close(self) -> None:
-        """Listen to nothing more."""
+        """Close all listeners."""
         for namespace in list(self._posts):
             self._close(namespace)
         self._directories.close()
@@ -105,7 +105,7 @@ class Watch:
 
     @contextlib.contextmanager
     def woken_by_signals(self) -> Iterator[None]:
-        """Have a signal end `wait`."""
+        """Make a signal end `wait`."""
         before = signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
         try:
             yield
@@ -115,11 +115,11 @@ class Watch:
     # -- what to listen to -----------------------------------------------------------------------------------------
 
     def arm(self, watched: Watched | None = None) -> list[Event]:
-        """Listen to all that is on record (None: as before); the events of places where nobody listened till now."""
+        """Listen to all that is on record (None: as before); returns an event for each newly heard place."""
         if watched is not None:
             self.watched, self.record_changed = watched, False
         self._names_due = None
-        # First the names: one that appears from now on is an event.
+        # Watch the names first: a name that appears later is an event.
         self._directories.watch(NAMESPACES)
         self._directories.watch(self._state_dir)
         for namespace in [one for one in self._posts if one is not None and one not in self.watched.namespaces]:
@@ -178,14 +178,14 @@ class Watch:
     def wait(self, timeout: float | None) -> list[Event]:
         """Sleep until something happens, a signal comes, or the time is over; the events since the last call.
 
-        What waits at more sockets than are read at once comes with the next call.
+        If more sockets have messages than are read at once, the next call reads the others.
         """
         moments = [mute.until for mute in self._mutes.values() if mute.muted]
         moments += [] if self._names_due is None else [self._names_due]
         if moments:
             soonest = max(0.0, min(moments) - self._clock())
             timeout = soonest if timeout is None else min(timeout, soonest)
-        # Rounded up: woken too early, we would come back at once.
+        # Rounded up: a wait that ends too early would only be repeated at once.
         found: list[Event] = []
         for descriptor, _ in self._epoll.poll(-1 if timeout is None else timeout + 0.001):
             if descriptor == self._wakeup:
@@ -206,7 +206,7 @@ class Watch:
         found = []
         for change in changes:
             if change.directory is None or not change.name:
-                # The directory itself went, or events were lost.
+                # The directory itself was removed, or events were lost.
                 self.record_changed, self._names_due = True, self._clock()
                 found.append(Event(EVERYTHING, f"directory {change.directory or 'unknown'} changed"))
             elif change.directory == self._state_dir and change.name == STATE_FILE:

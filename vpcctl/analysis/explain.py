@@ -160,7 +160,7 @@ def also_denied(reach: Reach, answer: Answer) -> tuple[ExplainedStage, ...]:
 
 
 def _served(reach: Reach, calls: Space) -> tuple[Space, list[ExplainedStage]]:
-    """What the instances that serve published ports let in of calls at the host, and what their gates say."""
+    """Which calls at the host the serving instances let in, and what their gates say."""
     passing, stages = packetset.NOTHING, []
     for vpc, item, spans in reach.serving(calls):
         zone = reach.zones[vpc.name, vpc.subnet_of(item.instance).name]
@@ -178,7 +178,7 @@ def _served(reach: Reach, calls: Space) -> tuple[Space, list[ExplainedStage]]:
 
 
 def _sender(reach: Reach, vpc: Vpc) -> End:
-    """Who calls a published port through the host, as the serving VPC sees it: the host's end of its uplink."""
+    """The source of calls through the host, as the serving VPC sees it: the host's end of its uplink."""
     address = packetset.number(uplink_pair(reach.world.transit, vpc.index)[0])
     return End(HOST, reach.zones[None, HOST], ((address, address),))
 
@@ -291,7 +291,7 @@ def _judged(
 
 
 def _server_of(reach: Reach, calls: Space) -> tuple[Vpc, Publication] | None:
-    """The one publication that calls at the host are for; None if they are for none, or for several."""
+    """The publication that calls at the host lead to; None if there is none, or several."""
     found = list(reach.serving(calls))
     return (found[0][0], found[0][1]) if len(found) == 1 else None
 

@@ -188,7 +188,7 @@ def _addresses(meant: Meant, endpoints: tuple[Endpoint, ...] | None) -> list[Int
 
 @dataclass(frozen=True, slots=True)
 class _Outside:
-    """What is outside a VPC and its peers, as one end of flows: the internet's part, and the host's.
+    """Addresses outside a VPC and its peers: those of the internet, and those of the host.
 
     `kept` is what would be the internet's; `own` are the addresses that the host has there.
     """
@@ -204,7 +204,7 @@ ZoneKey = tuple[str | None, str | None]
 class Zones(Mapping[ZoneKey, Zone]):
     """All zones of a world by key; the internet, and the host if ports are published, come last: they are no VPC's own.
 
-    The zones of a VPC are made when they are asked for: a question about one VPC does not read all others.
+    The zones of a VPC are made on first use: a question about one VPC does not read all others.
     """
 
     def __init__(self, world: World):
@@ -308,7 +308,7 @@ class Reach:
         return self.pairs_of(self.world.vpcs_by_name if vpc is None else {vpc})
 
     def pairs_of(self, vpcs: Collection[str]) -> Iterator[tuple[Zone, Zone]]:
-        """The pairs that touch any of `vpcs`; no zone is looked at that has no path to these."""
+        """The pairs with an end in any of `vpcs`; zones without a path to these are not examined."""
         zones = list(self.zones.among({*vpcs, *(peer.name for vpc in vpcs for peer in self.world.peers(vpc))}))
         for source in zones:
             for destination in zones:
@@ -404,9 +404,10 @@ class Reach:
         return self._outside[home, end]
 
     def served(self, destination: Zone, by_host: bool = False) -> Space:
-        """What published ports lead to in a subnet, whoever calls: addresses and ports as gates see them.
+        """What published ports lead to in a subnet, for any caller: addresses and ports as gates see them.
 
-        With `by_host` programs of the host call, who also reach what is published at loopback addresses alone.
+        With `by_host`, the callers are programs of the host, which also reach ports published only at loopback
+        addresses.
         """
         vpc = self.world.vpc(str(destination.vpc))
         found = packetset.NOTHING
@@ -417,18 +418,18 @@ class Reach:
         return found & FLOWS
 
     def _is_there(self, item: Publication, by_host: bool) -> bool:
-        """Can it be called from outside, or by the host?  On no host in particular any address is one of the host's."""
+        """Can callers outside, or the host, call it?  Without a particular host, any address may be the host's."""
         if item.address is None or item.local:
             return by_host or not item.local
         return not self.host.addresses or self.host.has(item.address)
 
     def _let_in_by_host(self, source: Zone, destination: Zone) -> Space:
-        """What the host translates for a subnet, of the calls of the internet or its own."""
+        """The calls that the host translates for a subnet, of the internet or of its own programs."""
         senders = self.addresses(source, str(destination.vpc), packetset.SOURCE)
         return self.served(destination, source.is_host) & Space.of(senders, None, None, None)
 
     def _callable(self, home: str) -> Space:
-        """The published ports that instances of the VPC `home` can call at the host, whoever serves them."""
+        """The published ports of all VPCs that instances of the VPC `home` can call at the host."""
         found = packetset.NOTHING
         own = _host_side(self._seen_from(home, packetset.DESTINATION).own)
         for _, item in self._publications:
@@ -436,7 +437,7 @@ class Reach:
         return found & FLOWS
 
     def _let_in_by_server(self, calls: Space) -> Space:
-        """What the instances that serve let in, of calls at the host: their ingress gates see their own ports."""
+        """The calls at the host that the serving instances let in; their ingress gates see the instances' ports."""
         found = packetset.NOTHING
         for vpc, item, _ in self.serving(calls):
             found |= calls & called(item) & Space.of(None, None, None, self._open_ports(vpc, item))
@@ -551,7 +552,7 @@ def changes(before: Reach, after: Reach) -> Iterator[Change]:
     if before.world is after.world and before.host == after.host:
         return
     vpcs = concerned(before, after)
-    # What one VPC lets in at the host's ports, instances of all can call.
+    # Instances of all VPCs can call what one VPC lets in at the host's ports.
     calls_differ = before.calls(vpcs) != after.calls(vpcs)
     if calls_differ:
         vpcs = {*before.world.vpcs_by_name, *after.world.vpcs_by_name}
@@ -600,12 +601,12 @@ _OF_SUBNET = {"policy", "released"}
 _OF_PEER = _OF_VPC | {"publications", "sets", "nat_protocols"}
 
 
-# The packets of so many changed rules are told from all others; of more, it costs less to look at all packets.
+# With up to so many changed rules, only their packets are examined; with more, examining all packets costs less.
 _FEW_RULES = 64
 
 
 class _Likeness:
-    """Where it is plain, without computing any gate, that nothing differs between two worlds; each answer kept."""
+    """Finds packets that certainly fare the same in two worlds, without computing a gate; remembers each answer."""
 
     def __init__(self, before: Reach, after: Reach, calls_differ: bool):
         self._worlds = before.world, after.world
@@ -615,7 +616,7 @@ class _Likeness:
         self._gates: dict[tuple[str, str, Direction], Space] = {}
 
     def apart(self, source: Zone, destination: Zone) -> Space:
-        """The packets between two zones with which there may be a difference; all others plainly fare the same."""
+        """The packets between two zones that may fare differently; all others certainly fare the same."""
         ends = ((source, Direction.EGRESS), (destination, Direction.INGRESS))
         gates = [(zone.vpc, str(zone.subnet), direction) for zone, direction in ends if zone.vpc is not None]
         if not self._whole or not all(self._of_vpc(vpc) for vpc, _, _ in gates):

@@ -21,7 +21,7 @@ from vpcctl.values import dataclass
 
 # enum ip_conntrack_status (include/uapi/linux/netfilter/nf_conntrack_common.h)
 IPS_SRC_NAT, IPS_DST_NAT = 1 << 4, 1 << 5
-# Protocols whose connections cannot go on by another path: they wait in case the old one comes back.
+# Protocols whose connections cannot continue by another path: they wait in case the old one comes back.
 CONNECTED = frozenset({TCP, SCTP})
 # The kernel walks its whole table for each selection.  For more than these, read it once instead.
 MOST_SELECTIONS = 8
@@ -158,7 +158,7 @@ class Court:
             if flow.protocol not in TRANSLATED and flow.protocol not in self._vpc.nat_protocols:
                 return "its protocol is not translated"
             if not flow.translates_source and flow.protocol not in CONNECTED:
-                # It went to a peer that is none any more, or the ruleset was gone when it began.
+                # It went to a former peer, or the ruleset was absent when it began.
                 return "its source is not translated"
         else:
             target = self._published.target(flow.protocol, flow.original.destination_port)
@@ -231,7 +231,7 @@ def changed_hands(before: World, after: World) -> frozenset[int]:
         {
             (vpc.name, packetset.number(address)): instance.mac
             for vpc in world.vpcs
-            # Of a VPC that is the very same, no address can have changed hands; it is not read for that.
+            # In an unchanged VPC no address has a new owner, so the VPC is not read.
             if other.vpcs_by_name.get(vpc.name) is not vpc
             for instance in vpc.instances
             for address in instance.addresses
@@ -254,7 +254,7 @@ class _Ports:
         self._longest = max((one[2] for one in self._ranges), default=0)
 
     def target(self, protocol: int, port: int, address: int | None = None) -> tuple[int, int] | None:
-        """The address and port that a port leads to, if it is called at this address; None if it leads nowhere."""
+        """The address and port to which a call of a port at this address leads; None if nothing is published there."""
         for number in range(bisect_right(self._starts, (protocol, port)) - 1, -1, -1):
             found, first, count, at, (target, target_port) = self._ranges[number]
             if found != protocol or first + self._longest <= port:
@@ -275,7 +275,7 @@ class HostCourt:
     """The same for the host, which translates for all VPCs.
 
     `local` are the host's own addresses, `reserved` the ports on which it serves.  `former` is a world whose uplinks
-    may be gone by now; the rest of the transit range is none of our business.
+    may be gone by now; we ignore the rest of the transit range.
     """
 
     def __init__(
@@ -311,7 +311,7 @@ class HostCourt:
         if source in self._hosts or destination in self._hosts:
             return ""
         if destination in self._uplinks:
-            # An instance, a program of the host or somebody outside calls a published port.
+            # A call of a published port, by an instance, a program of the host or somebody outside.
             return self._inward(flow)
         if source in self._uplinks:
             return self._outward(flow)
@@ -342,7 +342,7 @@ class HostCourt:
             return "its uplink is gone"
         wanted = self._called(flow)
         if wanted is None:
-            # In the router it stays, and what the instance goes on sending ends there.
+            # The router's entry stays, and drops what the instance still sends.
             return "its port is not published any more"
         if wanted != (flow.reply.source, flow.reply.source_port):
             return "its port is published for another VPC"

@@ -18,13 +18,13 @@ LIKELY_PROTOCOLS = (TCP, UDP, ICMP)
 def witnesses(reach: Reach, answer: Answer, outside: Address) -> list[tuple[Flow, bool]]:
     """Single flows out of a question, each with whether it should pass: real ones to try the answer with.
 
-    Where an end is a subnet its instances stand for it, its own addresses for the host, and `outside` for the internet
-    where that is meant as a whole.
+    The instances represent a subnet, its own addresses represent the host, and `outside` represents the internet as a
+    whole.
     """
     sides = [_stand_ins(reach, end, outside) for end in (answer.source, answer.destination)]
     real = Space.of(*sides, None, None)
     if answer.source.zone.vpc is None:
-        # From outside, and by the host, only a published port can be called at all.
+        # Callers outside, and the host, can only call published ports.
         real &= reach.served(answer.destination.zone, answer.source.zone.is_host)
     found = []
     for packets, passes in ((answer.passing & real, True), ((answer.asked - answer.passing) & real, False)):

@@ -91,7 +91,7 @@ def list_instances(session: Session, vpc: str, subnet: str | None, as_json: bool
 )
 @click.option("--protocol", default="tcp", type=PROTOCOL, show_default=True)
 @click.option("--address", type=ADDRESS, help="Only at this address of the host; default: all of its addresses.")
-@click.option("--force", is_flag=True, help="Take the port from the program or the foreign rule that has it.")
+@click.option("--force", is_flag=True, help="Publish the port even if a program or a foreign rule uses it.")
 @click.pass_obj
 def publish_port(
     session: Session,

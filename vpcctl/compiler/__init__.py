@@ -1,11 +1,11 @@
 """A world becomes rulesets: one for each VPC, and a small one for the host.
 
-Theory of operation.  `compile_vpc` walks the sections in the order in which a packet meets them and puts their sets
-and chains into one table (plus one of the ARP and one of the bridge family).  The text never depends on anything but
-the world, so equal texts mean equal rulesets: a fingerprint of it stands in the table's comment, and a text that is
-loaded already is not loaded again.  The fingerprint is made of the gates' fingerprints and of all the rest, so that a
-gate whose fingerprint is known is not compiled for it.  The *generation*, which changes with every load, is kept out of
-the text by a `define`.
+Theory of operation.  `compile_vpc` walks the sections in the order in which a packet meets them and puts their sets and
+chains into one table (plus one of the ARP and one of the bridge family).  The text never depends on anything but the
+world, so equal texts mean equal rulesets: a fingerprint of it stands in the table's comment, and a text that is loaded
+already is not loaded again.  The fingerprint is computed from the gates' fingerprints and all the rest, so a gate with
+a known fingerprint need not be compiled for it.  The *generation*, which changes with every load, is kept out of the
+text by a `define`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Compiled:
 
     @property
     def tables(self) -> tuple[Table, ...]:
-        """The tables with everything that is in them; this compiles gates that were not compiled."""
+        """The tables with all their objects; this compiles gates that were not compiled yet."""
         return tuple(table.whole() for table in self.outline)
 
     @property
@@ -60,7 +60,7 @@ def table_comment(owner: str, fingerprint: str, generation: int) -> str:
 def compile_vpc(world: World, name: str, owner: str, known: Mapping[str, str] | None = None) -> Compiled:
     """The ruleset of the VPC `name`; `owner` is the tag that its tables carry.
 
-    `known` are fingerprints of gates by name, which need not be compiled for that of the ruleset.
+    `known` are fingerprints of gates by name; these gates are not compiled for the ruleset's fingerprint.
     """
     view = View.of(world, name, known)
     sets: list[Set | RateLimit | RulesetPart] = []

@@ -27,8 +27,8 @@ ICMP_ERRORS = "icmp type { destination-unreachable, time-exceeded, parameter-pro
 def sources(view: View) -> Parts:
     """Source must belong: interface, MAC and address are bound together.
 
-    The first rule is all that an instance's packet meets here, unless it is forged or a first fragment: the bridge
-    has checked its source and marked it (`frames`).
+    A packet of an instance meets only the first rule here, unless it is forged or a first fragment: the bridge has
+    checked its source and marked it (`frames`).
     """
     rules = [NftRule(f"meta mark {CHECKED_MARK} accept"), NftRule('iifname "lo" accept')]
     if 6 not in view.vpc.versions:
@@ -85,7 +85,7 @@ def nat_prerouting(view: View) -> Parts:
     for item in view.vpc.publications:
         address = addresses[item.instance]
         if item.count > 1 and item.entry_port == item.target_port:
-            # The ports keep their numbers: one element for all.
+            # The ports keep their numbers: one element for the whole range.
             ranges.append(Element(f"{item.protocol} . {port_range(item.entry_port, item.count)}", str(address)))
             continue
         ports += [
@@ -115,7 +115,7 @@ def router(view: View) -> Parts:
         "filter-output",
         NftRule('oifname "lo" accept'),
         NftRule("icmp type redirect drop"),
-        # A private subnet has no answer from the internet, whether or not the router has a route there.
+        # A private subnet gets no answer from the internet, whether or not the router has a route there.
         NftRule("icmp type destination-unreachable icmp code net-unreachable drop"),
         NftRule("meta l4proto icmp meta nfproto ipv4 accept"),
         # The resets of `reject`.
@@ -128,8 +128,8 @@ def router(view: View) -> Parts:
 def nat_postrouting(view: View) -> Parts:
     """Source NAT to the uplink's address, and a backstop behind it; nothing where no route leads to the uplink."""
     uplink, vpc = quoted(names.UPLINK), view.vpc
-    # A chain costs each packet something, also one that it does not match; and the kernel prepares each new flow for
-    # translation where there is a NAT chain.
+    # A chain costs each packet time, even if nothing matches.  And with a NAT chain, the kernel prepares each new flow
+    # for translation.
     if not vpc.uses_uplink:
         return [], []
     ours = anonymous([str(prefix) for prefix in vpc.prefixes if prefix.version == 4])
@@ -139,7 +139,7 @@ def nat_postrouting(view: View) -> Parts:
     return [], [
         base_chain("nat-postrouting", *rules),
         *ranges,
-        # One question for each packet that stays inside.
+        # A packet that stays inside costs one comparison.
         base_chain("filter-postrouting", NftRule(f"oifname {uplink} goto leave")),
         Chain("leave", (NftRule(f"ip saddr {view.uplink_address} accept"), NftRule("drop"))),
     ]
@@ -158,11 +158,11 @@ def neighbours(view: View) -> Parts:
 
 
 def frames(view: View) -> Parts:
-    """The table of the bridge family: what is neither ARP nor IP goes nowhere, nor does anything with a VLAN tag.
+    """The table of the bridge family: it drops frames that are neither ARP nor IP, and frames with a VLAN tag.
 
-    Only here a packet shows by which port it came, so its source address is compared with the port, and the packet is
-    marked.  The MAC needs no comparison: a locked port admits only that of its instance.  First fragments are not
-    marked: `filter-prerouting` looks at them again.
+    Only here the port of a packet is known, so its source address is compared with the port, and the packet is marked.
+    The MAC needs no comparison: a locked port admits only the MAC of its instance.  First fragments are not marked:
+    `filter-prerouting` looks at them again.
     """
     hook, reason = FRAME_CHAIN
     passing, why = PASSING_CHAIN

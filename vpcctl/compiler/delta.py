@@ -1,23 +1,24 @@
 """The change from one ruleset to another as a few small transactions, in place of the whole ruleset.
 
-Theory of operation.  While packets are judged, no set that they may look up is changed, and no chain that they may
-enter but a base chain: so each packet meets one ruleset or the other, and never a mixture.
+Theory of operation.  A set that a packet may look up is never changed, nor is a chain that a packet may enter, except
+base chains.  So each packet is judged by the old or the new ruleset, never by a mixture.
 
-1. *Prepare*: everything new is added, and beside everything that changes a *shadow* of what it becomes, called
-   ``<name>.next``.  No packet meets any of it yet.  What leads to something that changes, changes with it.
+1. *Prepare*: new objects are added.  For each object that changes, a *shadow* with the new content is added, called
+   ``<name>.next``.  No packet meets any of these yet.  An object that leads to a changed object counts as changed, too.
 2. *Switch*: the base chains that change, or lead to something that does, begin with a rule that goes to their shadows.
    From here on the new ruleset judges, with its own generation.  A packet enters a base chain once and stays with the
-   rules that it found there.  Those are not deleted yet: it may look up an anonymous map of theirs, whose elements go
-   with the transaction that deletes the rule (`nft_map_deactivate`).
+   rules that it found there.  The old rules are not deleted yet: a packet may look up an anonymous map in them, whose
+   elements disappear with the transaction that deletes the rule (`nft_map_deactivate`).
 3. *Rebuild*: no packet meets the originals any more, so they are changed: elements that differ are deleted and added,
    and all others keep their counters.  What the new ruleset does not have is deleted.  The base chains get their new
    rules, behind the one that goes to the shadow.
-4. *Switch back*: that first rule is deleted, and nothing else.  All sets show their elements by now, also the anonymous
-   ones of the new rules (`nft_set_commit_update`).
+4. *Switch back*: that first rule is deleted, and nothing else.  All sets show their elements by now, even the anonymous
+   sets of the new rules (`nft_set_commit_update`).
 5. *Clear*: the shadows are deleted.
 
-The caller waits before 3 and 5 until the packets that were on their way have passed.  What is new, as the first policy
-of a subnet is, has no shadow: it is loaded once.  A gate that is the same is not mentioned at all, whatever its size.
+The caller waits before 3 and 5 until the packets that were on their way have passed.  A new object, such as the gate of
+a first policy, has no shadow: it is loaded once.  An unchanged gate is not in the transactions at all, whatever its
+size.
 
 The comment of a table cannot be changed in place (net/netfilter/nf_tables_api.c: nf_tables_updtable).  So a chain
 without rules, the *stamp*, carries the comment that the table would have if it had been loaded whole.  Until the last
@@ -40,18 +41,18 @@ STAMP = "stamp"
 SHADOW = ".next"
 # From the first transaction to the last the stamp ends with this word.
 UNFINISHED = "unfinished"
-# Each deleted element costs the kernel a walk through the set.  Beyond this many a set is made again.
+# Each deleted element costs the kernel a walk through the set.  If more are deleted, the set is made again.
 MOST_DELETIONS = 256
-# What a rule or an element refers to.  Names in quotes are of interfaces and files, except those of limits.
+# What a rule or an element refers to.  Names in quotes are interfaces and files, except those of limits.
 _REFERENCE = re.compile(r'limit name "(?P<limit>[^"]*)"|"[^"]*"|@(?P<set>[\w./-]+)|\b(?:jump|goto) (?P<chain>[\w./-]+)')
 
 # Packets and bytes.
 Count = tuple[int, int]
-# How a rule that counts says so.
+# The counter in the text of a rule.
 _COUNTER = "counter "
 # A base chain: its family and its name.
 Base = tuple[str, str]
-# What has names of its own, and a name: sets and maps share theirs.
+# A space of names, and a name in it: sets and maps share one space.
 Key = tuple[str, str]
 Names = Mapping[Key, str]
 
@@ -67,7 +68,7 @@ class Object:
 
     @property
     def key(self) -> Key:
-        """What no other object of the table has."""
+        """The object's unique key in its table."""
         return ("set" if self.kind == "map" else self.kind, self.name)
 
     @property
@@ -83,7 +84,7 @@ class Object:
                     yield key
 
     def renamed(self, names: Names) -> Object:
-        """The same object with other names for itself and for what it refers to."""
+        """The same object, with itself and its references renamed."""
         members = tuple(_renamed(member, names) for member in self.members)
         return replace(self, name=names.get(self.key, self.name), members=members)
 
@@ -159,7 +160,7 @@ class Delta:
     prepare: str
     switch: str
     rebuild: tuple[str, ...]
-    # The base chains whose first rule is to be deleted, each with the number of rules that it has by then.
+    # The base chains whose first rule is to be deleted, each with its number of rules at that time.
     heads: Mapping[Base, int]
     clear: str
     counted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -193,7 +194,7 @@ def _begun(batch: str, lines: Mapping[str, list[str]]) -> str:
 
 @dataclass(slots=True)
 class _Batches:
-    """The transactions while they are written, line by line."""
+    """The transactions under construction, line by line."""
 
     prepare: list[str] = field(default_factory=list)
     switch: list[str] = field(default_factory=list)
@@ -204,7 +205,7 @@ class _Batches:
     counted: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-# The text of a gate of the ruleset in force, None if it is not known.
+# Returns the text of a gate of the ruleset in force; None if it is unknown.
 Texts = Callable[[str], str | None]
 
 
@@ -223,7 +224,7 @@ def delta(
         if change is None:
             return None
         change.write(batches)
-    # What an interrupted change left is never taken for a ruleset that another change may follow.
+    # So the result of an interrupted change is never taken as the start of another change.
     former = table_comment(old.owner, old.fingerprint, old_generation)
     comment = table_comment(new.owner, new.fingerprint, new_generation)
     batches.prepare += _stamp(f"{former} {UNFINISHED}", stamped)
@@ -245,14 +246,14 @@ def _text(lines: list[str]) -> str:
 
 
 def _stamp(comment: str, stamped: bool) -> list[str]:
-    """Make the stamp, in place of the one that is there if the table is `stamped`."""
+    """Make the stamp; if the table is `stamped`, replace the present one."""
     add = f'add chain inet {TABLE} {STAMP} {{ comment "{comment_text(comment)}"; }}'
     return [f"delete chain inet {TABLE} {STAMP}", add] if stamped else [add]
 
 
 @dataclass(frozen=True, slots=True)
 class _Gates:
-    """The gates of a table that are not the same: by name, with their objects."""
+    """The gates of a table that differ: by name, with their objects."""
 
     made: Mapping[str, RulesetPart]
     changed: Mapping[str, tuple[list[Object], list[Object]]]
@@ -281,7 +282,7 @@ class _Change:
     old: Mapping[Key, Object]
     new: Mapping[Key, Object]
     gates: _Gates
-    # What has a shadow, or is a base chain that leads to one; without what is in gates.
+    # The objects that have a shadow, and base chains that lead to one; without the objects in gates.
     dirty: frozenset[Key]
 
     @classmethod
@@ -316,14 +317,15 @@ class _Change:
         fresh = [one for key, one in self.new.items() if key not in self.old and key not in self.dirty]
         batches.prepare += self._block([*fresh, *shadows], [part.text for part in self.gates.made.values()])
         for chain in bases:
-            # The old rules stay behind the first one: a packet that is among them may still ask their anonymous maps.
+            # The old rules stay behind the first one: a packet that is passing through them may look up their anonymous
+            # maps.
             batches.switch.append(f"insert rule {self.table} {chain.name} goto {chain.name}{SHADOW}")
-            # By now no packet is among them, and they use what is to be deleted.
+            # By now no packet passes through them, and they refer to objects that will be deleted.
             only = replace(chain, members=(f"goto {chain.name}{SHADOW}",))
             batches.taking += self._rules(only)
             batches.heads[self.table.partition(" ")[0], chain.name] = 1 + len(chain.members)
         self._rebuild(batches, changing)
-        # Their sets are there by now.
+        # Their sets exist by now.
         batches.giving += [line for chain in bases for line in self._rules(chain)[1:]]
         batches.clear += self._deletion(shadows)
 
@@ -393,13 +395,13 @@ class _Change:
 
 
 def _objects(table: Table, generation: int) -> dict[Key, Object]:
-    """What of the table is in no gate, with the generation written out."""
+    """The objects of the table that are in no gate, with the generation written out."""
     lines = (line.replace("$generation", str(generation)) for one in table.objects for line in one.lines())
     return {one.key: one for one in read_objects(lines)}
 
 
 def _dirty(old: Mapping[Key, Object], new: Mapping[Key, Object], gates: Iterable[str]) -> set[Key]:
-    """What differs, and all that leads to it."""
+    """The objects that differ, and all that lead to them."""
     dirty = {key for key, one in new.items() if key in old and old[key] != one}
     roots = dirty | {("chain", gate + suffix) for gate in gates for suffix in ("", ".reply")}
     leading = {key: set(one.references()) for key, one in new.items() if one.kind == "chain"}

@@ -1,7 +1,7 @@
-"""What a gate depends on: two worlds in which all of it is the same have the same gate, which is compiled once.
+"""What a gate depends on: if all of it is the same in two worlds, the gate is the same and is not compiled again.
 
 A gate depends on its policy, on the prefixes of its subnet and VPC, on who the peers are, and on the subnets and
-instances that its rules name.  So an instance more or less changes no gate, unless a rule names it.
+instances that its rules name.  So adding or removing an instance changes no gate, unless a rule names it.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _same_policy(old: Policy, new: Policy, direction: Direction) -> bool:
 def _words(rules: Sequence[Rule]) -> Iterator[str]:
     """The endpoints of rules that name a part of the VPC, in the words of the language.
 
-    Rules that are still as they stand on record are not decoded for this, unless that finds what is wrong with them.
+    Rules that are still encoded are not decoded for this, except to find the error in invalid ones.
     """
     if isinstance(rules, Kept) and all(isinstance(document, dict) for document in rules.kept):
         for document in rules.kept:

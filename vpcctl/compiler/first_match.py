@@ -345,7 +345,7 @@ class _Index:
     def __init__(self, boxes: Iterable[Box], ports: PortIndex, effort: Effort):
         peers: dict[int, set[int]] = {4: {0}, 6: {0}}
         self._asks_for_all = self._tells_owns_apart = False
-        # The places at which two boxes may meet: prefixes that others are below, and addresses that several boxes have.
+        # The places at which two boxes may meet: prefixes that contain others, and addresses that several boxes have.
         self._asked: set[Place] = set()
         addresses: set[Place] = set()
         for box in boxes:
@@ -567,7 +567,7 @@ def spread(boxes: Sequence[Box], effort: Effort) -> list[list[Box]]:
     """
     index_of = PortIndex(box.ports for box in boxes)
     lengths: dict[int, set[int]] = {4: {0}, 6: {0}}
-    # The places of the boxes themselves that others may be below: nobody asks what is below any other.
+    # The places of boxes that may contain others; what is below any other place is never looked up.
     asked: set[tuple[int | None, int, int, int]] = set()
     for box in boxes:
         version, value, length = box.peer or (4, 0, 0)

@@ -83,13 +83,13 @@ def _entry() -> Chain:
 def _judge(ports: list[_Port], published: bool) -> list[Chain]:
     """A packet that travels forwards: a new flow, or one that an earlier ruleset admitted.
 
-    One lookup of the way out leads to the subnet that the packet is for, `arrive-…`.  An instance may send to every
-    subnet, so only others are asked for their path there.
+    One lookup of the outgoing interface leads to the destination subnet, `arrive-…`.  An instance may send to every
+    subnet, so only the paths of other senders are checked there.
     """
     egress = _dispatch("iifname", [(port.bridge, port.egress.chain) for port in ports if port.egress], "jump")
     arrivals = [(port.bridge, f"arrive-{port.subnet.name}") for port in ports]
     judge = (
-        # The protocol first: most packets are of another one, or begin with a SYN.
+        # The protocol comes first: most packets have another one, or begin with a SYN.
         NftRule("tcp flags & (fin | syn | rst | ack) != syn ct state new drop"),
         *_dispatch("oifname", arrivals, "goto"),
         NftRule("jump path"),
@@ -207,7 +207,7 @@ def _served(view: View) -> Parts:
 
 
 def _joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Ranges of ports that may overlap as ranges that do not: nftables takes no overlapping elements."""
+    """Merge overlapping ranges of ports: nftables accepts no overlapping elements."""
     if all(low == high for low, high in spans):
         return list(dict.fromkeys(spans))
     found: list[tuple[int, int]] = []
@@ -227,7 +227,7 @@ def _stray(view: View) -> NftRule:
 def nowhere(view: View) -> list[str]:
     """The IPv4 prefixes that no packet of an instance may go to: the uplink's, and those that no VPC may use.
 
-    The addresses of other VPCs' uplinks are refused by the host: a router does not depend on which there are.
+    The host refuses the addresses of other VPCs' uplinks, so a router does not depend on the other VPCs.
     """
     return [*never_usable(4), f"{view.host_address}/31"]
 
@@ -259,16 +259,16 @@ def _paths(view: View) -> list[Element]:
 
 
 def _dispatch(field: str, targets: list[tuple[str, str]], verb: str) -> list[NftRule]:
-    """One jump or goto by interface name; none where there is nothing to jump to."""
+    """One jump or goto by interface name; none if there are no targets."""
     if not targets:
         return []
     return [NftRule(f"{field} vmap " + anonymous([f"{quoted(link)} : {verb} {chain}" for link, chain in targets]))]
 
 
 def _arrive(subnet: Subnet, egress: list[NftRule], ingress: PlannedGate | None) -> Chain:
-    """What is for a subnet passes its sender's gate and then the subnet's own.
+    """Packets for a subnet: they pass the sender's gate and then the subnet's own.
 
-    Only addresses that are somebody's are resolved: a scan cannot fill the neighbour table (`arp(7)`).
+    Only addresses of instances are resolved, so a scan cannot fill the neighbour table (`arp(7)`).
     """
     rules = [NftRule(f"meta mark != {CHECKED_MARK} jump enter"), *egress]
     for version in {prefix.version for prefix in subnet.prefixes}:

@@ -59,7 +59,7 @@ class Gate:
 
 
 class PlannedGate:
-    """A gate that is compiled when somebody asks for its sets, chains or text.
+    """A gate that is compiled when its sets, chains or text are first used.
 
     Its fingerprint may be known without compiling it: most changes of a VPC leave its gates as they are.
     """
@@ -74,7 +74,7 @@ class PlannedGate:
 
     @property
     def name(self) -> str:
-        """What all names in the gate begin with."""
+        """The prefix of all names in the gate."""
         return self.chain
 
     @property
@@ -115,12 +115,12 @@ class PlannedGate:
 
 
 def planned(view: View, subnet: Subnet, direction: Direction) -> PlannedGate | None:
-    """The gate of `subnet` for `direction`, to be compiled on demand; None where everything passes."""
+    """The gate of `subnet` for `direction`, compiled on demand; None if everything passes."""
     return PlannedGate(view, subnet, direction) if stands(subnet, direction) else None
 
 
 def gate_name(subnet: str, direction: Direction) -> str:
-    """The name of a gate, with which the names of all its objects begin."""
+    """The name of a gate: the prefix of the names of all its objects."""
     return f"{direction.value}-{subnet}"
 
 

@@ -20,10 +20,10 @@ def hits(objects: Iterable[dict[str, Any]], policy: Policy, subnet: str, directi
     """The packets that each rule of the gate decided, in the document's order, the default's last.
 
     `objects` are those of `libnftables-json(5)`.  An allowed flow counts once, with its first packet; a denied one
-    counts with every packet that it tries.  A change keeps the counts of rules that stay as they are, in their place;
-    a whole load begins at zero (ADR 25).  A flow that lives through a change counts once more with its next packet,
-    unless that came during the change: then a shadow judged it.  None where the policy is silent about `direction`: no
-    gate stands there.
+    counts with every packet that it tries.  A change keeps the counts of rules whose content and position stay the
+    same; a whole load starts at zero (ADR 25).  A flow that lives through a change counts once more with its next
+    packet, unless that came during the change: then a shadow judged it.  None where the policy is silent about
+    `direction`: no gate stands there.
     """
     rules = policy.rules(direction)
     if rules is None:

@@ -69,7 +69,7 @@ def host_table(world: World, host: HostPart = NO_PART, leaving: Iterable[tuple[s
             "ifname . ipv4_addr",
             tuple(Element(f"{quoted(uplink.link)} . {uplink.router}") for uplink in uplinks),
         ),
-        # By index, which stays when somebody renames the link.
+        # By index, which stays the same when somebody renames the link.
         Set("opened", "iface_index", tuple(Element(str(link.index)) for link in host.opened)),
         Set("closed", "iface_index", tuple(Element(str(index)) for index in host.closed)),
         # Both ends of each uplink: the rest of the transit range may be somebody else's.
@@ -118,7 +118,7 @@ class Published:
         items = [(routers[vpc.name][1], item) for vpc in world.vpcs for item in vpc.publications]
         everywhere = [(router, item) for router, item in items if item.address is None]
         somewhere = [(router, item) for router, item in items if item.address is not None]
-        # Whoever is asked first decides, but no two of these have a port in common (`check_published`).
+        # The order of the lookups does not matter: no two publications share a port (`check_published`).
         maps = (
             ("published-at", _AT, [pair for router, item in somewhere for pair in _port_by_port(router, item)], _ENTRY),
             ("ranges-at", _AT, [pair for router, item in somewhere for pair in _as_range(router, item)], "ipv4_addr"),
@@ -141,7 +141,7 @@ class Published:
 
     @property
     def sets(self) -> tuple[Set, ...]:
-        """The maps, and what comes back of the flows to published ports."""
+        """The maps, and the sets for the answers of published ports."""
         if not self.maps:
             return ()
         intervals = any("-" in element.key for element in self.served)
@@ -249,7 +249,7 @@ def _chains(world: World, host: HostPart, published: Published, portless: list[i
             (
                 NftRule("meta nfproto ipv6 drop"),
                 NftRule("iifname . ip saddr != @senders drop"),
-                # What answers calls that were translated to this address.
+                # Answers to calls whose source was translated to this address.
                 *([NftRule("iifname . ip daddr @gateways return")] if published.maps else []),
                 NftRule("ip daddr @uplink-addresses drop"),
                 NftRule(f"ip daddr {anonymous(never_usable(4))} drop"),
@@ -310,16 +310,16 @@ def _chains(world: World, host: HostPart, published: Published, portless: list[i
     return chains
 
 
-# What comes back to a program of the host that called a published port, errors about its packets included.
+# Answers to a program of the host that called a published port, including ICMP errors about its packets.
 _ANSWERS = "ct status & dnat == dnat ct direction reply ct state established,related"
-# The loopback addresses besides 127.0.0.1: services of the host's own stand there, such as 127.0.0.53.
+# The loopback addresses except 127.0.0.1: services of the host use them, such as 127.0.0.53.
 _OTHER_LOOPBACK = "{ 127.0.0.0, 127.0.0.2-127.255.255.255 }"
 
 
 def _to_host(published: Published) -> list[Chain]:
-    """What of an uplink's packets to the host itself goes on: calls of published ports, and what answers such calls.
+    """Which packets of uplinks may reach the host: calls of published ports, and answers to such calls.
 
-    Everything else ends before connection tracking, and before a foreign rule could translate it.
+    All others are dropped before connection tracking, and before a foreign rule could translate them.
     """
     if not published.maps:
         return []
@@ -340,7 +340,7 @@ def _to_host(published: Published) -> list[Chain]:
 
 
 def _publishing(published: Published) -> list[Chain]:
-    """The translation of called ports, whoever calls."""
+    """The translation of called ports, for all callers."""
     called = []
     for name, key in published.lookups:
         match = "" if key.startswith("ip daddr") else f"ip daddr != {_OTHER_LOOPBACK} "
@@ -348,7 +348,7 @@ def _publishing(published: Published) -> list[Chain]:
     return [
         Chain(
             "host-publish",
-            # Loopback addresses are local, too, but nobody's to call from outside (CVE-2020-8558).
+            # Loopback addresses are local, too, but must not be called from outside (CVE-2020-8558).
             (NftRule("ip daddr != 127.0.0.0/8 fib daddr type local goto called"),),
             Hook("nat", "prerouting", FIRST_DSTNAT, "accept"),
             "before the rules of others: a port that was taken with --force is ours",
@@ -375,7 +375,7 @@ def _forward(published: bool, portless: list[int]) -> list[Chain]:
         NftRule("ct state new jump share-out"),
         NftRule("accept"),
     )
-    # An instance calls a published port; it counts for both VPCs.
+    # An instance calls a published port; the flow counts for both VPCs.
     between = (
         NftRule(f"{called} ct state established,related accept"),
         NftRule(f"{called} ct state new jump share-out"),
@@ -399,7 +399,7 @@ def _forward(published: bool, portless: list[int]) -> list[Chain]:
         Chain("host-forward", entry, hook, reason),
         Chain("outward", outward),
         Chain("inward", inward),
-        # Replies pass: the flow began at a link that somebody lets forward by now.
+        # Replies pass: the flow began at a link on which somebody has turned forwarding on.
         Chain("unopened", (known, NftRule("drop"))),
     ]
     return [*chains, Chain("between", between)] if published else chains
@@ -411,7 +411,7 @@ def _source_nat(world: World, host: HostPart, portless: list[int]) -> list[Chain
     ports = ranges_beside(published, host.reserved)
     rules, chains = translating("masquerade", match, "masquerade to ", ports, portless)
     if published:
-        # To a VPC's router they would be forged: loopback addresses, and those of other routers or its own.
+        # A VPC's router would treat these sources as forged: loopback addresses, and addresses of routers.
         for hidden in ("127.0.0.0/8", "@uplink-addresses"):
             called = f"oifname @uplinks ct status & dnat == dnat ip saddr {hidden}"
             inner, _ = translating("masquerade", called, "masquerade to ", ports, ())

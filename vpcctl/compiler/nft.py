@@ -14,7 +14,7 @@ from typing import Protocol
 
 from vpcctl.values import dataclass
 
-# How many hexadecimal digits of a SHA-256 stand for a text.
+# The length of a fingerprint: so many hexadecimal digits of a SHA-256.
 FINGERPRINT_LENGTH = 16
 # NFTNL_UDATA_COMMENT_MAXLEN in libnftnl: a longer comment is refused.
 COMMENT_LIMIT = 127
@@ -159,14 +159,14 @@ class Chain:
 
 
 class RulesetPart(Protocol):
-    """Sets and chains that are compiled when somebody asks for them.
+    """Sets and chains that are compiled when they are first used.
 
     The fingerprint of their text may be known without them.
     """
 
     @property
     def name(self) -> str:
-        """What all names in the part begin with."""
+        """The prefix of all names in the part."""
 
     @property
     def fingerprint(self) -> str:
@@ -204,7 +204,7 @@ class Table:
         return tuple(one for one in everything if isinstance(one, (Set, RateLimit, Counter, Chain)))
 
     def without_parts(self) -> Table:
-        """The same table with what is in no part."""
+        """The same table, with only the objects that are in no part."""
         sets = tuple(one for one in self.sets if isinstance(one, (Set, RateLimit, Counter)))
         return dataclasses.replace(self, sets=sets, chains=tuple(one for one in self.chains if isinstance(one, Chain)))
 

@@ -17,7 +17,7 @@ from vpcctl.values import dataclass
 class View:
     """The VPC `vpc` within `world`; `peers` are the VPCs that it is peered with.
 
-    `known` are the fingerprints of gates that are known without compiling them, by the name of the gate.
+    `known` are fingerprints of gates that are known without compiling them, by name.
     """
 
     world: World

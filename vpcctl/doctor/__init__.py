@@ -114,7 +114,7 @@ def _passing(world: World, around: network_state.Surroundings, listing: network_
             if isinstance(one.network, IPv4Network) and one.link not in around.ways_out
         )
     )
-    # Tailscale's own link leads to few addresses, and its rules judge what goes there by our addresses alone.
+    # Tailscale's own link leads to few addresses, and its rules judge packets to it only by our addresses.
     links = dict.fromkeys(one.link for one in around.reached if one.link not in around.ways_out)
     tailnets = [(link, None) for link in links if link.startswith(TAILNET)]
     vpcs = world.vpcs or (NOBODY,)

@@ -31,7 +31,8 @@ FIREWALLD = "vpcctl"
 NO_TOOLS: Mapping[str, str] = {}
 DOCKER_USER = "DOCKER-USER"
 TAILSCALE = "Tailscale"
-# The addresses of tailnets, which its rules accept from its own link alone; our default transit range is a part of it.
+# The addresses of tailnets.  Tailscale's rules accept them only from its own link; our default transit range is among
+# them.
 SHARED = IPv4Network("100.64.0.0/10")
 # Priorities from which on translated addresses are seen, and of connection tracking itself
 # (include/uapi/linux/netfilter_ipv4.h).
@@ -44,8 +45,8 @@ class Passage:
 
     `address` is its router's, `host` the one by which the host is known on the way out (None: not known), `published`
     are its published ports as (protocol's name, port).  `others` are the networks that the host reaches by other links:
-    whether a VPC may send there is for their firewalls to say.  With `tailnet` the link is Tailscale's and no way out:
-    it only matters whether the rules of Tailscale take us for a forged member of the tailnet.
+    their firewalls decide whether a VPC may send there.  With `tailnet` the link is Tailscale's and not a way out: then
+    only Tailscale's rules against forged sources of the tailnet matter.
     """
 
     uplink: str
@@ -129,7 +130,7 @@ def findings(
 
 
 def _by_tailscale(one: ChainVerdict) -> bool:
-    """Does a rule of Tailscale's drop it, or may it?  It does so by marks, which depend on earlier rules."""
+    """Does a rule of Tailscale drop it, or may it?  The rules use marks, which depend on earlier rules."""
     return one.decision.verdict != "accept" and all(place.chain.startswith("ts-") for place in one.decision.by)
 
 
@@ -215,13 +216,13 @@ def remedy(
     if any(map(_by_tailscale, members)):
         return (
             f"Tailscale puts its rules first, and they drop sources in {SHARED} that are not from its own link: the"
-            f" transit range {transit} is a part of it. Another range is not: write the VPCs down (`vpcctl export`),"
+            f" transit range {transit} is a part of it. Use another range: save the VPCs (`vpcctl export`),"
             ' remove them (`vpcctl destroy --all`), and `vpcctl apply` them with `"transit": "192.168.255.0/24"` or'
             " another range that is free here.",
             (),
         )
     openings, iptables = _openings(chain, members, transit), _iptables(chain, tools)
-    # What iptables cannot say is no rule for a chain of iptables: it would not read its own table any more.
+    # A chain of iptables gets only rules that iptables can express: otherwise it could not read its own table any more.
     sayable = all(one.iptables for one in openings) or not (iptables or chain.table.endswith(legacy_tables.SUFFIX))
     for place in (DOCKER_USER, chain.name):
         here = place in listing.companions(chain)
@@ -252,7 +253,7 @@ def _firewalld(transit: str, ways: Sequence[str], others: Iterable[IPv4Network])
     default = "firewall-cmd --get-default-zone"
     for way in ways:
         found = f"firewall-cmd --get-zone-of-interface={way} 2>/dev/null"
-        # A link that is in the default zone without being told so does not make that zone active.
+        # A link that is only implicitly in the default zone does not make that zone active.
         yield f'{found} || firewall-cmd --permanent --zone="$({default})" --add-interface={way}'
         yield f'{policy} --add-egress-zone="$({found} || {default})"'
     for network in others:
@@ -290,7 +291,7 @@ def _iptables(chain: BaseChain, tools: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """What our packets match: in nft's words as a shell takes them, in iptables' (empty for none), and as JSON."""
+    """What our packets match: in nft's syntax, as a shell takes it; in iptables', empty if impossible; as JSON."""
 
     nft: str
     iptables: str
@@ -298,10 +299,10 @@ class Opening:
 
 
 def _openings(chain: BaseChain, members: Sequence[ChainVerdict], transit: str) -> list[Opening]:
-    """What to accept in `chain`, so that it lets the packets of `members` pass, and no others.
+    """What `chain` has to accept to let the packets of `members` pass, and no others.
 
-    From VPCs to the ways out, not to other links: what is behind those may trust this firewall to keep VPCs away.
-    Toward VPCs our own table says what comes in.
+    Packets from VPCs only to the ways out: networks behind other links may rely on this firewall to keep VPCs away. Our
+    own table decides which packets reach VPCs.
     """
     makers = {"prerouting": _before_routing, "forward": _forwarded, "postrouting": _after_routing}
     found = (
@@ -326,7 +327,7 @@ def _forwarded(chain: BaseChain, direction: str, way_out: str, transit: str) -> 
 
 
 def _before_routing(chain: BaseChain, direction: str, way_out: str, transit: str) -> list[Opening]:
-    """Before routing the packet's way is looked up, which iptables cannot do."""
+    """Before routing, the outgoing link has to be looked up, which iptables cannot do."""
     if direction == OUT:
         routed = {"match": {"op": "==", "left": {"fib": {"result": "oifname", "flags": ["daddr"]}}, "right": way_out}}
         return [Opening(f'iifname "{UPLINKS}*" fib daddr oifname "{way_out}"', "", (_uplink("iifname"), routed))]
@@ -338,7 +339,7 @@ def _before_routing(chain: BaseChain, direction: str, way_out: str, transit: str
 
 
 def _after_routing(chain: BaseChain, direction: str, way_out: str, transit: str) -> list[Opening]:
-    """On the postrouting hook the link that the packet came by is not known, and its source may be translated."""
+    """On the postrouting hook the incoming link is unknown, and the source may be translated."""
     if direction == OUT:
         begun = _link("oifname", way_out), _begun_by(transit)
         # The chains of iptables that can drop come before translation.
@@ -349,7 +350,7 @@ def _after_routing(chain: BaseChain, direction: str, way_out: str, transit: str)
 
 
 def _replies() -> Opening:
-    """What belongs to a flow that is there already, toward the uplinks."""
+    """Packets of existing flows to the uplinks."""
     states = {"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": ["established", "related"]}}
     return Opening(
         f'oifname "{UPLINKS}*" ct state established,related',

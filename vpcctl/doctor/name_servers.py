@@ -1,8 +1,8 @@
 """Can instances ask the name servers of the host's resolv.conf?
 
-`vpcctl exec` and `ip netns exec` leave programs the host's /etc/resolv.conf, unless /etc/netns/<namespace> has another.
-A server at a loopback address, such as the stub of systemd-resolved at 127.0.0.53, is in the host's namespace alone.
-Instances do not reach the host's other addresses either.
+With `vpcctl exec` and `ip netns exec`, programs use the host's /etc/resolv.conf, unless /etc/netns/<namespace> has
+another.  A server at a loopback address, such as the stub of systemd-resolved at 127.0.0.53, is only reachable in the
+host's namespace.  Instances do not reach the host's other addresses either.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SUBJECT = "name servers"
 RESOLV_CONF = "etc/resolv.conf"
 # Where a local resolver keeps the servers that it asks itself (systemd-resolved(8), NetworkManager.conf(5)).
 UPSTREAM = ("run/systemd/resolve/resolv.conf", "run/NetworkManager/no-stub-resolv.conf")
-# What resolv.conf(5) means where it names no server.
+# The server that resolv.conf(5) implies if it names none.
 DEFAULT = "127.0.0.1"
 
 
@@ -46,8 +46,8 @@ def findings(world: World, host: Host, root: Path = Path("/")) -> Iterator[Findi
     yield Finding(
         "warning" if lacking else "note",
         SUBJECT,
-        f"/{RESOLV_CONF} names only {', '.join(servers)}, where instances reach no server",
-        "The address belongs to the host. Programs in instances do not resolve names, even where the policy allows it.",
+        f"/{RESOLV_CONF} names only {', '.join(servers)}, which instances cannot reach",
+        "The address belongs to the host. Programs in instances cannot resolve names, even if the policy allows it.",
         words,
         commands,
     )
@@ -78,7 +78,7 @@ def _has_own(root: Path, namespace: str, host: Host) -> bool:
 
 
 def _remedy(root: Path, namespaces: list[str], host: Host) -> tuple[str, tuple[str, ...]]:
-    """Words and commands that give each namespace a resolv.conf, with the resolver's own servers if they are known."""
+    """The remedy: a resolv.conf for each namespace, with the resolver's own servers if they are known."""
     for file in UPSTREAM:
         if (root / file).exists() and any(_usable(server, host) for server in _servers(root / file)):
             words = f"Give the instances the servers that the resolver of the host asks, which /{file} names:"

@@ -87,7 +87,7 @@ def tools() -> dict[str, str]:
 
 
 def _runs(program: str) -> bool:
-    """Is there a process of that name?  firewall-cmd is of no use without its service."""
+    """Does a process of that name run?  firewall-cmd does not work without its service."""
     for comm in Path("/proc").glob("[0-9]*/comm"):
         with contextlib.suppress(OSError):
             if comm.read_text().strip() == program:

@@ -34,7 +34,7 @@ def findings(world: World, reached: Sequence[Reached]) -> Iterator[Finding]:
 
 
 def _of_transit(world: World, reached: Sequence[Reached]) -> Iterator[Finding]:
-    # Without a VPC, those of the first one.
+    # Without a VPC, the addresses that the first one will get.
     ends = uplink_addresses(world) or tuple(map(ip_network, uplink_pair(world.transit, 0)))
     found = [one for one in reached if any(overlap(one.network, end) for end in ends)]
     if not found:

@@ -65,7 +65,7 @@ class SamplePacket:
     opener: IPv4Address | None = None
     reply: bool = False
     status: frozenset[str] = frozenset()
-    # The link that its destination is routed to, for a hook before routing.
+    # For a hook before routing: the link to which its destination is routed.
     leaves: str | _Unknown = UNKNOWN
     # A rule somewhere sets marks, so ours may have one.
     marked: bool = False

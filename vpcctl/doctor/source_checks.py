@@ -16,7 +16,7 @@ def findings(ways_out: Sequence[str], root: Path = settings.ROOT) -> Iterator[Fi
     """Compare rp_filter of the ways out; the kernel uses the larger of the link's value and that of `all`."""
     strict = [link for link in ways_out if max(_value(root, "all"), _value(root, link)) == STRICT]
     if len(ways_out) < 2 or not strict:
-        yield Finding("ok", SUBJECT, "no check of sources drops the replies to VPCs")
+        yield Finding("ok", SUBJECT, "no check of sources drops replies to VPCs")
         return
     yield Finding(
         "warning",

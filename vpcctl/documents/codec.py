@@ -1,8 +1,8 @@
 """Values as JSON and back: the form in which the record keeps a world, and a policy in the words of the language.
 
-A kept world is an environment with what we allocated beside it.  The record has two places for a VPC: its own fields
-are in the state file, where every command sees them, and the `rest`, its subnets and sets, is in a part, where only
-commands about this VPC look.  Here a part is whatever the caller makes of it; `world_to_json` alone leaves it inside.
+A kept world is an environment, together with what we allocated. The record has two places for a VPC: its own fields are
+in the state file, which every command reads; the `rest`, its subnets and sets, is in a part, which only commands about
+this VPC read.  The caller decides what a part is here; by default `world_to_json` leaves it inside the document.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _inside(vpc: Vpc) -> dict[str, Any]:
 
 
 def world_to_json(world: World, put: Callable[[Vpc], dict[str, Any]] = _inside) -> dict[str, Any]:
-    """The world as the record keeps it; `put` says what stands for a VPC, by default all of it."""
+    """The world as the record keeps it; `put` returns what represents a VPC, by default all of it."""
     document: dict[str, Any] = {
         "transit": str(world.transit),
         "peerings": [[peering.one, peering.other] for peering in world.peerings],
@@ -146,12 +146,12 @@ def _as_it_is(values: Sequence[Any], written: list[Any] | None) -> Any:
 
 
 def _unless_kept(encode: Encode, put: PutList) -> Callable[[Sequence[Any]], Any]:
-    """What stands for a list; one that is on record already is not encoded again."""
+    """What represents a list; one that is on record already is not encoded again."""
     return lambda values: put(values, None if isinstance(values, Kept) else encode(values))
 
 
 def own_to_json(vpc: Vpc) -> dict[str, Any]:
-    """What every command reads of a VPC: what must not clash with other VPCs, and what the host's table needs."""
+    """What every command reads of a VPC: the fields that other VPCs and the host's table depend on."""
     return {
         "name": vpc.name,
         "prefixes": list(map(str, vpc.prefixes)),
@@ -168,7 +168,7 @@ def own_to_json(vpc: Vpc) -> dict[str, Any]:
 def rest_to_json(vpc: Vpc, put: PutList = _as_it_is) -> dict[str, Any]:
     """The subnets and sets of a VPC.
 
-    `put` says what stands for a list of rules or prefixes: it gets the list, and its JSON unless it is on record.
+    `put` returns what represents a list of rules or prefixes: it gets the list, and its JSON unless it is on record.
     """
     keep_rules, keep_prefixes = _unless_kept(_rules_to_json, put), _unless_kept(_prefixes_to_json, put)
     return {
@@ -203,7 +203,7 @@ def _publication_to_json(item: Publication) -> dict[str, Any]:
         "instance": item.instance,
         "target_port": item.target_port,
     }
-    # What only some have is written for those alone.
+    # Optional fields are written only if they are set.
     if item.count != 1:
         document["count"] = item.count
     if item.address is not None:
@@ -225,9 +225,9 @@ def _damaged(error: Exception) -> Exception:
 
 @dataclass(frozen=True, slots=True)
 class Shelf:
-    """Where the parts of a world are: that of a VPC, or of a list, by what stands in its place.
+    """Finds the part of a VPC or of a list, by what represents it in the document.
 
-    `damaged` makes an error of what is wrong in a document.
+    `damaged` turns a problem of a document into an error.
     """
 
     damaged: Damaged
@@ -242,10 +242,10 @@ class Part(Protocol):
     def mark(self) -> str: ...
 
     def rest(self) -> dict[str, Any]:
-        """What `rest_to_json` made; StateError if the part is lost or damaged."""
+        """The result of `rest_to_json`; StateError if the part is lost or damaged."""
 
     def damaged(self, words: object) -> Exception:
-        """The error that something in the part is wrong."""
+        """The error that the part is damaged."""
 
 
 class KeptRest:
@@ -279,8 +279,7 @@ INSIDE = Shelf(_damaged, _nowhere, _nowhere)
 def world_from_json(document: dict[str, Any], shelf: Shelf = INSIDE) -> World:
     """The world that `world_to_json` wrote; KeyError, TypeError, ValueError or VpcctlError if it is none.
 
-    Parts are read, and rules and sets decoded, when they are asked for; what is wrong in them is raised then, as
-    `shelf.damaged` makes it of an error.
+    Parts are read, and rules and sets decoded, on first use; `shelf.damaged` makes the errors that are raised then.
     """
     return World(
         tuple(_vpc_from_json(vpc, shelf) for vpc in document["vpcs"]),
@@ -339,7 +338,7 @@ def _whole_from_json(own: dict[str, Any], rest: dict[str, Any], shelf: Shelf) ->
 
 
 def _kept(document: Any, vpc: str, shelf: Shelf, decode: Callable[..., tuple[Any, ...]], *more: Any) -> Kept[Any]:
-    """A list that is in the document, or apart."""
+    """A list that is in the document, or in a part of its own."""
     if not isinstance(document, dict):
         return Kept(document, shelf.damaged, decode, *more)
     apart = shelf.array(vpc, document)

@@ -402,7 +402,7 @@ def _exported_vpc(vpc: Vpc) -> dict[str, Any]:
     }
     if vpc.hardened:
         document["hardened"] = True
-    # What this host decided is the VPC's from then on, also elsewhere.
+    # The MTU that this host decided belongs to the VPC from then on, on other hosts, too.
     if vpc.mtu is not None:
         document["mtu"] = vpc.mtu
     if vpc.sets:

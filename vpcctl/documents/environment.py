@@ -116,7 +116,7 @@ def _set_names(document: dict[str, Any]) -> Collection[str]:
 
 
 def _overlap(one: Publication, other: Publication) -> bool:
-    """Do two publications take one port of the host?"""
+    """Do two publications share a port of the host?"""
     ports = one.protocol == other.protocol and one.ports[0] <= other.ports[1] and other.ports[0] <= one.ports[1]
     return ports and (one.address is None or other.address is None or one.address == other.address)
 
@@ -136,7 +136,7 @@ class _Environment(Reader):
         super().__init__(file)
         self._load, self._present, self._serial = load, present, serial
         self._transit = present.transit
-        # What is published, with the place of each.
+        # The publications, each with its place in the document.
         self._published: list[tuple[Publication, str]] = []
         self.doubts = Doubts()
         # The names of the sets in a policy's file, by the policy's place; None if they cannot be read.

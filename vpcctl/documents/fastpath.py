@@ -1,9 +1,9 @@
 """A quick yes for documents that are valid by their schema.
 
 jsonschema explains what is wrong, but takes a second for ten thousand rules or prefixes.  Here a schema is translated
-once into nested functions that only answer whether a document is valid, for the keywords that our schemas use (JSON
-Schema Core and Validation, draft 2020-12).  A keyword or a number that is not known here is an Undecided question.
-Only a yes counts: everything else is left to jsonschema.
+once into nested functions that only say whether a document is valid, for the keywords that our schemas use (JSON Schema
+Core and Validation, draft 2020-12).  An unknown keyword or kind of number raises Undecided.  Only a yes counts:
+jsonschema decides in all other cases.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from vpcctl.documents.reading import load_schema
 Check = Callable[[Any], bool]
 Schema = dict[str, Any]
 
-# What says nothing about a document.
+# Keywords that do not affect whether a document is valid.
 ANNOTATIONS = frozenset({"$schema", "$defs", "title", "description", "x-words"})
 
 
 class Undecided(Exception):
-    """Whether the document is valid cannot be told here."""
+    """This module cannot decide whether the document is valid."""
 
 
 def accepts(schema: str, document: Any) -> bool:
@@ -83,7 +83,7 @@ def translated(name: str, schema: Schema) -> Check:
     unknown = keywords - KEYWORDS.keys() - BESIDE
     if unknown:
         return _undecided
-    # In the schema's order: what is cheap and decides stands first there.
+    # In the order of the schema, which has the cheap and decisive keywords first.
     checks = [KEYWORDS[word](name, schema) for word in schema if word in KEYWORDS]
     if len(checks) == 1:
         return checks[0]
@@ -208,7 +208,7 @@ def _condition(name: str, schema: Schema) -> Check:
 def _elsewhere(name: str, schema: Schema) -> Check:
     place, pointer = schema["$ref"].split("#/")
     schema_name = place.removesuffix(".json") or name
-    # A definition may refer to itself, so it is looked up when it is needed.
+    # A definition may refer to itself, so it is looked up on use.
     return lambda value: _reference(schema_name, f"#/{pointer}")(value)
 
 
@@ -229,5 +229,5 @@ KEYWORDS: dict[str, Callable[[str, Schema], Check]] = {
     "if": _condition,
     "$ref": _elsewhere,
 }
-# Read together with `if`.
+# Handled together with `if`.
 BESIDE = frozenset({"then", "else"})

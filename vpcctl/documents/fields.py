@@ -173,7 +173,8 @@ def parse_prefix(text: str) -> Network:
     except ValueError:
         pass
     else:
-        # A function for each prefix of full length, which nobody calls and which keeps `text` and 300 bytes more.
+        # ipaddress makes a function for each prefix of full length.  It is never called, and keeps `text` and 300 bytes
+        # more.
         vars(found).pop("hosts", None)
         return found
     try:

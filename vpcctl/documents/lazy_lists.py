@@ -1,8 +1,7 @@
 """Lists of the record, decoded on first use.
 
-Most commands ask for little of what is on record: the rules, prefixes and objects that nobody asks for stay as they
-were written, are equal where they were written equally, and are written back as they were.  Long ones are in files of
-their own, and these are not even read.
+Most commands use little of what is on record.  Rules, prefixes and objects that are not used stay encoded: they are
+compared by their encoding and written back unchanged.  Long lists are in files of their own, which are not even read.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ DAMAGE = (KeyError, TypeError, ValueError, AttributeError, VpcctlError)
 
 
 class Apart(Protocol):
-    """An array of the record that is read when it is asked for; equal marks mean equal arrays."""
+    """An array of the record that is read on first use; equal marks mean equal arrays."""
 
     @property
     def mark(self) -> str: ...
@@ -32,7 +31,7 @@ class Apart(Protocol):
         """The array; StateError if it is lost or damaged."""
 
     def damaged(self, words: object) -> Exception:
-        """The error that something in it is wrong."""
+        """The error that the array is damaged."""
 
 
 class Kept(Sequence[Value]):
@@ -67,7 +66,7 @@ class Kept(Sequence[Value]):
     def values(self) -> tuple[Value, ...]:
         """The values, decoded once."""
         if self._values is None:
-            # A list that cannot be read has an error of its own.
+            # Reading raises an error of its own.
             kept = self.kept
             try:
                 self._values = self._decode(kept, *self._more)
@@ -101,7 +100,7 @@ class Kept(Sequence[Value]):
         return len(self) == len(other) and self.values == tuple(other)
 
     def _written_like(self, other: Kept[Any]) -> bool:
-        """Are both written equally?  An array that is apart is not read for that."""
+        """Are both encoded equally?  An array in a file of its own is not read for this."""
         if self.apart is not None and other.apart is not None:
             return self.apart.mark == other.apart.mark
         return len(self) == len(other) and self.kept == other.kept

@@ -1,6 +1,6 @@
-"""The lock file of the agent: at most one agent runs for each state directory, and `status` can say since when.
+"""The lock file of the agent: at most one agent runs for each state directory, and `status` shows since when.
 
-The lock is a flock(2), so it goes with its process.  The file says who holds it; without the lock its content means
+The lock is a flock(2), so it ends with its process.  The file names the holder; without the lock its content means
 nothing.
 """
 
@@ -20,7 +20,7 @@ from vpcctl.errors import ConflictError, StateError
 from vpcctl.values import dataclass
 
 AGENT_FILE = "agent.lock"
-# Whoever asks whether an agent runs holds the lock for an instant.
+# A process that checks whether an agent runs holds the lock for an instant.
 PATIENCE, INTERVAL = 1.0, 0.02
 LONGEST = 512
 
@@ -43,7 +43,7 @@ def held(store: Store) -> Iterator[None]:
     try:
         _take(lock, store.directory)
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        # On a full disk the lock still holds; only nobody can say whose it is.
+        # On a full disk the lock still holds, but the file does not name the holder.
         with contextlib.suppress(OSError):
             os.ftruncate(lock, 0)
             os.pwrite(lock, json.dumps({"pid": os.getpid(), "since": now}).encode(), 0)

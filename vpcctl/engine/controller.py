@@ -452,7 +452,7 @@ class Controller:
         return watched.watched(self._machine.load(), before or watched.NOTHING)
 
     def tend(self, vpcs: Collection[str] | None, *, patience: float) -> Tended:
-        """Repair these VPCs (None: all) and the host's part, and return what failed; waits for the lock so long."""
+        """Repair these VPCs (None: all) and the host's part; LockedError after `patience` seconds."""
         from vpcctl.engine import upkeep
 
         return upkeep.tend(self._machine, vpcs, patience)

@@ -30,12 +30,12 @@ Scopes = frozenset[str] | None
 
 @dataclass(frozen=True, slots=True)
 class Converged:
-    """The result of convergence: the state on record, what was repaired, and which VPCs could not be."""
+    """The result of convergence: the state on record, what was repaired, and the VPCs whose repair failed."""
 
     state: State
     differences: list[Difference] = dataclasses.field(default_factory=list)
     trouble: Trouble = dataclasses.field(default_factory=dict)
-    # The scopes that could not be removed completely; they are in trouble, too.
+    # The scopes that could not be removed completely; they count as failed, too.
     left: frozenset[str] = frozenset()
 
 
@@ -74,7 +74,7 @@ def _of_this_boot(state: State, kernel: Kernel) -> State:
 
 
 def finish(writer: Writer, kernel: Kernel, state: State, report: Report, scopes: Scopes = None) -> Converged:
-    """Converge; an unfinished change that cannot be completed is rolled back, so that it holds up nobody."""
+    """Converge; roll back an unfinished change that cannot be completed, so that it blocks no others."""
     if state.unfinished or rebooted(state, kernel):
         report("resuming an interrupted change, or restoring after a reboot")
     try:
@@ -107,7 +107,7 @@ def converge(writer: Writer, kernel: Kernel, state: State, scopes: Scopes = None
         aim = _aim(kernel, state, desired, host, scopes, frozenset())
     after, intent, plan = aim.after, aim.intent, aim.plan
     finished = dataclasses.replace(intent, world=desired, host=host, record=after)
-    # In a part of them nothing is told of the others, which may still be in trouble.
+    # A look at some VPCs says nothing about the others, whose repair may still be due.
     if scopes is None or state.pending is None:
         finished = finished.settled
     if not plan and finished == state:
@@ -155,7 +155,7 @@ def _aim(
     snapshot = topology.snapshot(desired, state.state_id, known, state.world, scopes, host, kept)
     after = generations.raised(kernel, snapshot, known, all_of=True, untouched=kept)
     if scopes is not None:
-        # What is not looked at stays on record as it is there.
+        # What is not compared stays on record unchanged.
         order = (topology.HOST, *(vpc.name for vpc in desired.vpcs)) if desired.vpcs else ()
         after = {scope: after[scope] if scope in scopes else state.record[scope] for scope in order}
     record = targets.merged(state.record, after)
@@ -165,9 +165,9 @@ def _aim(
 
 
 def _untouched(kernel: Kernel, state: State, scopes: Collection[str] | None) -> Collection[tuple[str, ...]]:
-    """The rulesets on record, of `scopes` or all, that are right beyond doubt and need not be compiled.
+    """The rulesets on record, of `scopes` or all, that are certainly right and need not be compiled.
 
-    While a change is unfinished, the record has the rulesets of the world to come.
+    While a change is unfinished, the record has the rulesets of the new world.
     """
     if state.pending is not None:
         return frozenset()
@@ -200,11 +200,11 @@ def _repair_plan(
     changed = {scope for scope, items in intent.record.items() if items is not after.get(scope)}
     keys = {item.key for items in targets.of(after, changed).values() for item in items}
     gone = [item for items in targets.of(intent.record, changed).values() for item in items if item.key not in keys]
-    # What stands on a link that is absent cannot be observed: a kernel without IPv6 lacks the same settings.
+    # Settings of an absent link cannot be observed: they look the same as in a kernel without IPv6.
     links = [item for item in made if item.replaced]
     made += plans.dependents(links, wanted, made)
     made += plans.resets(made, wanted)
-    # The guard is no lasting table, also where the lasting one was loaded already when a crash came.
+    # The guard is temporary, even if the final table was loaded before a crash.
     if guard is not None and guard.key not in {item.key for item in made}:
         made += [item for item in wanted if item.key == guard.key]
     return plans.order(gone + replaced, made, targets.closing(kernel, intent, after), guard), differences

@@ -143,7 +143,7 @@ def _wanted(document: Document, state: State, prune: bool, load: Loader) -> Worl
 
 def _new_policies(wanted: World, before: World) -> list[tuple[str, str]]:
     """The subnets whose policy is new or another one."""
-    # A VPC that is the very same is not read for this.
+    # An unchanged VPC is not read for this.
     changed = [vpc for vpc in wanted.vpcs if before.vpcs_by_name.get(vpc.name) is not vpc]
     old = {
         (vpc.name, subnet.name): subnet.policy

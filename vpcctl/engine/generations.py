@@ -19,8 +19,8 @@ def raised(
 ) -> Record:
     """`record` with generations that nothing else in the kernel has, for the rulesets of routers that may be loaded.
 
-    These are those that are not on record as they are, and with `all_of` all but the `untouched`, which are loaded for
-    certain.  `known` are the rulesets on record.
+    These are the rulesets that differ from the record, and with `all_of` all except the `untouched`, which are
+    certainly loaded.  `known` are the rulesets on record.
     """
     return {scope: tuple(_raised(kernel, items, known, all_of, untouched)) for scope, items in record.items()}
 

@@ -77,10 +77,10 @@ def _item_of_1(item: Document) -> Document:
 
 # --- From 2 to 3 ------------------------------------------------------------------------------------------------------
 
-# Format 2 was one file.  What is a part of its own in format 3 stays in its place here, and is made one when it is
-# written: the rest of a VPC as an object, its objects as an array.
+# Format 2 was one file.  The parts of format 3 stay in their places here, the rest of a VPC as an object and its
+# objects as an array; they become files when the record is written.
 REST_OF_2 = ("sets", "subnets")
-# The links of its VPCs had the default of the kernel.
+# In format 2 the links of VPCs had the kernel's default MTU.
 VPC_OF_2: Document = {"mtu": 1500}
 
 

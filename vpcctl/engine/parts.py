@@ -1,9 +1,9 @@
 """The parts of the record: files that never change, each named by the hash of what is in it.
 
 The state file names the parts that it needs.  A part has the rest of one VPC (its subnets and sets) and the objects
-that were made for it, or one long list of rules or prefixes.  So a change writes the parts that it changes and the
-state file, and nobody reads a part who does not ask for what is in it.  The name is the checksum: a part that is torn,
-damaged or another one is noticed when it is read.
+that were made for it, or one long list of rules or prefixes.  So a change writes only the state file and the parts that
+it changes, and a command reads only the parts whose content it uses.  The name is the checksum: a torn, damaged or
+exchanged part is noticed when it is read.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from vpcctl.model.network import Vpc, World
 from vpcctl.resources.kinds import Item, from_json, to_json
 
 FOLDER = "parts"
-# Where the next part is written; a crash leaves one at most.
+# Where the next part is written; a crash leaves at most one.
 TEMPORARY = ".part"
 MARK = re.compile(r"[0-9a-f]{64}")
 NAME = re.compile(rf"{MARK.pattern}\.json")
 # A list that takes more bytes is a part of its own: it is neither read nor written with the VPC that uses it.
 LONG = 4096
-# For so many seconds a part stays that is no longer needed: a command that reads may have the state file before.
+# A part that is no longer needed stays for so many seconds: a reader may still use the previous state file.
 GRACE = 30.0
 REMEDY = "nothing was changed; `vpcctl repair --adopt` may help, see docs/operations.md, «A damaged state file»"
 
 Record = Mapping[str, Sequence[Item]]
-# What gives the content of a part.
+# Returns the content of a part.
 Content = Callable[[], bytes]
 
 
@@ -79,7 +79,7 @@ class File:
         return self._parts.read(self.mark, self.vpc)
 
     def damaged(self, words: object) -> StateError:
-        """The error that something in this part is not as it should be."""
+        """The error that this part is damaged."""
         return self._parts.damaged(self.mark, self.vpc, words)
 
     def document(self) -> Any:
@@ -178,7 +178,7 @@ class Parts:
     def part(self, vpc: str, reference: Any) -> VpcFile:
         """The part of a VPC, by what the state file has in its place; TypeError if that is no mark."""
         mark = _checked(reference)
-        # What is desired and the objects are in one file as a rule, which is read once.
+        # The desired state and the objects are usually in one file, which is read once.
         found = self._files.get(mark)
         if found is None:
             found = self._files[mark] = VpcFile(mark, vpc, self)
@@ -267,7 +267,7 @@ def marks(document: Mapping[str, Any]) -> dict[str, str]:
 class Outline:
     """What the state file has of worlds and objects, and the `parts` that it names.
 
-    A part that is on record already is named again, and neither read nor made anew.
+    A part that is on record already is named again, and neither read nor written.
     """
 
     def __init__(self) -> None:
@@ -337,7 +337,7 @@ class Outline:
 
 
 def write(directory: int, name: str, content: bytes, lasting: bool = True) -> None:
-    """A new file in `directory` with `content`; on disk when this returns, if it is to be `lasting`."""
+    """Write a new file with `content` to `directory`; with `lasting` it is on disk when this returns."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(name, dir_fd=directory)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -353,7 +353,7 @@ def write(directory: int, name: str, content: bytes, lasting: bool = True) -> No
 
 
 def place(folder: int, mark: str, content: bytes, lasting: bool = True) -> None:
-    """Put a part into its place.  A file of that name that no state file needs may be torn, so it is replaced."""
+    """Move a part to its final name.  A file of that name that no state file needs may be torn, so it is replaced."""
     try:
         write(folder, TEMPORARY, content, lasting)
         os.rename(TEMPORARY, file_name(mark), src_dir_fd=folder, dst_dir_fd=folder)
@@ -371,9 +371,9 @@ def forget(folder: int, unwanted: Iterable[str]) -> None:
 
 
 def sweep(folder: int, needed: Collection[str], former: Collection[str]) -> None:
-    """Remove the parts that are not `needed`, once nobody may read them any more.
+    """Remove the parts that are not `needed`, after their time of grace.
 
-    Those that a state file needed until now, the `former`, begin their time of grace.
+    For the `former`, which a state file needed until now, the time of grace begins.
     """
     with contextlib.suppress(OSError):
         now = time.time()

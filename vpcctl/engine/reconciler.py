@@ -65,7 +65,7 @@ def change(
 ) -> Outcome:
     """Make the world what `transform` makes of it, in the record and in the kernel.
 
-    With `force` ports of the host may be published that somebody else has.
+    With `force`, ports of the host are published even if a program or a foreign rule uses them.
     Raises what `transform` raises, with nothing changed; after any other VpcctlError the old world was put back, or
     the message says that `vpcctl repair` will.
     """
@@ -174,7 +174,7 @@ def _attempt(kernel: Kernel, state: State, desired: World, facts: HostFacts) -> 
     standing = topology.InForce(state.world, state.host, state.record)
     snapshot = topology.snapshot(desired, state.state_id, loaded, host=host, standing=standing, gates=kernel.gates)
     changed = {scope: items for scope, items in snapshot.items() if items is not state.record.get(scope)}
-    # Peers track the same flows: if they are damaged on record, that is told before anything is changed.
+    # Peers track the same flows: if their record is damaged, raise that before anything is changed.
     for peer in (peer for scope in changed for peer in desired.peers(scope)):
         _ = peer.subnets
     after = {**snapshot, **generations.raised(kernel, changed, loaded, all_of=False)}
@@ -203,7 +203,7 @@ def _problems(kernel: Kernel, state: State, attempt: Attempt) -> Trouble:
 
 
 def _taken_ports(kernel: Kernel, state: State, attempt: Attempt) -> Trouble:
-    """By VPC, the ports that are newly published and that somebody else has on this host."""
+    """Errors by VPC for newly published ports that a program or a foreign rule uses on this host."""
     known = {item.place for vpc in state.world.vpcs for item in vpc.publications}
     newly = [(vpc.name, item) for vpc in attempt.desired.vpcs for item in vpc.publications if item.place not in known]
     if not newly:
@@ -330,9 +330,9 @@ def repair(
 def tend(
     store: Store, kernel: Kernel, report: Report, vpcs: Collection[str] | None, patience: float
 ) -> tuple[Converged, State]:
-    """Likewise, for whoever comes back: failures are returned, and the state before; LockedError after `patience`.
+    """Likewise, for a caller that tries again: returns the failures and the state before; LockedError after `patience`.
 
-    VPCs that are gone meanwhile are left out.  Where nothing is on record, nothing is looked at or written.
+    VPCs that no longer exist are left out.  If nothing is on record, nothing is compared or written.
     """
     with store.locked(patience) as writer:
         state = writer.load()
@@ -362,7 +362,7 @@ def _plan(kernel: Kernel, state: State, desired: World, host: HostPart, after: R
 def _concerned(state: State, desired: World, after: Record) -> set[str]:
     """The scopes in which a change from the record to `after` may have a step.
 
-    Objects of a VPC that is unchanged may stand on a link that a peer makes again.
+    Objects of an unchanged VPC may belong to a link that a peer makes again.
     """
     changed = {scope for scope in {**state.record, **after} if state.record.get(scope) is not after.get(scope)}
     return changed | {peer.name for world in (state.world, desired) for name in changed for peer in world.peers(name)}

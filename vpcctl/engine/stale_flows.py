@@ -82,7 +82,7 @@ def _of_host(
     if before is None:
         return [None]
     served = _newly_served(newly_reserved)
-    # Where a port is published at other addresses the host's table alone differs.
+    # If a port is published at other addresses, only the host's table differs.
     swept = [*swept, *(vpc.name for vpc in world.vpcs if _publications(before, vpc.name) != vpc.publications)]
     found = dict.fromkeys((*_addresses(world, before, swept), *_newly_published(world, before), *served))
     return found if len(found) <= MOST_SELECTIONS else [None]
@@ -106,7 +106,7 @@ def _newly_published(world: World, before: World) -> Iterator[Selection]:
     known = {item.place for item in _published(before)}
     for item in _published(world):
         if item.place not in known:
-            # Of more than MOST_SELECTIONS the whole table is read.
+            # With more than MOST_SELECTIONS, the whole table is read.
             for port in range(item.port, item.port + min(item.count, MOST_SELECTIONS + 1)):
                 if item.protocol == UDP:
                     yield Selection(protocol=UDP, destination_port=port)

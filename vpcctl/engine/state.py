@@ -4,7 +4,7 @@
 and then replaces ``state.json``: written beside its place, synced, renamed over it, and its directory synced (fsync(2),
 rename(2)).  Writers hold a lock on a separate file that is never renamed; readers need none, because they see the old
 file or the new one, and the parts of the old one stay for a while.  Everything is reached through a descriptor of the
-directory, links are not followed.  docs/state.md tells the format and the protocol, system call by system call.
+directory, links are not followed.  docs/state.md describes the format and the protocol, system call by system call.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ class Store:
             return files.read(STATE_FILE, most, directory=directory, follow=False, owners=owners)
 
     def _needs(self, mark: str) -> bool:
-        """Does the state file name this part at present?  So it does if it cannot be read: a part is missed."""
+        """Does the state file name this part at present?  True if it cannot be read: the part counts as missing."""
         try:
             directory = self._open_directory()
             try:
@@ -362,7 +362,7 @@ class Writer:
 
     def __init__(self, store: Store, directory: int):
         self._store, self._directory = store, directory
-        # The parts that are on disk for certain: the state file that was read or written under this lock needs them.
+        # The parts that are certainly on disk: the state file that was read or written under this lock needs them.
         self._lasting: set[str] = set()
         self._looked = False
 
@@ -376,8 +376,8 @@ class Writer:
     def adopt(self) -> State:
         """Take the copy back as the file, a damaged file kept beside it; StateError if no copy exists.
 
-        A file that can be read is the better one, and stays, with those of its parts taken from the copy that are lost
-        or damaged; one that a newer program wrote is not ours to replace.
+        A file that can be read stays; only its lost or damaged parts are taken from the copy.  A file that a newer
+        version wrote is not replaced.
         """
         self._looked = True
         try:
@@ -400,7 +400,7 @@ class Writer:
         return self.save(copied)
 
     def _recover_parts(self) -> None:
-        """Take the parts that are lost or damaged from the copy.  Its mark says of a part whether it is the same."""
+        """Take the lost or damaged parts from the copy, if their content matches the mark."""
         present, copied, found = self._store._parts(), self._store.copied_parts(), {}
         for mark, vpc in self._store.needed.items():
             try:
@@ -418,7 +418,7 @@ class Writer:
         one.  A failed fsync is not tried again on the same descriptor: the kernel may have dropped the pages.
         """
         if not self._looked:
-            # What the file needs that is to be replaced stays until it is.
+            # The parts of the present file stay until it is replaced.
             self._looked = True
             with contextlib.suppress(StateError):
                 self._store._read_file(self._directory)
@@ -452,7 +452,7 @@ class Writer:
             with contextlib.suppress(OSError):
                 os.unlink(TEMPORARY, dir_fd=self._directory)
             if not replaced:
-                # A disk without room gets back what was taken in vain.
+                # On a full disk, remove the parts that are of no use now.
                 with contextlib.suppress(OSError), self._folder() as folder:
                     parts.forget(folder, new.keys() - self._store.needed.keys() - self._lasting)
             raise StateError(
@@ -460,7 +460,7 @@ class Writer:
             ) from error
 
     def _place(self, new: dict[str, bytes]) -> None:
-        """Have the parts on disk, and their names, before anything needs them."""
+        """Write the parts and their names to disk, before a state file needs them."""
         if not new:
             return
         with contextlib.suppress(FileExistsError):
@@ -480,14 +480,14 @@ class Writer:
             os.close(folder)
 
     def _sweep(self, needed: Collection[str], former: Collection[str]) -> None:
-        """Remove the parts that nobody needs: they cost room alone, so what prevents it prevents nothing else."""
+        """Remove the parts that no file needs.  They only take space, so a failure here is ignored."""
         with contextlib.suppress(OSError), self._folder() as folder:
             parts.sweep(folder, needed, former)
 
     def _keep_copy(self, content: bytes, outline: Outline) -> None:
-        """Write the copy; it is a second chance, so what prevents it prevents nothing else.
+        """Write the copy.  It is only a second chance, so a failure here is ignored.
 
-        It is not synced: it is worth nothing after a boot.
+        It is not synced, because it has no meaning after a boot.
         """
         if self._store.copies is None:
             return
@@ -511,7 +511,7 @@ class Writer:
         there = set(os.listdir(folder))
         for mark, get in outline.parts.items():
             if parts.file_name(mark) not in there:
-                # One that is damaged here is not copied; it may be sound in the copy before.
+                # A part that is damaged here is not copied: the copy may still have an intact one.
                 with contextlib.suppress(StateError):
                     parts.place(folder, mark, get(), lasting=False)
         name = self._store._copy.name

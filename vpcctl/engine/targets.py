@@ -1,4 +1,4 @@
-"""What a desired world means on this host: the host's part of it, what closes first, which tracked flows have to go."""
+"""What a desired world means on this host: the host's part, what closes first, and which tracked flows to delete."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vpcctl.resources.protocol import HostFacts, Kernel, Status
 def host_part(state: State, desired: World, facts: HostFacts, looking: bool = False) -> HostPart:
     """What the host adds to `desired`; ConflictError where its networks overlap new uplinks.
 
-    With `looking` the host's services are taken as they are on record.
+    With `looking`, the host's services are those on record.
     """
     _check_transit(state, desired, facts)
     if not desired.vpcs:
@@ -35,10 +35,10 @@ def host_part(state: State, desired: World, facts: HostFacts, looking: bool = Fa
 def _forwarding(host: HostPart, facts: HostFacts) -> tuple[tuple[OpenedLink, ...], tuple[int, ...]]:
     """The links that forward because of us, and all that do not forward by themselves (see `HostPart`).
 
-    `host` is what is on record.  Links that are gone stay in it until something else changes: to load the host's table
-    anew for them would change nothing.
+    `host` is what is on record.  Deleted links stay in it until something else changes: loading the host's table again
+    for them would change nothing.
     """
-    # If the whole host forwards since then, whoever wanted that also decides between which links.
+    # If the whole host forwards now, whoever turned that on also decides between which links.
     known = () if facts.forwarding and not host.forwards else host.opened
     indices, names_only = {link.index for link in known}, {link.name for link in known if not link.index}
     present = {link.index for link in facts.links}
@@ -57,7 +57,7 @@ def _forwarding(host: HostPart, facts: HostFacts) -> tuple[tuple[OpenedLink, ...
 
 
 def decided(desired: World, facts: HostFacts) -> World:
-    """`desired` with an MTU for each VPC that is new here and was given none."""
+    """`desired` with an MTU for each new VPC that has none."""
     if all(vpc.mtu is not None for vpc in desired.vpcs):
         return desired
     vpcs = (dataclasses.replace(vpc, mtu=facts.mtu) if vpc.mtu is None else vpc for vpc in desired.vpcs)
@@ -83,7 +83,7 @@ def _check_transit(state: State, desired: World, facts: HostFacts) -> None:
 def _reserved(state: State, desired: World, facts: HostFacts) -> tuple[int, ...]:
     """The host's services that source NAT leaves alone.
 
-    Programs come and go, and the host's table is not loaded again for each: those on record stand until the table
+    Programs start and stop, and the host's table is not loaded again for each: those on record are used until the table
     changes anyway.
     """
     if not desired.vpcs:
@@ -92,7 +92,7 @@ def _reserved(state: State, desired: World, facts: HostFacts) -> tuple[int, ...]
 
 
 def closing(kernel: Kernel, state: State, after: Record) -> list[Ruleset]:
-    """The closed rulesets of the VPCs that go, as far as their routers are there."""
+    """The closed rulesets of the VPCs that are deleted, as far as their routers exist."""
     going = [scope for scope in state.record if scope not in after and scope != topology.HOST]
     loaded = topology.Recorded(state.record)
     rulesets = [topology.closed_ruleset(scope, state.state_id, loaded) for scope in going]
@@ -104,7 +104,7 @@ def closing(kernel: Kernel, state: State, after: Record) -> list[Ruleset]:
 
 
 def guard(state: State, desired: World, host: HostPart, after: Record) -> Ruleset | None:
-    """The host's table for the uplinks of `desired` and those that go; None where none goes, or all do."""
+    """The host's table for the uplinks of `desired` and those that are removed; None if none or all are removed."""
     going = [item for scope, items in state.record.items() if scope not in after for item in items]
     leaving = topology.uplinks(going)
     if not leaving or not desired.vpcs:
@@ -122,7 +122,7 @@ def forget(
     before: State | None = None,
     former: World | None = None,
 ) -> None:
-    """Forget the tracked flows that are in the way of `world`; without a state `before` in every scope of `after`."""
+    """Forget the tracked flows that contradict `world`; without a state `before` in every scope of `after`."""
     loaded = {step.item.namespace for step in plan.steps if isinstance(step.item, Ruleset)}
     if not loaded and before is not None:
         return
@@ -130,7 +130,7 @@ def forget(
     if before is not None:
         scopes = [name for name in scopes if names.router_namespace(name) in loaded]
     swept = {*scopes, *(peer.name for name in scopes for peer in world.peers(name))}
-    # Only looked at where anything is tracked.
+    # Computed only if anything is tracked.
     items = (item for items in of(after, swept).values() for item in items)
     newly = sorted({*host.reserved} - {*(before.host.reserved if before else ())})
     sweep(kernel, world, scopes, items, before.world if before else None, local, former, host.reserved, newly)
@@ -142,7 +142,7 @@ def rulesets(record: Record) -> list[Ruleset]:
 
 
 def of(record: Record, scopes: Collection[str]) -> dict[str, Sequence[Item]]:
-    """The part of `record` that is of `scopes`, in the order of the record."""
+    """The items of `scopes` in `record`, in the order of the record."""
     return {scope: items for scope, items in record.items() if scope in scopes}
 
 
@@ -156,6 +156,6 @@ def merged(before: Record, after: Record) -> Record:
 
 
 def _merged_items(before: Sequence[Item], after: Sequence[Item]) -> Sequence[Item]:
-    # Where nothing goes, the commit finds on disk what the intent wrote.
+    # If nothing is removed, the commit needs the same part as the intent, which is on disk already.
     keys = {item.key for item in after}
     return (*after, *(item for item in before if item.key not in keys))

@@ -235,7 +235,7 @@ def closed_way_out(machine: Machine, world: World, vpc: str, subnet: str) -> str
 
 
 def publication_warnings(machine: Machine, world: World, vpc: str, publication: Publication) -> tuple[str, ...]:
-    """What may not be as meant about newly published ports."""
+    """Warnings about newly published ports that may not work as intended."""
     subnet = world.vpc(vpc).subnet_of(publication.instance)
     warnings = []
     if subnet.policy is None or subnet.policy.ingress is None:

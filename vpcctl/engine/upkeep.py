@@ -48,7 +48,7 @@ class Repair:
 
 @dataclass(frozen=True, slots=True)
 class Tended:
-    """What the agent's repair did: what was repaired, and what could not be, by place (see `places`).
+    """What the agent's repair did: what was repaired, and what failed, by place (see `places`).
 
     `complete` is false if a look at all VPCs is still due: something is pending, or the host's part is another one.
     """

@@ -1,4 +1,4 @@
-"""Which namespaces and links concern what is on record, for whoever follows the changes in them."""
+"""Which namespaces and links concern what is on record, for a process that follows changes in them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vpcctl.values import dataclass
 class WatchedScope:
     """What is on record of one scope: the place of each namespace and link, and the neighbours.
 
-    `mark` is equal where the record is.  It is empty if that cannot be told without reading it.
+    Equal marks mean equal records.  The mark is empty if a comparison would need to read the record.
     """
 
     mark: str
@@ -41,7 +41,7 @@ class Watched:
 
     @property
     def vpcs(self) -> frozenset[str]:
-        """The VPCs of which anything is on record."""
+        """The VPCs that have anything on record."""
         return frozenset(self.scopes.keys() - {HOST})
 
     def concerned(self, namespace: str | None, link: str = "", alias: str = "") -> tuple[str, ...]:
@@ -51,7 +51,7 @@ class Watched:
         if of_link is not None:
             # A link between two routers is on record for one VPC, and the other one has its addresses and routes.
             shared = namespace is not None and places.vpc_of(of_link) != places.vpc_of(own)
-            # No tenant can change the router's end of an instance's link.
+            # A tenant cannot change the router's end of an instance's link.
             vpc = places.vpc_of(of_link) if namespace is None or namespace in self.routers else of_link
             return (vpc, own) if shared else (vpc,)
         # A link of ours that was renamed keeps its alias.
@@ -65,7 +65,7 @@ NOTHING = Watched({}, {}, frozenset(), {}, frozenset())
 def watched(state: State, before: Watched = NOTHING) -> Watched:
     """What the state has on record; scopes that are as they were `before` are not read.
 
-    Of a scope whose part of the record is damaged, what was known before stands.
+    If the part of a scope is damaged, what was known of the scope before is kept.
     """
     scopes: dict[str, WatchedScope] = {}
     for scope, items in state.record.items():

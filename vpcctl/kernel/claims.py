@@ -120,14 +120,14 @@ def write(name: str, claim: Claim) -> bool:
     return True
 
 
-# The directory of names as it was seen last, and a descriptor of it without its mounts.
+# The directory of names at the last use, and a descriptor of it without its mounts.
 _below: tuple[Identity, int] | None = None
 
 
 def _below_mounts() -> int:
     """A descriptor of a clone of the directory of names (open_tree(2)), which has none of the mounts in it.
 
-    It shows the directory's files as they are at any time.  It is kept open, because the kernel waits some 0.2 ms for
+    It always shows the present files of the directory.  It is kept open, because the kernel waits some 0.2 ms for
     other processors when a clone is closed.
     """
     global _below
@@ -236,7 +236,7 @@ def _registry() -> _Registry:
 def _read_registry(changed: int) -> _Registry:
     claimed: dict[int, set[str]] = defaultdict(set)
     mounts: dict[Identity, set[str]] = defaultdict(set)
-    # Every command that changes something looks at all names, so what is the same for all is asked for once.
+    # Every command that changes something checks all names, so what is the same for all is computed once.
     below, device = _below_mounts(), os.stat(RUN_NETNS).st_dev
     for entry in os.scandir(RUN_NETNS):
         name, identity, claim = entry.name, _mounted(entry.path, device), _read(entry.name, below)

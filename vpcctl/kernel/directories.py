@@ -1,4 +1,4 @@
-"""Which files of a directory came, went or were replaced (inotify(7)), and that something was mounted or unmounted."""
+"""Reports files that are created, removed or replaced in a directory (inotify(7)), and mounts and unmounts."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ MOUNTS = "/proc/self/mountinfo"
 
 @dataclass(frozen=True, slots=True)
 class FileChange:
-    """A file in a directory that changed; an empty name if the directory itself did, or if events were lost."""
+    """A changed file of a directory; the name is empty if the directory itself changed, or if events were lost."""
 
     directory: Path | None
     name: str
 
 
 class Directories:
-    """Directories that are watched.  One that is absent, or goes, can be watched again when it is there."""
+    """Watched directories.  A directory that is absent, or is removed, can be watched again when it exists."""
 
     def __init__(self) -> None:
         self._descriptor = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
@@ -46,11 +46,11 @@ class Directories:
         return self._descriptor
 
     def close(self) -> None:
-        """Watch nothing more."""
+        """Stop watching."""
         os.close(self._descriptor)
 
     def watch(self, directory: Path) -> bool:
-        """Watch a directory; False if it is absent.  Watching it twice is fine."""
+        """Watch a directory; False if it is absent.  Watching it twice does no harm."""
         try:
             number = _checked(_libc.inotify_add_watch(self._descriptor, os.fsencode(directory), WATCHED))
         except OSError as error:

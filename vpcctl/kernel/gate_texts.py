@@ -1,9 +1,9 @@
 """The texts of the gates that are loaded, so that a change of one rule is loaded as the change of one element.
 
-They lie in /run, where they live as long as the kernel's tables do: a directory for each router, with an index and a
-file for each gate.  Nothing in here is trusted: a text counts only if its hash is the fingerprint of the gate, and the
-fingerprints of the gates only if the ruleset that is made of them has the fingerprint on record.  Whatever is missing
-or wrong costs time: then the gates are compiled, and the ruleset is loaded whole.
+They are in /run, and so are lost at a boot, as the kernel's tables are: a directory for each router, with an index and
+a file for each gate.  Nothing in here is trusted: a text is used only if its hash is the fingerprint of the gate, and
+the fingerprints of the gates only if they lead to the ruleset's fingerprint on record. If anything is missing or wrong,
+the gates are compiled, and the ruleset is loaded whole.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vpcctl.kernel.verified import program
 
 DIRECTORY = Path("/run/vpcctl/gates")
 INDEX = "index.json"
-# A gate has a file of its own: the name of a gate has a dash, that of the index has none before its dot.
+# Each gate has a file named like it.  A gate's name has a dash, so it is never that of the index.
 TEMPORARY = ".new"
 
 
@@ -32,7 +32,7 @@ def fingerprints(router: str, ruleset: str) -> Mapping[str, str]:
 
 
 def text(router: str, gate: str, fingerprint: str) -> str | None:
-    """The text of a loaded gate; None if it is not here."""
+    """The text of a loaded gate; None if it is not stored."""
     try:
         content = _read(router, gate)
     except OSError:
@@ -43,7 +43,7 @@ def text(router: str, gate: str, fingerprint: str) -> str | None:
 
 
 def keep(router: str, ruleset: Compiled) -> None:
-    """Put down the gates of the ruleset that was loaded.  It is a help alone, so what prevents it prevents nothing."""
+    """Store the gates of the ruleset that was loaded.  They only save time, so a failure here is ignored."""
     gates = {name: part.fingerprint for name, part in ruleset.gates.items()}
     with contextlib.suppress(OSError):
         place = DIRECTORY / router
@@ -53,7 +53,7 @@ def keep(router: str, ruleset: Compiled) -> None:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(directory, 0o700)
         there, before = {entry.name for entry in os.scandir(place)}, _gates(router)
-        # Without an index nothing counts that is half written.
+        # Without an index, half-written files are not used.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(place / INDEX)
         for name, part in ruleset.gates.items():
@@ -66,7 +66,7 @@ def keep(router: str, ruleset: Compiled) -> None:
 
 
 def forget(router: str) -> None:
-    """Remove what is here of a router."""
+    """Remove what is stored for a router."""
     import shutil
 
     shutil.rmtree(DIRECTORY / router, ignore_errors=True)
@@ -88,7 +88,7 @@ def _read(router: str, name: str) -> bytes:
 
 
 def _write(place: Path, name: str, content: bytes) -> None:
-    """Replace a file; there is one writer, the one who holds the lock."""
+    """Replace a file; the holder of the lock is the only writer."""
     descriptor = os.open(place / TEMPORARY, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         with open(descriptor, "wb", closefd=False) as file:

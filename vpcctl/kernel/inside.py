@@ -89,8 +89,8 @@ def _mount_etc(namespace: str) -> None:
 def _inherited(count: int, login: bool) -> range:
     """The first `count` descriptors after the streams, all of which the caller must have left open for us.
 
-    A descriptor of our own is closed by exec(2), and one of the caller's is not.  A `login` gets no terminal of root's:
-    it could type into it.
+    exec(2) closes our own descriptors, but not the caller's.  A `login` gets no terminal of root, because it could type
+    into it.
     """
     kept = range(len(STREAMS), len(STREAMS) + count)
     for descriptor in kept:
@@ -112,7 +112,7 @@ def _inherited(count: int, login: bool) -> range:
 
 
 def _close_descriptors(kept: Collection[int]) -> None:
-    """Close all but `kept`.  They are listed, because a limit says nothing about what was opened before it."""
+    """Close all descriptors except `kept`.  The open ones are listed, because some may lie above the present limit."""
     for name in os.listdir("/proc/self/fd"):
         if int(name) not in kept:
             with contextlib.suppress(OSError):  # the listing's own

@@ -108,7 +108,7 @@ class LinuxKernel:
             if not link.alias.startswith(TAGGED) and name != LOOPBACK and not link.enslaved
         }
         routed, leading, networks, mtus = set(), set(), set(), set()
-        # The routes of other tables, too: a VPN may have its own, chosen by rules.
+        # Routes of all tables: a VPN may have a table of its own, chosen by rules.
         for route in rtnl.routes(4):
             indices = set(route.links) & links.keys()
             if route.kind != RTN_UNICAST or not indices:
@@ -129,7 +129,7 @@ class LinuxKernel:
             settings.forwarding(),
             read_host().addresses,
             sockets.served_ports(*NAT_PORTS),
-            # What a new VPC can have, behind the narrowest link to the internet.
+            # The MTU for a new VPC: that of the narrowest link to the internet.
             max(MTUS[0], min([DEFAULT_MTU, *mtus])),
         )
 
@@ -296,7 +296,7 @@ class LinuxKernel:
         before, done = self._stamp(item.namespace), nft.transactions
         self._load_ruleset(nft, item, before)
         after = self._stamp(item.namespace)
-        # Nobody else changed anything since.
+        # Nobody else changed anything in between.
         if before and after == (before.cookie, before.transactions + nft.transactions - done):
             self._notes.learn(after, item)
 
@@ -333,7 +333,7 @@ class LinuxKernel:
             tables.load(nft, item, conntrack.settle, lambda gate, fingerprint: None)
             return
         if former is not None and stamp is not None and not self._notes.holds(stamp, former):
-            # Somebody changed something since, which a whole load heals.
+            # Somebody changed something in between; a whole load repairs that.
             item = dataclasses.replace(item, former=None)
         tables.load(nft, item, conntrack.settle, partial(gate_texts.text, router))
         gate_texts.keep(router, item.compiled)

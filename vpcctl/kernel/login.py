@@ -111,10 +111,10 @@ def _stand_for_memory() -> None:
 
 
 def _drop_bounds() -> None:
-    """Empty the bounding and the ambient set as far as allowed; without new privileges they are a second line.
+    """Empty the bounding and the ambient set as far as allowed: a second defence beside "no new privileges".
 
-    Of the bounding set FILE_CAPABILITIES stay: exec(2) refuses a program whose file has a capability that is not in the
-    set, and starts it without the capability if no new privileges are allowed (security/commoncap.c).
+    FILE_CAPABILITIES stay in the bounding set: exec(2) refuses a program whose file has a capability that is not in the
+    set.  If it is in the set, but no new privileges are allowed, the program starts without it (security/commoncap.c).
     """
     for capability in sorted(set(range(64)) - FILE_CAPABILITIES):
         if _libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0) != 0:

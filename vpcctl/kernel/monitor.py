@@ -1,16 +1,15 @@
-"""What the kernel reports of changes in a namespace while they happen: rtnetlink(7), and the generations of nftables.
+"""What the kernel reports about changes in a namespace: rtnetlink(7), and the generations of nftables.
 
 Theory of operation.  A `Listener` is one socket that is bound to a namespace and joins multicast groups.  The kernel
-queues a message for each change; where the queue is full it drops messages and says so once (ENOBUFS).  Then anything
+queues a message for each change; if the queue is full, it drops messages and reports that once (ENOBUFS). Then anything
 may have changed.
 
-Filters in the kernel (socket(7), SO_ATTACH_FILTER) keep out what happens all the time and means nothing here: of
-nftables everything except the one message that ends a transaction, of neighbours those that come and go by themselves.
-What the kernel reports of a link besides its lasting properties (carrier, counters) is dropped by comparing each
-message with the last one about that link.
+Filters in the kernel (socket(7), SO_ATTACH_FILTER) drop frequent messages that do not matter here: of nftables, all
+messages except the one that ends a transaction; of neighbours, those that come and go by themselves.  A message about a
+link is ignored if it differs from the last one only in carrier or counters.
 
-Anybody who is root in a namespace can send messages to a socket in it.  So only messages of the kernel count, and one
-that cannot be understood counts as a lost one.
+Root in a namespace can send messages to a socket in it. So only messages of the kernel count, and a message that cannot
+be parsed counts as a lost one.
 """
 
 from __future__ import annotations
@@ -43,17 +42,17 @@ NFTA_GEN_PROC_PID, NFTA_GEN_PROC_NAME = 2, 3
 NETCONFA_IFINDEX, NETCONFA_FORWARDING = 1, 2
 NETCONF_ALL, NETCONF_DEFAULT = -1, -2
 NUD_FAILED = 0x20
-# What a type of message is about; those of one subject are numbered NEW, DEL, GET, SET.
+# The subject of each type of message; the types of one subject are numbered NEW, DEL, GET, SET.
 SUBJECTS = {
     16: "link", 20: "address", 24: "route", 28: "neighbour", 32: "rule", 36: "qdisc", 40: "qdisc", 44: "filter",
     80: "setting", 104: "next hop",
 }  # fmt: skip
-# Messages that are read at once, so that no namespace holds up the others.
+# So many messages are read at once, so that no namespace delays the others.
 AT_ONCE = 256
 BUFFER = 1 << 16
-# Links whose last state is remembered in one namespace.
+# For so many links of one namespace the last state is remembered.
 REMEMBERED = 4096
-# Bytes of messages that the kernel queues; the host has more to report than a namespace of ours.
+# So many bytes of messages the kernel queues; the host has more to report than a namespace of ours.
 HOST_QUEUE, QUEUE = 4 << 20, 256 << 10
 
 _shared = bytearray(BUFFER)
@@ -61,7 +60,7 @@ _shared = bytearray(BUFFER)
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A change in a namespace: its subject, in words, and the link and the neighbour's address that it is about."""
+    """A change in a namespace: its subject, a description, and the link and the neighbour's address."""
 
     subject: str
     words: str
@@ -72,7 +71,7 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What was read at once: changes, how many messages that took, and whether others were lost."""
+    """The result of one read: changes, the number of messages, and whether others were lost."""
 
     changes: tuple[Notice, ...]
     messages: int
@@ -83,7 +82,7 @@ class Listener:
     """A socket in a namespace (None: the caller's) that hears multicasts of one kind."""
 
     def __init__(self, namespace: str | None, subsystem: int, groups: Iterable[int], accept: bytes):
-        """KernelError where that fails; GoneError, ConflictError where the namespace is not there or not ours."""
+        """Raises KernelError if that fails, GoneError or ConflictError if the namespace is gone or not ours."""
         self.namespace = namespace
         space = None if namespace is None else opened(namespace)
         try:
@@ -108,11 +107,11 @@ class Listener:
         return self._socket.fileno()
 
     def close(self) -> None:
-        """Listen no more: an open socket keeps its namespace alive."""
+        """Close the socket: an open one keeps its namespace alive."""
         self._socket.close()
 
     def read(self) -> Heard:
-        """Read what is there, at most AT_ONCE messages."""
+        """Read the queued messages, at most AT_ONCE."""
         changes: list[Notice] = []
         count, lost = 0, False
         while count < AT_ONCE:
@@ -144,14 +143,14 @@ class Listener:
 
 
 class RouteListener(Listener):
-    """Hears changes of links, addresses, routes, rules, neighbours and forwarding."""
+    """Reports changes of links, addresses, routes, rules, neighbours and forwarding."""
 
     def __init__(self, namespace: str | None, groups: Iterable[int]):
         super().__init__(namespace, socket.NETLINK_ROUTE, groups, _NEIGHBOURS)
         # By index and family: messages about a bridge's port come in two families.
         self._links: dict[tuple[int, int], object] = {}
         self._names: dict[int, tuple[str, str]] = {}
-        # The answer comes through the same queue: from then on a link that only lost its carrier is no news.
+        # The answer comes through the same queue: from then on, a link that only lost its carrier is not reported.
         self._socket.send(netlink.message(rt.RTM_GETLINK, netlink.NLM_F_DUMP, rt.all_links()))
 
     def _understood(self, kind: int, flags: int, body: bytes) -> Notice | None:
@@ -196,7 +195,7 @@ class RouteListener(Listener):
             self._names[link.index] = link.name, link.alias or (before[1] if before else "")
         if answer or (known == lasting and not gone):
             return None
-        # A link that was renamed is known by the name that it had.
+        # A renamed link is reported under its old name.
         name, alias = before or (link.name, link.alias)
         words = "is gone" if gone else "appeared" if known is None and before is None else "changed"
         return Notice("link", f"link {link.name or name} {words}", name, link.alias or alias)
@@ -215,7 +214,7 @@ class RouteListener(Listener):
 
 
 class RulesetListener(Listener):
-    """Hears that a transaction of nftables was committed."""
+    """Reports committed transactions of nftables."""
 
     def __init__(self, namespace: str | None):
         super().__init__(namespace, netlink.NETLINK_NETFILTER, (NFNLGRP_NFTABLES,), _GENERATIONS)
@@ -242,7 +241,7 @@ _ALL = 0xFFFFFFFF
 
 
 def _half(value: int) -> int:
-    """A number of two bytes as a filter loads it."""
+    """A number of two bytes in the order in which a filter loads it."""
     return int.from_bytes(value.to_bytes(2, sys.byteorder), "big")
 
 
@@ -250,7 +249,7 @@ def _program(*instructions: tuple[int, int, int, int]) -> bytes:
     return b"".join(_INSTRUCTION.pack(*instruction) for instruction in instructions)
 
 
-# Permanent neighbours, those that were deleted (NUD_FAILED comes first), and everything that is no neighbour.
+# Accept permanent neighbours, deleted ones (NUD_FAILED comes first), and all messages about other subjects.
 _NEIGHBOURS = _program(
     (_LOAD_HALF, 0, 0, _TYPE),
     (_JUMP_EQUAL, 0, 2, _half(rt.RTM_NEWNEIGH)),
@@ -268,7 +267,7 @@ _GENERATIONS = _program(
 
 
 def _attach(channel: socket.socket, program: bytes) -> None:
-    """Have the kernel queue only what the program accepts."""
+    """Make the kernel queue only the messages that the filter accepts."""
     code = ctypes.create_string_buffer(program, len(program))
     # struct sock_fprog
     place = struct.pack("@HP", len(program) // _INSTRUCTION.size, ctypes.addressof(code))
@@ -276,7 +275,7 @@ def _attach(channel: socket.socket, program: bytes) -> None:
 
 
 def _enlarge(channel: socket.socket, size: int) -> None:
-    """Have room for `size` bytes of messages; without the privilege, for as many as everybody may have."""
+    """Set the size of the queue in bytes; without the privilege, as much of it as everybody may have."""
     force = 33  # SO_RCVBUFFORCE, include/uapi/asm-generic/socket.h
     try:
         channel.setsockopt(socket.SOL_SOCKET, force, size)

@@ -81,7 +81,7 @@ def attributes(data: Data) -> Iterator[tuple[int, Data]]:
 
 
 def fields(data: Data) -> dict[int, Data]:
-    """The attributes in `data` by type; of several of one type the last."""
+    """The attributes in `data` by type; if a type occurs several times, its last attribute."""
     found, place, end = {}, 0, len(data)
     while place + 4 <= end:
         length, kind = _ATTRIBUTE.unpack_from(data, place)

@@ -1,7 +1,7 @@
-"""Who has ports of the host: programs that listen there, and foreign rules that translate them.
+"""Finds the holders of host ports: programs that listen on them, and foreign rules that translate them.
 
-Rules are read as nft prints them: libnftables' JSON only names the matches and targets of iptables, and the text has
-them in nft's own words.  A rule that this module does not understand counts as one that translates nothing.
+Rules are read as nft prints them: libnftables' JSON only names the matches and targets of iptables, but the text
+describes them in the syntax of nft.  A rule that this module cannot parse counts as one that translates nothing.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from vpcctl.values import dataclass
 LOOPBACK = IPv4Address("127.0.0.1")
 Network = IPv4Network | IPv6Network
 Span = tuple[int, int]
-# At most so many programs and rules are named for a port.
+# An error names at most so many programs and rules for a port.
 NAMED = 3
 
 _TABLE_HEAD = re.compile(r"table (\S+) (\S+) \{")
 _BLOCK_HEAD = re.compile(r"\t(chain|set|map) (\S+) \{")
-# What changes the destination of a packet; the second form is that of a listing without the words of iptables.
-# Not the same words in a match, as in firewalld's `ct status dnat accept`.
+# Statements that change the destination of a packet; the last form is that of a listing without iptables' syntax.
+# The same words in a match do not count, as in firewalld's `ct status dnat accept`.
 _TRANSLATES = re.compile(
     r"\bdnat (?:ip6? )?(?:prefix )?(?:addr \. port )?to\b"
     r"|(?<!type )\bredirect(?= to\b| random| fully-random| persistent| comment|\s*$)"
@@ -35,7 +35,7 @@ _TRANSLATES = re.compile(
 _PORTS = re.compile(r"\b(tcp|udp|sctp|th) dport (!= )?(?:map )?(\{[^{}]*\}|@\S+|[\w-]+)")
 _PROTOCOL = re.compile(r"\b(?:meta l4proto|ip protocol) (!= )?(\{[^{}]*\}|[\w-]+)")
 _DESTINATION = re.compile(r"\bip daddr (!= )?(?:map )?(\{[^{}]*\}|@\S+|[0-9][0-9./-]*)")
-# Fields that are looked up together: their elements are understood field by field.
+# Fields that are looked up together: their elements are parsed field by field.
 _TOGETHER = re.compile(r"((?:[a-z0-9]+ [a-z0-9]+ \. )+[a-z0-9]+ [a-z0-9]+) (?:v?map )?(\{[^{}]*\}|@\S+)")
 
 
@@ -43,7 +43,7 @@ _TOGETHER = re.compile(r"((?:[a-z0-9]+ [a-z0-9]+ \. )+[a-z0-9]+ [a-z0-9]+) (?:v?
 class ForeignRule:
     """A foreign rule that translates destinations.
 
-    `protocols` and `ports` are what it matches; `addresses` the destinations, None where it asks for none.
+    `protocols`, `ports` and `addresses` are what it matches; None for `addresses` means any destination.
     """
 
     family: str
@@ -59,7 +59,7 @@ class ForeignRule:
         return f"{owner}chain {self.chain} of table {self.family} {self.table} translates it"
 
     def concerns(self, item: Publication, own: Iterable[Network]) -> bool:
-        """Does it translate one of the ports at an address of the host; `own` are all of them?"""
+        """Does it translate one of the ports at an address of the host?  `own` are all addresses of the host."""
         low, high = item.ports
         if item.protocol not in self.protocols or not any(a <= high and low <= b for a, b in self.ports):
             return False
@@ -76,7 +76,7 @@ def holders(
     rules: Collection[ForeignRule],
     own: Iterable[Network],
 ) -> dict[Publication, list[ListeningSocket | ForeignRule]]:
-    """Who has ports of each publication, of those that somebody has."""
+    """The holders of ports by publication, for the publications that have a conflict."""
     addresses = list(own)
     found: dict[Publication, list[ListeningSocket | ForeignRule]] = {}
     for item in publications:
@@ -88,7 +88,7 @@ def holders(
 
 
 def _listens(listener: ListeningSocket, item: Publication) -> bool:
-    """Would the program get no packet any more that it gets now?"""
+    """Would the program no longer receive packets that it receives now?"""
     low, high = item.ports
     if listener.protocol != item.protocol or not low <= listener.port <= high:
         return False
@@ -100,7 +100,7 @@ def _listens(listener: ListeningSocket, item: Publication) -> bool:
         address = mapped
     if address.is_unspecified or item.address == address:
         return True
-    # At all addresses means 127.0.0.1, too, and none of the other loopback addresses.
+    # "All addresses" includes 127.0.0.1, but no other loopback address.
     return item.address is None and (address == LOOPBACK or not address.is_loopback)
 
 
@@ -120,7 +120,7 @@ def _at(listener: ListeningSocket) -> str:
 
 
 def processes(inodes: Collection[int]) -> dict[int, str]:
-    """The process that has each socket open, as `sshd (PID 712)`; those that /proc does not show are left out."""
+    """The process that has each socket open, as `sshd (PID 712)`, as far as /proc shows it."""
     found: dict[int, str] = {}
     wanted = {f"socket:[{inode}]": inode for inode in inodes}
     for name in sorted(filter(str.isdecimal, os.listdir("/proc")), key=int) if wanted else ():
@@ -130,7 +130,7 @@ def processes(inodes: Collection[int]) -> dict[int, str]:
                 if inode is not None and inode not in found:
                     with open(f"/proc/{name}/comm") as comm:
                         found[inode] = f"{comm.read().strip()} (PID {name})"
-        except OSError:  # it has ended, or is not ours to look into
+        except OSError:  # it has ended, or we may not read it
             continue
         if len(found) == len(wanted):
             break
@@ -175,10 +175,10 @@ Match = tuple[frozenset[int], tuple[Span, ...], tuple[Network, ...] | None, bool
 
 
 def _rule(line: str, sets: Mapping[str, str], hooked: bool) -> list[Match]:
-    """What a rule matches; nothing where that is not understood.
+    """What a rule matches; nothing if it cannot be parsed.
 
-    A rule that asks for neither a port nor an address counts only if its chain is `hooked`: the others are reached by
-    rules that ask, as those of a service's endpoints (kube-proxy).
+    A rule that matches neither a port nor an address counts only if its chain is `hooked`. Rules with such matches lead
+    to the other chains, for example to those of a service's endpoints (kube-proxy).
     """
     ports_asked, addresses_asked = _PORTS.search(line), _DESTINATION.search(line)
     try:
@@ -252,6 +252,6 @@ def _network(word: str) -> Network:
     if not dash:
         return IPv4Network(low, strict=False)
     first, last = IPv4Address(low), IPv4Address(high)
-    # The smallest prefix that holds the range: a doubt counts as a conflict.
+    # The smallest prefix that contains the range: too many conflicts are better than too few.
     length = 32 - (int(first) ^ int(last)).bit_length()
     return IPv4Network((int(first) >> (32 - length) << (32 - length), length))

@@ -330,9 +330,9 @@ class Link:
 
     @property
     def lasting(self) -> tuple[object, ...]:
-        """All of it that changes only if somebody changes it: no carrier, counters or timers."""
+        """The properties that change only if somebody changes them: no carrier, counters or timers."""
         named = tuple(self._found.get(kind, b"") for kind in _LASTING)
-        # A message about a bridge's port has its flags here.
+        # In a message about a bridge's port, this attribute has its flags.
         flags = fields(self._found.get(IFLA_PROTINFO, b""))
         other = tuple(flags.get(number, b"")[:1] for number in BRIDGE_PORT.values())
         return self.flags & ~IFF_BY_ITSELF, *named, self.kind, tuple(self.port.items()), other

@@ -39,7 +39,7 @@ def _escaped(text: str) -> str:
 
 
 def install(state_dir: Path, units: Path = UNITS) -> list[str]:
-    """Write, enable and start the unit, in place of the older one; what was done, in words.  KernelError if that fails.
+    """Write, enable and start the unit, and remove an older one.  Returns messages; KernelError if that fails.
 
     ConflictError in a lab that could not hide the machine's own directory.
     """
@@ -66,7 +66,7 @@ def install(state_dir: Path, units: Path = UNITS) -> list[str]:
 
 
 def remove(units: Path = UNITS) -> list[str]:
-    """Stop, disable and remove the unit, and that of an older version; absent is success."""
+    """Stop, disable and remove the unit, and that of an older version; succeeds if they are absent."""
     found = [target for target in (units / NAME, units / OLDER) if target.exists()]
     found = [target for target in found if target.name == NAME or _is_older(target)]
     if not found:
@@ -84,7 +84,7 @@ def _removed(target: Path) -> list[str]:
 
 
 def _is_older(target: Path) -> bool:
-    """Is it a unit that an older vpcctl wrote?  Somebody else's of that name is left alone."""
+    """Is it a unit that an older vpcctl wrote?  A unit of that name that somebody else wrote stays."""
     try:
         return OLDER_WORDS in target.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -13,9 +13,9 @@ from vpcctl.resources.protocol import ABSENT, RIGHT, Condition, Status
 
 ROOT = Path("/proc/sys")
 GROUPS = Path("/proc/self/gid_map")
-# More bytes than any setting of ours has.
+# More bytes than the value of any setting of ours.
 LONGEST = 4096
-# How often a link that is renamed meanwhile is looked for again.
+# How often to look up a link again that is renamed meanwhile.
 RENAMES = 8
 
 
@@ -36,7 +36,7 @@ def _dispensable(item: Setting | LinkSetting) -> bool:
 
 def read(path: Path) -> str | None:
     """The value, or None where the kernel has no such setting."""
-    # A comparison reads many settings of each namespace; a file object takes three times as long.
+    # A comparison reads many settings of each namespace; with file objects it takes three times as long.
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
@@ -59,7 +59,7 @@ def observe(item: Setting | LinkSetting) -> Condition:
 def _possible(item: Setting | LinkSetting) -> str:
     """The value of the item, as far as this user namespace can write it.
 
-    The kernel takes groups only if they exist here, and a container's root may have few (user_namespaces(7)).
+    The kernel accepts only groups that exist in this user namespace, and a container may have few (user_namespaces(7)).
     """
     if item.path != PING_GROUPS:
         return item.value
@@ -92,7 +92,7 @@ def restore(item: LinkSetting) -> None:
 
 
 def observe_forwarding(index: int) -> Condition:
-    """Does the link of this index forward?  One that is gone needs nothing."""
+    """Does the link of this index forward?  A deleted link counts as right."""
     value = _of_link(index)
     return RIGHT if value in (None, "1") else Condition(Status.DIFFERENT, "is off")
 
@@ -109,7 +109,7 @@ def forward_no_more(index: int) -> None:
 
 
 def _set_forwarding(index: int, value: str) -> None:
-    # Not by netlink, which knows the link by its index: only the sysctl also turns off the merging of received packets
+    # Netlink would name the link by its index.  But only the sysctl also turns off the merging of received packets
     # (net/ipv4/devinet.c, devinet_sysctl_forward: dev_disable_lro).
     for _ in range(RENAMES):
         name = _name(index)
@@ -118,7 +118,7 @@ def _set_forwarding(index: int, value: str) -> None:
         path = ROOT / f"net/ipv4/conf/{name}/forwarding"
         with contextlib.suppress(FileNotFoundError):
             path.write_text(f"{value}\n")
-        # Somebody may rename it at this instant.
+        # Somebody may rename the link at this instant.
         if _of_link(index) in (None, value):
             return
     raise KernelError(f"cannot set forwarding to {value} on link {index} of the host", "it is renamed again and again")

@@ -34,7 +34,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 @dataclass(frozen=True, slots=True)
 class ListeningSocket:
-    """A socket on which a program waits to be called; `only_ipv6` says that IPv4 does not reach it."""
+    """A socket on which a program listens; with `only_ipv6` IPv4 does not reach it."""
 
     protocol: int
     port: int
@@ -50,7 +50,7 @@ def served_ports(low: int, high: int) -> tuple[int, ...]:
 
 
 def listeners() -> Iterator[ListeningSocket]:
-    """Every socket of the caller's namespace on which a program waits."""
+    """Every socket of the caller's namespace on which a program listens."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG) as channel:
         for family in (socket.AF_INET, socket.AF_INET6):
             for protocol, state in WAITING:
@@ -58,7 +58,7 @@ def listeners() -> Iterator[ListeningSocket]:
 
 
 def _waiting(channel: socket.socket, family: int, protocol: int, state: int) -> Iterator[ListeningSocket]:
-    """The sockets of one kind; none where the kernel has no such protocol."""
+    """The sockets of one kind; none if the kernel does not have the protocol."""
     request = _REQUEST.pack(family, protocol, 0, 0, 1 << state)
     channel.send(netlink.message(SOCK_DIAG_BY_FAMILY, netlink.NLM_F_DUMP, request))
     size = 4 if family == socket.AF_INET else 16

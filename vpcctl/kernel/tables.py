@@ -4,7 +4,7 @@ A context opens its sockets when it is constructed, and stays bound to the names
 are it asks itself (include/uapi/linux/netfilter/nf_tables.h): libnftables would read everything that is in them.
 
 A ruleset whose predecessor is known to be loaded is loaded as the change between the two (compiler/delta.py, ADR 25).
-Every other one is loaded whole:
+Every other ruleset is loaded whole.
 
 Theory of operation of a whole load.  To delete a table in the transaction that adds its successor loses packets, for
 two reasons in net/netfilter/nf_tables_api.c: a packet that another CPU is judging by the old chains at that instant
@@ -46,7 +46,7 @@ from vpcctl.values import dataclass
 LIBRARY = "libnftables.so.1"
 SPARE = f"{TABLE}-next"
 _TABLE_START = re.compile(rf"^table (\w+) {TABLE} \{{$", re.MULTILINE)
-# How the first line of an object in a listed table begins, and how the comment of a table of ours does.
+# How the first line of an object in a listed table begins, and how the comment of one of our tables begins.
 _OBJECTS = ("\tset ", "\tmap ", "\tchain ", "\tlimit ", "\tcounter ")
 _TABLE_COMMENT = f'\tcomment "{TAGGED}'
 # What nft prints in braces on one line, or as the elements of a set: a list whose order means nothing.
@@ -99,7 +99,8 @@ class Nft(Protocol):
 class Loaded:
     """A table that is loaded: its comment, empty for none, and whether it is asleep and judges nothing.
 
-    The comment is that of the ruleset that it has become, also if it was loaded as another one; then it has a stamp.
+    The comment names the present ruleset, even if the table was loaded as another one and changed since: the stamp has
+    it.
     """
 
     comment: str
@@ -139,7 +140,7 @@ class Context:
         found = dict(map(_read_table, self.channel.dump(NFT_MSG_GETTABLE, _FAMILY.pack(0, 0, 0))))
         stamp = self._stamp() if ("inet", TABLE) in found else None
         if stamp is not None:
-            # One transaction changes the tables of all families.  A stamp of somebody else says nothing of ours.
+            # One transaction changes the tables of all families.  A foreign stamp says nothing about our tables.
             for key, one in found.items():
                 if key[1] == TABLE:
                     ours = stamp.partition(" ")[0] == one.comment.partition(" ")[0]
@@ -267,12 +268,12 @@ def loaded(nft: Nft) -> set[tuple[str, int]]:
 def load(nft: Nft, item: Ruleset, settle: Callable[[], None], text: Texts) -> None:
     """Make the ruleset the one in force; ConflictError if a table of its name is foreign.
 
-    `settle` waits until the packets that are on their way have passed; `text` knows texts of gates that are loaded, by
-    name and fingerprint.
+    `settle` waits until the packets that are on their way have passed; `text` returns the text of a loaded gate by name
+    and fingerprint.
     """
     change = _change(nft, item, text)
     if change is not None:
-        # If the kernel refuses, the table is not what was thought; a whole load takes any.
+        # If the kernel refuses, the table is not the expected one; a whole load replaces any table.
         with contextlib.suppress(KernelError):
             _carry_out(nft, item.namespace, change, settle)
             return
@@ -280,7 +281,7 @@ def load(nft: Nft, item: Ruleset, settle: Callable[[], None], text: Texts) -> No
 
 
 def _change(nft: Nft, item: Ruleset, text: Texts) -> Delta | None:
-    """The change from what is loaded to the ruleset; None if that is not known, or must be loaded whole."""
+    """The change from the loaded ruleset to this one; None if this one must be loaded whole."""
     former = item.former
     if former is None or former.content is None or item.content is None:
         return None
@@ -332,7 +333,7 @@ def _heads(nft: Nft, namespace: str | None, change: Delta) -> dict[Base, int]:
 
 
 def _counts(nft: Nft, change: Delta) -> dict[str, list[Count | None]]:
-    """What the rules counted that are made again; nothing for a chain that was changed by hand."""
+    """The counts of the rules that will be made again; nothing for a chain that was changed by hand."""
     found: dict[str, list[Count | None]] = {}
     with contextlib.suppress(netlink.NetlinkError):
         found = {chain: nft.counts(chain) for chain in change.counted}
@@ -451,7 +452,7 @@ def _expected(item: Ruleset) -> list[str]:
 def _listed(nft: Nft, families: Collection[str], batch: str = "") -> list[str]:
     """Our tables line by line, without counters, all objects and every set in order; `batch` loads them for the moment.
 
-    The order in which the objects were made means nothing, nor does the comment of the table that a stamp replaces.
+    The order in which the objects were made does not matter, nor does the table's comment if there is a stamp.
     """
     nft.set_stateless_output(True)
     try:
@@ -484,8 +485,8 @@ def _ordered(lines: Iterable[str]) -> list[str]:
 def _by_index(lines: list[str]) -> list[str]:
     """The lines of a listing with the index in the place of a link's name, in sets of links by index.
 
-    nft prints the name of a link that the calling thread's namespace has, whichever namespace the listing is of; and a
-    link may be renamed between two listings.
+    nft prints the name that the index has in the calling thread's namespace, whichever namespace is listed.  And a link
+    may be renamed between two listings.
     """
     numbers = {name: str(index) for index, name in socket.if_nameindex()}
     told: list[str] = []
@@ -531,7 +532,7 @@ def listing(nft: Nft, namespace: str | None, families: tuple[str, ...]) -> str:
 
 
 def everything(nft: Nft) -> str:
-    """All tables of the host, whosever they are, as ``nft list ruleset`` prints them."""
+    """All tables of the host, including foreign ones, as ``nft list ruleset`` prints them."""
     return _run(nft, None, "list ruleset")
 
 

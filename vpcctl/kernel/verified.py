@@ -1,12 +1,12 @@
-"""Which rulesets were compared as right, and at which generation of nftables: what was not touched since needs no look.
+"""Remembers which rulesets were right at which generation of nftables: if unchanged since, they need no comparison.
 
 Theory of operation.  To compare a ruleset with what is loaded, it is compiled, loaded in a scratch namespace, and both
 are listed.  nftables counts the transactions of each network namespace (NFT_MSG_GETGEN, nfnetlink's `base_seq` in
-net/netfilter/nf_tables_api.c).  While that number is the one at which a ruleset was right, no rule, set, chain or table
-was changed, by whomever.  A namespace is known by its cookie (SO_NETNS_COOKIE, Linux 5.14), which the kernel gives to
-no second one before the next boot.
+net/netfilter/nf_tables_api.c).  While that number stays the one at which a ruleset was right, nobody has changed a
+rule, set, chain or table.  A namespace is identified by its cookie (SO_NETNS_COOKIE, Linux 5.14), which is unique until
+the next boot.
 
-The notes are a cache in a file system that goes with the boot.  A note that is missing, damaged or of another version
+The notes are a cache in a file system that is empty after a boot. A note that is missing, damaged or of another version
 of the program costs one comparison.
 """
 
@@ -34,7 +34,7 @@ NOTES = Path("/run/vpcctl/verified.json")
 SO_NETNS_COOKIE = 71
 # Subsystem 10 is that of nf_tables; include/uapi/linux/netfilter/nf_tables.h
 NFT_MSG_GETGEN, NFTA_GEN_ID = 10 << 8 | 16, 1
-# More than there are namespaces on a large host; the oldest go first.
+# More than the namespaces of a large host; the oldest notes are removed first.
 MOST = 8192
 
 # Tag, fingerprint and generation of a ruleset, and the number of nftables' transactions at which it was right.
@@ -73,7 +73,7 @@ def _stamp(channel: netlink.Channel) -> Stamp | None:
 
 
 class Notes:
-    """The notes of one file, read when the first is asked for; None keeps them for this process alone."""
+    """The notes of one file, read on first use; with None they exist in this process only."""
 
     def __init__(self, place: Path | None = None):
         self._place = place
@@ -98,13 +98,13 @@ class Notes:
             self._changed = True
 
     def save(self) -> None:
-        """Write the file if anything is new; what prevents it prevents nothing else."""
+        """Write the file if anything is new; a failure is ignored."""
         if not self._changed or self._place is None:
             return
         self._changed = False
         kept = dict(list(self._notes.items())[-MOST:])
         content = json.dumps({"program": program(), "notes": kept}, separators=(",", ":")).encode()
-        # Several may write at once; each renames a whole file of its own.
+        # Several processes may write at once; each renames a complete file of its own.
         temporary = self._place.with_name(f".{self._place.name}.{os.getpid()}")
         with contextlib.suppress(OSError):
             with contextlib.suppress(FileExistsError):
@@ -134,7 +134,7 @@ def _note(item: Ruleset, stamp: Stamp) -> Note:
 
 @functools.cache
 def program() -> str:
-    """What tells one version of the program from another, also between releases: its sources' newest change."""
+    """Identifies the version of the program, even between releases: by the newest change of its sources."""
     return f"{vpcctl.__version__} {newest('compiler', 'model', 'resources')}"
 
 

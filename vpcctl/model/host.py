@@ -58,8 +58,9 @@ NO_HOST = Host()
 class OpenedLink:
     """A link of the host on which forwarding was off before us.
 
-    The index is what it is known by: the kernel gives it to no other link before the next boot, and it stays when the
-    link is renamed.  It is 0 for a link that an older version of the program put on record.  `name` is the last known.
+    The link is identified by its index: the kernel gives it to no other link before the next boot, and it stays the
+    same when the link is renamed. It is 0 for a link that an older version of the program put on record. `name` is the
+    last known name.
     """
 
     index: int

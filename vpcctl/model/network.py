@@ -66,12 +66,12 @@ DEFAULT_MAX_FLOWS, DEFAULT_MAX_PORTS = 16384, 8192
 HIGHEST_MAX_FLOWS = 1 << 22
 # Every change may have to judge all of them.
 MOST_INVARIANTS = 1000
-# The MTU of a VPC's links: at least what every host can receive (RFC 791), at most what veth takes (ETH_MAX_MTU).  The
-# default is that of Ethernet; a VPC behind a narrower way out gets the MTU of that.
+# The MTU of a VPC's links: at least what every host can receive (RFC 791), at most what veth allows (ETH_MAX_MTU).  The
+# default is that of Ethernet; a VPC behind a way out with a smaller MTU gets that MTU.
 MTUS = (576, 65535)
 DEFAULT_MTU = 1500
-# Packets of 2048 bytes and more take no detour for their checksums (kernel/checksums.py), and a link takes a few bytes
-# more than its MTU.
+# Packets of 2048 bytes and more take no detour for their checksums (kernel/checksums.py), and a link accepts a few
+# bytes more than its MTU.
 HARDENED_MTU = 2000
 # How many released addresses a subnet remembers, so as not to hand them out again at once.
 REMEMBERED = 256
@@ -100,7 +100,8 @@ def overlap(one: Network, other: Network) -> bool:
     """Do two prefixes, of any family, share an address?"""
     if one.version != other.version or one.prefixlen < other.prefixlen:
         return one.version == other.version and overlap(other, one)
-    # The longer prefix is inside the other one, or they share nothing: one comparison, where `overlaps` makes four.
+    # The longer prefix is inside the other one, or they share nothing: one comparison instead of the four of
+    # `overlaps`.
     return int(one.network_address) >> (one.max_prefixlen - other.prefixlen) == int(other.network_address) >> (
         one.max_prefixlen - other.prefixlen
     )
@@ -221,12 +222,12 @@ class Subnet:
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """Ports of the host that lead to as many ports of an instance (destination NAT).
+    """Ports of the host that are forwarded to the same number of ports of an instance (destination NAT).
 
-    They are `count` consecutive ports, from `port` on; those of the instance begin with `target_port`.  `address` is
-    the one address of the host that they are published at, None for all.  `entry` is the first port at which the VPC's
-    router takes them in, None for `port` itself: a VPC may publish one port at several addresses for several
-    instances, and its router does not see which address was called (`placed`).
+    They are `count` consecutive ports, from `port` on; those of the instance begin with `target_port`. `address` is the
+    one address of the host at which they are published, None for all.  `entry` is the first port at which the VPC's
+    router accepts them, None for `port` itself: a VPC may publish one port at several addresses for several instances,
+    and its router does not see which address was called (`placed`).
     """
 
     protocol: int
@@ -257,7 +258,7 @@ class Publication:
 
     @property
     def entry_port(self) -> int:
-        """The first port at which the VPC's router takes them in."""
+        """The first port at which the VPC's router accepts them."""
         return self.port if self.entry is None else self.entry
 
     @property
@@ -272,12 +273,12 @@ class Publication:
 
     @property
     def entries(self) -> tuple[int, int]:
-        """The first and the last port at which the router takes them in."""
+        """The first and the last port at which the router accepts them."""
         return self.entry_port, self.entry_port + self.count - 1
 
     @property
     def place(self) -> tuple[int, int, int, Address | None]:
-        """What of the host they take: protocol, ports and address."""
+        """What they occupy on the host: protocol, ports and address."""
         return (self.protocol, *self.ports, self.address)
 
     @property
@@ -299,18 +300,18 @@ def port_range(first: int, count: int = 1) -> str:
 
 
 def _is_publishable(address: Address) -> bool:
-    """Can a host have this address, as far as the address itself tells?"""
+    """Can a host have this address, judging by the address alone?"""
     if address.is_loopback:
         return True
     return address.version == 4 and not any(address in prefix for prefix in NEVER_USABLE)
 
 
-# Where ports are taken in that cannot have their own number: below those of source NAT, above those of services.
+# The router's ports for publications that cannot keep their number: below those of source NAT, above those of services.
 _ENTRIES = (1024, NAT_PORTS[0] - 1)
 
 
 def placed(item: Publication, others: Iterable[Publication]) -> Publication:
-    """`item` with ports at its router that none of `others`, of the same VPC, has; its own, if they are free.
+    """`item` with ports at its router that none of `others`, of the same VPC, has; the same ports, if they are free.
 
     ConflictError if none are left.
     """
@@ -329,7 +330,7 @@ def placed(item: Publication, others: Iterable[Publication]) -> Publication:
 
 
 class Rest(Protocol):
-    """What a VPC has that is on record and was not read yet; equal marks mean equal content."""
+    """The content of a VPC that is on record and not read yet; equal marks mean equal content."""
 
     @property
     def mark(self) -> str: ...
@@ -338,7 +339,7 @@ class Rest(Protocol):
         """The same VPC, with everything in it."""
 
 
-# What of a VPC is read when it is asked for, with what is made of it.
+# The fields of a VPC that are read on first use, and those that are computed from them.
 _DEFERRED = ("subnets", "sets", "instances", "subnets_by_name", "instances_by_name", "_homes")
 
 
@@ -351,8 +352,8 @@ class Vpc:
     A `hardened` one also has defences that cost throughput (docs/operations.md).  `mtu` is that of all its links; None
     until the VPC is made on a host, whose way out decides it once.  `instances` are those of all subnets.
 
-    One that is `deferred` reads its subnets and sets from the record when they are asked for: a command about one VPC
-    does not pay for what is in the others.  `rest` is where they are; None for a VPC that is not on record so.
+    A `deferred` VPC reads its subnets and sets from the record on first use, so that a command about one VPC does not
+    read the others.  `rest` is where they are; None for a VPC that is not deferred.
     """
 
     name: str
@@ -398,7 +399,7 @@ class Vpc:
         hardened: bool,
         mtu: int | None,
     ) -> Vpc:
-        """A VPC whose subnets and sets are read from `rest` when they are asked for, and checked then."""
+        """A VPC whose subnets and sets are read from `rest` on first use, and checked then."""
         made = object.__new__(cls)
         own = (name, prefixes, index, publications, max_flows, max_ports, nat_protocols, hardened, mtu, rest)
         for field_name, value in zip((*_OWN, "rest"), own, strict=True):
@@ -409,7 +410,7 @@ class Vpc:
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            # Python comes here for what was not set, so only for what is deferred.
+            # Python calls this for fields that are not set, so only for deferred ones.
             if name not in _DEFERRED:
                 raise AttributeError(name)
             whole = self.rest.whole()
@@ -469,7 +470,7 @@ class Vpc:
         for subnet in self.subnets:
             self.check_inside(subnet)
         if _share_addresses(prefix for subnet in self.subnets for prefix in subnet.prefixes):
-            # Two prefixes of one subnet may share addresses; which pair of subnets does is looked up only now.
+            # Find the pair of subnets only now: until here, the two prefixes may be those of one subnet.
             for one, other in combinations(self.subnets, 2):
                 check_apart(one, other)
 
@@ -528,7 +529,7 @@ class Vpc:
         return dataclasses.replace(self, subnets=tuple(_with(self.subnets, changed)))
 
 
-# The fields that a deferred VPC has from the start.
+# The fields that a deferred VPC has from the beginning.
 _OWN = ("name", "prefixes", "index", "publications", "max_flows", "max_ports", "nat_protocols", "hardened", "mtu")
 
 
@@ -635,8 +636,8 @@ class World:
                     )
 
     def _check_namespaces(self) -> None:
-        # A namespace is named VPC-INSTANCE: only VPCs one of whose names continues the other's can clash, and a command
-        # about one VPC does not read the instances of all others to find that out.
+        # A namespace is named VPC-INSTANCE, so two VPCs can clash only if one name begins with the other.  A command
+        # about one VPC does not read the instances of all others for this check.
         concerned = {
             name
             for vpc in self.vpcs
@@ -678,7 +679,7 @@ class World:
         return (namespace for namespace, _ in self._namespaces(self.vpcs_by_name))
 
     def _namespaces(self, vpcs: Container[str]) -> Iterator[tuple[str, str]]:
-        """Each namespace of `vpcs` with whose it is."""
+        """Each namespace of `vpcs` with its owner."""
         for vpc in self.vpcs:
             if vpc.name not in vpcs:
                 continue
@@ -759,7 +760,7 @@ def check_published(items: Iterable[tuple[str, Publication]]) -> None:
 
 
 def _sharing(items: Sequence[Publication], span: Callable[[Publication], tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """The numbers of every two items of one protocol whose spans share a port."""
+    """The indices of each pair of items of one protocol whose spans share a port."""
     ordered = sorted(range(len(items)), key=lambda number: (items[number].protocol, span(items[number])[0]))
     near: list[int] = []
     for number in ordered:

@@ -172,7 +172,7 @@ def delete_peering(world: World, one: str, other: str) -> World:
 
 
 def publish_port(world: World, vpc: str, publication: Publication) -> World:
-    """Let ports of the host lead to an instance."""
+    """Forward ports of the host to an instance."""
     target = world.vpc(vpc)
     target.instance(publication.instance)
     everywhere = [(one.name, item) for one in world.vpcs for item in one.publications]
@@ -184,7 +184,7 @@ def publish_port(world: World, vpc: str, publication: Publication) -> World:
 def unpublish_port(
     world: World, vpc: str, protocol: int, port: int, count: int = 1, address: Address | None = None
 ) -> World:
-    """Take published ports back; those at any address, if `address` is None and only one publication has the ports."""
+    """Unpublish ports; at any address, if `address` is None and only one publication has the ports."""
     target = world.vpc(vpc)
     near = [
         item
@@ -195,7 +195,7 @@ def unpublish_port(
         and address in (None, item.address)
     ]
     found = [item for item in near if (item.port, item.count) == (port, count)]
-    # The one that is published at all addresses was published without an address, and is meant if none is given.
+    # Without an address, the publication at all addresses is meant: it was made without one.
     found = [item for item in found if item.address is None] or found
     if not found and near:
         commands = " and ".join(item.taken_back(vpc) for item in near)

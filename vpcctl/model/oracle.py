@@ -35,9 +35,9 @@ class Place:
 class Flow:
     """The first packet of a flow: `port` is the destination port, or the ICMP type, or None.
 
-    A flow from outside to a published port is given with the instance's address and port, as gates see it, and one of a
-    program of the host that called 127.0.0.1 with the host's address on the VPC's uplink.  A flow of an instance to a
-    published port is given with the address and the port of the host that it calls.
+    A flow from outside to a published port has the instance's address and port, as gates see it. A flow of a program of
+    the host that called 127.0.0.1 has the host's address on the VPC's uplink as its source.  A flow of an instance to a
+    published port has the address and the port of the host that the instance calls.
     """
 
     source: Place
@@ -88,7 +88,7 @@ def decide(world: World, flow: Flow, host: Host = NO_HOST) -> Decision:
 
 
 def published_at(world: World, flow: Flow, host: Host) -> tuple[Vpc, Publication] | None:
-    """What is published at the address of the host, and its port, that a flow goes to; None if nothing is."""
+    """The publication at the address and port of the host to which a flow goes; None if there is none."""
     address, port = flow.destination.address, flow.port
     if port is None or not host.has(address):
         return None

@@ -97,8 +97,8 @@ class Ruleset(Item):
     """The tables of a namespace.  `families` lists the families of the tables.
 
     Neither a comparison nor the record uses the `content`: the fingerprint replaces it.  A ruleset from the record has
-    None, and cannot be loaded.  `former` is the ruleset that is on record as loaded, with its content; it is given
-    where the change from one to the other may be loaded instead of the whole.
+    None, and cannot be loaded.  `former` is the loaded ruleset according to the record, with its content; it is set if
+    only the change from it may be loaded.
     """
 
     identity: ClassVar = ("namespace",)
@@ -119,13 +119,13 @@ class Ruleset(Item):
 
     @property
     def compiled(self) -> Compiled:
-        """The content.  To load nothing would take the rules away, so it is a defect to come here without one."""
+        """The content.  It is a bug to call this without one: loading nothing would remove the rules."""
         if self.content is None:
             raise AssertionError(f"{self} is from the record: it has no text that could be loaded")
         return self.content
 
     def at(self, generation: int) -> Ruleset:
-        """The same ruleset as another generation."""
+        """The same ruleset with another generation."""
         return dataclasses.replace(self, generation=generation)
 
     def __str__(self) -> str:
@@ -295,7 +295,7 @@ class LinkSetting(OnLink):
 class Forwarding(Item):
     """IPv4 forwarding of packets that arrive on a link of the host that is not ours, and was off before us.
 
-    The link is known by its index, which stays when it is renamed (see `model.host.OpenedLink`).
+    The link is identified by its index, which stays the same when it is renamed (see `model.host.OpenedLink`).
     """
 
     identity: ClassVar = ("index",)

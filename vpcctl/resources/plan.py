@@ -4,8 +4,8 @@ Theory of operation.  A plan leads from the items on record to the items desired
 the only place that knows them:
 
 1. Steps that let less traffic through come first, steps that let more through come last.  So a VPC that goes gets the
-   closed ruleset before anything; routes that go are removed before changed rulesets are loaded, because a ruleset
-   relies on it; rulesets are loaded before links go or come; the far ends of new links are opened last of all.
+   closed ruleset before anything; routes are removed before changed rulesets are loaded, because a ruleset relies on
+   it; rulesets are loaded before links are removed or made; the far ends of new links are opened last of all.
 2. Items are made in the order of `kinds.REGISTRY` and removed in the reverse; what depends on links is made namespace
    by namespace, in that order within each, so that few are open at a time.  Removing a namespace or a link removes
    what is in it, so those steps are left out; but a link that ends in a namespace which stays is always removed by
@@ -118,12 +118,12 @@ def dependents(replaced: Iterable[Item], desired: Iterable[Item], made: Iterable
     return [item for item in desired if item.key not in known and links.intersection(item.needs)]
 
 
-# Writing these settings sets others below the same directory, too (ip-sysctl).
+# Writing one of these settings also sets others below the same directory (ip-sysctl).
 _RESETS = {"net/ipv4/ip_forward": "net/ipv4/conf/", "net/ipv6/conf/all/disable_ipv6": "net/ipv6/conf/"}
 
 
 def resets(made: Iterable[Item], desired: Iterable[Item]) -> list[Item]:
-    """What of `desired` has to be written again after `made`, because a setting among those sets it."""
+    """The settings of `desired` that must be written again, because writing one of `made` resets them."""
     made = list(made)
     known = {item.key for item in made}
     written = [item for item in made if isinstance(item, Setting)]

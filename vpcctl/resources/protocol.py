@@ -42,7 +42,7 @@ ABSENT = Condition(Status.ABSENT)
 
 @dataclass(frozen=True, slots=True)
 class HostLink:
-    """A link of the host that is not ours, and that a route of any table uses.
+    """A foreign link of the host that a route of any table uses.
 
     `forwards` says whether packets that arrive there are forwarded, `leads_out` whether it can carry packets now.
     """
@@ -61,7 +61,7 @@ class HostFacts:
     and bonds, which receive no packets by themselves; `networks` are the prefixes of its routes of all tables, without
     those that mean the whole internet; `forwarding` says whether the host forwards between all its links (ip_forward);
     `local` are the host's own addresses, and `services` the ports among NAT_PORTS on which it can be called from
-    outside.  `mtu` is what a new VPC's links get.
+    outside.  `mtu` is the MTU for the links of a new VPC.
     """
 
     links: tuple[HostLink, ...] = ()
@@ -91,9 +91,9 @@ class Kernel(Protocol):
         """Raise, before anything is touched, for what would make `plan` fail half-way."""
 
     def port_holders(self, publications: Sequence[Publication]) -> Mapping[Publication, str]:
-        """In words, who else has ports of the host: a program that listens, or a foreign rule that translates them.
+        """The holders of host ports, in words: programs that listen on them, or foreign rules that translate them.
 
-        Only those of `publications` that somebody has.
+        Contains only the `publications` that have such a conflict.
         """
 
     def ensure(self, item: Item) -> None:
@@ -106,9 +106,9 @@ class Kernel(Protocol):
         """Fingerprint and generation of each ruleset of ours that is loaded in a namespace; none if it is gone."""
 
     def untouched(self, rulesets: Iterable[Ruleset]) -> set[tuple[str, ...]]:
-        """The keys of those that this version of the program found right, and nobody has changed nftables there since.
+        """The keys of the rulesets that this version of the program found right and that nobody has changed since.
 
-        A cheap question; a ruleset that is not named may be right, too.
+        This is cheap; a ruleset that is not in the result may be right, too.
         """
 
     def gates(self, ruleset: Ruleset) -> Mapping[str, str]:

@@ -70,9 +70,9 @@ ROUTER_SETTINGS: tuple[tuple[str, str, bool], ...] = (
     ("net/netfilter/nf_conntrack_helper", "0", True),
     *((f"net/bridge/bridge-nf-call-{table}", "0", True) for table in ("iptables", "ip6tables", "arptables")),
 )
-# IPv6 is off, except on lo: programs expect ::1, as /etc/hosts promises it to them.  `all` comes first, because writing
-# it sets every interface.  Ports below 1024 and the sockets of ping(8) belong to everybody: the namespace is the
-# workload's own, and no other service of the host is reached by them.
+# IPv6 is off, except on lo: programs expect ::1, which is in /etc/hosts.  `all` comes first, because writing it sets
+# every interface.  Every user may use ports below 1024 and the sockets of ping(8): the namespace belongs to the
+# workload, so they lead to no service of the host.
 INSTANCE_SETTINGS: tuple[tuple[str, str, bool], ...] = (
     *((f"net/ipv6/conf/{scope}/disable_ipv6", "1", True) for scope in ("all", "default")),
     ("net/ipv6/conf/lo/disable_ipv6", "0", True),
@@ -90,7 +90,7 @@ class Rulesets(Protocol):
 
 
 class Recorded:
-    """The rulesets among the items on record: those of a VPC are looked for in what belongs to it alone."""
+    """The rulesets among the items on record; the ruleset of a VPC is looked up in the items of that VPC only."""
 
     def __init__(self, record: Mapping[str, Items]):
         self._record = record
@@ -113,12 +113,12 @@ class InForce:
     record: Mapping[str, Items]
 
 
-# The fingerprints of the gates of a ruleset on record, by name.
+# Returns the fingerprints of the gates of a ruleset on record, by name.
 Gates = Callable[[Ruleset], Mapping[str, str]]
 
 
 def no_gates(ruleset: Ruleset) -> Mapping[str, str]:
-    """Nothing is known of any gate."""
+    """No gate is known."""
     return {}
 
 
@@ -137,10 +137,9 @@ def snapshot(
 
     `loaded` are the rulesets of the record; a ruleset whose text differs from the recorded one gets the next
     generation.  If a VPC is unchanged since the world `before`, its recorded ruleset stays in use, without its text;
-    with `kept` only those of these keys.  The items of a scope that nothing changes since `standing` are those on
-    record, the very same sequence; in a scope that changes, gates that did not are not compiled, as far as their
-    fingerprints are among `gates`.
-    Nothing is there for an empty world: the last VPC takes the host's table with it.
+    with `kept` only those of these keys.  For a scope that is unchanged since `standing`, the items are the very
+    sequence on record.  In a scope that changes, unchanged gates are not compiled if their fingerprints are among
+    `gates`.  Nothing is there for an empty world: the last VPC takes the host's table with it.
     """
     if not world.vpcs:
         return {}
@@ -170,7 +169,7 @@ def _unchanged(world: World, vpc: Vpc, standing: InForce | None) -> Items | None
 
 
 def _unchanged_host(world: World, host: HostPart, standing: InForce | None) -> Items | None:
-    """The items on record of the host, if nothing that they depend on is changed."""
+    """The items of the host on record, if nothing has changed on which they depend."""
     if standing is None or HOST not in standing.record:
         return None
     same = host == standing.host and same_for_host(standing.world, world)
@@ -275,7 +274,7 @@ def _former(
 ) -> tuple[Ruleset | None, Mapping[str, str]]:
     """The ruleset on record with its content, and the fingerprints of its gates; None if they are not known.
 
-    What `gates` says is right if the ruleset that is made of it has the fingerprint on record.
+    The fingerprints of `gates` are right if they lead to the ruleset's fingerprint on record.
     """
     if recorded is None or vpc not in before.vpcs_by_name:
         return None, {}
@@ -307,8 +306,8 @@ def _uplink(world: World, vpc: Vpc, state_id: str) -> Iterator[Item]:
     yield LinkSetting(None, host, "net/ipv4/conf/{link}/forwarding", "1")
     yield LinkSetting(None, host, "net/ipv6/conf/{link}/disable_ipv6", "1")
     if any(item.address is None or item.local for item in vpc.publications):
-        # Calls of 127.0.0.1 go out here, translated, and their answers come in: the kernel calls both martians
-        # otherwise.  `from-uplink` drops what else is sent to a loopback address (net/ipv4/route.c).
+        # Translated calls of 127.0.0.1 leave here, and their answers arrive here; otherwise the kernel treats both as
+        # martians (net/ipv4/route.c).  `from-uplink` drops everything else that is sent to a loopback address.
         yield LinkSetting(None, host, "net/ipv4/conf/{link}/route_localnet", "1", "0")
     # Permanent neighbours on both ends: no tenant can push them out of the table that all namespaces share.
     yield Neighbour(None, host, str(router_address), router_mac)
@@ -382,7 +381,8 @@ def _peering(world: World, vpc: Vpc, peering: Peering, state_id: str) -> Iterato
             altname=f"vpcctl-peering-{peer.name}",
             peer_altname=f"vpcctl-peering-{vpc.name}",
         )
-    # Each router says what does not fit before it sends it: a veth link drops silently what its other end cannot take.
+    # So a router reports packets that do not fit: a veth link silently drops what is larger than the MTU of its other
+    # end.
     yield Mtu(router, link, min(vpc.link_mtu, peer.link_mtu))
     yield Neighbour(router, link, NEXT_HOP, macs[peer.name])
     yield LinkUp(router, link)
