@@ -1,9 +1,9 @@
-"""One rule with ever longer lists on every side: what it costs to apply it, and to look at it afterwards.
+"""One rule with longer and longer lists on every side: the cost of applying it, and of commands afterwards.
 
     ./run bench bombs [--sizes N…] [-- PROGRAM…]
 
-PROGRAM is the `vpcctl` to measure, for comparison with another version.  Times are processor seconds of the command
-and what it starts, peaks are of its memory.
+PROGRAM is the `vpcctl` to measure, for comparison with another version.  Times are processor seconds of the command and
+its children, peaks those of its memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks import results
 from benchmarks.results import Report
 
 SIZES = (20, 50, 100, 300)
-# A command that needs more than this is ended.
+# A command that needs more than this is stopped.
 SECONDS, BYTES = 240, 4 << 30
 
 

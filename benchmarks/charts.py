@@ -1,10 +1,10 @@
-"""Charts of what benchmarks found: one SVG for each JSON file, readable on light and on dark pages.
+"""Charts of benchmark results: one SVG for each JSON file, readable on light and on dark pages.
 
     ./run bench charts [FILE…] [--to FOLDER] [--only TEXT]
 
-FILE is what a benchmark wrote (default: all of benchmarks/results).  Bars are medians; those of one comparison have one
-scale.  The reference is grey; the number behind another bar is its ratio to the reference.  The charts are plain SVG
-without a library: bars need none, and libraries fix their colours.
+FILE is the JSON of a benchmark (default: all of benchmarks/results). Bars are medians; all bars of one comparison have
+the same scale.  The reference is grey; the number behind another bar is its ratio to the reference.  The charts are
+plain SVG without a library: bars need none, and libraries fix their colours.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def chart(report: dict[str, Any], only: str = "") -> str:
     height = top + ROW + MARGIN
     title = escape(f"{report['program']}: {'; '.join(comparison['name'] for comparison in comparisons)}")
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">'
-    # A page may have the colours that the reader's machine does not prefer, so the chart brings its own background.
+    # The page's colours may differ from those that the reader's system prefers, so the chart has its own background.
     page = f'<rect class="page" width="{WIDTH}" height="{height}" rx="6"/>'
     return "\n".join([head, f"<title>{title}</title>", f"<style>{STYLE}</style>", page, *parts, "</svg>", ""])
 
@@ -74,7 +74,7 @@ def _text(x: float, y: float, words: str, kind: str, anchor: str = "start") -> s
 
 
 def amount(value: float, unit: str) -> str:
-    """Three digits with their unit; parts of a second in milliseconds."""
+    """Three digits with their unit; times below one second in milliseconds."""
     if unit == "s" and value < 1:
         value, unit = value * 1000, "ms"
     digits = 0 if value >= 100 else 1 if value >= 10 else 2

@@ -35,7 +35,7 @@ OURS = {
     "create-instance": "create-instance --vpc v0 --subnet s0 --name more",
     "destroy": "destroy --all --yes",
 }
-# The kernel takes namespaces apart in the background, and links of theirs that end here stay until then.
+# The kernel removes namespaces in the background, and their links to the host stay until then.
 SETTLED = 0.05
 
 

@@ -1,4 +1,4 @@
-"""`vpcctl` beside other programs that do a part of the same work.
+"""`vpcctl` compared with other programs that do a part of the same work.
 
     ./run bench compare [NAME…] [--install] [--turns N] [--rules N] [--hosts N]
 
@@ -71,7 +71,7 @@ def main() -> None:
         except SkipComparison as reason:
             report.skipped[name] = str(reason)
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
-            # The figures of the others are worth keeping.
+            # Keep the figures of the other comparisons.
             report.skipped[name] = f"failed: {error}"
             failed = True
             subprocess.run(["vpcctl", "destroy", "--all", "--yes"], capture_output=True)

@@ -79,7 +79,7 @@ def run(other: Path, turns: int) -> Report:
             for case, (target, fresh) in cases.items():
                 took[case][name].append(sending(target, fresh))
     reconciler.change(store, kernel, lambda state: World())
-    # The host's table of the last turn has no tag of ours, so the change above left it.
+    # The host's table of the last turn has no tag of ours, so the change above did not remove it.
     subprocess.run(["nft", "delete", "table", "inet", "vpcctl"], check=True)
     report = Report("dataplane")
     for case, found in took.items():

@@ -170,7 +170,7 @@ def tcp(vpc: str) -> float:
 
 
 def add(report: Report, what: str, found: dict[str, list[float]]) -> None:
-    """The median, and the upper decile, because the machine has other things to do."""
+    """The median, and the upper decile, because the machine also runs other programs."""
     name, unit = what.rsplit(", ", 1)
     report.comparisons.append(Comparison(name, unit, UNTESTED, found))
     for vpc in (DEFAULT, HARDENED):

@@ -3,7 +3,7 @@
     ./run bench compare --install
 
 Some packages start a service, and firewalld would change the packet filter of this machine.  So units that are not
-there yet are masked first, and no service is started.  `./run coexist` installs its programs by the same function.
+installed yet are masked first, and no service is started.  `./run coexist` uses the same function for its programs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def install(packages: Collection[str], units: Collection[str]) -> None:
     if os.geteuid() or not shutil.which("apt-get"):
         named = " ".join(packages)
         raise SystemExit(f"install these packages as root: apt-get install --no-install-recommends {named}")
-    # Without systemd nothing reads masks, and none would remove them.
+    # Without systemd nothing reads masks, and nothing would remove them.
     for unit in mask(units=units) if Path("/run/systemd/system").is_dir() else []:
         print(f"masked: {unit} (undo: systemctl unmask {unit})")
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}

@@ -1,13 +1,13 @@
-"""Packets lost and the longest gap while the policy changes again and again under senders that never pause.
+"""Lost packets and the longest gap while the policy changes again and again, with senders that never pause.
 
     ./run bench loss [--applies N] [--rules N]
 
 Three streams of datagrams run: one established flow that stays allowed, packets that each open an allowed flow, and a
 flow that is denied all the time.  Each side replaces its rules N times; every time one other rule is different.
-Nothing may be lost of the allowed streams, and nothing may leak of the denied one.  Sides take turns, in ten rounds.
+The allowed streams may lose nothing, and the denied one may leak nothing.  Sides take turns, in ten rounds.
 
-A gap may come from the scheduler: the longest pause of the sender tells, and so does "no change", the same time
-without any change.  The longest transit is the longest time between sending and delivery of one datagram.
+A gap may come from the scheduler. Two figures show this: the longest pause of the sender, and "no change", the same
+time without any change.  The longest transit is the longest time between sending and delivery of one datagram.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vpcctl import Controller, Document
 from vpcctl.lab import STATE_DIR
 
 APPLIES, RULES = 300, 20
-# One process for each rule takes long, and loses packets every time.
+# One process for each rule takes long, and loses packets each time, so few changes are enough.
 FEWER = 15
 STREAMS = {"established": Stream(5001), "new": Stream(5002, new=True, pause=0.002), "denied": Stream(1000, pause=0.002)}
 ROUNDS = 10
@@ -37,7 +37,7 @@ PAUSE, START = 0.02, 0.3
 
 @dataclass(slots=True)
 class Side:
-    """One way to change the policy, and all that was seen of it."""
+    """One way to change the policy, and everything that was measured of it."""
 
     apply: Callable[[int], object]
     prepare: Callable[[], object]
@@ -46,7 +46,7 @@ class Side:
     outcomes: list[dict[str, Outcome]] = field(default_factory=list)
 
     def measure(self, applies: int) -> None:
-        """Change so many times under the streams."""
+        """Change the policy so many times while the streams run."""
         self.prepare()
         self.apply(0)
         with running(STREAMS) as streams:

@@ -9,8 +9,8 @@ first hook of the receiver, so both ends take as little of that time as they can
 
 A measurement is the median over the bursts of many packets, so that other processes do not count.  Turns are in random
 order; each `rate` is the median over the turns of the ratio of the rates of a ruleset and of the reference.  On a busy
-machine it varies by ten percent.  `undisturbed rate` is the ratio of the bursts that one in twenty of all turns is
-faster than: nothing interrupted those, so it varies by one percent.
+machine it varies by ten percent.  `undisturbed rate` is the ratio of the 5th percentiles of all bursts: nothing
+interrupted those bursts, so it varies by one percent.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def compiled(checkout: Path, document: dict[str, Any]) -> str:
     return str(router)
 
 
-# Seconds for a packet: of each kind of flow, with each ruleset, in each turn, of each burst.
+# Seconds for each packet, by kind of flow, ruleset, turn and burst.
 Took = dict[str, dict[str, list[list[float]]]]
 
 
@@ -193,7 +193,7 @@ def report(found: Took) -> Report:
 
 
 def undisturbed(turns: list[list[float]]) -> float:
-    """The seconds of the burst that one in twenty is faster than."""
+    """The 5th percentile of the bursts, in seconds."""
     bursts = sorted(burst for turn in turns for burst in turn)
     return bursts[len(bursts) // 20]
 

@@ -2,7 +2,7 @@
 
     ./run bench profiles [NAME…] [--vpcs N] [--top N]
 
-NAME is a command of `./run bench commands`, `repair`, or `attach`: an instance made by a controller that stays.
+NAME is a command of `./run bench commands`, `repair`, or `attach`: one long-running controller makes instances.
 Without NAME: create-subnet, status, repair and attach.  The command runs beside N VPCs of four subnets.
 `./run bench rules --profile` does the same for policies of many rules.
 """
@@ -64,7 +64,7 @@ def print_imports(text: str, top: int = TOP) -> None:
 
 
 def profile(name: str, top: int) -> None:
-    """Run a command twice: under the profiler, and with the times of imports."""
+    """Run a command twice: under the profiler, and with the times of its imports."""
     words = COMMANDS[name]
     with tempfile.NamedTemporaryFile(suffix=".profile") as file:
         if name == "repair":
@@ -72,7 +72,7 @@ def profile(name: str, top: int) -> None:
         subprocess.run([sys.executable, "-c", PROGRAM, file.name, *words], check=True, stdout=subprocess.DEVNULL)
         print(f"\n=== vpcctl {' '.join(words)}")
         print_functions(file.name, top)
-    # A command that changes nothing imports less, so what it made is there no longer.
+    # A command that changes nothing imports less, so first delete what the profiled command made.
     if name.startswith("create-"):
         undo = {"create-subnet": ["--name", "new", "--cascade"], "create-instance": ["--name", "more"]}[name]
         subprocess.run(["vpcctl", "-q", name.replace("create", "delete"), "--vpc", "v0", *undo], check=True)

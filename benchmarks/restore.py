@@ -2,8 +2,8 @@
 
     ./run bench restore [VPCS…]
 
-For the program a reboot means: every namespace, link and table is gone, and the recorded boot id is another one.
-`status` looks at all objects, once when everything is there.  Each figure is a whole process.
+For the program, a reboot means that every namespace, link and table is gone, and that the recorded boot id differs.
+`status` runs after the repair and compares all objects. Each figure is a whole process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SUBNETS = 4
 
 
 def reboot(store: Store) -> None:
-    """Remove from the kernel everything that a reboot removes, and keep the record."""
+    """Remove everything from the kernel that a reboot removes, and keep the record."""
     cleared()
     with store.locked() as writer:
         writer.save(dataclasses.replace(writer.load(), boot_id="the boot before"))

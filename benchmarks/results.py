@@ -1,6 +1,6 @@
-"""What a benchmark found, as one JSON document: machine, versions, command and figures.
+"""The result of a benchmark as one JSON document: machine, versions, command and figures.
 
-A *comparison* has samples of several sides that did the same work, in turns, within one run.  Its ratios are ratios of
+A *comparison* has samples of several sides that do the same work, in turns, within one run.  Its ratios are ratios of
 medians.  Ratios can be compared between machines, seconds cannot.
 """
 
@@ -64,7 +64,7 @@ class Comparison:
 
 @dataclass(slots=True)
 class Report:
-    """All that one run of a program found.  `skipped` has the reason for each part that could not run."""
+    """The results of one run of a program.  `skipped` has the reason for each part that could not run."""
 
     program: str
     comparisons: list[Comparison] = field(default_factory=list)
@@ -98,7 +98,7 @@ class Report:
 
 
 def command(program: str, words: Sequence[str]) -> str:
-    """What to type for the same figures; where the JSON goes is no part of it."""
+    """The command that produces the same figures, without the option for the JSON file."""
     kept = [
         word
         for word, before in zip(words, ["", *words], strict=False)
@@ -112,7 +112,7 @@ def _longest(comparison: Comparison) -> Sequence[float]:
 
 
 def _round(value: Any) -> Any:
-    """Four digits are more than a noisy machine gives."""
+    """Round to four digits, which is more than a noisy machine justifies."""
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
@@ -124,7 +124,7 @@ def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def machine() -> dict[str, str | int]:
-    """What the figures depend on, without anything that names this machine."""
+    """The properties on which the figures depend, without anything that identifies this machine."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "processor": _processor(),
@@ -148,7 +148,7 @@ def versions() -> dict[str, str]:
 
 
 def version(*words: str) -> str:
-    """The first line that a program says about itself."""
+    """The first line of a program's version output."""
     if shutil.which(words[0]) is None:
         return "not installed"
     done = subprocess.run(words, capture_output=True, text=True)
@@ -156,7 +156,7 @@ def version(*words: str) -> str:
 
 
 def package_version(package: str) -> str:
-    """The version of a Debian package whose programs do not tell it."""
+    """The version of a Debian package whose programs do not print it."""
     words = ["dpkg-query", "--show", "--showformat=${Version}", package]
     try:
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout

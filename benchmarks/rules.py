@@ -2,7 +2,7 @@
 
     ./run bench rules [--rules N] [--turns N] [--profile]
 
-A stream of probe packets tells when a change is in force: at the first packet that the new policy lets pass.  The
+A stream of probe packets shows when a change is in force: at the first packet that the new policy allows.  The
 change is done when the call returns, after it has forgotten flows and written the record.  Three changes take turns:
 ten rules, all N rules, and one of N rules changed.  Beside them: `nft -f` of the compiled text, in a namespace of its
 own; and instances and subnets that are created in the VPC with all N rules, and in one without.  `--profile` prints
@@ -36,7 +36,7 @@ from vpcctl.lab import STATE_DIR
 from vpcctl.model.network import World
 
 PACKETS, TURNS, RULES, FEW = 15_000, 7, 10_000, 10
-# The kernel frees the ruleset before in the background, for a while.
+# The kernel frees the previous ruleset in the background for a while.
 SETTLED = 1.0
 VPCCTL = (sys.executable, "-m", "vpcctl")
 # The policies are those of the first.
@@ -58,7 +58,7 @@ ENVIRONMENT: dict[str, Any] = {
 LAST = {"action": "allow", "protocol": "udp", "port": "1024-65535", "source": "10.1.0.2"}
 
 
-# Probes are sent here; a rule in the middle of the policy opens or closes the port.
+# Probes go to this port; a rule in the middle of the policy opens or closes it.
 PROBE = Stream(700)
 OURS, DONE = "in force", "done"
 
@@ -83,7 +83,7 @@ def policy(count: int) -> dict[str, Any]:
 
 
 def probed(count: int, is_open: bool) -> Document:
-    """The policy with one rule more, which decides on the probes."""
+    """The policy with one more rule, which decides about the probes."""
     document = policy(count)
     rule = {"action": "allow" if is_open else "deny", "protocol": "udp", "port": PROBE.port, "source": "10.1.0.2"}
     document["ingress"].insert(count // 2, rule)
@@ -102,7 +102,7 @@ def change_seconds(controller: Controller, before: Document, after: Document) ->
         arrived = streams.stop()["probe"].arrived
     # A probe that left before the change would have been let pass by the old policy.
     if not arrived or min(sent for sent, _ in arrived) < started:
-        raise RuntimeError("the probes do not tell when the policy is in force")
+        raise RuntimeError("the probes do not show when the policy is in force")
     return min(sent for sent, _ in arrived) - started, done
 
 
@@ -183,7 +183,7 @@ def nft_load(world: World) -> float:
 
 
 def forwarding() -> float:
-    """Seconds for each packet, every one a new flow, from sending it to its arrival at the server's interface."""
+    """Seconds for each packet, every one a new flow, from sending to arrival at the server's interface."""
     forget_flows()
     before = received()
     with entered("bench-client"), socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sender:
@@ -196,7 +196,7 @@ def forwarding() -> float:
             sender.sendto(packet, ("10.2.0.2", 0))
         took = time.perf_counter() - started
     arrived = received() - before
-    # Each change looks at all tracked flows; `./run bench changes` measures what that costs.
+    # Each change examines all tracked flows; `./run bench changes` measures the cost.
     forget_flows()
     if arrived < PACKETS * 0.98:
         raise SystemExit(f"only {arrived} of {PACKETS} packets were forwarded")

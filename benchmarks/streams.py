@@ -1,8 +1,8 @@
-"""Streams of datagrams between two instances, to see what a change does to them.
+"""Streams of datagrams between two instances, to measure the effect of a change on them.
 
-A sender is a process in the client's namespace that never pauses longer than it is told.  One receiver process in the
-server's namespace keeps, for each datagram, when it was sent and when the kernel delivered it.  Both end when their
-standard input ends, and then print what they know.
+A sender is a process in the client's namespace that sends with a given pause. One receiver process in the server's
+namespace records, for each datagram, when it was sent and when the kernel delivered it. Both end when their standard
+input ends, and then print their results.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ ROOT = Path(__file__).parents[1]
 # A datagram's number and when it was sent, in nanoseconds.
 PAYLOAD = struct.Struct("!QQ")
 BUFFER = 1 << 26
-# Of include/uapi/asm-generic/socket.h: what has no name in Python's socket module.
+# include/uapi/asm-generic/socket.h: constants that Python's socket module lacks.
 SO_RCVBUFFORCE, SO_TIMESTAMPNS = 33, 35
 TIME = struct.Struct("@ll")
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Datagrams to one port, all of one flow or each of a flow of its own."""
+    """Datagrams to one port, all in one flow or each in a flow of its own."""
 
     port: int
     new: bool = False
@@ -42,7 +42,7 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a stream.  `arrived` has pairs of when a datagram was sent and delivered, in seconds."""
+    """The result of a stream.  `arrived` has a pair of times, in seconds, for each datagram: sent and delivered."""
 
     sent: int
     longest_pause: float
@@ -51,7 +51,7 @@ class Outcome:
 
     @property
     def lost(self) -> int:
-        """Datagrams that did not reach the server; not those that its socket had no room for."""
+        """Datagrams that did not reach the server, without those that its socket had no room for."""
         return self.sent - len(self.arrived) - self.overflowed
 
     @property
@@ -62,12 +62,12 @@ class Outcome:
 
     @property
     def longest_transit(self) -> float:
-        """Seconds from sending to delivery, of the slowest datagram."""
+        """Seconds from sending to delivery of the slowest datagram."""
         return max((delivered - sent for sent, delivered in self.arrived), default=0.0)
 
 
 class Streams:
-    """Streams that run; `stop` ends them."""
+    """Running streams; `stop` ends them."""
 
     def __init__(self, streams: Mapping[str, Stream]) -> None:
         self._streams = streams
@@ -97,7 +97,7 @@ class Streams:
         }
 
     def abandon(self) -> None:
-        """End the processes, whatever they did."""
+        """Kill the processes, whatever their state."""
         for process in (*self._senders.values(), self._receiver):
             if process.poll() is None:
                 process.kill()
@@ -145,7 +145,7 @@ def send(port: int, new: bool, pause: float) -> None:
 
 
 def receive(ports: Iterable[int]) -> None:
-    """Receive until standard input ends, and then what is left."""
+    """Receive until standard input ends, and then the queued datagrams."""
     receivers = {}
     for port in ports:
         receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)

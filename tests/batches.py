@@ -1,7 +1,8 @@
-"""A model of what nftables makes of the transactions of a change: objects as text, and who can be met by a packet.
+"""A model of how nftables carries out the transactions of a change: objects as text, and which a packet may meet.
 
-It knows nothing of how `vpcctl.compiler.delta` finds them.  What it cannot do raises, as the kernel refuses: to delete
-what something refers to, to add an element that is there, to add a rule to a chain that is not.
+It does not depend on `vpcctl.compiler.delta`, which computes them. It raises an error where the kernel refuses: if an
+object is deleted that another one refers to, if an element exists already, or if the chain of a new rule does not
+exist.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ class Object:
 
     @property
     def text(self) -> tuple[object, ...]:
-        """What has to be equal; elements have no order."""
+        """What is compared; elements have no order."""
         members = self.members if self.kind == "chain" else sorted(self.members)
         return self.kind, tuple(self.head), tuple(members)
 
 
 def _reachable(found: Object) -> Object:
-    """What packets meet of it once those that were on their way have passed: nothing behind a rule that goes away."""
+    """The members that new packets meet: none behind a rule that leads to another chain."""
     first = next((number for number, rule in enumerate(found.members) if rule.startswith("goto ")), len(found.members))
     return replace(found, members=found.members[: first + 1]) if found.kind == "chain" else found
 
@@ -44,7 +45,7 @@ Place = tuple[str, str, str]  # table, space of names, name
 
 
 class Machine:
-    """Tables that follow transactions; `touched` is what the present one changed."""
+    """Tables to which transactions are applied; `touched` is what the present transaction changed."""
 
     def __init__(self, tables: tuple[Table, ...], generation: int):
         self.objects: dict[Place, Object] = {}
@@ -55,7 +56,7 @@ class Machine:
             self._block(f"{table.family} {table.name}", iter(lines))
 
     def commit(self, batch: str) -> None:
-        """Carry a transaction out, and see that no packet could meet what it changed before or after."""
+        """Apply a transaction, and check that no packet could meet what it changed, before or after."""
         before = self.met()
         known = {rule for one in self.objects.values() if one.base for rule in one.members}
         self.touched = set()
@@ -76,13 +77,13 @@ class Machine:
         hooked = {place for place in self.touched if place in self.objects and self.objects[place].base}
         mixed = (self.touched - hooked) & (before | self.met())
         assert not mixed, f"packets may be in {mixed}, which changes"
-        # What is in a set may become visible later than the rule that asks it.
+        # The elements of a set may become visible later than the rule that looks them up.
         rules = {rule for place in hooked for rule in _reachable(self.objects[place]).members}
         late = {rule for rule in rules - known if "{" in rule}
         assert not late, f"packets meet {late} with sets that are new"
 
     def met(self) -> set[Place]:
-        """All that a packet may meet."""
+        """All objects that a packet may meet."""
         found: set[Place] = set()
         rest = [place for place, one in self.objects.items() if one.base]
         while rest:
@@ -93,7 +94,7 @@ class Machine:
         return found
 
     def texts(self) -> dict[Place, tuple[object, ...]]:
-        """What a listing shows, without the stamp."""
+        """The content of a listing, without the stamp."""
         return {place: one.text for place, one in self.objects.items() if place[2] != "stamp"}
 
     def _references(self, place: Place, found: Object) -> list[Place]:
@@ -123,9 +124,9 @@ class Machine:
             if known is None:
                 self.objects[place] = found
             else:
-                # Declared again, a chain keeps its rules.
-                assert kind == "chain", f"{place} is there"
-                assert not found.head, f"{place} is there"
+                # A chain that is declared again keeps its rules.
+                assert kind == "chain", f"{place} exists"
+                assert not found.head, f"{place} exists"
                 known.members += found.members
                 if not found.members:
                     continue
@@ -143,7 +144,7 @@ class Machine:
         found = self.objects[place]
         self.touched.add(place)
         if (verb, kind) == ("flush", "chain"):
-            # The elements of an anonymous map go at once, while packets are among the rules.
+            # The elements of an anonymous map disappear at once, while packets pass through the rules.
             reached = takewhile(lambda rule: not rule.startswith("goto "), found.members)
             assert not (found.base and any("map {" in rule for rule in reached)), f"{place} loses a map in use"
             found.members.clear()
@@ -152,7 +153,7 @@ class Machine:
         elif (verb, kind) == ("add", "rule"):
             found.members.append(rest)
         elif (verb, kind) == ("delete", "rule"):
-            # Here the handle of a rule is its place.
+            # In this model, the handle of a rule is its position.
             gone = found.members.pop(int(rest.removeprefix("handle ")))
             assert not (found.base and "map {" in gone), f"{place} loses a map in use"
         elif kind == "element":
@@ -176,5 +177,5 @@ class Machine:
                 assert len(known) == 1, f"no element {key}"
                 found.members.remove(known[0])
             else:
-                assert not known, f"{key} is there"
+                assert not known, f"{key} exists"
                 found.members.append(part)

@@ -6,7 +6,7 @@ import shutil
 
 
 class SkipComparison(Exception):
-    """This comparison cannot run here; the text says why."""
+    """This comparison cannot run here; the text is the reason."""
 
 
 def require(*programs: str) -> None:

@@ -1,8 +1,8 @@
 """The `bridge` plugin of CNI: attach one instance to a network and detach it.
 
-A container runtime starts the plugin as a process for each container, with `host-local` for the address, and has made
-the namespace before.  `vpcctl` is one controller that stays: `create_instance` also makes the namespace, loads the
-ruleset of the router with the new instance, and writes the record.
+A container runtime makes the namespace, and then starts the plugin as a process for each container, with `host-local`
+for the address. `vpcctl` is one long-running controller: `create_instance` also makes the namespace, loads the ruleset
+of the router with the new instance, and writes the record.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vpcctl import Controller
 from vpcctl.lab import STATE_DIR
 
 PACKAGES = ("containernetworking-plugins",)
-# Where Debian keeps the plugins, then where others do.
+# Debian's directory of the plugins, then that of other systems.
 FOLDERS = [Path("/usr/lib/cni"), Path("/opt/cni/bin")]
 NETWORK = {
     "cniVersion": "0.4.0",
@@ -44,7 +44,7 @@ def measure(turns: int) -> list[Comparison]:
     attach: dict[str, list[float]] = {PLUGIN: [], f"{PLUGIN} and ip netns add": [], OURS: []}
     detach: dict[str, list[float]] = {PLUGIN: [], OURS: []}
     for turn in range(turns):
-        # The first of each side in a process has things to read that the others find in memory.
+        # The first call of each side also fills caches; the medians do not depend on it.
         name = f"more-{turn}"
         made = took("ip", "netns", "add", f"cni-{name}")
         added = _plugin(folder, "ADD", f"cni-{name}")

@@ -2,7 +2,7 @@
 
 All of them get the same rules: TCP from addresses and prefixes to ports and ranges, all allowed, then one that allows
 the measured flows, then a default of deny.  Rules that only allow mean the same in any order, and firewalld has an
-order of its own.  Each side loads them, changes one of them, and forwards new flows through them.
+order of its own.  Each side loads them, changes one of them, and then new flows pass through them.
 
 `vpcctl` is a whole process that also validates the policy, forgets flows and writes its record.  The others only load.
 """
@@ -30,7 +30,7 @@ from vpcctl.lab import STATE_DIR
 
 PACKAGES = ("iptables", "firewalld", "dbus")
 CLIENT, SERVER = IPv4Network("10.1.0.0/24"), IPv4Network("10.2.0.0/24")
-# Where the rivals load their rules for the measurement of loads: nobody else's rules are there.
+# The namespace in which the rivals load their rules for the measurement of loads; no other rules are in it.
 SCRATCH = "bench-scratch"
 REMOVED = packets.REMOVED + "".join(
     f"add table {table}\ndelete table {table}\n" for table in ("ip filter", "inet firewalld", "ip linear")
@@ -52,7 +52,7 @@ class Allowed:
 
 
 MEASURED = Allowed(IPv4Network("10.1.0.2/32"), 1024, 65_535, "udp")
-# What changes from one load to the next.
+# The rule that changes from one load to the next.
 CHANGED = (Allowed(IPv4Network("10.1.0.3/32"), 22, 22), Allowed(IPv4Network("10.1.0.3/32"), 23, 23))
 
 
@@ -72,7 +72,7 @@ def rules(count: int) -> list[Allowed]:
 
 
 class Side(ABC):
-    """One way to bring the rules into force, in a namespace."""
+    """One way to load the rules, in a namespace."""
 
     name: str
 
@@ -102,7 +102,7 @@ class Vpcctl(Side):
         self._wanted: list[Allowed] = []
 
     def load(self, wanted: list[Allowed]) -> float:
-        # From a policy of one rule, so that nothing of the last turn is left.
+        # Start from a policy of one rule, so that nothing of the last turn is left.
         self._apply([MEASURED])
         self._wanted = wanted
         return self._apply(wanted)
@@ -126,7 +126,7 @@ def document(rule: Allowed) -> dict[str, str | int]:
 
 
 class Linear(Side):
-    """One nft rule for each rule.  A table of the family ip spares each of them the test of the family."""
+    """One nft rule for each rule.  A table of the family ip saves each rule the test of the family."""
 
     name = "nft, one linear rule each"
 
@@ -189,7 +189,7 @@ def _iptables(rule: Allowed) -> list[str]:
 
 
 class Each(Restore):
-    """iptables-nft: one process for each rule, as scripts do it.  Until the last one, the rules are not complete."""
+    """iptables-nft: one process for each rule, as scripts do it.  Meanwhile the rules are incomplete."""
 
     name = "iptables-nft, one process for each rule"
 
@@ -235,7 +235,7 @@ class Firewalld(Side):
         bus.mkdir(exist_ok=True)
         words = ["dbus-daemon", "--system", "--nofork", "--nopidfile", f"--address=unix:path={bus}/system_bus_socket"]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        # firewalld belongs to Debian's own Python, whose modules ours would hide.
+        # firewalld uses Debian's Python, and modules of ours would hide Debian's.
         daemon = [*self._inside, "env", "--unset=PYTHONPATH", "firewalld", "--nofork", "--nopid"]
         log = Path("/run/firewalld-bench.log")
         with contextlib.ExitStack() as stack:
@@ -314,7 +314,7 @@ def _compared(sides: list[Side], wanted: list[Allowed], turns: int) -> list[Comp
     for turn in range(turns):
         for side in sides[turn % len(sides) :] + sides[: turn % len(sides)]:
             loads[side.name].append(side.load(wanted))
-            # Loads with one process for each rule and at once leave the same rules.
+            # One process for each rule and one for all load the same rules, so only one of them is measured.
             if type(side) is not Each:
                 changes[side.name].append(side.change(turn))
     del changes[Each.name]

@@ -17,9 +17,9 @@ from benchmarks.results import Comparison, alternate, took
 from benchmarks.rivals import SkipComparison, require
 
 PACKAGES = ("mininet", "bridge-utils")
-# Mininet is a package of Debian's own Python.
+# Mininet is a package of Debian's Python.
 PYTHON = "/usr/bin/python3"
-# Makes the network, and removes it when a line comes.
+# Makes the network, and removes it after a line on standard input.
 PROGRAM = """
 import sys
 from mininet.net import Mininet

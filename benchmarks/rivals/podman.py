@@ -1,8 +1,8 @@
 """podman: make a network, connect a running container to it, and disconnect it.
 
-The container is a static busybox that sleeps.  `podman network create` only writes a file; the bridge comes with the
-first container, so one is connected before.  `vpcctl` makes a subnet with its bridge and its instance, and one more
-instance.  All are whole processes, except the side with one controller.
+The container is a static busybox that sleeps.  `podman network create` only writes a file; the bridge appears with the
+first container, so one is connected before the measurement.  `vpcctl` makes a subnet with its bridge and its instance,
+and one more instance.  All are whole processes, except the side with one controller.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ def prepare(backend: str) -> None:
     if not BUSYBOX.exists():
         raise SkipComparison(f"not installed: {BUSYBOX}")
     FOLDER.mkdir()
-    # Containers need device files, which /run of the lab does not allow.
+    # Containers need device files, which the lab's /run does not allow.
     subprocess.run(["mount", "-t", "tmpfs", "podman", str(FOLDER)], check=True)
-    # crun wants a file system of control groups there, though it uses none.
+    # crun requires a file system of control groups there, although it uses none.
     if subprocess.run(["mount", "-t", "cgroup2", "none", "/sys/fs/cgroup"], capture_output=True).returncode:
         raise SkipComparison("cannot mount the control groups that crun asks for")
     (FOLDER / "image/bin").mkdir(parents=True)

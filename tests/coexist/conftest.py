@@ -18,14 +18,14 @@ HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is below this directory; the hook is handed every item of the session."""
+    """Mark the tests below this directory; pytest passes every test of the session to this hook."""
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.coexist)
 
 
 def pytest_report_header() -> str:
-    """The versions that are tried here; the table names those that it was made with."""
+    """The versions that are tested here; the table of the documentation names those that it was made with."""
     found = [f"{package} {_version(package)}" for package, _ in matrix.VERSIONS.values()]
     return f"beside: {', '.join(found)}"
 

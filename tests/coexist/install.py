@@ -21,7 +21,7 @@ UNITS = (
 
 
 def missing() -> list[str]:
-    """Programs that the tests need and the machine lacks; devices are not among what a package brings."""
+    """Programs that the tests need and the machine lacks; without device files, which no package brings."""
     needed = {need for kind in PROGRAMS.values() for need in kind.needs if not need.startswith("/dev/")}
     return sorted(need for need in {*needed, "curl"} if not shutil.which(need))
 
@@ -31,7 +31,7 @@ def main() -> None:
         try:
             install(PACKAGES, UNITS)
         except SystemExit as failed:
-            # The tests of the programs that are there run; the others say that they are skipped, and why.
+            # The tests of installed programs still run; the others are skipped with a reason.
             print(f"coexist: {failed}", file=sys.stderr)
 
 

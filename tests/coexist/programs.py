@@ -13,16 +13,17 @@ from vpcctl.lab import HOST, INTERNET, RUN_LAB, Lab
 
 FAR = str(INTERNET)
 NEIGHBOUR = "neighbour"
-# Each is a file system of its own: /run of the lab has no device files, and the configuration is the real machine's.
+# Each gets a file system of its own: the lab's /run allows no device files, and the configuration is the real
+# machine's.
 OWN = ("/etc", "/run/images")
 GROUP = f"vpcctl-coexist-{os.getpid()}"
 IMAGE = "/run/images/image.tar"
-# Control groups are the machine's, so what a container makes there has to go with the lab.
+# Control groups belong to the real machine, so those of a container have to be removed with the lab.
 GROUPS_GONE = f"find /sys/fs/cgroup/{GROUP} -depth -type d -exec rmdir {{}} + 2>/dev/null || true"
 
 
 def prepare(lab: Lab) -> None:
-    """Own copies of the directories that programs write to; what they hold is the packages', so that it starts."""
+    """Make copies of the directories that programs write to, with the files of their packages."""
     mounts = "".join(
         f"mkdir -p {path} /run/copies; mount -t tmpfs own /run/copies;"
         f" cp -a {path}/. /run/copies/; mount --move /run/copies {path}\n"
@@ -32,7 +33,7 @@ def prepare(lab: Lab) -> None:
 
 
 def shell(lab: Lab, script: str, netns: str | None = None, timeout: float = 60) -> str:
-    """Run a script to its end; what it prints."""
+    """Run a script to its end; returns its output."""
     return lab.run(["sh", "-ec", script], netns=netns, timeout=timeout).stdout
 
 
@@ -45,7 +46,7 @@ def fetches(lab: Lab, address: str, prefix: list[str] | None = None, netns: str 
 
 def works_in_container(lab: Lab, pid: str, wait: int) -> bool:
     """Does the container of a process reach the internet, and the LAN its published port?"""
-    # The container's own namespace, but our client: nothing else is in the image.
+    # Our client in the container's namespace: the image has no client.
     out = fetches(lab, FAR, ["nsenter", f"--net=/proc/{shell(lab, f'echo {pid}').strip()}/ns/net"], wait=wait)
     return out and fetches(lab, f"{HOST}:9090", netns=NEIGHBOUR, wait=wait)
 
@@ -73,20 +74,20 @@ class Program(ABC):
     """A program, and the traffic that it makes possible."""
 
     name: str
-    # Programs without which it cannot be tried.
+    # Programs that the test needs.
     needs: tuple[str, ...]
-    # What is not for VPCs even after the remedy of `vpcctl doctor`: address and port.
+    # Address and port that stay closed to VPCs even after the remedy of `vpcctl doctor`.
     closed: str = ""
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
 
     def surroundings(self) -> None:  # noqa: B027 # most need nothing
-        """What is on the machine before the program and before us."""
+        """Prepare the machine, before the program and `vpcctl` start."""
 
     @abstractmethod
     def start(self) -> None:
-        """Start it for the first time, with what uses it."""
+        """Start it for the first time, with a container or peer that uses it."""
 
     @abstractmethod
     def restart(self) -> None:
@@ -94,17 +95,17 @@ class Program(ABC):
 
     @abstractmethod
     def works(self, wait: int = 6) -> bool:
-        """Does the traffic that it is for pass?"""
+        """Does the traffic pass that the program makes possible?"""
 
     def reload(self) -> None:
-        """Have it write its rules again without a restart; programs whose row has such a command."""
+        """Make it write its rules again without a restart, if its row has such a command."""
         raise NotImplementedError
 
     def end(self) -> None:  # noqa: B027 # most need nothing
-        """Remove what does not go with the lab."""
+        """Remove what the end of the lab does not remove."""
 
     def daemon(self, words: str, log: str) -> None:
-        """Start a process that stays, out of reach of our pipes."""
+        """Start a long-running process that does not hold our pipes."""
         self.lab.run(["sh", "-ec", f"setsid {words} >/run/{log}.log 2>&1 </dev/null & echo $! >/run/{log}.started"])
 
     def stop(self, log: str) -> None:
@@ -128,7 +129,7 @@ class Docker(Program):
         shell(self.lab, "tar -C /run/images/root -c . | docker import - image")
         run = "docker run --detach --name page --restart always --publish 9090:80"
         shell(self.lab, f"{run} --cgroup-parent /{GROUP} image /bin/busybox httpd -f -p 80")
-        # Docker itself lets everybody come to a published port; this one is the container's own.
+        # Docker itself opens a published port to everybody; this port is not published.
         pid = shell(self.lab, "docker inspect -f '{{.State.Pid}}' page").strip()
         inside = f"nsenter --net=/proc/{pid}/ns/net python3 -m http.server 81 --directory /run/images"
         shell(self.lab, f"setsid {inside} >/dev/null 2>&1 </dev/null &")
@@ -201,7 +202,7 @@ OPEN, SHUT = 22, 7777
 
 
 class HostFirewall(Program):
-    """A firewall of the host: a port that it allows answers, another one does not, and networks stay apart."""
+    """A firewall of the host: a port that it allows answers, another one does not, and networks stay separate."""
 
     closed = "192.0.2.9:80"
 
@@ -228,7 +229,7 @@ class Firewalld(HostFirewall):
         self._serve()
 
     def _serve(self) -> None:
-        # firewalld belongs to Debian's own Python, whose modules ours would hide.
+        # firewalld uses Debian's Python, and modules of ours would hide Debian's.
         self.daemon("env --unset=PYTHONPATH firewalld --nofork --nopid", "firewalld")
         eventually(lambda: succeeds(self.lab, "firewall-cmd", "--state"), "the start of firewalld")
 

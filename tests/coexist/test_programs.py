@@ -22,9 +22,9 @@ BUILD = (
     "create-vpc --name other --cidr 10.0.0.0/16",
     "create-subnet --vpc other --name web --cidr 10.0.1.0/24 --type public",
 )
-# A port of the host on which a server listens, for nobody's VPC.
+# A port of the host on which a server listens, and which is not published.
 HOSTS_OWN = 8099
-# Counts what comes to the instance: on the published port, and on one that nobody may reach.
+# Counts packets to the instance: to the published port, and to one that nobody may reach.
 COUNT = """
 table inet count {
     counter published { }
@@ -36,7 +36,7 @@ table inet count {
     }
 }
 """
-# By what works: the instance's way out, its published port, the program's traffic.
+# By the traffic that works: the instance's way out, its published port, the program's traffic.
 RESULTS = {
     (True, True, True): matrix.WORKS,
     (False, False, True): matrix.OURS,
@@ -44,7 +44,7 @@ RESULTS = {
     (False, False, False): matrix.BOTH,
 }
 PATIENCE = 6
-# Whoever sits on the LAN may try routes into a VPC.
+# A LAN neighbour may add routes into a VPC.
 ATTEMPTS = (("10.0.1.2", 8081), ("10.0.1.2", 8080), ("100.64.0.1", 8080), ("100.64.0.1", 8081), (str(HOST), 8081))
 
 
@@ -86,7 +86,7 @@ def enters(lab: Lab, wait: int = PATIENCE) -> bool:
 
 
 def theirs(lab: Lab) -> list[str]:
-    """All rules of the host without ours and without counters, as lines of the tables in the order of their names."""
+    """All foreign rules of the host, without counters: the tables in the order of their names, as lines."""
     text = shell(lab, "nft --stateless list ruleset 2>/dev/null")
     tables = re.split(r"^(?=table )", text, flags=re.MULTILINE)
     kept = sorted(one for one in tables if one.startswith("table ") and not one.startswith("table inet vpcctl "))
@@ -99,11 +99,11 @@ def counted(lab: Lab) -> dict[str, int]:
 
 
 def check_isolation(lab: Lab) -> None:
-    """No packet comes into the instance but by the published port, and none goes from it to the host."""
+    """Packets enter the instance only by the published port, and none pass from it to the host."""
     before = counted(lab)
     tries = [f"curl -s --max-time 0.7 http://{address}:{port}/" for address, port in ATTEMPTS]
     shell(lab, " & ".join([*tries, "wait"]), netns=NEIGHBOUR)
-    # The other VPC has the same prefix, and no way here.
+    # The other VPC has the same prefix, and no path to this one.
     shell(lab, "curl -s --max-time 0.5 http://100.64.0.1:8081/ || true", netns="other-web")
     after = counted(lab)
     assert after == before
@@ -114,7 +114,7 @@ def check_isolation(lab: Lab) -> None:
 
 
 def follow_doctor(lab: Lab) -> None:
-    """Run the commands of the fatal findings word for word; they name what drops our packets."""
+    """Run the commands of the fatal findings word for word."""
     findings = json.loads(lab.vpcctl("doctor", "--json", status=1).stdout)
     fatal = [one for one in findings if one["severity"] == "fatal"]
     assert {one["subject"] for one in fatal} == {"foreign firewall"}
@@ -126,7 +126,7 @@ def follow_doctor(lab: Lab) -> None:
 
 
 def type_(lab: Lab, program: Program, command: str) -> None:
-    """Run a command of the table.  There is no systemd in the lab: what it would start is started here."""
+    """Run a command of the table.  The lab has no systemd, so the test restarts the service itself."""
     if command == matrix.DOCTOR:
         follow_doctor(lab)
     elif command.startswith("systemctl restart "):
@@ -141,14 +141,14 @@ def pass_through(lab: Lab, program: Program, event: str) -> None:
     """Compare what works after an event with the row, type its commands, and check that both work then."""
     row = matrix.row(program.name, event)
     [expected] = [works for works, result in RESULTS.items() if result == row.result]
-    # Patience only where something is to come.
+    # Wait only for traffic that is expected to work.
     waits = [PATIENCE * works for works in expected]
     found = leaves(lab, waits[0]), enters(lab, waits[1]), program.works(waits[2])
     assert found == expected, f"{program.name}, {event}"
     for command in row.typed:
         type_(lab, program, command)
         if command == matrix.DOCTOR:
-            assert fetches(lab, program.closed), "a server to be kept from"
+            assert fetches(lab, program.closed), "the server does not run"
             assert not fetches(lab, program.closed, netns="shop-web", wait=0), "the remedy opens more than the way out"
     assert (leaves(lab), enters(lab), program.works()) == (True, True, True), f"{program.name}, {event}"
     check_isolation(lab)
@@ -157,7 +157,7 @@ def pass_through(lab: Lab, program: Program, event: str) -> None:
 
 
 def unchanged(lab: Lab, act: Callable[[], object]) -> None:
-    """A command of ours leaves their rules alone."""
+    """Commands of ours leave foreign rules unchanged."""
     before = theirs(lab)
     act()
     assert theirs(lab) == before

@@ -1,4 +1,4 @@
-"""A real agent in a lab: start it, read its log, signal it, and wait until the kernel is as desired."""
+"""A real agent in a lab: start it, read its log, signal it, and wait until the kernel has the desired state."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class AgentProcess:
         self.pid = int(self.entries("started")[0]["pid"])
 
     def entries(self, event: str = "") -> list[dict[str, Any]]:
-        """What it logged so far, of one kind if that is given."""
+        """The log entries so far, or those of one kind."""
         size = os.fstat(self._log.fileno()).st_size
         lines = os.pread(self._log.fileno(), size, 0).decode().split("\n")[:-1]
         found = []
@@ -43,7 +43,7 @@ class AgentProcess:
         return [entry for entry in found if event in ("", entry["event"])]
 
     def await_entry(self, event: str, number: int = 1, patience: float = SOON) -> dict[str, Any]:
-        """The `number`th entry of a kind, as soon as it is there."""
+        """Wait for the `number`th entry of a kind."""
         assert eventually(lambda: len(self.entries(event)) >= number or self.ended, patience), self.entries()
         found = self.entries(event)
         assert len(found) >= number, (self.process.poll(), self.entries())
@@ -58,13 +58,13 @@ class AgentProcess:
         self.lab.run(["kill", f"-{name}", str(self.pid)])
 
     def end(self, name: str = "TERM", patience: float = SOON) -> int:
-        """Have a signal end it; its exit status."""
+        """End it by a signal; returns its exit status."""
         self.signal(name)
         return self.process.wait(patience)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Have it stand still."""
+        """Stop the process for a while."""
         self.signal("STOP")
         try:
             yield
@@ -80,12 +80,12 @@ class AgentProcess:
             time.sleep(0.05)
 
     def processor(self) -> float:
-        """Seconds of processor time that it took so far."""
+        """Seconds of processor time so far."""
         fields = self.lab.run(["cat", f"/proc/{self.pid}/stat"]).stdout.rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def switches(self) -> int:
-        """How often it slept or was put aside: each return from a wait is one."""
+        """Context switches so far: each return from a wait is one."""
         status = self.lab.run(["cat", f"/proc/{self.pid}/status"]).stdout
         return sum(int(number) for number in re.findall(r"ctxt_switches:\s+(\d+)", status))
 
@@ -96,19 +96,19 @@ class AgentProcess:
 
     @functools.cached_property
     def run(self) -> Warm:
-        """A hand that runs commands in the lab."""
+        """Runs commands in the lab."""
         return Warm(self.lab).__enter__()
 
     def in_sync(self) -> bool:
-        """Is the kernel as desired?"""
+        """Has the kernel the desired state?"""
         return self.run("status", status=None).status == 0
 
     def assert_heals(self, patience: float = SOON) -> None:
-        """The kernel becomes as desired without a command."""
+        """Assert that the kernel reaches the desired state without a command."""
         assert eventually(self.in_sync, patience), self.entries()[-5:]
 
     def close(self) -> None:
-        """End it, whatever its state."""
+        """Kill it, whatever its state."""
         if "run" in self.__dict__:
             self.run.__exit__()
         self.process.kill()

@@ -1,4 +1,4 @@
-"""Random changes of rulesets in the kernel: each arrives where a whole load of the new ruleset would.
+"""Random changes of rulesets in the kernel: each has the same result as a whole load of the new ruleset.
 
 Run as a program with a seed and a number of seconds.  A disagreement is printed with the seed.
 """
@@ -74,7 +74,7 @@ def main(number: int, seconds: float) -> dict[str, int]:
     return counts
 
 
-# The change flushes this chain when the shadows judge already.
+# The change flushes this chain only after the shadows judge.
 SPOIL = """
 flush chain inet vpcctl filter-forward
 flush chain inet vpcctl judge-error
@@ -83,7 +83,7 @@ delete chain inet vpcctl judge-error
 
 
 def refuse(nft: tables.Context, reference: tables.Context) -> None:
-    """A change that the kernel refuses half-way is followed by a whole load."""
+    """If the kernel refuses a change half-way, a whole load follows."""
     content = compile_vpc(World((worlds._plain("alpha", 0, False, ()),)), "alpha", OWNER)
     former = Ruleset("alpha-router", VPC_FAMILIES, OWNER, content.fingerprint, 1, content)
     load = partial(tables.load, settle=lambda: None, text=lambda gate, fingerprint: None)

@@ -1,6 +1,7 @@
-"""A program for `test_ports`: servers that say who they are and whom they see, and a sender that never pauses.
+"""A program for `test_ports`: servers that answer with their name and the caller's address, and a sender that never
+pauses.
 
-It runs in one namespace and uses the standard library alone.
+It runs in one namespace and uses only the standard library.
 
     talker.py serve NAME [ADDRESS:]PORT…  answer on tcp and udp
     talker.py call ADDRESS PORT PROTOCOL  one call; prints the answer, or nothing

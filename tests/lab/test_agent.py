@@ -1,4 +1,4 @@
-"""The agent heals what anybody changes, without a command: the kernel is judged, and packets where they matter."""
+"""The agent repairs changes without a command: `status` checks the kernel, and some tests send packets."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_it_heals(running: AgentProcess, damage: str) -> None:
     with running.paused():
         assert running.in_sync()
         script(lab, DAMAGES[damage])
-        assert not running.in_sync(), "the damage is none"
+        assert not running.in_sync(), "the damage has no effect"
     running.assert_heals()
     assert eventually(lambda: web_pings(lab), 5)
     assert eventually(lambda: pings(lab, "ip", "netns", "exec", "shop-web", address="10.1.1.2"), 5)
@@ -109,7 +109,7 @@ def test_a_repair_is_followed_by_one_look_that_finds_nothing(running: AgentProce
     running.calm(1.5)
     told = [entry["event"] for entry in running.entries()[before:]]
     assert told.count("repaired") == 1
-    # Events of a repair that come late, of a link that settles, bring one more.
+    # Late events of a repair, for example of a link that comes up, cause one more look.
     assert told.count("compared") <= 2
 
 
@@ -133,7 +133,7 @@ REBOOT = "ip -all netns delete; ip link delete vpc-shop; nft flush ruleset; ip l
 
 
 def test_after_a_boot_it_heals_when_the_way_out_appears(lab: Lab) -> None:
-    """A simulated reboot; then the agent starts as the service does, and the network manager makes a bridge later."""
+    """After a simulated reboot the agent starts, as the service does, before the network manager makes a bridge."""
     script(lab, BRIDGE)
     run_all(lab, BUILD[:2])
     assert eventually(lambda: web_pings(lab), 10)
@@ -147,7 +147,7 @@ def test_after_a_boot_it_heals_when_the_way_out_appears(lab: Lab) -> None:
 
 
 def test_a_link_that_comes_again_is_the_way_out_again(lab: Lab) -> None:
-    """As after each PPP reconnect."""
+    """This happens at each PPP reconnect."""
     script(lab, BRIDGE)
     run_all(lab, BUILD[:2])
     with agent(lab) as running:
@@ -168,7 +168,7 @@ def test_a_default_route_that_moves_is_followed(lab: Lab) -> None:
 
 
 def test_a_vpn_in_a_routing_table_of_its_own_is_followed(lab: Lab) -> None:
-    """As wg-quick makes it, after our VPCs, and takes it away again."""
+    """wg-quick makes and removes such a VPN, after our VPCs."""
     run_all(lab, BUILD[:2])
     with agent(lab) as running:
         assert eventually(lambda: web_pings(lab), 10)
@@ -182,7 +182,7 @@ def test_a_vpn_in_a_routing_table_of_its_own_is_followed(lab: Lab) -> None:
 
 
 def test_another_network_works_as_soon_as_somebody_switches_forwarding_on(lab: Lab) -> None:
-    """As Docker does when it starts after us: no command of ours is needed."""
+    """Docker does this when it starts after us: no command of ours is needed."""
     run_all(lab, BUILD[:2])
     with agent(lab) as running:
         script(
@@ -204,7 +204,7 @@ def test_another_network_works_as_soon_as_somebody_switches_forwarding_on(lab: L
 def test_what_cannot_be_repaired_is_told_once_and_healed_when_it_can_be(lab: Lab) -> None:
     run_all(lab, BUILD[:2])
     with agent(lab) as running:
-        # Another namespace of ours over the instance's name: it is not entered.
+        # Another namespace of ours is mounted over the instance's name: it is not entered.
         script(
             lab,
             "umount /run/netns/shop-web; touch /run/netns/shop-web; mount --bind /proc/1/ns/net /run/netns/shop-web",
@@ -249,7 +249,7 @@ def test_an_unusable_record_is_told_and_removes_nothing(lab: Lab, how, told: str
         script(lab, "ip link add other type veth peer name another; sleep 2; ip link delete other")
         assert len(running.entries("failed")) == 1
         assert script(lab, "ip netns; ip -o link | cut -d: -f1,2; nft -s list ruleset") == before
-        # An agent that starts now does no more.
+        # A newly started agent changes nothing either.
         assert running.end() == 0
     with agent(lab) as running:
         assert told in running.await_entry("failed")["message"]

@@ -91,7 +91,7 @@ def test_a_signal_ends_it_within_a_second(built: Lab, name: str) -> None:
     with agent(built) as running:
         before = time.monotonic()
         assert running.end(name) == 0
-        # A process start is part of that.
+        # This includes the start of a process.
         assert time.monotonic() - before < 2
         assert running.entries("stopping")[0]["message"] == f"agent stops: SIG{name}"
         assert running.in_sync()
@@ -112,7 +112,7 @@ def test_without_privilege_it_says_so(lab: Lab) -> None:
 
 def test_idle_it_does_nothing_at_all(running: AgentProcess) -> None:
     running.calm(2)
-    # A control: these numbers do move.
+    # The control: these numbers do change.
     assert running.switches() > 0
 
     def quiet() -> bool:
@@ -120,7 +120,7 @@ def test_idle_it_does_nothing_at_all(running: AgentProcess) -> None:
         time.sleep(3)
         return (running.switches(), running.processor()) == before
 
-    # The kernel's own housekeeping, of neighbours of the host, may fall into one such time.
+    # The kernel's own timers, for neighbours of the host, may wake the agent in one such interval.
     assert quiet() or quiet()
 
 
@@ -163,12 +163,12 @@ def test_a_tenant_who_floods_costs_little_and_delays_nobody(running: AgentProces
         running.assert_heals(10)
         times.append(time.monotonic() - before)
     out, _ = flood.communicate(timeout=60)
-    # Every address brings an address and a route.
-    assert int(out) > 5 * TENANT_BURST, "the flood was none"
+    # Each new address causes two events: an address and a route.
+    assert int(out) > 5 * TENANT_BURST, "the flood was too small"
     share = (running.processor() - used) / (time.monotonic() - begun)
     assert share < 0.25, share
     assert max(times) < 5, times
-    # What the tenant changed last is looked at in the end.
+    # The tenant's last change is looked at in the end.
     lab.run(["ip", "-n", "shop-web", "route", "delete", "default"])
     running.assert_heals(90)
 
@@ -206,7 +206,7 @@ def test_what_it_opened_is_closed_again(built: Lab) -> None:
             running.run(f"delete-vpc --name v{number} --cascade")
         running.calm(1)
         assert len(built.run(["ls", f"/proc/{running.pid}/fd"]).stdout.split()) == len(before.split())
-        # No namespace is kept alive: what is left are those of the two VPCs, the host's and the lab's stations.
+        # No namespace is kept alive: only those of the two VPCs, the host and the lab's stations are left.
         namespaces = built.run(["lsns", "-t", "net", "-n", "-o", "NS"], check=False).stdout.split()
         assert len(namespaces) <= 7
 
@@ -287,7 +287,7 @@ def test_killed_at_any_moment_nothing_is_lost(built: Lab) -> None:
 @STRACE
 @pytest.mark.parametrize("call", ["renameat", "mount", "sendto", "unlinkat", "flock", "fsync"])
 def test_killed_at_a_system_call_nothing_is_lost(built: Lab, call: str) -> None:
-    """strace(1) strikes it at some calls of a kind, of which the first ones are those of its start."""
+    """strace(1) kills it at some calls of a kind; the first ones belong to its start."""
     with Warm(built) as run:
         world = run("export").out
         for number in (1, 2, 5) if EXHAUSTIVE else (2,):
@@ -307,7 +307,7 @@ def test_killed_at_a_system_call_nothing_is_lost(built: Lab, call: str) -> None:
 
 @STRACE
 def test_a_call_that_fails_does_not_end_it(built: Lab) -> None:
-    """No memory, no descriptors, no room: it says what failed and goes on."""
+    """No memory, no descriptors, no space: it logs the failure and continues."""
     for call, error, number in (("sendto", "ENOBUFS", "5+7"), ("openat", "EMFILE", "600+9"), ("fsync", "EIO", "1+2")):
         before = ("strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}",
                   "-e", f"inject={call}:error={error}:when={number}")  # fmt: skip
@@ -347,7 +347,7 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
 
 
 class Notified:
-    """What a supervisor in the lab was told."""
+    """A supervisor in the lab, and the notifications that it received."""
 
     def __init__(self, lab: Lab, address: str):
         self.process = lab.popen([sys.executable, "-u", "-c", LISTEN, address])
@@ -427,7 +427,7 @@ def test_the_log_for_people_has_levels_only_where_the_journal_reads_it(built: La
 
 
 def test_an_upgrade_ends_it_before_it_repairs_by_the_old_program(built: Lab, tmp_path: Path) -> None:
-    """What an older compiler would repair, the commands of the newer one would repair back."""
+    """Otherwise the agent and the commands of the new version would undo each other's repairs."""
     root = Path(__file__).parents[2]
     copy = tmp_path / "program"
     shutil.copytree(root / "vpcctl", copy / "vpcctl")

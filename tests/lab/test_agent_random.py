@@ -1,4 +1,4 @@
-"""An hour of a host's life in a minute, by a seed: whatever happens, the agent ends with everything as desired.
+"""Random events on a host, by a seed: whatever happens, the agent ends with the desired state.
 
 VPCCTL_TEST_EXHAUSTIVE=1 makes a long run of several seeds; VPCCTL_TEST_SEED chooses one.
 """
@@ -30,13 +30,13 @@ BUILD = (
     "publish-port --vpc shop --instance web --port 8080",
 )
 FIRST, SECOND = "default via 198.51.100.1 dev eth0", "default via 192.0.2.1 dev second"
-# In the end the host is as a fresh one again.  Where the whole host forwards, its owner decides about single links.
+# At the end the host is like a fresh one again.  If the whole host forwards, its owner decides about single links.
 CALM = (
     "while ip rule delete not fwmark 0x1 table 100; do :; done; ip route flush table 100; nft delete table ip other;"
     f" sysctl -qw net.ipv4.ip_forward=1; sysctl -qw net.ipv4.ip_forward=0; ip route replace {FIRST}"
 )
 SPACES = ("shop-router", "shop-web", "shop-db", "calm-router", "calm-app")
-# What other programs, and people, do; each may fail, where what it is about is not there at the moment.
+# Actions of other programs and people; each may fail if its object does not exist at the moment.
 HAPPENINGS = (
     "nft flush ruleset",
     "ip netns exec {space} nft flush ruleset",
@@ -114,7 +114,7 @@ def test_whatever_happens_it_ends_as_desired(lab: Lab, seed: int) -> None:
         for space in ("shop-web", "calm-app"):
             ping = ["ip", "netns", "exec", space, "ping", "-n", "-c1", "-W1", str(INTERNET)]
             assert eventually(lambda ping=ping: lab.run(ping, check=False).returncode == 0, 20), (space, done)
-        # Nothing more is done.
+        # Nothing more happens.
         running.calm(2)
         before = len(running.entries())
         time.sleep(2)

@@ -291,7 +291,7 @@ def _judged(
 
 
 def _server_of(reach: Reach, calls: Space) -> tuple[Vpc, Publication] | None:
-    """The publication that calls at the host lead to; None if there is none, or several."""
+    """The publication that calls at the host lead to; None without one, or with several."""
     found = list(reach.serving(calls))
     return (found[0][0], found[0][1]) if len(found) == 1 else None
 

@@ -88,7 +88,7 @@ def decide(world: World, flow: Flow, host: Host = NO_HOST) -> Decision:
 
 
 def published_at(world: World, flow: Flow, host: Host) -> tuple[Vpc, Publication] | None:
-    """The publication at the address and port of the host to which a flow goes; None if there is none."""
+    """The publication at the address and port of the host to which a flow goes; None without one."""
     address, port = flow.destination.address, flow.port
     if port is None or not host.has(address):
         return None
