@@ -1,4 +1,4 @@
-"""A record as one document: the state file with its parts inside, as a test reads it and writes another one."""
+"""A record as one document: the state file with its parts inside, for tests that read and write it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vpcctl.engine.state import STATE_FILE, _checksum
 
 
 def whole(directory: Path, file: str = STATE_FILE, folder: str = parts.FOLDER) -> Any:
-    """The state file in `directory`, with everything that is in a part in the place where the part is named."""
+    """The state file in `directory`, with the content of each part in place of its name."""
     document = head(directory, file)
 
     def part(mark: str) -> Any:
@@ -36,7 +36,7 @@ def head(directory: Path, file: str = STATE_FILE) -> Any:
 
 
 def put(directory: Path, document: Any) -> None:
-    """Write such a document into a state directory, cut into parts and sealed, whatever it says."""
+    """Write such a document, valid or not, to a state directory: cut into parts and sealed."""
     document = json.loads(json.dumps(document))
     (directory / parts.FOLDER).mkdir(mode=0o700, exist_ok=True)
 
@@ -62,7 +62,7 @@ def put(directory: Path, document: Any) -> None:
 
 
 def seal(directory: Path, document: Any) -> None:
-    """Write a state file with the checksum that belongs to it."""
+    """Write a state file with its checksum."""
     document.pop("checksum", None)
     document["checksum"] = _checksum(document)
     (directory / STATE_FILE).write_text(json.dumps(document))
@@ -80,7 +80,7 @@ def _vpcs(document: Any) -> Iterator[Any]:
 
 
 def _lists(rest: Any) -> Iterator[tuple[Any, str]]:
-    """Where a list of rules or prefixes is in the rest of a VPC: what holds it, and its key."""
+    """The places of lists of rules or prefixes in the rest of a VPC: the container and the key."""
     subnets = rest.get("subnets", ())
     policies = [subnet["policy"]["document"] for subnet in subnets if isinstance(subnet["policy"], dict)]
     for policy in policies:

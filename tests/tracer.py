@@ -30,7 +30,7 @@ TYPE_OF = {
     "ip daddr": "ipv4_addr", "ip6 saddr": "ipv6_addr", "ip6 daddr": "ipv6_addr", "meta l4proto": "inet_proto",
     "th sport": "inet_service", "th dport": "inet_service", "icmp type": "icmp_type", "icmpv6 type": "icmpv6_type",
 }  # fmt: skip
-# What a packet has that was not told.
+# Defaults for fields of a packet that are not given.
 ALWAYS = {"meta mark": "0x0"}
 _TOKEN = re.compile(r'"[^"]*"|[{},&()|]|[^\s{},&()|]+')
 
@@ -39,7 +39,7 @@ Packet = Mapping[str, object]
 
 @dataclass
 class Trace:
-    """The verdict of a walk, the mark that it gave, and the comments of what decided on the way."""
+    """The verdict of a walk, the mark that it set, and the comments of the deciding elements."""
 
     verdict: str = ""
     mark: str | None = None
@@ -197,7 +197,7 @@ class Tracer:
             name, rest = tokens[0][1:], tokens[1:]
             wanted = " . ".join(TYPE_OF[selector] for selector in selectors)
             assert self._sets[name].key_type == wanted, f"{name} holds {self._sets[name].key_type}, looked up {wanted}"
-            # A map is a set of its keys, too.
+            # A map is also a set of its keys.
             assert not mapped or self._sets[name].data_type
             element = None if absent else self.found(name, key)
             if element and element.comment:

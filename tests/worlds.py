@@ -59,7 +59,7 @@ NETWORKS = tuple(
 )
 OUTSIDE = tuple(map(address, "203.0.113.0 203.0.113.7 203.0.113.127 203.0.113.128 203.0.113.255 10.0.0.129".split()))
 NOBODY = tuple(map(address, "127.0.0.1 169.254.0.1 224.0.0.1 255.255.255.255 0.0.0.0".split()))
-# Addresses at which ports are published: some hosts have them, and every host has the last one.
+# Addresses at which ports are published: some hosts have the first ones, and every host has the last one.
 PUBLISHED_AT = tuple(map(address, "203.0.113.7 203.0.113.200 127.0.0.1".split()))
 RANGES = (
     (1, 1), (65535, 65535), (1, 65535), (1, 1023), (1024, 65535), (22, 22), (79, 80), (80, 80), (80, 81), (81, 90),

@@ -479,7 +479,7 @@ def test_what_is_broken_is_told_and_repaired(network: Network, card: None, what:
 @pytest.mark.parametrize("target", ["two", "side"])
 @pytest.mark.parametrize("command", ["ip link set checksums down", "ip link del checksums"])
 def test_without_the_link_nothing_passes(network: Network, command: str, target: str) -> None:
-    """Neither a new flow nor one that was admitted before."""
+    """Neither a new flow nor one that was admitted earlier."""
     hard, ear = network["hard-one"], network["side-side" if target == "side" else "hard-two"]
     admitted, new = (hard.udp(ear.address, ALLOWED, port) for port in (1112, 1113))
     network.wire.forget_flows("hard-router")

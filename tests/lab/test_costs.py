@@ -23,19 +23,20 @@ from vpcctl.lab import STATE_DIR, Lab
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace(1) is not installed")
 
 OTHERS = 12
-# What each other VPC may add to the bytes that a change writes: its entry in the head, twice, and in the two copies.
+# Bytes that a change may write for each other VPC: its entry in the head, twice, and in the two copies.
 ENTRY = 4 * 440
 TRACED = "trace=sendto,sendmsg,setns,fsync,write,openat"
-# A file of the record or of its copy, as strace tells descriptors.
+# A file of the record or of its copy, as strace prints descriptors.
 RECORD = re.compile(rf"<({STATE_DIR}|{COPIES})/(?!{NOTES.name})[^>]*(json|part)>")
 HTTP = {"ingress": [{"action": "allow", "protocol": "tcp", "port": [80, 443]}]}
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """At most so many: requests by rtnetlink, messages to nftables and connection tracking, setns(2), fsync(2).
+    """Upper bounds: requests by rtnetlink, messages to nftables and connection tracking, setns(2), fsync(2).
 
-    `files` are those of the record that are opened to read, `written` the bytes that are written to it and its copy.
+    `files` are the files of the record that are opened for reading, `written` the bytes written to the record and its
+    copy.
     """
 
     requests: int
@@ -53,11 +54,11 @@ COSTS = {
     "create-subnet --vpc shop --name new --cidr 10.0.9.0/24 --type private": ("", Cost(41, 80, 24, 6, 3, 29_000)),
     "create-instance --vpc shop --subnet web --name more": ("", Cost(33, 80, 20, 6, 3, 33_000)),
     "delete-instance --vpc shop --name more": ("", Cost(19, 80, 8, 8, 3, 57_000)),
-    # Looks at the sockets of the host and at the tables of others, whether somebody has the port.
+    # Checks the sockets of the host and foreign tables for conflicts.
     "publish-port --vpc shop --instance web --protocol tcp --port 8080": ("", Cost(19, 185, 8, 6, 3, 29_000)),
     "apply-policy -": (json.dumps({"vpc": "shop", "subnet": "db", **HTTP}), Cost(17, 80, 8, 6, 3, 29_000)),
 }
-# Commands that print something of each VPC, and read it.
+# Commands that print something about each VPC, and so read it.
 SHOW_ALL = {"list-vpcs"}
 
 
@@ -130,7 +131,7 @@ def test_a_command_costs_the_same_beside_many_vpcs(measured: dict[str, tuple[Cos
 
 
 def test_a_change_beside_thousands_of_rules_writes_them_once(module_lab: Lab) -> None:
-    """By the command that brings them; the others name the file in which they are."""
+    """Only the command that brings the rules writes them; the others name the file that has them."""
     rule = {"action": "allow", "protocol": "tcp", "source": "192.0.2.0/24"}
     rules = [{**rule, "port": 1 + number} for number in range(3000)]
     change = "create-nat-gateway --vpc shop --subnet db"
@@ -143,5 +144,5 @@ def test_a_change_beside_thousands_of_rules_writes_them_once(module_lab: Lab) ->
         many = counted(run(change, strace=["-y", "-e", TRACED]).calls)
         run("destroy --all --yes")
     size = len(json.dumps(rules))
-    assert size / 2 < first.written - few.written < 2.5 * size, "once, and once in the copy"
+    assert size / 2 < first.written - few.written < 2.5 * size, "written once, and once to the copy"
     assert many.written - few.written < size / 50

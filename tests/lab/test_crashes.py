@@ -151,8 +151,8 @@ NETFILTER, ASKING = 0x100, 2
 def points(calls: str) -> list[Point]:
     """The calls of strace's log, those of the command's own threads, that change something, in their order.
 
-    A write of a setting begins anew as often as the kernel's lock for links is taken (rtnl_trylock, restart_syscall).
-    After that, calls of this name have other numbers each time, so they are left out.
+    The kernel restarts the write of a setting while its lock for links is held (rtnl_trylock, restart_syscall). The
+    number of later calls of this name then varies, so they are left out.
     """
     found: dict[tuple[str, int], Point] = {}
     counted: dict[tuple[str, str], int] = {}

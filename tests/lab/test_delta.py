@@ -1,4 +1,4 @@
-"""A ruleset is loaded as a change: what it arrives at, what it loses meanwhile, and what happens where it cannot be."""
+"""A ruleset is loaded as a change: the result, lost packets meanwhile, and the cases in which it is loaded whole."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHOP = (
 ALLOWED, DENIED, LIVE, CHANGES = 5000, 7777, 5001, 80
 GATES = "/run/vpcctl/gates/shop-router"
 
-# Commands one after the other, while every few hundred microseconds two new flows begin: one allowed, one denied.
+# Runs commands while two new flows begin every few hundred microseconds: one allowed, one denied.
 NEW_FLOWS = """
 import itertools, json, socket, struct, sys, threading, time
 from vpcctl.cli import commands
@@ -77,7 +77,7 @@ print(json.dumps([counts["sent"], *(counts[port] for port in receivers)]))
 
 @pytest.fixture(scope="module")
 def shop(module_lab: Lab) -> Lab:
-    """Two subnets; the policy of one lets two ports in."""
+    """Two subnets; the policy of one allows two ports."""
     run_all(module_lab, SHOP)
     apply(module_lab, policy(1))
     return module_lab
@@ -129,7 +129,7 @@ def test_no_new_flow_is_lost_and_none_passes_that_is_denied_over_many_changes(sh
 
 
 def test_a_change_leaves_what_other_gates_counted(shop: Lab) -> None:
-    """Also where an instance comes, and where another rule of the gate changes."""
+    """Even if an instance is added, or another rule of the gate changes."""
     apply(shop, policy(2))
     shop.python(NEW_FLOWS, str(ALLOWED), str(DENIED), "1", "list-vpcs")
     before = counted(shop)
@@ -144,13 +144,13 @@ def test_a_change_leaves_what_other_gates_counted(shop: Lab) -> None:
 
 
 def counted(lab: Lab) -> int:
-    """The packets of the rule that lets the flows in."""
+    """The packets of the rule that allows the flows."""
     said = lab.vpcctl("show-policy", "--vpc", "shop", "--subnet", "db", "--hits", "--json").stdout
     found: int = json.loads(said)[0]["hits"]["ingress"][0]
     return found
 
 
-# Elements that are to be deleted are not there; that is found when the shadows judge already.
+# The elements to delete do not exist; the kernel reports that only after the shadows judge.
 FLUSHED = """
 for map in $(nft list table inet vpcctl | sed -n 's/.*map \\(ingress-db[^ ]*\\) {$/\\1/p'); do
     nft flush map inet vpcctl $map

@@ -199,7 +199,7 @@ def test_what_another_firewall_drops_is_told_and_the_remedy_lets_it_pass(
     assert (probes, canaries > 0) == (0, True)
 
 
-# A container behind a bridge, and a machine on a second LAN; each answers on PORT.  Neither is VPCs' business.
+# A container behind a bridge, and a machine on a second LAN; each answers on PORT.  VPCs must reach neither.
 PORT = 7003
 BESIDE = f"""
 {machine_behind("lan1", "other", "192.0.2.1/24", "192.0.2.2/24")}
@@ -234,7 +234,7 @@ table inet plain {
     }
 }
 """
-# Firewalld itself, with its own bus; its files are copies, and the machine's stay as they are.
+# firewalld with its own bus; it uses copies of the machine's files.
 FIREWALLD = """
 mkdir -p /run/dbus /run/firewalld-files
 cp -a /etc/firewalld/. /run/firewalld-files
@@ -246,7 +246,7 @@ for attempt in $(seq 50); do firewall-cmd --state && exit; sleep 0.2; done
 
 
 def passing(lab: Lab) -> set[tuple[str, str]]:
-    """Between which of the PLACES, and from the LAN, a connection succeeds."""
+    """The pairs of PLACES, and of the LAN, between which a connection succeeds."""
     found = set()
     for source in (*PLACES, "neighbour"):
         for place, address in PLACES.items():
@@ -258,7 +258,7 @@ def passing(lab: Lab) -> set[tuple[str, str]]:
 
 @pytest.mark.parametrize("name", ["docker", "firewalld", "running-firewalld", "bogons", "leaving", "plain"])
 def test_a_remedy_opens_the_way_out_and_nothing_else(lab: Lab, name: str) -> None:
-    """Word for word, beside a container and a second LAN; what was closed to VPCs and to the LAN stays closed."""
+    """Run the commands word for word, beside a container and a second LAN: nothing else opens to VPCs and the LAN."""
     if name == "running-firewalld" and lab.run(["which", "firewalld", "dbus-daemon"], check=False).returncode:
         pytest.skip("firewalld is not installed")
     lab.run(["sh", "-ec", BESIDE])
@@ -503,7 +503,7 @@ while True:
     head = asked[:2] + b"\\x81\\x80\\0\\1" + (b"\\0\\1" if answer else b"\\0\\0") + b"\\0\\0\\0\\0"
     server.sendto(head + asked[12:end] + answer, caller)
 """
-# The host's resolv.conf names the stub of systemd-resolved, whose own servers are known; all of /etc is a copy.
+# The host's resolv.conf names the stub of systemd-resolved, whose own servers are known.  All of /etc is a copy.
 STUB = """
 mkdir -p /run/etc /run/systemd/resolve
 cp -a /etc/. /run/etc
@@ -541,7 +541,7 @@ def test_a_stub_resolver_is_told_and_the_remedy_gives_instances_its_servers(lab:
     assert [" /etc/netns/shop-web-2 " in command for command in again["commands"]] == [True]
 
 
-# A second provider, by which the host sends what comes from VPCs by a mark, and a machine behind it.
+# A second provider, and a machine behind it; the host sends packets of VPCs there by a mark.
 TWO_WAYS = f"""
 {machine_behind("wan2", "provider", "192.0.2.1/24", "192.0.2.2/24")}
 ip -n provider address add 203.0.113.9/32 dev lo
@@ -577,7 +577,7 @@ def test_a_strict_check_of_sources_beside_a_second_way_out_is_told(lab: Lab) -> 
     assert greeted()
     lab.run(["sysctl", "-qw", "net.ipv4.conf.all.rp_filter=1", "net.ipv4.conf.wan2.rp_filter=0"])
     [again] = bad(doctor(lab))
-    assert len(again["commands"]) == 2, "of the link's value and that of all the larger one counts"
+    assert len(again["commands"]) == 2, "the larger of the link's value and that of all counts"
 
 
 LINKED_TAILNET = machine_behind("tailscale0", "tailnet", "100.101.102.103/32", "100.70.0.1/10")
@@ -624,7 +624,7 @@ def test_tailscales_check_of_sources_is_told_with_another_transit_range_as_the_r
     assert "table ip filter, chain ts-forward, handle " in found["what"]
     assert '`"transit": "192.168.255.0/24"`' in found["remedy"]
     assert not greeted()
-    # In the words of the remedy.
+    # As the remedy says.
     document = json.loads(lab.vpcctl("export").stdout)
     lab.vpcctl("destroy", "--all", "--yes")
     lab.vpcctl("apply", "-", input=json.dumps({**document, "transit": "192.168.255.0/24"}))

@@ -219,7 +219,7 @@ def picture(lab: Lab) -> dict[str, Any]:
 # The elements of a set that packets fill: traffic brings them, and no command.
 FILLED = re.compile(r"(flags dynamic[^\n]*\n(?:\s+timeout [^\n]*\n)?)\s+elements = \{[^{}]*\}\n")
 
-# As what a table was loaded, and the stamp that says what it has become since (ADR 25): a whole load leaves no stamp.
+# The comment of a loaded table, and the stamp of changes since (ADR 25): after a whole load there is no stamp.
 LOADED_AS = re.compile(r'comment "vpcctl/[^"]*"|\tchain stamp \{\n[^}]*\}\n')
 
 
@@ -346,7 +346,7 @@ def test_counters_limits_and_the_order_of_elements_are_no_drift(lab: Lab) -> Non
     assert re.search(r"counter packets [1-9]", hits), "nothing was counted, so nothing was shown"
 
 
-# Load the present ruleset anew, with another generation, as a whole or as a change, and die after some transactions.
+# Load the present ruleset again, with another generation, whole or as a change, and die after some transactions.
 CUT_SHORT = """
 import dataclasses, os, sys
 from functools import partial

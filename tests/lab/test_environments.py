@@ -61,7 +61,7 @@ for name in '' *; do
     $enter nft -s -a list ruleset
 done
 """
-# Every chain, rule and set with its handle: some are others after each load, also after a change in place.
+# Every chain, rule and set with its handle: some handles differ after each load, even after a change in place.
 TABLES = "nft -a -t list ruleset"
 
 
@@ -363,7 +363,7 @@ def test_a_vpc_whose_name_is_taken_is_not_done_and_the_others_are(module_lab: La
 
 
 def settled(text: str) -> str:
-    """A look without handles and generations, and in order: a change in place puts what it adds at the end."""
+    """A sorted listing without handles and generations: a change in place adds new objects at the end."""
     lines = (line for line in text.splitlines() if line.strip() and not line.strip().startswith('comment "vpcctl/'))
     return "\n".join(sorted(re.sub(r"# handle \d+|0x[0-9a-f]{8}|@if\d+|^\d+: ", "", line) for line in lines))
 

@@ -1,4 +1,4 @@
-"""Forwarding for VPCs opens nothing else on the host, and closes nothing that is somebody else's."""
+"""Forwarding for VPCs opens nothing else on the host, and closes no foreign network."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ END
 ip netns exec c python3 -m http.server 90 >/dev/null 2>&1 &
 """
 FORWARD_ALL = "sysctl -qw net.ipv4.ip_forward=1"
-# Per link, as some managers do it; of eth0 the setting is on already, by us.
+# For each link, as some network managers do it; we turned the setting of eth0 on already.
 FORWARD_LINKS = "sysctl -qw net.ipv4.conf.docker0.forwarding=1 net.ipv4.conf.eth0.forwarding=1"
 SERVER = "ip netns exec shop-web python3 -m http.server 8080 >/dev/null 2>&1 &"
 
@@ -45,13 +45,13 @@ def host(lab: Lab, script: str) -> None:
 
 
 def pings(lab: Lab, netns: str | None, address: str) -> bool:
-    """Does any of a few packets have an answer?"""
+    """Is any of three pings answered?"""
     words = ["ping", "-c3", "-i0.2", "-W1", address]
     return lab.run(words, netns=netns, check=False).returncode == 0
 
 
 def fetches(lab: Lab, netns: str | None, address: str) -> bool:
-    """Is a file served there?  A server that was just started gets time."""
+    """Is a file served there?  Waits for a server that was just started."""
     words = ["curl", "-s", "-o/dev/null", "--connect-timeout", "1", "--retry", "5", "--retry-connrefused", address]
     return lab.run([*words, "--retry-delay", "1", "--max-time", "8"], netns=netns, check=False).returncode == 0
 
@@ -63,7 +63,7 @@ def machine(lab: Lab) -> Lab:
     return lab
 
 
-# -- what comes later is its maker's business ----------------------------------------------------------------------
+# -- links that are created later ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("forward", [FORWARD_ALL, FORWARD_LINKS], ids=["for the whole host", "for its links"])
@@ -94,12 +94,12 @@ def test_a_network_that_was_there_and_forwards_later_gets_its_replies_at_once_an
 
 
 def test_the_shared_address_space_stays_the_hosts_but_for_the_uplinks(lab: Lab) -> None:
-    """Carriers, clusters and VPNs use it, too (RFC 6598)."""
+    """Carriers, clusters and VPNs use the same range (RFC 6598)."""
     host(lab, f"nsenter --net={RUN_LAB}/internet ip address add 100.64.9.9/32 dev lo")
     run_all(lab, BUILD)
     assert pings(lab, None, "100.64.9.9")
     assert pings(lab, "shop-web", "100.64.9.9")
-    # An uplink's end is nobody's to call.
+    # Nobody may call an end of an uplink.
     host(lab, f"nsenter --net={RUN_LAB}/neighbour ip route add 100.64.0.0/30 via 198.51.100.2")
     assert not pings(lab, NEIGHBOUR, "100.64.0.0")
     assert not pings(lab, NEIGHBOUR, "100.64.0.1")
@@ -119,7 +119,7 @@ def test_a_transit_range_that_the_host_reaches_otherwise_is_refused(lab: Lab, ro
     assert pings(lab, "shop-web", FAR)
 
 
-# -- what was closed stays closed ----------------------------------------------------------------------------------
+# -- closed links stay closed --------------------------------------------------------------------------------------
 
 
 def test_the_host_does_not_become_a_router_between_its_networks(lab: Lab) -> None:
@@ -156,7 +156,7 @@ def test_a_link_that_is_renamed_is_guarded_and_put_back_by_its_new_name(lab: Lab
 
 
 def test_the_guard_is_compared_by_index(machine: Lab) -> None:
-    """With whatever names the links have, after somebody's change of nftables asks for a comparison."""
+    """Whatever the names of the links: a change of nftables makes `status` compare the table."""
     host(machine, "nft add table ip other")
     assert machine.vpcctl("status").stdout == "in sync\n"
     host(machine, "ip link set eth0 down; ip link set eth0 name wan; ip link set wan up; nft delete table ip other")
@@ -168,7 +168,7 @@ def test_the_guard_is_compared_by_index(machine: Lab) -> None:
 
 
 def test_another_link_that_takes_the_name_is_another_one(machine: Lab) -> None:
-    """Its setting is not ours to put back."""
+    """The new link has the old name, but its setting is not ours to restore."""
     host(machine, "ip link set eth0 down; ip link set eth0 name wan; ip link set wan up")
     host(machine, "ip route add default via 198.51.100.1; ip link add eth0 type veth peer name other")
     host(machine, "sysctl -qw net.ipv4.conf.eth0.forwarding=1")
@@ -222,7 +222,7 @@ def test_a_way_out_that_appears_is_told_by_status_and_opened_by_repair(machine: 
 
 
 def test_the_ports_of_a_bridge_are_no_links_of_their_own(lab: Lab) -> None:
-    """A host whose LAN is a bridge: what is set on eth0 matters to nobody."""
+    """On a host whose LAN is a bridge, the setting of eth0 has no effect."""
     host(lab, "ip link add br0 type bridge; ip link set eth0 master br0; ip address flush dev eth0")
     host(lab, "ip address add 198.51.100.2/24 dev br0; ip link set br0 up; ip route add default via 198.51.100.1")
     run_all(lab, BUILD)

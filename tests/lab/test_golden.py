@@ -100,7 +100,7 @@ def expectations(case: Case, line: Line) -> dict[str, tuple[str, ...]]:
             # The host sends it on, from its end of the uplink.
             seen = str(uplink_pair(case.world.transit, called[0].index)[0])
         if flow.source.vpc is None and (MACHINE.has(flow.source.address) or flow.source.address in case.world.transit):
-            # What answers the host is translated after it was heard.
+            # An answer to the host is translated after it was captured.
             return {"seen_from": (seen,)}
         if _calls_itself(case, flow):
             return {"seen_from": (seen,)}
@@ -112,7 +112,7 @@ def expectations(case: Case, line: Line) -> dict[str, tuple[str, ...]]:
 
 
 def _calls_itself(case: Case, flow: Flow) -> bool:
-    """Does an instance call its own port by the host?  It hears what it answers itself."""
+    """Does an instance call its own published port at the host?  Then it also captures its own answer."""
     called = published_at(case.world, flow, MACHINE) if flow.source.vpc else None
     return called is not None and flow.source.address in called[0].instance(called[1].instance).addresses
 

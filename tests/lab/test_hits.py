@@ -102,7 +102,7 @@ def test_the_packets_of_a_live_flow_do_not_count(shop: Lab, flow: Flow) -> None:
 
 
 def test_a_live_flow_that_pauses_during_a_load_counts_once_more(shop: Lab) -> None:
-    """Its next packet is judged again, and rules that stay keep what they counted (ADR 25)."""
+    """Its next packet is judged again, and unchanged rules keep their counts (ADR 25)."""
     for number, port in enumerate((7001, 7002), 1):
         shop.python(AGAIN, str(ALLOWED), netns="shop-web")
         assert hits(shop)[0] == number
@@ -113,7 +113,7 @@ def test_a_live_flow_that_pauses_during_a_load_counts_once_more(shop: Lab) -> No
 
 
 def test_a_change_keeps_what_rules_counted_that_stay(shop: Lab) -> None:
-    """In sets and ranges, behind a rate, and in the default; the rule that changes begins at zero."""
+    """For rules in sets and ranges, behind a rate, and for the default; the changed rule starts at zero."""
     send(shop, ALLOWED, flows=5, times=1)
     send(shop, DENIED, flows=2, times=1)
     send(shop, MANY[3], flows=3, times=1)

@@ -69,7 +69,7 @@ def knocks(near: Station, destination: str, source: str) -> dict[str, Probe]:
 
 SOURCES = ("198.51.100.20", "203.0.113.77", "10.2.1.9", "10.2.1.1", "10.1.1.2", "100.64.0.4", "100.64.0.9", "127.0.0.1",
            str(HOST), "169.254.0.1")  # fmt: skip
-# In the transit range, but of no uplink: it may be somebody outside.
+# In the transit range, but not an address of an uplink: it may be outside.
 OUTSIDE_BY_NOW = "100.64.0.9"
 
 
@@ -250,7 +250,7 @@ def test_a_private_subnet_that_gains_and_loses_its_way_out_never_leaks(tenants: 
 
 
 def test_a_flow_of_a_peering_that_is_gone_begins_anew_and_is_translated(tenants: Tenants, watches: list[Watch]) -> None:
-    """Its entry said that nothing is to be translated, and the route of its destination is now the default one."""
+    """Its entry has no translation, but its destination is now reached by the default route."""
     web, app, far = tenants[WEB], tenants[APP], tenants[FAR]
     probe = web.udp(app.address, 2222, source_port=1717)
     assert arrived(app.tap, {}, probe) == []

@@ -110,7 +110,7 @@ def test_no_instance_reaches_an_address_of_the_host_and_the_answers_say_so(groun
         assert arrived(grounds.taken, wanted, canary) == list(wanted)
     services = ("tcp/22", "udp/53", "icmp/echo-request", "47", "any")
     places = (*OWN, *BROADCASTS, *NOBODYS, *UPLINKS_OF_OTHERS)
-    # Of all services, those that are published at the host's own addresses pass.
+    # Only services that are published at the host's own addresses pass.
     asked_for = [(place, service) for place in places for service in services if service != "any" or place not in OWN]
     verified(lab, [("shop/web", place, service, "deny") for place, service in asked_for])
 
@@ -159,7 +159,7 @@ def test_a_policy_that_allows_the_host_does_not_open_it_and_the_words_do_not_say
         done = lab.run(
             [sys.executable, "-m", "vpcctl", "apply-policy", "--dry-run", "-"], input=json.dumps(opened), check=True
         )
-        # Nothing but the published port, which is another instance's.
+        # Only the published port, which another instance serves.
         [headline, line] = done.stdout.splitlines()
         assert headline == "newly allowed:"
         assert line.startswith("  web → host ")
@@ -181,7 +181,7 @@ def called_from(grounds: Grounds, source: str) -> bool:
     return arrived(pub.tap, make, near.udp(str(HOST), PUBLISHED)) == ["it"]
 
 
-# An address in a prefix that is local is no source that the kernel checks, unless something asks for it.
+# The kernel does not check a source in a local prefix, unless a setting asks for it.
 UNCHECKED = ("203.0.113.208", "203.0.113.220")
 SOURCES = (*OWN, *BROADCASTS, str(NEIGHBOUR), "198.51.100.77", "192.0.2.9", "203.0.113.7")
 
@@ -208,7 +208,7 @@ def test_who_can_call_from_an_address_of_the_host_is_what_the_answers_say(ground
     heard = {source: called_from(grounds, source) for source in SOURCES}
     assert [heard[source] for source in ("198.51.100.2", "203.0.113.53", str(NEIGHBOUR))] == [False, False, True]
     assert heard["198.51.100.255"] is (checking == "as it is")
-    # From its own addresses the host itself calls, though nobody else can.
+    # Only the host itself can call from its own addresses.
     assert not any(heard[source] for source in OWN if source not in UNCHECKED or checking != "as it is")
     allowed = {source for source, passes in heard.items() if passes or source in OWN}
     expected = [(source, "red/pub", "udp/80", "allow" if source in allowed else "deny") for source in SOURCES]

@@ -1,4 +1,4 @@
-"""What each command imports, counted: a process starts faster than it can be timed, and most of it is imports."""
+"""Counts what each command imports: imports dominate the start of a process, which is too short to be timed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from vpcctl.lab import Lab
 
-# Runs a command as the program does, and prints what was imported as the last thing that the process does.
+# Runs a command as the program does, and prints the imported modules at the very end of the process.
 IMPORTED = """
 import atexit, json, sys
 from vpcctl.__main__ import main
@@ -21,7 +21,7 @@ atexit.register(lambda: print(json.dumps(sorted(sys.modules)), file=known))
 sys.argv[0] = "vpcctl"
 main()
 """
-# Modules that take a millisecond or more, which a command imports only if it cannot do without.
+# Modules whose import takes a millisecond or more: a command imports them only if it needs them.
 HEAVY = frozenset(
     """argparse asyncio base64 concurrent.futures ctypes difflib email hashlib hmac http importlib.metadata
     importlib.resources ipaddress json jsonschema logging multiprocessing nftables pathlib pkg_resources pyroute2
@@ -34,7 +34,7 @@ KERNEL = VALUES | NETLINK | {"ctypes", "nftables"}
 
 @dataclass(frozen=True, slots=True)
 class Imports:
-    """At most so many modules of ours, and of those that are heavy exactly these."""
+    """At most so many modules of ours, and exactly these of the heavy ones."""
 
     ours: int
     heavy: set[str]

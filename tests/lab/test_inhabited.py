@@ -1,4 +1,4 @@
-"""An instance is what programs expect of a machine: they ping, listen on any port, find ::1; and no IPv6 leaves it."""
+"""An instance behaves like a machine: programs ping, listen on any port, and find ::1; and no IPv6 leaves it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BUILD = (
     "create-vpc --name shop --cidr 10.0.0.0/16",
     "create-subnet --vpc shop --name web --cidr 10.0.1.0/24 --type public",
 )
-# A server that serves itself once: by the name or address, on the port.
+# A server that calls itself once, by the name or address and the port.
 SELF = """
 import socket, sys
 family, kind, _, _, place = socket.getaddrinfo(sys.argv[1], int(sys.argv[2]), type=socket.SOCK_STREAM)[0]
@@ -26,7 +26,7 @@ with socket.socket(family, kind) as server:
         server.accept()[0].sendall(b"served")
         print(line.recv(9).decode(), place[0])
 """
-# Every frame that comes by the link in a second, by its kind; the one that ends it is IPv4.
+# Prints the types of the frames that arrive by a link, until the IPv4 canary arrives.
 SNIFF = """
 import socket, sys
 line = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
@@ -38,7 +38,7 @@ while (frame := line.recv(2048))[12:14] != b"\\x08\\x00" or b"canary" not in fra
     kinds.add(frame[12:14].hex())
 print(" ".join(sorted(kinds)))
 """
-# What may make an instance say something by IPv6; then the canary by IPv4.
+# Tries to send by IPv6 in several ways; then sends the canary by IPv4.
 TALK = """
 import socket, sys
 mouth = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
@@ -51,7 +51,7 @@ for place in (("2001:db8::1", 53), ("ff02::1", 53, 0, scope), ("fe80::1", 53, 0,
         pass
 socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"canary", ("10.0.1.1", 9))
 """
-# The settings of an instance that an older program did not make.
+# The settings of an instance that an older version did not make.
 NEWER = ("net/ipv6/conf/lo/disable_ipv6", "net/ipv4/ip_unprivileged_port_start", "net/ipv4/ping_group_range")
 
 
@@ -74,7 +74,7 @@ def on_loopback(lab: Lab) -> list[str]:
 
 @pytest.fixture
 def nobody(machine: Lab) -> list[str]:
-    """What makes a command inside the instance one of an ordinary user."""
+    """The words that run a command inside the instance as an ordinary user."""
     if machine.run([*BECOME, "true"], check=False).returncode:
         pytest.skip("no user except root exists here")
     return ["exec", "--vpc", "shop", "--subnet", "web", "--user", "nobody", "--"]
@@ -97,7 +97,7 @@ def test_an_ordinary_user_listens_on_any_port_and_pings(machine: Lab, nobody: li
         assert attempt(machine, *nobody, *words).returncode == 0
     serve = "import socket, sys; sys.exit(socket.socket().bind(('10.0.1.2', 80)))"
     assert attempt(machine, *nobody, "/usr/bin/python3", "-I", "-c", serve).returncode == 0
-    # The control: what makes it so.
+    # The control: with the kernel's default, listening is refused.
     setting(machine, "net/ipv4/ip_unprivileged_port_start", "1024")
     refused = machine.vpcctl(*nobody, "/usr/bin/python3", "-I", "-c", serve, status=1)
     assert "Permission denied" in refused.stderr
@@ -114,7 +114,7 @@ def test_the_host_keeps_its_own_limits(machine: Lab) -> None:
 
 
 def heard(lab: Lab, words: str) -> tuple[set[str], str]:
-    """The kinds of frames that come to the router's port while `words` run in the instance, and what they print."""
+    """The types of frames that reach the router's port while `words` run in the instance, and their output."""
     ear = lab.popen([sys.executable, "-I", "-c", SNIFF, "in-web"], netns="shop-router")
     assert ear.stdout
     assert ear.stdout.readline() == "ready\n"
@@ -126,7 +126,7 @@ def test_no_ipv6_packet_leaves_an_instance(machine: Lab) -> None:
     kinds, told = heard(machine, TALK)
     assert "86dd" not in kinds
     assert "sent to ::1\n" in told
-    # The control: with IPv6 on at eth0, as root inside can have it, the ear hears it; the router drops it.
+    # The control: if root inside turns IPv6 on at eth0, the listener captures it, and the router drops it.
     setting(machine, "net/ipv6/conf/eth0/disable_ipv6", "0")
     machine.run(["ip", "addr", "add", "fe80::99/64", "dev", "eth0", "nodad"], netns="shop-web")
     kinds, _ = heard(machine, TALK)
@@ -156,7 +156,7 @@ def test_whichever_switch_was_moved_one_repair_is_enough(machine: Lab, scope: st
     assert setting(machine, "net/ipv6/conf/eth0/disable_ipv6") == "1"
 
 
-# --- Instances that are there already ---------------------------------------------------------------------------------
+# --- Existing instances -----------------------------------------------------------------------------------------------
 
 FORGET = """
 import dataclasses, sys
@@ -174,7 +174,7 @@ with Store(Path(sys.argv[1])).locked() as writer:
 
 @pytest.fixture
 def old(lab: Lab) -> Lab:
-    """A VPC as an older program left it: without these settings, in the kernel and on record."""
+    """A VPC of an older version: without these settings, in the kernel and on record."""
     run_all(lab, BUILD)
     setting(lab, "net/ipv6/conf/lo/disable_ipv6", "1")
     setting(lab, "net/ipv4/ip_unprivileged_port_start", "1024")

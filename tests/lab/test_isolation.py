@@ -96,7 +96,7 @@ def test_a_published_port_is_called_by_tenants_at_the_hosts_address_alone(tenant
     assert arrived(ear.tap, {"published": near.udp(str(HOST), PUBLISHED)}, canary) == ["published"]
     doors = (str(HOST), UPLINKS["red"][1], UPLINKS["red"][0], UPLINKS["shop"][0], "127.0.0.1", "198.51.100.255")
     probes = {f"{door}: {name}": made for door in doors for name, made in everything(one, door).items()}
-    # A private subnet has no way out, so it calls nothing.
+    # A private subnet has no way out, so it cannot call published ports.
     opened = [f"{HOST}: {name} to a published port {one.address}" for name in ("UDP", "TCP") if sender != APP]
     assert sorted(arrived(ear.tap, probes, canary)) == sorted(opened)
 
@@ -129,13 +129,14 @@ def test_a_peering_lends_no_uplink_and_leads_no_further(tenants: Tenants, target
 
 
 def test_a_vpc_without_a_way_out_has_no_default_route_and_says_nothing_of_it(tenants: Tenants) -> None:
-    """Its instances hear as little as those of a private subnet in a VPC that has one: no "network unreachable"."""
+    """Its instances get no "network unreachable", like those of a private subnet in a VPC with a way out."""
     lab, app = tenants.lab, tenants[APP]
 
     def errors() -> list[bytes]:
         """The ICMP errors that come back before the answer to a ping that is sent afterwards."""
         one = word()
-        # The kernel has a rate for these errors, which the tests before may have used up (net.ipv4.route.error_cost).
+        # The kernel limits the rate of these errors, and earlier tests may have reached the limit
+        # (net.ipv4.route.error_cost).
         time.sleep(2.5)
         app.tap.heard()
         app.tap.send(app.packet(str(INTERNET), UDP, wire.udp(1, 2222, b"")), app.echo(app.router)[1](one))
@@ -146,7 +147,7 @@ def test_a_vpc_without_a_way_out_has_no_default_route_and_says_nothing_of_it(ten
     assert "default" not in lab.run(["ip", "route"], netns="blue-router").stdout
     assert "default" in lab.run(["ip", "route"], netns="shop-router").stdout
     assert errors() == []
-    # The control: without the rule there would be one.
+    # The control: without the rule, an error arrives.
     lab.run(["nft", "insert rule inet vpcctl filter-output meta l4proto icmp accept"], netns="blue-router")
     try:
         assert errors() != []
@@ -421,7 +422,7 @@ def test_a_flushed_firewall_of_the_host_opens_no_vpc(tenants: Tenants) -> None:
         probes = {f"{door}: {name}": made for door in doors for name, made in everything(near, door).items()}
         probes |= {f"{door}: {name}": made for door in doors[1:3] for name, made in everything(web, door).items()}
         friend = tenants[APP].udp(pub.address, 1)
-        # What is published is so by the router, too, for whoever can send there.
+        # The router also accepts calls of published ports from anybody who can send to it.
         senders = ("198.51.100.20", web.address)
         opened = {f"{UPLINKS['red'][1]}: {n} to a published port {s}" for n in ("UDP", "TCP") for s in senders}
         assert set(arrived(pub.tap, probes, friend)) <= opened

@@ -30,7 +30,7 @@ from vpcctl.kernel import namespaces, settings
 
 cycles, settled, standing = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "standing"
 directory = Path(os.environ["VPCCTL_STATE_DIR"])
-# What is no longer needed goes at once, so that what stays is counted.
+# Unneeded parts are removed at once, so that only leaked ones are counted.
 parts.GRACE = 0
 store = Store(directory, COPIES)
 kernel = LinuxKernel() if standing else None

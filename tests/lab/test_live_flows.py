@@ -300,7 +300,7 @@ def alternating(number: int) -> list[dict[str, object]]:
 
 
 def generations(lab: Lab) -> dict[str, int]:
-    """The generation of each router's ruleset: that of the table's comment, or of the stamp that came after it."""
+    """The generation of each router's ruleset, from the table's comment or from the later stamp."""
     found = {}
     for router in ("shop-router", "billing-router"):
         listed = lab.run(["nft", "-t", "list", "ruleset"], netns=router).stdout

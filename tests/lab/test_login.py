@@ -581,7 +581,7 @@ def test_a_terminal_that_takes_nothing_does_not_keep_vpcctl_from_ending(machine:
 
 # --- Descriptors on request -------------------------------------------------------------------------------------------
 
-# Runs a command with these descriptors open, each a file of that name that is its own content.
+# Runs a command with these descriptors open; each file contains the number of its descriptor.
 WITH_OPEN = """
 import os, sys
 numbers, command = map(int, sys.argv[1].split(",")), sys.argv[2:]
@@ -595,7 +595,7 @@ for number in numbers:
     os.set_inheritable(number, True)
 os.execvp(command[0], command)
 """
-# Reads a pipe, whose ends a command has as its descriptors 3 and 4, until it breaks.
+# Gives a command both ends of a pipe as descriptors 3 and 4, and reports when it has closed them.
 PIPE = """
 import os, subprocess, sys
 ends = os.pipe()

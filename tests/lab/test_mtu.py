@@ -1,4 +1,4 @@
-"""Packets of full size: what fits passes whole, and what does not is told to its sender, on every path of a VPC."""
+"""Packets of full size, on every path of a VPC: they pass if they fit; otherwise the sender gets an ICMP error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.lab.machine import attempt, seen
 from tests.lab.traffic import eventually
 from vpcctl.lab import HOST, INTERNET, Lab
 
-# A server that reads bytes until their end and says how many there were, and echoes datagrams by their length.
+# A server that answers a stream with its number of bytes, and each datagram with its length.
 SERVE = """
 import socket, sys, threading
 port = int(sys.argv[1])
@@ -33,8 +33,8 @@ while True:
             size += len(data)
         caller.sendall(b"%d" % size)
 """
-# Datagrams that must not be fragmented: of the size that the own link takes first, then of what the path is known to
-# take.  What it was told of the path, and the length that arrived.
+# Sends datagrams that must not be fragmented: first as large as the own link allows, then as large as the known MTU of
+# the path.  Prints that MTU and the length that arrived.
 DATAGRAM = """
 import socket, sys, time
 mouth = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -52,7 +52,7 @@ for _ in range(25):
 else:
     print(known, 0)
 """
-# The server's answer to as many bytes as that.
+# Sends so many bytes, and prints the server's answer.
 STREAM = """
 import socket, sys
 with socket.create_connection((sys.argv[1], int(sys.argv[2])), 10) as line:
@@ -95,7 +95,7 @@ def serve(lab: Lab, *namespaces: str) -> None:
 
 
 def datagram(lab: Lab, netns: str, address: object) -> tuple[int, int]:
-    """What the sender learned of the path, and what arrived of a datagram of just that size."""
+    """The MTU of the path that the sender learned, and the length of the datagram of that size that arrived."""
     known, arrived = lab.python(DATAGRAM, str(address), str(PORT), netns=netns).stdout.split()
     return int(known), int(arrived)
 
@@ -154,7 +154,7 @@ def test_without_one_a_vpc_gets_that_of_the_way_out_once(lab: Lab) -> None:
     assert lab.vpcctl("status").stdout == "in sync\n"
     lab.vpcctl("create-subnet", "--vpc", "low", "--name", "web", "--cidr", "10.0.1.0/24", "--type", "public")
     assert (shown(lab, "low"), mtus(lab, "low-web")) == (1380, {"eth0": 1380})
-    # An environment that does not name it leaves it as it is, and decides for a new VPC alone.
+    # An environment without the field leaves the value of existing VPCs; only a new VPC gets the default.
     plain = {"vpcs": [{"name": name, "cidr": "10.0.0.0/16"} for name in ("low", "new")]}
     lab.vpcctl("apply", "-", input=json.dumps(plain))
     assert (shown(lab, "low"), shown(lab, "new")) == (1380, 1500)
@@ -207,7 +207,7 @@ def test_an_mtu_that_no_vpc_can_have_is_refused(machine: Lab, words: tuple[str, 
     ids=["within", "to-larger-peer", "to-smaller-peer", "out", "out-narrower", "published"],
 )
 def test_whole_packets_of_the_paths_size_arrive(machine: Lab, netns: str, address: object, size: int) -> None:
-    """Sent with "do not fragment": where the path is narrower than the sender's link, an error says so and how much."""
+    """With "do not fragment": if the path has a smaller MTU than the sender's link, an error reports the MTU."""
     assert datagram(machine, netns, address) == (size, size)
     assert stream(machine, netns, address) == BULK
 

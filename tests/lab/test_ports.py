@@ -1,4 +1,4 @@
-"""Published ports, as everybody calls them: who reaches them, who is seen, who had the port, and who never pauses."""
+"""Published ports, for each kind of caller: access, visible sources, conflicts, and senders that never pause."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TALKER = [sys.executable, "-I", str(Path(__file__).with_name("talker.py"))]
 HOST, SECOND = "198.51.100.2", "192.0.2.1"
 NEIGHBOUR, SECOND_NEIGHBOUR = "198.51.100.20", "192.0.2.9"
 GATEWAY = {"shop": "100.64.0.0", "two": "100.64.0.2"}
-# Where callers are.
+# The namespaces of callers.
 OUTSIDE, BESIDE, ITSELF, SAME, OTHER = "neighbour", "lan2", None, "shop-web", "two-app"
 NOBODY = ("", "Connection refused", "No route to host", "Network is unreachable")
 SERVED = (80, 5000, 9001, 9002, 9003, 9004)
@@ -45,7 +45,7 @@ def network(module_lab: Lab) -> Iterator[Lab]:
 
 @contextlib.contextmanager
 def server(lab: Lab, netns: str | None, name: str, *ports: int | str) -> Iterator[None]:
-    """A server for a while."""
+    """Run a server for a while."""
     process = lab.popen([*TALKER, "serve", name, *map(str, ports)], netns=netns)
     assert process.stdout
     assert process.stdout.readline().strip() == "ready"
@@ -57,7 +57,7 @@ def server(lab: Lab, netns: str | None, name: str, *ports: int | str) -> Iterato
 
 
 def call(lab: Lab, caller: str | None, address: str, port: int, protocol: str = "tcp") -> str:
-    """What a caller hears: the server's name, its port and whom it sees; empty or an error if nobody answers."""
+    """The answer to a call: the server's name, its port and the source that it sees; empty or an error without one."""
     return lab.run([*TALKER, "call", address, str(port), protocol], netns=caller).stdout.strip().removesuffix(" 0")
 
 
@@ -84,20 +84,20 @@ def test_a_port_is_reached_from_everywhere_and_the_caller_is_seen(network: Lab, 
             (BESIDE, SECOND, SECOND_NEIGHBOUR),
             (ITSELF, HOST, HOST),
             (ITSELF, SECOND, SECOND),
-            # Whom nobody could answer is translated.
+            # Sources that replies could not reach are translated.
             (ITSELF, "127.0.0.1", GATEWAY["shop"]),
             (SAME, HOST, GATEWAY["shop"]),
             (SAME, SECOND, GATEWAY["shop"]),
             (OTHER, HOST, GATEWAY["shop"]),
         ):
             assert call(network, caller, address, 8080, protocol) == f"shop-web 80 {seen}", (caller, address)
-        # The other protocol of the same port, its neighbours, and other loopback addresses.
+        # The other protocol, neighbouring ports, and other loopback addresses stay closed.
         other = {"tcp": "udp", "udp": "tcp"}[protocol]
         for caller, address in ((OUTSIDE, HOST), (ITSELF, HOST), (ITSELF, "127.0.0.1"), (SAME, HOST), (OTHER, HOST)):
             assert call(network, caller, address, 8080, other) in NOBODY, caller
             assert call(network, caller, address, 8081, protocol) in NOBODY, caller
         assert call(network, ITSELF, "127.0.0.53", 8080, protocol) in NOBODY
-        # A private subnet has no way to the host either.
+        # A private subnet cannot reach the host either.
         assert call(network, "shop-db", HOST, 8080, protocol) in NOBODY
     assert call(network, OUTSIDE, HOST, 8080, protocol) in NOBODY
     assert call(network, ITSELF, "127.0.0.1", 8080, protocol) in NOBODY
@@ -161,7 +161,7 @@ def test_both_policies_judge_a_call_of_an_instance(network: Lab) -> None:
             for caller, address in ((OUTSIDE, HOST), (ITSELF, HOST), (ITSELF, "127.0.0.1"), (OTHER, HOST)):
                 assert call(network, caller, address, 8080).startswith("shop-web 80"), (caller, address)
         with policy(network, "shop", "web", ingress=[from_lan]):
-            # The host's address is in that prefix; its end of the uplink is not.
+            # The host's LAN address is in that prefix; its address on the uplink is not.
             for caller, address, reached in (
                 (OUTSIDE, HOST, True),
                 (ITSELF, HOST, True),
@@ -180,7 +180,7 @@ def test_both_policies_judge_a_call_of_an_instance(network: Lab) -> None:
 
 
 def test_a_published_port_opens_no_other_way_to_the_host(network: Lab) -> None:
-    """Neither to other ports of the host, nor to its loopback addresses, from an instance or from the LAN."""
+    """Instances and the LAN reach neither other ports of the host nor its loopback addresses."""
     with (
         server(network, None, "the-host", 7000),
         published(network, "--instance web --port 8080 --target-port 80"),
@@ -190,11 +190,11 @@ def test_a_published_port_opens_no_other_way_to_the_host(network: Lab) -> None:
                 for protocol in ("tcp", "udp"):
                     assert call(network, caller, address, 7000, protocol) in NOBODY, (caller, address)
         assert call(network, ITSELF, "127.0.0.1", 7000) == "the-host 7000 127.0.0.1"
-        # A neighbour that routes loopback addresses, or the uplinks', to the host (CVE-2020-8558).
+        # A neighbour routes loopback addresses, or addresses of uplinks, to the host (CVE-2020-8558).
         for address in ("127.0.0.1", "127.0.0.5", GATEWAY["shop"], "100.64.0.1"):
             for port in (7000, 8080):
                 assert _reached_by_route(network, address, port) is False, (address, port)
-        # Nor does a root in an instance that forges what a served flow's answers look like.
+        # Root in an instance forges packets that look like the answers of a served flow.
         frame = (
             "import socket;s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM);"
             "s.setsockopt(socket.SOL_SOCKET,socket.SO_REUSEADDR,1);s.bind(('',81));"
@@ -289,7 +289,7 @@ def test_a_port_that_a_foreign_rule_translates_is_a_conflict_that_names_it(netwo
                 assert "chain theirs of table ip someone" in made.stderr
             else:
                 network.vpcctl("unpublish-port", "--vpc", "shop", "--port", str(port))
-        # What is taken is ours, though their rule is still there.
+        # A port that was published with --force is ours, although the foreign rule still exists.
         with published(network, "--instance web --port 7100 --target-port 80 --force"):
             assert call(network, OUTSIDE, HOST, 7100) == f"shop-web 80 {NEIGHBOUR}"
     finally:
@@ -307,7 +307,7 @@ class Sender:
         self._process = lab.popen(words, netns=caller)
 
     def report(self) -> tuple[int, dict[int, list[str]]]:
-        """How many were sent, and who answered which."""
+        """The number of sent datagrams, and who answered which."""
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write("\n")
@@ -320,7 +320,7 @@ class Sender:
         self._process.wait(10)
 
     def settled(self, who: str | None) -> None:
-        """Everything that is sent from now on is answered by `who`, or by nobody; nothing is lost."""
+        """Everything sent from now on is answered by `who`, or by nobody; nothing is lost."""
         first = self.report()[0] + 1
         deadline = time.monotonic() + 20
         while (last := self.report()[0]) < first + ENOUGH:
@@ -334,7 +334,7 @@ class Sender:
         assert not wrong, (wrong, first, last)
 
     def lost_nothing(self, after: int, who: str) -> None:
-        """All that was sent after a number was answered by `who`."""
+        """Everything sent after a number was answered by `who`."""
         last, deadline = self.report()[0], time.monotonic() + 10
         while (found := self._answered(after + 1, last)) and None in found.values() and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -348,7 +348,7 @@ class Sender:
 
 @contextlib.contextmanager
 def senders(lab: Lab, **calls: tuple[str | None, str, int, int]) -> Iterator[dict[str, Sender]]:
-    """Senders by name: where each is, whom it calls at which port, and its own port."""
+    """Senders by name: namespace, called address and port, and own port."""
     made = {name: Sender(lab, *words) for name, words in calls.items()}
     try:
         yield made
@@ -380,7 +380,7 @@ def test_senders_that_never_pause_follow_a_port_that_is_published_moved_and_take
         network.vpcctl("publish-port", *words.split(), "--instance", "web")
         for one in moving:
             one.settled("shop-web")
-        # In one change, as `apply` makes it.
+        # Both in one change, as with `apply`.
         document = json.loads(network.vpcctl("export", "--vpc", "shop").stdout)
         for item in document["vpcs"][0]["publish"]:
             if item["port"] == 5000:
@@ -396,7 +396,7 @@ def test_senders_that_never_pause_follow_a_port_that_is_published_moved_and_take
             one.settled("two-app")
         network.vpcctl("unpublish-port", *words.replace("shop", "two").split())
         with server(network, None, "the-host", 5000):
-            # What is not published is the host's again.
+            # An unpublished port belongs to the host again.
             for name in ("outside", "beside", "itself", "loopback"):
                 calls[name].settled("the-host")
         for name, first in begun.items():
@@ -483,7 +483,7 @@ def test_senders_follow_a_nat_gateway_and_a_subnets_type(network: Lab) -> None:
 
 
 def test_senders_follow_a_peering_that_comes_and_goes(network: Lab) -> None:
-    """Without it their packets go to the internet, where a machine has the same address."""
+    """Without a peering the packets go to the internet, where a machine has the same address."""
     lab = network
     lab.vpcctl("create-vpc", "--name", "side", "--cidr", "10.7.0.0/16")
     lab.vpcctl(*"create-subnet --vpc side --name api --cidr 10.7.1.0/24 --type public".split())
@@ -507,7 +507,7 @@ def test_senders_follow_a_peering_that_comes_and_goes(network: Lab) -> None:
 
 
 def test_senders_follow_the_hosts_address(network: Lab) -> None:
-    """A new address of the way out: the kernel forgets what was translated to the old one (nf_nat_masquerade)."""
+    """A new address of the way out: the kernel deletes flows with the old one (nf_nat_masquerade)."""
     lab, new = network, "198.51.100.77"
     with (
         server(lab, OUTSIDE, "neighbour", 5005),
@@ -524,7 +524,7 @@ def test_senders_follow_the_hosts_address(network: Lab) -> None:
 
 
 def _become(lab: Lab, old: str, new: str) -> None:
-    """Have the host another address on its way out."""
+    """Change the host's address on its way out."""
     routes = lab.run(["ip", "-4", "route", "show", "dev", "eth0", "scope", "global"]).stdout.splitlines()
     lab.run(["ip", "address", "del", f"{old}/24", "dev", "eth0"])
     lab.run(["ip", "address", "add", f"{new}/24", "dev", "eth0"])

@@ -60,7 +60,7 @@ def in_words(match: re.Match[str]) -> str | None:
 
 
 def named(words: str) -> str:
-    """With the names that the page has for the two directories, for a part and for a copy."""
+    """A path, with the names that the page uses for the two directories, a part and a copy."""
     parts = re.sub(r"[0-9a-f]{64}\.json", "PART", words.replace(f"{STATE_DIR}", "STATE"))
     copies = re.sub(r"[0-9a-f]{16}\.json", "copy", parts)
     return re.sub(r"[0-9a-f]{16}\.parts", "parts", copies).replace(str(COPIES), "COPIES")

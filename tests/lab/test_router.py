@@ -194,7 +194,7 @@ def test_what_is_nobodys_does_not_leave_by_the_uplink(tenants: Tenants) -> None:
 
 
 def test_what_is_of_another_uplink_ends_in_the_host(tenants: Tenants) -> None:
-    """A router does not know the uplinks of others."""
+    """A router has no rule for the uplinks of other VPCs."""
     door = tenants.wire.tap("red-router", "uplink")
     probes = {name: made for where in UPLINKS["red"] for name, made in calls(tenants[WEB], where).items()}
     assert arrived(door, probes, tenants[NEAR].udp(str(HOST), PUBLISHED)) == []

@@ -1,4 +1,4 @@
-"""The service that runs the agent: its unit, where it is installed, and a boot as it is."""
+"""The service that runs the agent: its unit, its installation, and a simulated boot."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_what_it_starts_is_this_program_by_its_whole_path_and_repairs(machine: L
 
 
 def test_the_unit_gives_the_service_no_mounts_of_its_own(machine: Lab) -> None:
-    """Namespaces are mounts, which everybody has to see (systemd.exec(5), sandboxing)."""
+    """Namespaces are mounts, which all processes have to see (systemd.exec(5), sandboxing)."""
     own = (
         "Protect Private ReadOnly ReadWrite Inaccessible Bind Mount Root Temporary Dynamic Exec NoExec State Cache Logs"
     )

@@ -84,7 +84,7 @@ table inet marking {
 
 
 def test_a_mark_that_a_packet_brings_along_is_worth_nothing(tenants: Tenants) -> None:
-    """The router trusts the mark of its own bridge; a packet that comes from another namespace has lost its mark."""
+    """The router trusts the mark of its own bridge; packets from other namespaces have lost theirs."""
     web, ear, lab, mark = tenants[WEB], tenants[DB], tenants.lab, int(CHECKED_MARK, 16)
     marking = dataclasses.replace(web, tap=tenants.wire.tap(WEB, mark=mark))
     assert arrived(ear.tap, spoofs(marking, tenants[WEB_2], ear.address), marking.udp(ear.address, 2222)) == []
@@ -103,7 +103,7 @@ def test_a_mark_that_a_packet_brings_along_is_worth_nothing(tenants: Tenants) ->
         for address in ("10.0.1.2", "10.0.3.1", str(INTERNET))
     }
     assert arrived(ear.tap, probes, web.udp(ear.address, 2222)) == []
-    # The control: a packet that kept its mark would be believed.
+    # The control: the router accepts a packet that kept its mark.
     lab.run(["nft", MARK_ALL % CHECKED_MARK], netns="shop-router")
     try:
         assert arrived(ear.tap, probes, web.udp(ear.address, 2222)) != []

@@ -231,7 +231,7 @@ def test_an_ordinary_user_is_told_that_it_lacks_privilege(unchanged: Lab, nobody
 
 def test_without_libnftables_it_says_what_to_install(unchanged: Lab) -> None:
     found = unchanged.run(["sh", "-c", "ldconfig -p | grep -m 1 'libnftables.so.1 '"]).stdout.split()[-1]
-    # What was found right needs no library.
+    # An unchanged ruleset that was right is compared without the library.
     hidden = f'rm -f {NOTES}; mount --bind /dev/null "$(realpath {found})" && exec "$@"'
     hide = ["unshare", "--mount", "sh", "-c", hidden, "sh"]
     refused(unchanged, *hide, status=5, said="apt-get install libnftables1")

@@ -1,4 +1,4 @@
-"""A ruleset that was found right is not compared again, until anybody changes nftables in its namespace."""
+"""A ruleset that was right is not compared again, until somebody changes nftables in its namespace."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BUILD = (
     "create-subnet --vpc shop --name web --cidr 10.0.1.0/24 --type public",
     "create-vpc --name calm --cidr 10.1.0.0/16",
 )
-# Print the routers whose rulesets need no look.
+# Print the routers whose rulesets need no comparison.
 UNTOUCHED = """
 import json
 from pathlib import Path
@@ -76,7 +76,7 @@ def test_a_namespace_that_was_made_anew_is_another_one(machine: Lab) -> None:
 
 
 def test_a_change_while_a_ruleset_is_loaded_is_not_taken_for_ours(machine: Lab) -> None:
-    """The number of transactions tells: it grew by more than our own."""
+    """The number of transactions shows it: it grew by more than our own."""
     script = UNTOUCHED.replace(
         "kernel = LinuxKernel(NOTES)",
         """

@@ -21,7 +21,7 @@ HOST = (
     "address add 203.0.113.200/32 dev eth0",
     "address add 203.0.113.216/29 dev lo",
 )
-# The internet has the whole prefix, but calls a port that is published there at the host (`worlds.PUBLISHED_AT`).
+# The internet has the whole prefix, except the address at which the host publishes ports (`worlds.PUBLISHED_AT`).
 INTERNET = "route add 203.0.113.200/32 via 198.51.100.2 table local"
 
 

@@ -134,14 +134,14 @@ def witnesses(reach: Reach, outside: Iterable[int]) -> Iterator[Flow]:
             own = reach.addresses(reach.zones[None, HOST], home, end) if (None, HOST) in reach.zones else ()
             there = [one for one in beyond if _within(one[0], own) is zone.is_host]
             if zone.is_host and end == SOURCE:
-                # Who calls 127.0.0.1 comes from here.
+                # A caller of 127.0.0.1 has this address.
                 there.append((packetset.number(uplink_pair(world.transit, world.vpc(home).index)[0]),) * 2)
             ends.append(there if zone.vpc is None else _members(world, zone))
         asked = SERVICES & Space.of(*ends, None, None)
         if source.vpc is None:
             asked &= reach.served(destination, by_host=source.is_host)
         if destination.is_host:
-            # Only published ports are worth asking for, and what is beside them.
+            # Try only published ports and their neighbours.
             asked &= Space.of(None, None, None, [_wider(item.ports) for one in world.vpcs for item in one.publications])
         passing = reach.allowed(source, destination)
         for part in (asked & passing, asked - passing):

@@ -1,4 +1,4 @@
-"""The parts of the agent that need no kernel: its log, what systemd is told, and which place an event concerns."""
+"""The parts of the agent that need no kernel: its log, notifications to systemd, and the place of an event."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_systemd_is_told_by_datagrams_and_its_watchdog_at_half_its_time(tmp_path
         told.stopping()
         heard = [channel.recv(100).decode() for _ in range(6)]
     assert heard == ["READY=1", "STATUS=one line", "WATCHDOG=1", "WATCHDOG=1", "WATCHDOG=1", "STOPPING=1"]
-    # Nobody listens any more.
+    # The supervisor no longer listens.
     told.ready()
 
 
@@ -128,7 +128,7 @@ def state() -> State:
         (None, "another", "vpcctl/9999/unknown/uplink", ("",)),
         ("shop-router", "uplink", "", ("shop",)),
         ("shop-router", "br-web", "", ("shop",)),
-        # Only root can change the router's end, so it is no tenant's place.
+        # Only root can change the router's end, so its place is not a tenant's.
         ("shop-router", "in-web", "", ("shop",)),
         ("shop-router", "", "", ("shop",)),
         ("shop-web", "eth0", "", ("shop/web",)),

@@ -1,4 +1,4 @@
-"""What benchmarks make of their samples: ratios, documents, charts.  tests/lab/test_benchmarks.py runs the programs."""
+"""From samples to ratios, documents and charts.  tests/lab/test_benchmarks.py runs the benchmarks."""
 
 from __future__ import annotations
 

@@ -414,7 +414,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
 
 
 def test_a_hundred_thousand_rules_are_accepted_and_fit_into_memory() -> None:
-    """In a process of its own: read, checked against the bounds, compiled."""
+    """Read, check against the bounds, and compile, in a process of its own."""
     words = [sys.executable, "-c", HUNDRED_THOUSAND]
     ran = subprocess.run(words, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert not ran.returncode, ran.stderr

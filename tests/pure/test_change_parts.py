@@ -166,7 +166,7 @@ def test_each_vpc_is_told_once_when_its_part_begins() -> None:
 
 
 class Keeping(Stubborn):
-    """A kernel that moreover never removes the object with the key `kept`."""
+    """A kernel that also never removes the object with the key `kept`."""
 
     kept: tuple[str, ...] = ()
 

@@ -252,7 +252,7 @@ class Carrier:
 
     @staticmethod
     def _entry(item: Publication, flow: Flow) -> int:
-        """The port at which the router takes a flow in that it sends to a port of the instance."""
+        """The port at which the router accepts a flow to a port of the instance."""
         return item.entry_port + flow.port - item.target_port
 
     def _hops(self, flow: Flow) -> list[tuple[str, str, str, dict]]:
@@ -299,7 +299,7 @@ class Carrier:
         for item in vpc.publications:
             target = (vpc.instance(item.instance).addresses[0], item.protocol)
             there = item.targets[0] <= (flow.port or 0) <= item.targets[1]
-            # What is published for the host itself is called by the host alone.
+            # Only the host calls ports that are published for it.
             gateway = uplink_pair(self._world.transit, vpc.index)[0]
             callable_ = not item.local or flow.source.address == gateway
             if target == (flow.destination.address, flow.protocol) and there and callable_:
@@ -365,7 +365,7 @@ def routed(world: World, flows: list[Flow]) -> list[Flow]:
 
 
 def _is_of_another_uplink(world: World, flow: Flow) -> bool:
-    """Does an end have the address of another VPC's uplink?  The host refuses it, and the router does not know it."""
+    """Does an end have the address of another VPC's uplink?  The host refuses it, and the router has no rule for it."""
     own = {flow.source.vpc, flow.destination.vpc}
     others = [uplink_pair(world.transit, vpc.index) for vpc in world.vpcs if vpc.name not in own]
     return any(place.address in pair for place in (flow.source, flow.destination) for pair in others)
@@ -374,7 +374,7 @@ def _is_of_another_uplink(world: World, flow: Flow) -> bool:
 # -- the host's table ----------------------------------------------------------------------------------------------
 
 LAN, CARD, LATER = "eth0", "eth1", "docker0"
-# The host's links by index; each other one of a test is an uplink.
+# The host's links by index; all other links of a test are uplinks.
 INDICES = {LAN: 2, CARD: 3, LATER: 9}
 
 
@@ -492,9 +492,9 @@ def test_a_link_that_we_opened_leads_to_uplinks_and_to_no_link_that_did_not_forw
     between = (LAN, CARD, "203.0.113.7", "203.0.113.9")
     assert not host.forwards(*between)
     assert free.forwards(*between)
-    # Somebody who forwards from there by now began it.
+    # Somebody turned forwarding on there later and began it.
     assert host.forwards(*between, **{"ct state": "established"})
-    # A network that came later is its maker's business.
+    # The creator of a later network decides about it.
     assert host.forwards(LAN, LATER, "203.0.113.7", "203.0.113.9")
     assert host.forwards(LATER, LAN, "203.0.113.9", "203.0.113.7")
     assert host.forwards(CARD, LATER, "203.0.113.7", "203.0.113.9")
@@ -543,7 +543,7 @@ def test_a_source_that_does_not_belong_is_dropped_before_connection_tracking(wro
 
 
 def bridged(world: World, **fields: object) -> Trace:
-    """What becomes of a frame of the instance `web` of the VPC "one" at the bridge."""
+    """The verdict of the bridge on a frame of the instance `web` of the VPC "one"."""
     usual = {"ether type": "ip", "iifname": names.port("web"), "ip saddr": worlds.address("10.0.0.2")}
     fields = {key.replace("_", " "): value for key, value in fields.items()}
     bridge = next(table for table in compile_vpc(world, "one", OWNER).tables if table.family == "bridge")
@@ -648,7 +648,7 @@ def test_no_redirect_passes_with_the_flow_that_it_quotes_nor_reaches_the_router(
         ({"ip_saddr": "10.0.0.2"}, False),
         ({"ip_saddr": "10.0.0.65"}, False),
         ({"ip_saddr": "127.0.0.1"}, False),
-        # Of no uplink, so it may be somebody outside.
+        # Not an address of an uplink, so it may be outside.
         ({"ip_saddr": "100.64.0.9"}, True),
         ({"ip_daddr": "10.0.0.2"}, False),
         # The host's own errors, for path MTU discovery, and nothing else of the host.

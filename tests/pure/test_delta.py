@@ -1,4 +1,4 @@
-"""From one ruleset to another in a few transactions: it arrives, and no packet meets anything half-changed."""
+"""From one ruleset to another in a few transactions: the result is right, and no packet meets a half-made change."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vpcctl.model.network import Instance, World
 from vpcctl.model.policy import TCP, Action, Direction, Endpoint, Origin, Policy, Rule
 
 OWNER = "vpcctl/tests/alpha/ruleset"
-# What no gate depends on, and what one does.
+# Changes that affect no gate, and changes that affect one.
 CHANGES = ("another world", "an instance", "a policy", "a rule", "no policy")
 
 
@@ -30,7 +30,7 @@ def between(old: Compiled, new: Compiled, stamped: bool = False) -> Delta | None
 
 
 def arrive(old: Compiled, new: Compiled) -> tuple[Machine, Delta]:
-    """Carry the change out in the model."""
+    """Apply the change to the model."""
     machine, change = Machine(old.tables, 4), between(old, new)
     assert change is not None
     back = change.back(dict.fromkeys(change.heads, 0))
@@ -109,7 +109,7 @@ def guarded(*rules: Rule) -> World:
 
 
 def many(count: int, *ports: int) -> list[Rule]:
-    """As many rules, one for each port."""
+    """So many rules, one for each port."""
     return [Rule(Action.ALLOW, TCP, ((port, port),)) for port in (*ports, *range(1000, 1000 + count))]
 
 
@@ -154,7 +154,7 @@ def test_a_gate_whose_text_is_not_known_takes_a_whole_load() -> None:
 
 
 def test_the_rules_that_stay_begin_with_what_they_counted() -> None:
-    """Of a chain whose rules are made again; a rule that is new begins at zero."""
+    """In a chain whose rules are made again; a new rule starts at zero."""
     limited = [dataclasses.replace(rule, limit=worlds.Limit(10, "second")) for rule in many(0, 7, 8)]
     _, change = arrive(ruleset(*limited[:1]), ruleset(*limited))
     [(chain, rules)] = [(chain, rules) for chain, rules in change.counted.items() if not chain.endswith(".reply")]

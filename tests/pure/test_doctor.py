@@ -983,7 +983,7 @@ LINKED = "ln -sf /run/systemd/resolve/resolv.conf /etc/netns/shop-web/resolv.con
 
 
 def served(root: Path, **files: str) -> Finding:
-    """What is found about name servers where these files are: `conf`, `upstream` and the instance's `own`."""
+    """The finding about name servers with these files: `conf`, `upstream` and the instance's `own`."""
     places = {
         "conf": "etc/resolv.conf",
         "upstream": "run/systemd/resolve/resolv.conf",
@@ -1053,7 +1053,7 @@ def test_the_larger_value_of_the_link_and_of_all_counts(
 
 
 def test_a_closed_network_behind_a_tailnets_link_is_nobodys_fault() -> None:
-    """Only the rules of Tailscale are asked there; another firewall may keep VPCs away from it on purpose."""
+    """Only Tailscale's rules are examined there; another firewall may keep VPCs away from it on purpose."""
     out, back = (rule(meta("oifname", link), ACCEPT) for link in ("eth0", "vpc-*"))
     closed = Listing([base(policy="drop"), out, back])
     tailnet = dataclasses.replace(SHOP, way_out="tailscale0", tailnet=True)

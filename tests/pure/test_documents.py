@@ -149,7 +149,7 @@ def test_a_distorted_policy_is_compiled_or_refused_and_nothing_else(chance: rand
         if attached:
             compiles(attached[0])
         return
-    # If the readable part keeps the names, more errors are found, and all of those before.
+    # If the readable part keeps the names, the same errors are found, and more.
     _, more = refusal(lambda: binding.sound_policies([read_policy_file(document, "web.json")], lambda: world))
     assert set(problems) <= set(more)
     assert all(points_into(problem.pointer, document) for problem in more), (more, document)
@@ -218,7 +218,7 @@ def test_a_quick_yes_is_one_of_the_schema_too(chance: random.Random) -> None:
 
 @pytest.mark.parametrize("kind", ["policy", "environment"])
 def test_every_document_of_the_tests_that_is_valid_gets_a_quick_yes(kind: str) -> None:
-    """Else each of them would take jsonschema's time: its import, and a second for ten thousand rules."""
+    """Otherwise each would need jsonschema: its import, and a second for ten thousand rules."""
     files = sorted(file for file in Path("rulesets").rglob("*.json") if "rejected" not in file.parts)
     found = [json.loads(file.read_text()) for file in files]
     valid = [one for one in found if not reading.structure_problems(one, kind, "web.json")]

@@ -72,7 +72,7 @@ def test_a_flow_is_judged_stage_by_stage_as_the_oracle_judges_it(world: World, h
         answer = ask(reach, *question(flow))
         assert answer.verdict == (ALLOW if decision.allowed else DENY), flow
         if not decision.allowed and host.has(flow.destination.address):
-            # Two reasons deny it, that of the subnet and that of the host, and either is true.
+            # Both the subnet and the host deny it; either reason is right.
             continue
         assert line_of(answer.deciding.origin) == line_of(decision.stages[-1].origin), flow
         assert [stage.gate for stage in answer.stages] == [stage.gate for stage in decision.stages]
@@ -353,7 +353,7 @@ OWN, BROADCAST = "an address of the host", "a broadcast address of the host's ne
 )
 def test_an_instance_does_not_reach_the_host(address: str, reason: str, chain: str, service: str) -> None:
     answer = ask(shop(HOST), "shop/web", address, service)
-    # Of everything, the published ports pass.
+    # Of all services, only the published ports pass.
     partly = service == "any" and chain == "from-uplink"
     assert (answer.verdict, answer.deciding.origin) == ("partly" if partly else DENY, f"{address} is {reason}")
     if not partly:
@@ -400,12 +400,12 @@ def test_an_address_of_a_vpc_stays_one_where_the_host_has_it_too() -> None:
 @pytest.mark.parametrize(
     ("address", "loose", "strict"),
     [
-        # It is the host itself that calls from its own addresses, and may call what is published.
+        # Only the host itself calls from its own addresses, and it may call published ports.
         ("198.51.100.2", ALLOW, ALLOW),
         ("172.17.0.1", ALLOW, ALLOW),
         ("192.0.2.53", ALLOW, ALLOW),
         ("203.0.113.215", ALLOW, ALLOW),
-        # Nobody looks for this one unless the host checks the way back to every source.
+        # This one is only noticed if the host checks the route back to every source.
         ("198.51.100.255", ALLOW, DENY),
         ("198.51.100.20", ALLOW, ALLOW),
         ("127.0.0.1", DENY, DENY),

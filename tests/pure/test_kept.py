@@ -1,7 +1,7 @@
-"""What a VPC keeps costs those who use it: a command about another VPC neither reads it nor decodes it.
+"""The content of a VPC costs only its own commands: a command about another VPC neither reads nor decodes it.
 
-Shown without a clock: the rules and prefixes of one VPC are such as cannot be decoded, or its part of the record is
-lost, so that whoever looks into one of them ends with status 6.
+The tests need no clock: the rules and prefixes of one VPC cannot be decoded, or its part of the record is lost, so a
+command that reads them ends with status 6.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from vpcctl.model import operations
 from vpcctl.model.network import World
 
 POLICY = {"ingress": [{"action": "allow", "protocol": "tcp", "port": 80}], "sets": {"own": ["203.0.113.0/24"]}}
-# So many prefixes are in a file of their own.
+# So many prefixes get a file of their own.
 MANY = tuple(ip_network((0xCB007100 + 4 * number, 30)) for number in range(400))
 STEPS: tuple[Callable[[World], World], ...] = (
     lambda world: operations.create_vpc(world, "big", ip_network("10.0.0.0/26")),
@@ -108,7 +108,7 @@ def copied(session: Rehearsal) -> Any:
 
 
 def damaged(session: Rehearsal, vpc: str) -> str:
-    """How a part of a VPC is said to be damaged."""
+    """The message that a part of a VPC is damaged."""
     return rf"VPC {vpc}: {re.escape(str(session.state_dir))}/parts/[0-9a-f]{{64}}\.json is damaged \("
 
 
@@ -177,7 +177,7 @@ def parts_of(session: Rehearsal, vpc: str) -> list[Path]:
     return [session.state_dir / parts.FOLDER / parts.file_name(mark) for mark in found]
 
 
-# Commands that show what is in every VPC.
+# Commands that show the content of every VPC.
 OF_ALL = ("list-vpcs", "show-vpc --name big", "list-subnets --vpc big", "list-instances --vpc big")
 
 
@@ -189,7 +189,7 @@ def test_a_command_about_another_vpc_does_not_even_read_it(session: Rehearsal, w
         file.unlink()
     found = run(session, *words.split())
     assert status(found) in (0, 1), found.exception or found.output
-    # What names the parts is as it was: once they are back, nothing is missing.
+    # The head still names the parts: once they are back, nothing is missing.
     for file, content in lost.items():
         assert not file.exists()
         file.write_bytes(content)
@@ -215,7 +215,7 @@ def test_a_part_that_is_lost_or_damaged_is_named_with_its_vpc(session: Rehearsal
 @pytest.mark.parametrize("how", ["lost", "damaged"])
 def test_a_part_is_taken_back_from_the_copy_and_the_rest_stays(session: Rehearsal, how: str) -> None:
     there, before = written(session), records.files(session.state_dir)
-    # What the file says is younger than the copy; the part is the same.
+    # The file is newer than the copy; the part is the same.
     with session.store.locked() as writer:
         writer.load()
         session.store.copies, kept = None, session.store.copies

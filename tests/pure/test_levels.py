@@ -239,7 +239,7 @@ def members(bits: int, low: int) -> set[int]:
     return {low + place for place in range(bits.bit_length()) if bits >> place & 1}
 
 
-# Around the borders of bytes, of which a union is made.
+# Around the boundaries of the bytes of a union.
 stretches = st.tuples(st.integers(0, 40), st.integers(1, 20), st.none() | st.integers(1, (1 << 20) - 1)).map(
     lambda parts: (parts[0], parts[0] + parts[1], parts[2] and ((parts[2] & ((1 << parts[1]) - 1)) or 1))
 )

@@ -1,4 +1,4 @@
-"""Published ports as values: addresses and ranges, who else has a port, and how the documents say it."""
+"""Published ports as values: addresses and ranges, conflicts, and their form in documents."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OWN = [ip_network(f"{HOST}/32"), ip_network(f"{SECOND}/32"), ip_network("127.0.0
 
 
 def world(*items: Publication) -> World:
-    """Two VPCs; the first one publishes, in turn, what is given."""
+    """Two VPCs; the first one publishes the given ports one after the other."""
     made = World(
         tuple(
             Vpc(name, (worlds.network(prefix),), index, (worlds.Subnet("web", (worlds.network(prefix),), True, False,
@@ -90,7 +90,7 @@ def test_the_router_tells_apart_what_is_published_twice_and_nobody_moves() -> No
     both = world(Publication(TCP, 80, "web", 80, 3, HOST), Publication(TCP, 81, "db", 80, 1, SECOND))
     first, second = both.vpc("one").publications
     assert (first.entries, second.entries) == ((80, 82), (1024, 1024))
-    # The one that came later keeps its port when the other one goes.
+    # The later publication keeps its port when the other one is removed.
     left = operations.unpublish_port(both, "one", TCP, 80, 3)
     assert left.vpc("one").publications == (second,)
     third = Publication(TCP, 1000, "web", 80, 100, SECOND)
@@ -135,7 +135,7 @@ def test_documents_keep_addresses_ranges_and_the_routers_ports() -> None:
         return read_environment(document, "env.json", lambda name: ({}, name), present)
 
     assert [vpc.publications for vpc in read(made).vpcs] == [vpc.publications for vpc in made.vpcs]
-    # What is there keeps its port in the router, whatever the order of the document is.
+    # Existing publications keep their ports in the router, whatever the order in the document.
     document["vpcs"][0]["publish"].reverse()
     assert set(read(made).vpc("one").publications) == set(made.vpc("one").publications)
     assert len(read(World()).vpc("one").publications) == 3
@@ -191,7 +191,7 @@ def test_a_long_range_is_one_element_unless_its_ports_are_renumbered() -> None:
         (str(HOST), False, True, True, False),
         (str(SECOND), False, True, False, False),
         ("127.0.0.1", False, True, False, True),
-        # systemd-resolved; calls of 127.0.0.53 are translated in no case.
+        # systemd-resolved; calls of 127.0.0.53 are never translated.
         ("127.0.0.53", False, False, False, False),
     ],
 )

@@ -128,13 +128,13 @@ def test_a_packet_passes_exactly_if_the_oracle_allows_it(world: World, host: Hos
         point = point_in(full, chance, source, destination)
         flow = flow_of(source, destination, point)
         expected = oracle.decide(full, flow, host).allowed
-        # What is outside is the internet's or the host's.
+        # Addresses outside belong to the internet or to the host.
         pairs = [(one, other) for one in beside(reach, source) for other in beside(reach, destination)]
         assert any(point in passing(*pair) for pair in pairs) is expected, flow
 
 
 def beside(reach: Reach, zone: Zone) -> list[Zone]:
-    """The zone; for the internet also the host, if that is one."""
+    """The zone; for the internet also the host, if it is a zone."""
     host = reach.zones.get((None, HOST))
     return [zone, host] if zone.vpc is None and host is not None else [zone]
 
@@ -266,7 +266,7 @@ def test_pairs_are_those_with_a_path_between_them() -> None:
     }  # fmt: skip
     host = [(source.key, destination.key) for source, destination in reach.pairs() if source.is_host]
     assert host == [((None, HOST), ("alpha", "web")), ((None, HOST), ("alpha", "db"))]
-    # What the host's addresses are is not known here, so none can be called.
+    # The host's addresses are unknown here, so none can be called.
     assert not [pair for pair in reach.pairs() if pair[1].is_host]
     touching = {(source.vpc, destination.vpc) for source, destination in reach.pairs("loner")}
     assert touching == {("loner", "loner"), ("loner", None), (None, "loner")}

@@ -1,4 +1,4 @@
-"""The parts of the record: whatever commands and crashes come, it says what one file written at once would say."""
+"""The parts of the record: after any commands and crashes, they equal a record that is written at once."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ Change = Callable[[State], World]
 
 
 class CrashError(BaseException):
-    """Not one of ours: nothing catches it, as nothing catches a power cut."""
+    """No error class of ours, so nothing catches it: it simulates a power failure."""
 
 
 def policy(vpc: str, rules: int) -> Change:
-    """So many rules for a subnet; of many the list is a part of its own."""
+    """So many rules for a subnet; a long list is a part of its own."""
     ingress = [{"action": "allow", "protocol": "tcp", "port": 1 + number} for number in range(rules)]
     found = read_policies({"vpc": vpc, "subnet": "web", "ingress": ingress}, "web.json")
     return lambda found_state: attach(found_state.world, found)[0]
@@ -64,12 +64,12 @@ CHANGES: dict[str, Change] = {
     "peer": lambda s: operations.create_peering(s.world, "one", "two"),
     "peer no more": lambda s: operations.delete_peering(s.world, "one", "two"),
 }
-# What changes a file or a directory of the record.  The lock's file is left out: a process that ends gives it back.
+# Calls that change a file or a directory of the record, without the lock file: the kernel releases the lock.
 CHANGING = {"write", "fsync", "rename", "unlink", "mkdir", "utime"}
 
 
 class Disk:
-    """`os`, of which the call number `last` that changes something does not come any more; a write is torn."""
+    """`os`, whose changing call number `last` does not take place any more; a write is torn."""
 
     def __init__(self, last: int | None, error: BaseException):
         self._left, self._error = last, error
@@ -103,7 +103,7 @@ def struck(last: int | None, error: BaseException) -> Iterator[None]:
 
 
 def at_once(found: State, directory: Path) -> Any:
-    """The record that is written of `found` into an empty directory, by values that know of no other one."""
+    """The record of `found`, written to an empty directory from fresh values."""
 
     def copied(world: World) -> World:
         return dataclasses.replace(world, vpcs=tuple(map(dataclasses.replace, world.vpcs)))
@@ -125,7 +125,7 @@ def without_serial(document: Any) -> Any:
 
 
 def assert_whole(store: Store, scratch: Path) -> None:
-    """The record, and its copy, say what one that is written at once says, and have nothing else."""
+    """Check that the record and its copy equal a record that is written at once, and contain nothing else."""
     found = Store(store.directory).load_whole()
     expected = at_once(found, scratch)
     assert without_serial(records.whole(store.directory)) == expected
@@ -135,7 +135,7 @@ def assert_whole(store: Store, scratch: Path) -> None:
     there = {path.stem for path in (store.directory / parts.FOLDER).glob("*.json")}
     needed = {mark for mark in there if mark.encode() in document}
     assert {path.stem for path in (copy.parent / store._copy_folder).iterdir()} == needed
-    # Beside what is needed there is only what a reader may still need.
+    # All other files are those that a reader may still need.
     for mark in there - needed:
         written = (store.directory / parts.FOLDER / parts.file_name(mark)).stat().st_mtime
         assert time.time() - written < parts.GRACE
@@ -164,14 +164,14 @@ def test_any_commands_and_crashes_leave_a_whole_record(
     kernel = FakeKernel()
     reconciler.change(Store(base / "state", base / "copies"), kernel, built)
     for number, (name, strike, place) in enumerate(steps):
-        # Another process each time: nothing is remembered.
+        # Another process each time: nothing is cached.
         store = Store(base / "state", base / "copies")
         before = store.load().world
         error = CrashError() if "crash" in strike else OSError(28, os.strerror(28))
         kernel.calls.clear()
         kernel.fail_at, kernel.failure = (1 + place % 12, error) if strike == "crash in the kernel" else (None, error)
         if strike == "error in the kernel":
-            kernel.fail_at, kernel.failure = 1 + place % 12, VpcctlError("the kernel was told to fail")
+            kernel.fail_at, kernel.failure = 1 + place % 12, VpcctlError("the kernel fails as the test asks")
         after: list[World] = []
 
         def change(found: State, name: str = name, after: list[World] = after) -> World:
@@ -217,7 +217,7 @@ def files(store: Store) -> set[Path]:
 
 
 def age(paths: set[Path]) -> None:
-    """Have it that these were written, or needed last, long ago."""
+    """Set their times: they were written, or last needed, long ago."""
     for path in paths:
         os.utime(path, (0, 0))
 
@@ -227,7 +227,7 @@ def test_a_part_stays_for_those_who_read_and_is_gone_later(store: Store) -> None
     age(before)
     reader = Store(store.directory).load()
     changed(store, "db in one")
-    # The time of grace begins when a part is no longer needed, however old it is.
+    # The time of grace begins when a part is no longer needed, whatever its age.
     assert len(files(store) - before) == 1
     assert before <= files(store)
     changed(store, "db in two")
@@ -276,7 +276,7 @@ def test_what_a_crash_leaves_is_removed_and_nothing_else(store: Store) -> None:
 
 
 def test_a_part_that_a_crash_left_is_not_trusted(store: Store) -> None:
-    """It may be torn: it has the name of the part that comes next, and something else in it."""
+    """It may be torn: it has the name of the next part, but other content."""
     again = Store(store.directory.parent / "again")
     changed(store, "limits of one")
     shutil.copytree(store.directory, again.directory)
@@ -324,7 +324,7 @@ def test_vpcs_of_equal_parts_are_equal_unread(store: Store) -> None:
 
 
 def test_names_that_may_clash_are_compared_and_others_not_read(tmp_path: Path) -> None:
-    """A namespace is named VPC-INSTANCE: only a VPC whose name goes on from another one's can have the same."""
+    """A namespace is named VPC-INSTANCE, so two VPCs can clash only if one name begins with the other."""
     store = Store(tmp_path / "state")
     world = World()
     for number, name in enumerate(("a", "a-b", "c-d")):
@@ -341,7 +341,7 @@ def test_names_that_may_clash_are_compared_and_others_not_read(tmp_path: Path) -
 
 
 def was_read(vpc: Vpc) -> bool:
-    """Were the subnets of a VPC read already?  Asked without reading them."""
+    """Were the subnets of a VPC read already?  Does not read them."""
     try:
         object.__getattribute__(vpc, "subnets")
     except AttributeError:

@@ -1,4 +1,4 @@
-"""When the agent looks at what: events and times in, looks out."""
+"""When the agent looks at which place: events and times in, looks out."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def looked(schedule: Schedule, now: float) -> Look:
 def run(
     schedule: Schedule, until: float, events: list[tuple[float, str]], failed: set[str] | None = None
 ) -> list[tuple[float, Look]]:
-    """The looks up to a time, each taken when it is due, with events that come at given times."""
+    """The looks up to a time, each at its due time, with events at given times."""
     found, now, rest = [], 0.0, sorted(events)
     while True:
         wait = schedule.wait(now)
@@ -76,7 +76,7 @@ def test_events_are_gathered_but_not_for_ever() -> None:
 def test_only_what_the_events_concern_is_looked_at() -> None:
     found = run(Schedule(), 10, [(1.0, "shop"), (1.05, "shop/web"), (1.1, HOST), (5.0, "calm")])
     assert [look.vpcs for _, look in found] == [{"shop"}, {"calm"}]
-    # A look at any VPC is one at the host, too, and one at a VPC is one at its instances.
+    # A look at any VPC includes the host, and a look at a VPC includes its instances.
     assert set(found[0][1].causes) == {"shop", "shop/web", HOST}
     assert [look.vpcs for _, look in run(Schedule(), 10, [(1.0, HOST)])] == [frozenset()]
     assert [look.vpcs for _, look in run(Schedule(), 10, [(1.0, "shop"), (1.0, EVERYTHING)])] == [None]
@@ -89,7 +89,7 @@ def test_a_tenant_without_end_gets_fewer_and_fewer_looks_and_delays_nobody() -> 
     times = [now for now, look in found if "shop/web" in look.places]
     assert len(times) < 45
     assert max(after - before for before, after in itertools.pairwise(times)) <= TENANT_MOST + LONGEST
-    # The first ones come without a wait.
+    # The first looks come without a wait.
     assert times[FREE - 1] < FREE * (LONGEST + 2 * GATHER)
     for place in ("calm", "shop"):
         [others] = [now for now, look in found if place in look.places]
@@ -226,7 +226,7 @@ def test_what_is_remembered_does_not_grow() -> None:
 
 
 def test_every_event_is_looked_at_after_it_happened() -> None:
-    """Whatever comes in whatever order, with locks and failures between."""
+    """Events in any order, with locks and failures in between."""
     for seed in range(50):
         chance, schedule, now = random.Random(seed), Schedule(), 0.0
         unseen: dict[str, float] = {}

@@ -490,7 +490,7 @@ def test_a_write_that_the_disk_cuts_short_leaves_the_file_as_it_was(store: Store
     with store.locked() as writer, files_up_to(size), pytest.raises(StateError, match=words):
         writer.save(full(told("peer them")))
     assert store.load() == saved
-    # Nothing is left of what was written in vain.
+    # Nothing is left of the failed write.
     assert records.files(store.directory) == before
     assert {path.name for path in store.directory.iterdir()} == {STATE_FILE, LOCK_FILE, parts.FOLDER}
 

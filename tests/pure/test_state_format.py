@@ -44,7 +44,7 @@ SCHEMA = read("schema.json")
 
 
 def defined(name: str) -> Draft202012Validator:
-    """What judges a definition of the format."""
+    """The validator of a definition of the format."""
     return Draft202012Validator({"$ref": f"#/$defs/{name}", "$defs": SCHEMA["$defs"]})
 
 
@@ -58,7 +58,7 @@ def problems(document: Any, validator: Draft202012Validator = VALIDATOR) -> list
 
 
 def all_problems(directory: Path) -> list[str]:
-    """In what the state file in a directory, and its parts, depart from the schema."""
+    """The schema violations of the state file in a directory and of its parts."""
     found = problems(read("state.json", directory))
     for file in directory.glob("parts/*"):
         content = file.read_bytes()
@@ -129,7 +129,7 @@ def test_the_examples_are_read_and_written_as_they_were(tmp_path: Path, name: st
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_what_was_read_is_written_anew_as_it_was(tmp_path: Path, name: str) -> None:
-    """Nothing depends on a part being there already: values alone make the same parts."""
+    """Fresh values make the same parts, even if none exist."""
     state = dataclasses.replace(example(tmp_path, name).load_whole())
     vpcs = [[copied(vpc) for vpc in world.vpcs] if world else [] for world in (state.world, state.pending)]
     made = dataclasses.replace(
@@ -335,11 +335,11 @@ def at(document: Any, path: tuple) -> Any:
 
 
 def small() -> Any:
-    """The part of a VPC with one item of each kind, which is enough to spoil."""
+    """The part of a VPC with one item of each kind."""
     whole = records.whole(V3 / "example")
     found = {item["kind"]: item for members in whole["record"].values() for item in members}
     desired = whole["desired"]["vpcs"][0]["part"]
-    # One list stays apart.
+    # One list stays in a part of its own.
     [apart] = [subnet for file in V3.glob("example/parts/*") for subnet in apart_in(json.loads(file.read_bytes()))]
     desired["sets"]["partners"] = apart
     return {"vpc": "shop", "desired": desired, "record": list(found.values())}
@@ -425,7 +425,7 @@ def test_a_wrong_value_is_refused(name: str, path: tuple, value: object) -> None
 
 
 def test_a_link_that_an_older_version_opened_is_found_by_its_name(tmp_path: Path) -> None:
-    """It stays open for us, is known by its index from then on, and is put back in the end."""
+    """It stays open for us, is identified by its index from then on, and is restored at the end."""
     store = placed(tmp_path, json.dumps(read("example.json", V2)))
     state = store.load()
     assert state.host.opened == (OpenedLink(0),)

@@ -93,7 +93,7 @@ def objection(flow: Tracked, there: World) -> str:
         inward(8080, WEB, 80),
         # A port that is not published any more: the ruleset drops it, whoever sends.
         inward(8081, WEB, 80),
-        # Left of a peering that is gone: it is not translated, so it does not leave, and it may come back.
+        # A flow of a deleted peering: it is not translated, so it does not leave; the peering may come back.
         plain(WEB, 1000, REMOTE, 53, TCP),
     ],
 )
@@ -139,7 +139,7 @@ def test_ranges_lead_port_by_port() -> None:
     assert objection(inward(8004, WEB, 94), there) == ""
     assert "another instance" in objection(inward(8004, WEB, 93), there)
     assert objection(inward(8005, WEB, 95), there) == "", "unpublished: the ruleset drops it"
-    # The router takes in what is published at one address by a port of its own.
+    # The router accepts a port that is published at one address by another port.
     at = [ipaddress.ip_address(text) for text in (HOST, "192.0.2.1")]
     twice = (Publication(TCP, 80, "web", 80, 1, at[0]), Publication(TCP, 80, "db", 80, 1, at[1], 1024))
     there = world(None, *twice)
@@ -153,11 +153,11 @@ def test_ranges_lead_port_by_port() -> None:
 
 
 def test_calls_of_the_host_and_of_instances_follow_what_is_published() -> None:
-    """Their sources are translated, too; a call of an instance has its router's address."""
+    """Their sources are translated, too; an instance's call has its router's address."""
     by_host = Tracked(UDP, ends("127.0.0.1", 1, "127.0.0.1", 8080), ends(UPLINK, 8080, "100.64.0.0", 1), 0, 48)
     by_instance = Tracked(UDP, ends(OTHER_UPLINK, 1, HOST, 8080), ends(UPLINK, 8080, "100.64.0.0", 40001), 0, 48)
     local = [ipaddress.ip_network(f"{HOST}/32"), ipaddress.ip_network("127.0.0.0/8")]
-    # The port that source NAT took is one of the host's end of the uplink, at which nothing is published.
+    # The port of source NAT belongs to the host's address on the uplink, at which nothing is published.
     published = [Publication(UDP, 8080, "web", 80), Publication(UDP, 40001, "web", 80)]
     for flow in (by_host, by_instance):
         assert HostCourt(world(None, *published), local).objection(flow) == ""
@@ -196,7 +196,7 @@ def test_the_host_forgets_what_it_translates_no_longer() -> None:
     local = [ipaddress.ip_network(f"{HOST}/32"), ipaddress.ip_network("127.0.0.0/8")]
     court = HostCourt(there, local, former=former)
     right = [
-        # Of no uplink, present or gone: somebody else uses the range, too.
+        # Not an address of a present or former uplink: somebody else uses the range, too.
         outward("100.64.9.9", 1000, REMOTE, 53, HOST),
         plain(HOST, 5000, "100.64.9.9", 8080),
         outward(UPLINK, 1000, REMOTE, 53, HOST),
@@ -216,7 +216,7 @@ def test_the_host_forgets_what_it_translates_no_longer() -> None:
         plain(REMOTE, 5000, HOST, 8080),
         # A program of the host itself.
         plain("127.0.0.1", 5000, HOST, 8080),
-        # Published no more: what comes goes to the host itself.
+        # Unpublished: calls go to the host itself.
         inward(8081, UPLINK, 8081, called=HOST),
     ]
     assert [court.objection(flow) for flow in right] == [""] * len(right)

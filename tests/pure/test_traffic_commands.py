@@ -341,7 +341,7 @@ def test_matrix_is_a_table_of_all_pairs(vpcctl) -> None:
         ["db", "internet", "-"],
         ["internet", "web", "(10.0.1.2)  tcp/80"],
         ["internet", "db", "-"],
-        # It calls published ports, as others do.
+        # It calls published ports, like other callers.
         ["host", "web", "(10.0.1.2)  tcp/80"],
         ["host", "db", "-"],
     ]

@@ -1,4 +1,4 @@
-"""Our frozen dataclasses and those of the standard library do the same."""
+"""Our frozen dataclasses behave like those of the standard library."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Held = TypeVar("Held")
 
 
 def make(dataclass: Callable[..., Callable[[type], type]]) -> dict[str, type]:
-    """The same classes by another decorator."""
+    """The same classes, made by a given decorator."""
 
     @dataclass(frozen=True, slots=True)
     class Empty:
@@ -34,7 +34,7 @@ def make(dataclass: Callable[..., Callable[[type], type]]) -> dict[str, type]:
 
     @dataclass(frozen=True, slots=True, order=True)
     class Many:
-        """All that our fields have."""
+        """All options that our fields use."""
 
         kind: ClassVar[str] = "many"
         first: int
@@ -88,7 +88,7 @@ def make(dataclass: Callable[..., Callable[[type], type]]) -> dict[str, type]:
 
 
 OURS, STANDARD = make(values.dataclass), make(dataclasses.dataclass)
-# For pickle, which looks a class up where it says that it is.
+# For pickle, which looks a class up by its module and name.
 for made in OURS.values():
     made.__qualname__ = made.__name__
     globals()[made.__name__] = made
@@ -113,7 +113,7 @@ CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
 
 
 def outcome(act: Callable[[], object]) -> object:
-    """What comes of an action: its value, or its error's type and words."""
+    """The result of an action: its value, or its error's type and message."""
     try:
         return act()
     except Exception as error:
@@ -170,7 +170,7 @@ def test_values_compare_as_the_standard_library_compares_them(compare: str) -> N
 def test_wrong_arguments_are_refused_in_the_same_words(
     name: str, given: tuple[Any, ...], named: dict[str, Any]
 ) -> None:
-    for _ in range(2):  # the second time by the method that was compiled
+    for _ in range(2):  # the second call uses the compiled method
         mine, theirs = (outcome(lambda: made[name](*given, **named)) for made in (OURS, STANDARD))  # noqa: B023
         assert mine == theirs
         assert mine[0] == "TypeError"
@@ -184,7 +184,7 @@ def test_a_value_that_holds_itself_is_shown() -> None:
 
 def test_what_is_asked_for_and_not_known_is_refused() -> None:
     class Keyword:
-        """A field that is not by position."""
+        """A keyword-only field."""
 
         one: int = field(kw_only=True)
 
@@ -204,7 +204,7 @@ def test_others_are_the_standard_librarys() -> None:
 
 
 def test_every_frozen_class_of_ours_is_made_this_way() -> None:
-    """The standard library's costs a millisecond of each command that imports it."""
+    """A frozen dataclass of the standard library costs each command that imports it a millisecond."""
     found = []
     for module in pkgutil.walk_packages(vpcctl.__path__, "vpcctl."):
         if module.name.endswith("__main__"):

@@ -1,4 +1,4 @@
-"""The notes of which rulesets were found right: a cache, which may forget and must not lie."""
+"""The notes about rulesets that were right: a cache, which may forget but must not be wrong."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_damaged_note_holds_nothing(tmp_path: Path, note: object) -> None:
 
 
 def test_the_notes_of_another_version_hold_nothing(tmp_path: Path) -> None:
-    """It may compile another ruleset for the same VPC."""
+    """Another version may compile another ruleset for the same VPC."""
     place = tmp_path / "verified.json"
     noted(place)
     document = json.loads(place.read_text())
