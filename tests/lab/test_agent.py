@@ -152,7 +152,8 @@ def test_a_link_that_comes_again_is_the_way_out_again(lab: Lab) -> None:
     run_all(lab, BUILD[:2])
     with agent(lab) as running:
         for _ in range(2):
-            script(lab, "ip link delete br0; sleep 0.3")
+            script(lab, "ip link delete br0")
+            running.calm()
             assert not web_pings(lab)
             script(lab, BRIDGE)
             assert eventually(lambda: web_pings(lab), 10), running.entries()
@@ -271,10 +272,13 @@ def test_without_a_record_it_writes_none_and_waits_for_the_first_command(lab: La
 def test_a_lock_is_waited_for(lab: Lab) -> None:
     run_all(lab, BUILD[:2])
     with agent(lab) as running:
-        holder = lab.popen(["flock", f"{STATE_DIR}/lock", "sleep", "4"])
-        script(lab, "sleep 0.3; nft flush ruleset; sleep 1")
+        holder = lab.popen(["flock", f"{STATE_DIR}/lock", "sh", "-c", "echo held; cat"])
+        assert holder.stdout
+        assert holder.stdout.readline() == "held\n"
+        script(lab, "nft flush ruleset")
+        running.await_entry("waiting")
         assert running.entries("repaired") == []
-        holder.wait(20)
+        holder.communicate(timeout=20)
         running.await_entry("repaired")
         assert running.entries("failed") == []
         running.assert_heals()

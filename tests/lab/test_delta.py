@@ -69,8 +69,10 @@ try:
 finally:
     done.set()
     thread.join()
-time.sleep(0.3)
-receive()
+end = time.monotonic() + 10
+while counts[int(allowed)] < counts["sent"] and time.monotonic() < end:
+    time.sleep(0.01)
+    receive()
 print(json.dumps([counts["sent"], *(counts[port] for port in receivers)]))
 """
 

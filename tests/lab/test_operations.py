@@ -132,7 +132,7 @@ def test_every_section_is_tried_here_or_there() -> None:
     elsewhere = {
         "A published port is taken, or is not reached": "tests/lab/test_ports.py",
         "A namespace belongs elsewhere": "tests/lab/test_namespaces.py",
-        "A VPC cannot be removed completely": "tests/pure/test_reconciler.py",
+        "A VPC cannot be removed completely": "tests/pure/test_trouble.py",
         "Hardened VPCs": "tests/lab/test_checksums.py",
         "The state file is newer": "tests/lab/test_adopt.py",
         "The state is locked": "tests/lab/test_surroundings.py",

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import pytest
 
+from tests.lives import anew, life
 from vpcctl.cli import commands
 from vpcctl.engine import machine, state
 from vpcctl.model.host import NO_HOST
+
+__all__ = ["anew", "life"]
 
 
 class KernelForbidden(BaseException):

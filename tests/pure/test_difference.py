@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from vpcctl.analysis.reachability import Change, Reach, changes
+from vpcctl.analysis.changes import Change, changes
+from vpcctl.analysis.reachability import Reach
 from vpcctl.compiler import compile_host, compile_vpc
 from vpcctl.compiler.view import looks_alike, same_for_host
 from vpcctl.documents.diff import UNTOLD, object_changes, same_words

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import words, worlds
+from vpcctl.analysis.changes import changes
 from vpcctl.analysis.impact import Forecast, forecast
 from vpcctl.analysis.packetset import NOTHING, Space
-from vpcctl.analysis.reachability import Reach, changes
+from vpcctl.analysis.reachability import Reach
 from vpcctl.analysis.rendering import Line
 from vpcctl.documents.environment import read_environment
 from vpcctl.model.network import World

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from tests import worlds
 from tests.worlds import address, instance, network
 from vpcctl.analysis import packetset
+from vpcctl.analysis.changes import changes
 from vpcctl.analysis.packetset import DESTINATION, NOTHING, SOURCE, Space
-from vpcctl.analysis.reachability import DEFAULT, FLOWS, HOST, Reach, Zone, changes
+from vpcctl.analysis.reachability import DEFAULT, FLOWS, HOST, Reach, Zone
 from vpcctl.model import oracle
 from vpcctl.model.host import Host
 from vpcctl.model.network import ConflictError, Peering, Publication, Subnet, Vpc, World, uplink_pair

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from vpcctl.analysis import packetset
 from vpcctl.analysis.anomalies import Idle, idle_rules
+from vpcctl.analysis.changes import Change, changes, touched
 from vpcctl.analysis.packetset import Space
-from vpcctl.analysis.reachability import FLOWS, MOST_PARTS, Change, Reach, Zone, ZoneKey, changes, touched
+from vpcctl.analysis.reachability import FLOWS, MOST_PARTS, Reach, Zone, ZoneKey
 from vpcctl.analysis.rendering import Line, lines
 from vpcctl.errors import TooFineError
 from vpcctl.model.host import NO_HOST, Host

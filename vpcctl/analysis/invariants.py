@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from vpcctl.analysis.changes import concerned
 from vpcctl.analysis.explain import ALLOW, DENY, PARTLY, Answer, ask
-from vpcctl.analysis.reachability import Reach, concerned
+from vpcctl.analysis.reachability import Reach
 from vpcctl.errors import ConflictError, DocumentError, TooFineError, VpcctlError
 from vpcctl.model.host import NO_HOST, Host
 from vpcctl.model.network import Invariant, World
