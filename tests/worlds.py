@@ -82,7 +82,6 @@ endpoints = st.one_of(
 )
 often = st.sampled_from([True, True, True, True, False])
 many_endpoints = st.one_of(st.none(), st.none(), st.lists(endpoints, max_size=3).map(tuple))
-prefix_lists = st.lists(st.sampled_from(NETWORKS), max_size=3).map(tuple)
 limits = st.builds(Limit, st.sampled_from([1, 10]), st.sampled_from(["second", "minute", "hour", "day"]), st.just(5))
 
 

@@ -40,7 +40,7 @@ def main(number: int, seconds: float) -> dict[str, int]:
         return part.text if part and part.fingerprint == fingerprint else None
 
     def arrives(one: World, other: World, kind: str, chance: random.Random) -> None:
-        steps = [one, other if kind == "another world" else changed(one, kind, chance), one]
+        steps = [one, changed(one, other, kind, chance), one]
         compiled = [compile_vpc(world, "alpha", OWNER) for world in steps]
         assume(compiled[0].fingerprint != compiled[1].fingerprint)
         former = None

@@ -41,7 +41,6 @@ SOURCES = {
     "/run/netns/other-app": "the namespace of other-app",
     "/run/netns/other-router": "the namespace of other-router",
 }
-VICTIMS = ("shop-web-2", "shop-router")
 # How it gets there, and the command that the messages tell to type.
 WAYS = {
     "over ours": ("mount --bind $0 /run/netns/$1", "umount /run/netns/{}"),

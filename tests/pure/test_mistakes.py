@@ -202,7 +202,6 @@ def test_a_set_named_like_a_field_gets_no_hint() -> None:
 
 WEB = {"protocol": "tcp", "port": 8080, "instance": "web"}
 PORT_OR_RANGE = 'is not a port (1–65535) or a range "8000-8010"'
-NO_ADDRESS = "cannot be an address of the host; omit it to publish at all addresses"
 PUBLISHED: list[tuple[dict[str, Any], str]] = [
     ({"port": "8080:80"}, f'/port: "8080:80" {PORT_OR_RANGE}; write "port": 8080, "target_port": 80'),
     ({"port": "http"}, f'/port: "http" {PORT_OR_RANGE}; write 80'),

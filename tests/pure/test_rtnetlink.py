@@ -19,7 +19,7 @@ from vpcctl.kernel import netlink
 from vpcctl.kernel import rtnetlink as rt
 from vpcctl.resources.kinds import PORT_FLAGS
 
-MAC, OTHER_MAC = "02:00:5e:00:53:01", "02:00:5e:00:53:fe"
+MAC = "02:00:5e:00:53:01"
 names = st.text("abcdefghijklmnopqrstuvwxyz0123456789-", min_size=1, max_size=15)
 macs = st.binary(min_size=6, max_size=6).map(lambda value: value.hex(":"))
 indices = st.integers(1, 2**31 - 1)

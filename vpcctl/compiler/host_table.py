@@ -73,7 +73,7 @@ def host_table(world: World, host: HostPart = NO_PART, leaving: Iterable[tuple[s
         Set("opened", "iface_index", tuple(Element(str(link.index)) for link in host.opened)),
         Set("closed", "iface_index", tuple(Element(str(index)) for index in host.closed)),
         # Both ends of each uplink: the rest of the transit range may be somebody else's.
-        Set("uplink-addresses", "ipv4_addr", tuple(Element(str(address)) for address in _ends(world, uplinks))),
+        Set("uplink-addresses", "ipv4_addr", tuple(Element(str(address)) for address in _ends(uplinks))),
     ]
     published = Published.of(world)
     sets += published.sets
@@ -91,7 +91,7 @@ def host_table(world: World, host: HostPart = NO_PART, leaving: Iterable[tuple[s
     return Table("inet", names.TABLE, (*sets, *share_sets), (*chains, *share_chains))
 
 
-def _ends(world: World, uplinks: list[_Uplink]) -> list[Address]:
+def _ends(uplinks: list[_Uplink]) -> list[Address]:
     """The addresses of both ends of the uplinks."""
     found = []
     for uplink in uplinks:

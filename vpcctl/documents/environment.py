@@ -71,7 +71,7 @@ def read_environment(
     # Report all other problems at the same time.
     left = remains(document, reader.problems) if reader.problems else document
     if left is not GAP:
-        reader.doubts = Doubts.of(document, left, reader.problems)
+        reader.doubts = Doubts.of(left, reader.problems)
         world = reader.world(left)
         reader.tell_unknown_names(document, left)
     reader.finish(document)
@@ -92,8 +92,8 @@ class Doubts:
     sets: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, document: Any, left: Any, problems: Iterable[Problem]) -> Doubts:
-        """The doubts about `document`, of which only `left` could be read."""
+    def of(cls, left: Any, problems: Iterable[Problem]) -> Doubts:
+        """The doubts about a document of which only `left` could be read."""
         pointers = [problem.pointer for problem in problems]
         inners = left.get("vpcs", [])
         nameless = any(inner is GAP or "name" not in inner for inner in inners)
