@@ -156,7 +156,8 @@ def snapshot(
             same = _unchanged(world, vpc, standing)
             known = before if keeps(vpc) else None
             if same is None:
-                same = tuple(_vpc_items(world, vpc, state_id, loaded, known, standing, gates))
+                ruleset = _vpc_ruleset(world, vpc, state_id, loaded, known, standing, gates)
+                same = tuple(_vpc_items(world, vpc, state_id, ruleset))
             found[vpc.name] = same
     return found
 
@@ -219,21 +220,13 @@ def _host_items(world: World, host: HostPart, state_id: str, loaded: Rulesets) -
         yield Forwarding(None, link.index, link.name)
 
 
-def _vpc_items(
-    world: World,
-    vpc: Vpc,
-    state_id: str,
-    loaded: Rulesets,
-    before: World | None,
-    standing: InForce | None,
-    gates: Gates,
-) -> Iterator[Item]:
+def _vpc_items(world: World, vpc: Vpc, state_id: str, ruleset: Ruleset) -> Iterator[Item]:
     router = names.router_namespace(vpc.name)
     yield Namespace(router, names.tag(state_id, vpc.name, "router"))
     for path, value, optional in ROUTER_SETTINGS:
         yield Setting(router, path, value, optional)
     yield LinkUp(router, "lo")
-    yield _vpc_ruleset(world, vpc, state_id, loaded, before, standing, gates)
+    yield ruleset
     yield from _uplink(world, vpc, state_id)
     if vpc.hardened:
         mac = names.stable_mac(state_id, vpc.name, "checksums")
