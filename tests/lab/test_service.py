@@ -137,11 +137,11 @@ def test_installing_again_changes_nothing_and_removing_leaves_nothing(machine: L
     assert machine.run(["stat", "-c", "%a %u", str(TARGET)]).stdout == "644 0\n"
     assert f"removed {TARGET}\n" in machine.vpcctl("install-service", "--remove").stderr
     assert listed(machine) == []
-    assert machine.vpcctl("install-service", "--remove").stderr == f"{TARGET} is not there\n"
+    assert machine.vpcctl("install-service", "--remove").stderr == f"{TARGET} not found\n"
     installed(machine)
     assert f"removed {TARGET}\n" in machine.vpcctl("uninstall-service").stderr
     assert listed(machine) == []
-    assert machine.vpcctl("uninstall-service").stderr == f"{TARGET} is not there\n"
+    assert machine.vpcctl("uninstall-service").stderr == f"{TARGET} not found\n"
 
 
 def test_the_service_of_older_versions_is_replaced_and_one_of_that_name_that_is_not_ours_stays(machine: Lab) -> None:

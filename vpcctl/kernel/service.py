@@ -70,7 +70,7 @@ def remove(units: Path = UNITS) -> list[str]:
     found = [target for target in (units / NAME, units / OLDER) if target.exists()]
     found = [target for target in found if target.name == NAME or _is_older(target)]
     if not found:
-        return [f"{units / NAME} is not there"]
+        return [f"{units / NAME} not found"]
     return [*(words for target in found for words in _removed(target)), _systemctl("daemon-reload")]
 
 
