@@ -51,7 +51,7 @@ bench *NAME_ARGS:
     run() {
         name=$1
         shift
-        # Packages come from outside, and only if the person asks for them.
+        # Packages come from the network, so they are installed only with --install.
         case $name,$* in compare,*--install*) python -m benchmarks.install ;; esac
         case $name in
             charts) python -m benchmarks.charts "$@" ;;

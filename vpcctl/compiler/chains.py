@@ -1,7 +1,7 @@
 """The sections of a VPC's ruleset in the order in which a packet meets them: `SECTIONS` is the list.
 
 Where it came from, destination NAT, judgement (`judgement`), the router itself, source NAT; beside them the tables of
-the ARP and the bridge family.  `docs/packet-path.md` tells the same with an example.
+the ARP and the bridge family.  `docs/packet-path.md` describes the same with an example.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Single values of a document: what the words of one field mean.
 
-Each `parse_…` raises ValueError with what was found and what is expected, to be told with the field's place.
+Each `parse_…` raises ValueError with what was found and what is expected; the caller adds the place of the field.
 """
 
 from __future__ import annotations

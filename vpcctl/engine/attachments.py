@@ -41,7 +41,7 @@ class AttachedPolicy:
 class PolicyChange:
     """What a request about policies changed or, as a dry run, would change.
 
-    `forecast` tells what traffic is newly allowed and denied.  `repaired` is what differed in the kernel in VPCs whose
+    `forecast` is the traffic that is newly allowed and denied.  `repaired` is what differed in the kernel in VPCs whose
     policies stay as they were.
     """
 

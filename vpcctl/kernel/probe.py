@@ -9,7 +9,7 @@ arrives after it.  What follows are two *controls* that no policy touches:
     the last hop pings the receiver         the arrival proves that what was let through has arrived
 
 Only then is a probe that was not seen called lost.  A control that does not come is an error and never a verdict.
-What the sender hears (a reset, an ICMP error, a reply) is told by the same token.
+The same token identifies what the sender receives (a reset, an ICMP error, a reply).
 
 Where a packet is looked for depends on what it would do if it passed.  To an instance, or a machine of the lab, it
 *enters* a namespace.  To any other machine it *leaves* the host.  To an address of the host it is *delivered*: a raw
