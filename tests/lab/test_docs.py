@@ -60,6 +60,7 @@ def test_the_readmes_commands_work_as_typed_one_after_the_other(lab: Lab, tmp_pa
         "app reaches db",
         "web does not reach db",
         "web does not reach db, and this is why",
+        "refused, because web would reach db",
         "db does not reach the internet",
         "denied and logged",
         "the neighbour reaches web",
