@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from tests.lab.machine import run_all
 from tests.lab.networks import SECOND_CARD, VPN
+from tests.lab.traffic import assert_moving, start_flow, stations
 from vpcctl.lab import RUN_LAB, Lab
 
 BUILD = (
@@ -133,6 +136,24 @@ def test_the_host_does_not_become_a_router_between_its_networks(lab: Lab) -> Non
     lab.vpcctl("repair")
     assert pings(lab, NEIGHBOUR, "192.0.2.9")
     assert pings(lab, "lan2", "198.51.100.20")
+
+
+def test_a_flow_that_the_owner_let_pass_ends_when_he_forwards_no_more(lab: Lab) -> None:
+    """Our setting alone would carry it on, and connection tracking knows it."""
+    host(lab, SECOND_CARD)
+    host(lab, f"nsenter --net={RUN_LAB}/neighbour ip route add 192.0.2.0/24 via 198.51.100.2")
+    run_all(lab, BUILD)
+    host(lab, FORWARD_ALL)
+    lab.vpcctl("repair")
+    with stations(lab, NEIGHBOUR, "lan2") as (neighbour, beside):
+        flow = start_flow("through", neighbour, beside, "192.0.2.9", 5000, "udp", rate=50, push=50)
+        assert_moving([flow], time.monotonic())
+        host(lab, "sysctl -qw net.ipv4.ip_forward=0")
+        lab.vpcctl("repair")
+        assert pings(lab, "shop-web", FAR)
+        ended = time.monotonic()
+        time.sleep(0.5)
+        assert [count.last < ended for count in flow.counts()] == [True, True]
 
 
 def test_a_link_that_is_renamed_is_guarded_and_put_back_by_its_new_name(lab: Lab) -> None:
