@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import sys
 import time
 from collections.abc import Iterator
 
 import pytest
 
 from tests.lab import wire
+from tests.lab.machine import run_all
 from tests.lab.tenants import (
     APP,
     DB,
@@ -431,3 +433,28 @@ def test_a_flushed_firewall_of_the_host_opens_no_vpc(tenants: Tenants) -> None:
     finally:
         tenants.wire.vpcctl("repair")
     assert arrived(tenants[FAR].tap, {}, web.udp(str(INTERNET), 2222)) == []
+
+
+HELD = """
+import ctypes, os, sys
+held = os.open(sys.argv[1], os.O_RDONLY)
+print("held", flush=True)
+sys.stdin.readline()
+assert ctypes.CDLL(None).setns(held, 0x40000000) == 0
+with open("/proc/sys/net/ipv4/ip_forward") as forwards:
+    print(forwards.read())
+"""
+
+
+def test_a_router_that_dies_forwards_nothing_more(lab: Lab) -> None:
+    """The kernel takes the rules of a dying namespace away before its links; here somebody holds it, and all stays."""
+    run_all(
+        lab,
+        ("create-vpc --name shop --cidr 10.0.0.0/16", "create-subnet --vpc shop --name web --cidr 10.0.1.0/24 --type public"),
+    )
+    holder = lab.popen([sys.executable, "-c", HELD, "/run/netns/shop-router"])
+    assert holder.stdout
+    assert holder.stdout.readline() == "held\n"
+    lab.vpcctl("delete-vpc", "--name", "shop", "--cascade")
+    output, _ = holder.communicate("\n")
+    assert output.strip() == "0"

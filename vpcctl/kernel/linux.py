@@ -277,9 +277,23 @@ class LinuxKernel:
     def _remove_namespace(self, item: Namespace) -> None:
         if namespaces.is_namespace(item.namespace) and namespaces.owner(item.namespace) != item.tag:
             return
+        self._silence(item)
         self._close(item.namespace)
         namespaces.remove(item.namespace, item.tag)
         gate_texts.forget(item.namespace)
+
+    def _silence(self, item: Namespace) -> None:
+        """Have a router that is about to go forward nothing more.
+
+        The kernel takes the rules of a dying namespace away before its links (net/core/net_namespace.c: cleanup_net),
+        and would meanwhile forward what they dropped.
+        """
+        if not item.tag.endswith("/router") or not namespaces.is_namespace(item.namespace):
+            return
+        if namespaces.foreign(item.namespace, item.tag):
+            return
+        with contextlib.suppress(OSError, KernelError), self._rtnl(item.namespace).inside():
+            settings.forward_nothing()
 
     def _ensure_setting(self, item: Setting | LinkSetting) -> None:
         with self._rtnl(item.namespace).inside():

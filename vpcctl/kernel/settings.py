@@ -146,6 +146,11 @@ def forwarding() -> bool:
     return read(ROOT / "net/ipv4/ip_forward") == "1"
 
 
+def forward_nothing() -> None:
+    """Turn IPv4 forwarding off for the whole namespace of the calling thread."""
+    (ROOT / "net/ipv4/ip_forward").write_text("0\n")
+
+
 def _write(item: Setting | LinkSetting, value: str) -> None:
     try:
         place(item).write_text(value)
