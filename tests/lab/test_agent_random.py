@@ -212,7 +212,8 @@ class Life:
 
     def _rename(self, old: str, new: str) -> None:
         """A link goes down for that, so its routes go, and those of its network come back alone."""
-        if self._run(f"ip link set {old} down && ip link set {old} name {new}; ip link set {new} up"):
+        renamed = f"ip link set {old} down && ip link set {old} name {new} && ip link set {new} up"
+        if self._run(f"{renamed} || {{ ip link set {old} up; false; }}"):
             self.links = {role: new if name == old else name for role, name in self.links.items()}
 
     def _forward(self, words: str) -> None:

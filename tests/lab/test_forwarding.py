@@ -110,16 +110,32 @@ def test_the_shared_address_space_stays_the_hosts_but_for_the_uplinks(lab: Lab) 
 
 @pytest.mark.parametrize(
     "route",
-    ["ip route add 100.64.0.0/24 dev eth0", "ip route add 100.64.0.0/10 dev eth0 table 52; ip rule add lookup 52"],
-    ids=["in the main table", "in a table of its own"],
+    [
+        "ip route add 100.64.0.0/24 dev eth0",
+        "ip route add 100.64.0.0/10 dev eth0 table 52; ip rule add lookup 52",
+        "ip address add 100.64.0.1/32 dev lo",
+        "ip address add 100.64.0.0 peer 203.0.113.9/32 dev eth0",
+    ],
+    ids=["in the main table", "in a table of its own", "as its own address", "as its address of a link to one machine"],
 )
 def test_a_transit_range_that_the_host_reaches_otherwise_is_refused(lab: Lab, route: str) -> None:
     host(lab, route)
     refused = lab.vpcctl("create-vpc", "--name", "shop", "--cidr", "10.0.0.0/16", status=4)
-    assert "the host has a route to 100.64.0.0/" in refused.stderr
+    assert "the host has a route to 100.64.0." in refused.stderr
     assert "--transit" in refused.stderr
     run_all(lab, (f"{BUILD[0]} --transit 10.255.0.0/16", *BUILD[1:]))
     assert pings(lab, "shop-web", FAR)
+
+
+@pytest.mark.parametrize("link", ["lo", "eth0"])
+def test_an_uplinks_address_that_the_host_takes_later_is_told(machine: Lab, link: str) -> None:
+    host(machine, f"ip address add 100.64.0.1/32 dev {link}")
+    assert not pings(machine, "shop-web", FAR)
+    told = machine.run(["vpcctl", "doctor"], check=False)
+    assert told.returncode == 1
+    assert f"100.64.0.1/32 (address 100.64.0.1 on {link})" in told.stdout
+    host(machine, f"ip address delete 100.64.0.1/32 dev {link}")
+    assert pings(machine, "shop-web", FAR)
 
 
 # -- closed links stay closed --------------------------------------------------------------------------------------

@@ -150,9 +150,9 @@ def surroundings() -> Surroundings:
 
 
 def _by_address(address: LinkAddress, foreign: dict[int, str]) -> Iterator[Reached]:
-    link = foreign.get(address.link, "lo")
-    if link != "lo":
-        interface = ipaddress.ip_interface(address.address)
+    link, interface = foreign.get(address.link), ipaddress.ip_interface(address.address)
+    # Addresses for everybody may be on lo, too.
+    if link is not None and not interface.is_loopback:
         yield Reached(interface.network, link, f"address {interface.ip}")
 
 

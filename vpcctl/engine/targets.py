@@ -65,16 +65,17 @@ def decided(desired: World, facts: HostFacts) -> World:
 
 
 def _check_transit(state: State, desired: World, facts: HostFacts) -> None:
-    """Refuse new uplinks whose addresses the host reaches by a route of its own."""
+    """Refuse new uplinks whose addresses the host reaches by a route of its own, or has itself."""
     known = state.world.vpcs_by_name
     for vpc in desired.vpcs:
         if vpc.name in known:
             continue
         pair = uplink_pair(desired.transit, vpc.index)
         for network in facts.networks:
-            if any(address in network for address in pair):
+            taken = next((address for address in pair if address in network), None)
+            if taken is not None:
                 raise ConflictError(
-                    f"the host has a route to {network}, which holds {pair[0]}, the uplink's address of {vpc.name};"
+                    f"the host has a route to {network}, which holds {taken}, the uplink's address of {vpc.name};"
                     f" choose another transit range than {desired.transit}: `vpcctl create-vpc --transit`, before the"
                     " first VPC exists"
                 )

@@ -17,7 +17,7 @@ from vpcctl.kernel.links import ABSENCE, LOOPBACK, Rtnl, contended
 from vpcctl.kernel.lookups import Lookups
 from vpcctl.kernel.netlink import NetlinkError
 from vpcctl.kernel.routes import read_host
-from vpcctl.kernel.rtnetlink import RTN_UNICAST
+from vpcctl.kernel.rtnetlink import RTN_LOCAL, RTN_UNICAST
 from vpcctl.kernel.survey import Survey
 from vpcctl.model.network import DEFAULT_MTU, MTUS, NAT_PORTS
 from vpcctl.names import TAGGED
@@ -102,14 +102,19 @@ class LinuxKernel:
     @_translated("cannot read the host's network state")
     def facts(self) -> HostFacts:
         rtnl = self._rtnl(None)
+        present = rtnl.links()
+        ours = {link.index for link in present.values() if link.alias.startswith(TAGGED)}
         links = {
             link.index: (name, link)
-            for name, link in rtnl.links().items()
+            for name, link in present.items()
             if not link.alias.startswith(TAGGED) and name != LOOPBACK and not link.enslaved
         }
         routed, leading, networks, mtus = set(), set(), set(), set()
         # Routes of all tables: a VPN may have a table of its own, chosen by rules.
         for route in rtnl.routes(4):
+            if route.kind == RTN_LOCAL and not ours.issuperset(route.links):
+                # The host's own address, also one on its loopback interface.
+                networks.add(route.destination)
             indices = set(route.links) & links.keys()
             if route.kind != RTN_UNICAST or not indices:
                 continue
