@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
@@ -32,9 +33,12 @@ _TRANSLATES = re.compile(
     r"|(?<!type )\bredirect(?= to\b| random| fully-random| persistent| comment|\s*$)"
     r'|xt target "(?:DNAT|REDIRECT|NETMAP)"'
 )
-_PORTS = re.compile(r"\b(tcp|udp|sctp|th) dport (!= )?(?:map )?(\{[^{}]*\}|@\S+|[\w-]+)")
+_PORTS = re.compile(r"\b(tcp|udp|sctp|th) dport (!= )?(?:v?map )?(\{[^{}]*\}|@\S+|[\w-]+)")
 _PROTOCOL = re.compile(r"\b(?:meta l4proto|ip protocol) (!= )?(\{[^{}]*\}|[\w-]+)")
 _DESTINATION = re.compile(r"\bip daddr (!= )?(?:map )?(\{[^{}]*\}|@\S+|[0-9][0-9./-]*)")
+# The verdicts of a map that lead to no other chain.
+_STAYING = {"accept", "drop", "return", "continue"}
+_JUMP = re.compile(r"\b(?:jump|goto) ([\w.-]+)")
 # Fields that are looked up together: their elements are parsed field by field.
 _TOGETHER = re.compile(r"((?:[a-z0-9]+ [a-z0-9]+ \. )+[a-z0-9]+ [a-z0-9]+) (?:v?map )?(\{[^{}]*\}|@\S+)")
 
@@ -116,7 +120,9 @@ def in_words(found: Sequence[ListeningSocket | ForeignRule], processes: Mapping[
 
 
 def _at(listener: ListeningSocket) -> str:
-    return f"{PROTOCOL_NAMES[listener.protocol]}/{listener.port} at {listener.address}"
+    address = listener.address
+    plain = address.ipv4_mapped or address if address.version == 6 else address
+    return f"{PROTOCOL_NAMES[listener.protocol]}/{listener.port} at {plain}"
 
 
 def processes(inodes: Collection[int]) -> dict[int, str]:
@@ -146,13 +152,40 @@ def foreign_rules(listing: str) -> list[ForeignRule]:
     for family, table, kind, name, body in _blocks(listing):
         if kind != "chain":
             elements[family, table, name] = body
+    leading = _leading(listing)
     for family, table, kind, name, body in _blocks(listing):
         if kind == "chain" and family in ("ip", "inet") and not (family == "inet" and table.startswith(TABLE)):
             known = {other: words for (one, of, other), words in elements.items() if (one, of) == (family, table)}
             for line in body.splitlines():
-                if _TRANSLATES.search(line):
+                # The port may be asked for in one chain, and translated in another one.
+                leads = "dport" in line and not leading[family, table].isdisjoint(_targets(line, known))
+                if leads or _TRANSLATES.search(line):
                     rules += [ForeignRule(family, table, name, *part) for part in _rule(line, known, " hook " in body)]
     return rules
+
+
+def _leading(listing: str) -> dict[tuple[str, str], set[str]]:
+    """Of each table the chains that translate, and those that lead to one."""
+    found: dict[tuple[str, str], set[str]] = defaultdict(set)
+    calls: dict[tuple[str, str], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for family, table, kind, name, body in _blocks(listing):
+        if kind == "chain" and _TRANSLATES.search(body):
+            found[family, table].add(name)
+        for target in _JUMP.findall(body):
+            calls[family, table][target].add(name)
+    for place, names in found.items():
+        waiting = list(names)
+        while waiting:
+            new = calls[place][waiting.pop()] - names
+            names |= new
+            waiting += new
+    return found
+
+
+def _targets(line: str, sets: Mapping[str, str]) -> list[str]:
+    """The chains to which a rule leads, those in a map of verdicts included."""
+    mapped = re.search(r"\bvmap @(\S+)", line)
+    return _JUMP.findall(line + sets.get(mapped[1], "") if mapped else line)
 
 
 def _blocks(listing: str) -> Iterator[tuple[str, str, str, str, str]]:
@@ -228,7 +261,8 @@ def _members(words: str, sets: Mapping[str, str]) -> list[str]:
         words = f"{{{found[1]}}}" if found else "{}"
     if not words.startswith("{"):
         return [words]
-    members = [member.partition(" : ")[0].split(" counter ")[0].strip() for member in words[1:-1].split(",")]
+    pairs = [member.partition(" : ") for member in words[1:-1].split(",")]
+    members = [key.split(" counter ")[0].strip() for key, _, verdict in pairs if verdict.strip() not in _STAYING]
     return [member for member in members if member]
 
 
