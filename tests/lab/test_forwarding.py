@@ -228,6 +228,50 @@ def test_instances_reach_what_the_host_reaches_by_any_card_and_are_reached_from_
     assert fetches(lab, NEIGHBOUR, "http://198.51.100.2:8080/")
 
 
+PAIR = """
+ip netns add lan2
+ip link add eth1 type veth peer name eth0 netns lan2
+ip link set eth1 up
+ip -n lan2 link set eth0 up
+"""
+TWO_ENDS = """
+ip address add 192.0.2.1/32 dev eth1
+ip -n lan2 address add 192.0.2.9/32 dev eth0
+ip -n lan2 route add 192.0.2.1 dev eth0
+"""
+SIXES = """
+ip address add fe80::1/64 dev eth1 nodad
+ip -n lan2 address add fe80::9/64 dev eth0 nodad
+"""
+# Kinds of links and routes by which the host reaches 192.0.2.9.
+KINDS = {
+    "macvlan": "ip link add link eth1 name mac1 type macvlan mode bridge; ip address add 192.0.2.1/24 dev mac1;"
+    " ip link set mac1 up;"
+    " ip -n lan2 address add 192.0.2.9/24 dev eth0",
+    "bridge": "ip link add br1 type bridge; ip link set eth1 master br1; ip address add 192.0.2.1/24 dev br1;"
+    " ip link set br1 up; ip -n lan2 address add 192.0.2.9/24 dev eth0",
+    "link to one machine": "ip address add 192.0.2.1 peer 192.0.2.9/32 dev eth1;"
+    " ip -n lan2 address add 192.0.2.9 peer 192.0.2.1/32 dev eth0",
+    "nexthop object": TWO_ENDS + "ip nexthop add id 9 dev eth1; ip route add 192.0.2.9/32 nhid 9",
+    "next hop of IPv6": TWO_ENDS + SIXES + "ip route add 192.0.2.9/32 via inet6 fe80::9 dev eth1",
+    "table by source": TWO_ENDS
+    + "ip route add 192.0.2.9 dev eth1; ip route add 192.0.2.9 dev eth1 table 50; ip rule add from 100.64.0.0/10 lookup 50",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_link_and_route_leads_out_and_stays_apart(lab: Lab, kind: str) -> None:
+    host(lab, f"nsenter --net={RUN_LAB}/neighbour ip route add 192.0.2.0/24 via 198.51.100.2")
+    host(lab, PAIR + KINDS[kind] + "\nip -n lan2 route add default via 192.0.2.1")
+    run_all(lab, BUILD)
+    assert pings(lab, "shop-web", "192.0.2.9")
+    assert pings(lab, "shop-web", FAR)
+    assert not pings(lab, NEIGHBOUR, "192.0.2.9")
+    assert lab.vpcctl("status").stdout == "in sync\n"
+    lab.vpcctl("destroy", "--all", "--yes")
+    assert "1" not in lab.run(["sh", "-c", "cat /proc/sys/net/ipv4/conf/*/forwarding"]).stdout
+
+
 def test_a_vpn_with_a_table_of_its_own_is_a_way_out(machine: Lab) -> None:
     host(machine, VPN)
     assert "forwarding on wg0 of the host is different: is off" in machine.vpcctl("status", status=3).stdout
