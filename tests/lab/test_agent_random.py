@@ -1,4 +1,4 @@
-"""An hour of a host's life in a minute, by a seed: whatever happens, the agent ends with everything as desired.
+"""Random events on a host, by a seed: whatever happens, the agent ends with the desired state.
 
 All the time packets are sent that must never arrive (`canaries`).  Some things are not ours to stop, and are left out:
 
@@ -23,6 +23,7 @@ import pytest
 from tests.lab.agents import AgentProcess, agent
 from tests.lab.canaries import HOST, Canaries, Canary
 from tests.lab.machine import differences, photograph, run_all, settle
+from tests.lab.networks import machine_behind, way_out
 from tests.lab.traffic import eventually
 from vpcctl.lab import INTERNET, Lab
 
@@ -41,29 +42,17 @@ BUILD = (
     "publish-port --vpc shop --instance web --port 8080",
     "publish-port --vpc shop --instance web --port 5000 --protocol udp",
 )
-# A second way out, and another network of the host, with one machine.  The neighbour sends into both by the host.
-SURROUNDINGS = """
-ip link add second type veth peer name far
-nsenter --net=/run/lab/internet sleep 60 & I=$!
-sleep 0.3
-ip link set far netns $I
-kill $I
-ip address add 192.0.2.2/30 dev second
-ip link set second up
-nsenter --net=/run/lab/internet sh -ec 'ip address add 192.0.2.1/30 dev far; ip link set far up'
-ip netns add lan2
-ip link add third type veth peer name eth0 netns lan2
-ip address add 192.0.2.129/25 dev third
-ip link set third up
-ip -n lan2 address add 192.0.2.130/25 dev eth0
-ip -n lan2 link set eth0 up
+# A second way out, and another network of the host, with one machine.  The neighbour sends into both through the host.
+SURROUNDINGS = f"""
+{way_out("second")}
+{machine_behind("third", "lan2", "192.0.2.129/25", "192.0.2.130/25")}
 ip -n lan2 route add default via 192.0.2.129
 nsenter --net=/run/lab/neighbour sh -ec '
     sysctl -qw net.ipv4.conf.all.accept_redirects=0 net.ipv4.conf.eth0.accept_redirects=0
     for prefix in 192.0.2.0/24 10.0.0.0/8 100.64.0.0/16; do ip route add $prefix via 198.51.100.2; done'
 """
 TABLE_OF_ITS_OWN = "ip rule delete not fwmark 0x1 table 100"
-# In the end the host is as a fresh one again.  Where the whole host forwards, its owner decides about single links.
+# At the end the host is like a fresh one again.  If the whole host forwards, its owner decides about single links.
 CALM = (
     f"while {TABLE_OF_ITS_OWN}; do :; done; ip route flush table 100; nft delete table ip other;"
     " for n in 100 101 102 103; do ip link delete o$n; ip link delete br$n; ip link delete vlan$n;"
@@ -72,7 +61,7 @@ CALM = (
     " ip route delete default; ip route replace default via 198.51.100.1 dev {first}"
 )
 SPACES = ("shop-router", "shop-web", "shop-db", "calm-router", "calm-app", "alone-router", "alone-app")
-# What other programs, and people, do; each may fail, where what it is about is not there at the moment.
+# Actions of other programs and people; each may fail if its object does not exist at the moment.
 HAPPENINGS = (
     "nft flush ruleset",
     "ip netns exec {space} nft flush ruleset",
@@ -144,7 +133,9 @@ NEVER = (
     Canary("instance to the host's end of its uplink", "shop-web", "100.64.0.0", HOST, (f"{HOST}+shop-router",)),
     Canary("instance as its neighbour", "shop-web", APP, "calm-app", ("shop-router",), source="10.0.1.77"),
     Canary("instance as another one", "shop-web", APP, "calm-app", ("shop-router",), source=DB),
-    Canary("instance as somebody to the internet", "shop-web", OUTSIDE, "internet", ("shop-router",), source="10.0.1.77"),
+    Canary(
+        "instance as somebody to the internet", "shop-web", OUTSIDE, "internet", ("shop-router",), source="10.0.1.77"
+    ),
 )
 ALLOWED = (
     Canary("an instance to the internet", "shop-web", OUTSIDE, "internet"),
@@ -256,7 +247,7 @@ def strays(canaries: Canaries) -> dict[str, list[float]]:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_whatever_happens_it_ends_as_desired(lab: Lab, seed: int) -> None:
-    lab.run(["bash", "-ec", SURROUNDINGS])
+    lab.run(["sh", "-ec", SURROUNDINGS])
     lab.run(["sh", "-c", CALM.format(first="eth0")], check=False)
     settle(lab)
     before = settings(lab)
@@ -273,7 +264,7 @@ def test_whatever_happens_it_ends_as_desired(lab: Lab, seed: int) -> None:
         for space in ("shop-web", "calm-app", "alone-app"):
             ping = ["ip", "netns", "exec", space, "ping", "-n", "-c1", "-W1", str(INTERNET)]
             assert eventually(lambda ping=ping: lab.run(ping, check=False).returncode == 0, 20), (space, life.done)
-        # Nothing more is done.
+        # Nothing more happens.
         running.calm(2)
         known = len(running.entries())
         time.sleep(2)

@@ -254,8 +254,8 @@ KINDS = {
     " ip -n lan2 address add 192.0.2.9 peer 192.0.2.1/32 dev eth0",
     "nexthop object": TWO_ENDS + "ip nexthop add id 9 dev eth1; ip route add 192.0.2.9/32 nhid 9",
     "next hop of IPv6": TWO_ENDS + SIXES + "ip route add 192.0.2.9/32 via inet6 fe80::9 dev eth1",
-    "table by source": TWO_ENDS
-    + "ip route add 192.0.2.9 dev eth1; ip route add 192.0.2.9 dev eth1 table 50; ip rule add from 100.64.0.0/10 lookup 50",
+    "table by source": TWO_ENDS + "ip route add 192.0.2.9 dev eth1; ip route add 192.0.2.9 dev eth1 table 50;"
+    " ip rule add from 100.64.0.0/10 lookup 50",
 }
 
 

@@ -450,7 +450,10 @@ def test_a_router_that_dies_forwards_nothing_more(lab: Lab) -> None:
     """The kernel takes the rules of a dying namespace away before its links; here somebody holds it, and all stays."""
     run_all(
         lab,
-        ("create-vpc --name shop --cidr 10.0.0.0/16", "create-subnet --vpc shop --name web --cidr 10.0.1.0/24 --type public"),
+        (
+            "create-vpc --name shop --cidr 10.0.0.0/16",
+            "create-subnet --vpc shop --name web --cidr 10.0.1.0/24 --type public",
+        ),
     )
     holder = lab.popen([sys.executable, "-c", HELD, "/run/netns/shop-router"])
     assert holder.stdout

@@ -399,8 +399,8 @@ def _forward(published: bool, portless: list[int]) -> list[Chain]:
         Chain("host-forward", entry, hook, reason),
         Chain("outward", outward),
         Chain("inward", inward),
-        # Replies pass: their flow began at a link on which somebody has turned forwarding on.  If only we did, it is a flow
-        # that the owner allowed by ip_forward, and that ends with ip_forward.
+        # Replies pass: their flow began at a link on which somebody has turned forwarding on.  If only we did, it is a
+        # flow that the owner allowed by ip_forward, and that ends with ip_forward.
         Chain(
             "unopened",
             (NftRule("oif != @opened ct direction reply ct state established,related accept"), NftRule("drop")),

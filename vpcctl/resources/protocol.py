@@ -58,10 +58,10 @@ class HostFacts:
     """The host as it is outside our own objects.
 
     `links` are its links to which packets can be routed, without the loopback interface and without ports of bridges
-    and bonds, which receive no packets by themselves; `networks` are the prefixes of its routes of all tables, its own
-    addresses among them, without those that mean the whole internet; `forwarding` says whether the host forwards between all its links (ip_forward);
-    `local` are the host's own addresses, and `services` the ports among NAT_PORTS on which it can be called from
-    outside.  `mtu` is the MTU for the links of a new VPC.
+    and bonds, which receive no packets by themselves; `networks` are the prefixes of its routes of all tables, its
+    own addresses among them, without those that mean the whole internet; `forwarding` says whether the host forwards
+    between all its links (ip_forward); `local` are the host's own addresses, and `services` the ports among NAT_PORTS
+    on which it can be called from outside. `mtu` is the MTU for the links of a new VPC.
     """
 
     links: tuple[HostLink, ...] = ()
