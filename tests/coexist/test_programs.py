@@ -190,3 +190,27 @@ def test_a_program_that_starts_beside_a_vpc(lab: Lab, name: str) -> None:
         pass_through(lab, program, matrix.FLUSH)
         unchanged(lab, lambda: lab.vpcctl("destroy", "--all", "--yes"))
         assert program.works(), matrix.DESTROY
+
+
+# What iptables-legacy translates, and the ports that it must not take; each port may be published but for that.
+LEGACY = (
+    ("-A PREROUTING -p tcp -m tcp --dport 7500 -j DNAT --to-destination 192.0.2.9", "tcp", 7500),
+    ("-A PREROUTING -d 198.51.100.2 -p udp -m multiport --dports 53,7600:7610 -j DNAT --to-destination 192.0.2.9",
+     "udp", 7605),
+    ("-A PREROUTING -p tcp -m tcp ! --dport 1:8999 -j REDIRECT --to-ports 80", "tcp", 9001),
+    ("-A THEIRS -p sctp -m sctp --dport 7700 -j DNAT --to-destination 192.0.2.9", "sctp", 7700),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "protocol", "port"), LEGACY)
+def test_a_port_that_iptables_legacy_translates_is_a_conflict(lab: Lab, rule: str, protocol: str, port: int) -> None:
+    if not shutil.which("iptables-legacy"):
+        pytest.skip("not installed: iptables-legacy")
+    for words in BUILD[:2]:
+        lab.vpcctl(*words.split())
+    legacy = "iptables-legacy -t nat"
+    shell(lab, f"{legacy} -N THEIRS && {legacy} -A PREROUTING -j THEIRS && {legacy} {rule}")
+    publish = f"publish-port --vpc shop --instance web --protocol {protocol} --port"
+    refused = lab.vpcctl(*publish.split(), str(port), status=4)
+    assert "of table ip nat-legacy translates it" in refused.stderr
+    lab.vpcctl(*publish.split(), "5000")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import struct
 from pathlib import Path
 
@@ -9,10 +10,8 @@ from tests.listings import (
     examined,
     severities,
 )
-from vpcctl.doctor import (
-    legacy_tables,
-)
 from vpcctl.doctor.hook_verdicts import Listing
+from vpcctl.kernel import legacy_tables, port_holders
 
 # --- The old xtables --------------------------------------------------------------------------------------------------
 
@@ -96,3 +95,80 @@ def test_where_there_are_no_legacy_tables_none_is_asked_for(tmp_path: Path) -> N
     (tmp_path / "net").mkdir()
     (tmp_path / "net/ip_tables_names").write_text("filter\nnat\n")
     assert legacy_tables.table_names(tmp_path) == ["filter", "nat"]
+
+
+# --- Who translates a port --------------------------------------------------------------------------------------------
+
+
+def extension(name: bytes, data: bytes, revision: int = 0) -> bytes:
+    size = (legacy_tables.EXTENSION.size + len(data) + 7) // 8 * 8
+    return (legacy_tables.EXTENSION.pack(size, name, revision) + data).ljust(size, b"\0")
+
+
+def tcp(low: int, high: int, inverted: int = 0) -> bytes:
+    return extension(b"tcp", struct.pack("=HHHHBBBB", 0, 65535, low, high, 0, 0, 0, inverted))
+
+
+def multiport(*ports: int, ranged: tuple[int, ...] = (), kind: int = 1, inverted: int = 0) -> bytes:
+    flags = [number in ranged for number in range(15)]
+    padded = [*ports, *[0] * (15 - len(ports))]
+    data = legacy_tables.MULTIPORT.pack(kind, len(ports), *padded, *flags, inverted)
+    return extension(b"multiport", data, 1)
+
+
+def sctp(low: int, high: int, asked: int) -> bytes:
+    return extension(b"sctp", struct.pack("=HHHH276xII", low, high, 0, 65535, asked, 0))
+
+
+DNAT = legacy_tables.EXTENSION.pack(64, b"DNAT", 2) + bytes(32)
+
+
+def translated(protocol: int, matches: bytes = b"", destination: str = "") -> list[tuple[set[int], list, bool]]:
+    """The protocols and ports that a table `nat` with one rule translates, as `publish-port` sees them."""
+    rule = bytearray(entry(DNAT, matches=matches))
+    if destination:
+        rule[4:8] = ipaddress.IPv4Address(destination).packed
+        rule[12:16] = b"\xff" * 4
+    struct.pack_into("=H", rule, 80, protocol)
+    block = bytes(rule) + entry(standard(-2)) + entry(error(b"ERROR"))
+    table = legacy_tables.LegacyTable("nat", {"prerouting": 0}, {"prerouting": len(rule)}, block)
+    listing = "".join(legacy_tables.printed(list(legacy_tables.listing(table))))
+    return [
+        (set(rule.protocols), list(rule.ports), rule.addresses is None) for rule in port_holders.foreign_rules(listing)
+    ]
+
+
+def test_the_ports_that_a_legacy_rule_translates_are_read() -> None:
+    assert translated(6, tcp(7500, 7500)) == [({6}, [(7500, 7500)], True)]
+    assert translated(6, tcp(7500, 7600), "192.0.2.1") == [({6}, [(7500, 7600)], False)]
+    assert translated(6, tcp(2, 65535, inverted=2)) == [({6}, [(1, 1)], True)]
+    assert translated(6, tcp(0, 65535)) == [({6}, [(1, 65535)], True)]
+    assert translated(17, multiport(53, 100, 200, 500, ranged=(1,))) == [
+        ({17}, [(53, 53), (100, 200), (500, 500)], True)
+    ]
+    assert translated(6, multiport(53, kind=0)) == [({6}, [(1, 65535)], True)]
+    assert translated(132, sctp(7, 9, asked=2)) == [({132}, [(7, 9)], True)]
+    assert translated(132, sctp(7, 9, asked=1)) == [({132}, [(1, 65535)], True)]
+    # A rule that asks for no protocol translates the ports of all.
+    assert translated(0) == [({6, 17, 132}, [(1, 65535)], True)]
+
+
+def test_a_legacy_table_is_printed_as_nft_prints_its_own() -> None:
+    chains = entry(error(b"DOCKER")) + entry(DNAT, matches=tcp(80, 80))
+    rule = entry(standard(0))
+    begin = len(rule) + len(entry(standard(-2))) + len(entry(error(b"DOCKER")))
+    rule = entry(standard(begin))
+    block = rule + entry(standard(-2)) + chains + entry(error(b"ERROR"))
+    table = legacy_tables.LegacyTable("nat", {"prerouting": 0}, {"prerouting": len(rule)}, block)
+    listing = "".join(legacy_tables.printed(list(legacy_tables.listing(table))))
+    assert listing == (
+        "table ip nat-legacy {\n"
+        "\tchain PREROUTING {\n"
+        "\t\ttype filter hook prerouting priority -100; policy accept;\n"
+        "\t\tjump DOCKER\n"
+        "\t}\n"
+        "\tchain DOCKER {\n"
+        '\t\ttcp dport { 80 } xt target "DNAT"\n'
+        "\t}\n"
+        "}\n"
+    )

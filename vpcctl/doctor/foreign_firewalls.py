@@ -12,10 +12,10 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
-from vpcctl.doctor import legacy_tables
 from vpcctl.doctor.finding import Finding
 from vpcctl.doctor.hook_verdicts import BaseChain, HookDecision, Listing, RulePlace
 from vpcctl.doctor.rule_matches import UNKNOWN, SamplePacket
+from vpcctl.kernel import legacy_tables
 from vpcctl.values import dataclass
 
 SUBJECT = "foreign firewall"

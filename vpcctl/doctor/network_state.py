@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vpcctl.doctor import legacy_tables
 from vpcctl.doctor.apart import apart
 from vpcctl.doctor.prefix_overlaps import Reached
 from vpcctl.errors import KernelError, PrivilegeError
-from vpcctl.kernel import namespaces
+from vpcctl.kernel import legacy_tables, namespaces
 from vpcctl.names import TABLE
 from vpcctl.values import dataclass
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
+from vpcctl.kernel.legacy_tables import NONE_OF
 from vpcctl.values import dataclass
 
 Truth = bool | None
@@ -26,10 +27,6 @@ COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": operator.ge
 }  # fmt: skip
 HALF_OF_THE_INTERNET = 2**31
-
-
-# What iptables means by an inverted list of states; nft's `!=` compares the whole instead.
-NONE_OF = "none of"
 
 
 class _Some(frozenset[str]):

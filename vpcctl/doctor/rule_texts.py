@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vpcctl.doctor.rule_matches import NONE_OF
+from vpcctl.kernel.legacy_tables import NONE_OF
 
 # Targets of iptables-extensions(8) after which a packet goes on to the next rule.
 XT_GOES_ON = frozenset(

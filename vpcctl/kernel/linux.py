@@ -239,9 +239,9 @@ class LinuxKernel:
 
     @_translated("cannot find out who has ports of the host")
     def port_holders(self, publications: Sequence[Publication]) -> Mapping[Publication, str]:
-        from vpcctl.kernel import port_holders
+        from vpcctl.kernel import legacy_tables, port_holders
 
-        rules = port_holders.foreign_rules(tables.everything(self._nft(None)))
+        rules = port_holders.foreign_rules(tables.everything(self._nft(None)) + legacy_tables.text())
         found = port_holders.holders(publications, list(sockets.listeners()), rules, read_host().addresses)
         inodes = {
             one.inode for members in found.values() for one in members if isinstance(one, sockets.ListeningSocket)

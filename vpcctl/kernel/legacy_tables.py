@@ -1,13 +1,14 @@
 """Tables of the old xtables (``iptables-legacy``), which nftables does not list, put into the words of a listing.
 
 The kernel hands a table over as one block of entries (include/uapi/linux/netfilter_ipv4/ip_tables.h); a chain of the
-user's begins behind an ERROR entry with its name.  Matches that this module does not know become statements that
-`hooks` does not know, so nothing that depends on them is taken for granted.
+user's begins behind an ERROR entry with its name.  Matches that this module does not know become statements that no
+reader of a listing knows, so nothing that depends on them is taken for granted.
 """
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import socket
 import struct
@@ -16,10 +17,12 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
-from vpcctl.doctor.rule_matches import NONE_OF
+from vpcctl.model.policy import PROTOCOL_NAMES
 from vpcctl.values import dataclass
 
 SUFFIX = "-legacy"
+# What iptables means by an inverted list of states; nft's `!=` compares the whole instead.
+NONE_OF = "none of"
 # By the number of the hook (include/uapi/linux/netfilter.h).
 HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 PRIORITIES = {"raw": -300, "mangle": -150, "nat": -100, "filter": 0, "security": 50}
@@ -43,6 +46,15 @@ CONNTRACK, CONNTRACK_AT = struct.Struct("=HHH"), 146
 # XT_CONNTRACK_STATE, and XT_CONNTRACK_STATE_ALIAS, which only makes iptables print `-m state`.
 STATE_ONLY, WRITTEN_AS_STATE = 0x1, 0x2000
 STATES = {1: "invalid", 2: "established", 4: "related", 8: "new", 64: "untracked"}
+# Where the destination ports of a match are, where its inverting bits are, and which of them inverts these ports
+# (include/uapi/linux/netfilter/xt_tcpudp.h, xt_sctp.h).
+PORTS = {"tcp": (4, "=B", 11, 0x02), "udp": (4, "=B", 8, 0x02), "sctp": (0, "=I", 288, 0x02)}
+SCTP_ASKED, SCTP_ASKS_DESTINATION = 284, 0x02
+# struct xt_multiport_v1: flags, count, ports, pflags, invert; the kind of ports that is meant (xt_multiport.h).
+MULTIPORT, MULTIPORT_SOURCE = struct.Struct("=BB15H15BB"), 0
+ALL_PORTS = (0, 65535)
+# Statements in the words of `nft list`, for the matches that have other words as objects.
+WORDS = {"saddr": "ip saddr", "daddr": "ip daddr", "l4proto": "meta l4proto"}
 
 Statement = dict[str, Any]
 
@@ -68,6 +80,50 @@ def table_names(proc: Path = Path("/proc")) -> list[str]:
 def objects() -> list[dict[str, Any]]:
     """All legacy tables of this network as objects of a listing, each called NAME-legacy.  Raises OSError."""
     return [one for name in table_names() for one in listing(_fetched(name))]
+
+
+def text() -> str:
+    """All legacy tables of this network as ``nft list ruleset`` would print them.  Raises OSError.
+
+    Only what says where a packet goes is printed: addresses, protocols, ports, jumps and targets.
+    """
+    return "".join(printed(objects()))
+
+
+def printed(found: list[dict[str, Any]]) -> Iterator[str]:
+    """Objects of a listing as text, part by part."""
+    for table, group in itertools.groupby(found, lambda one: next(iter(one.values()))["table"]):
+        yield f"table ip {table} {{\n"
+        end = ""
+        for one in group:
+            if chain := one.get("chain"):
+                yield f"{end}\tchain {chain['name']} {{\n"
+                end = "\t}\n"
+                if hook := chain.get("hook"):
+                    yield f"\t\ttype {chain['type']} hook {hook} priority {chain['prio']}; policy {chain['policy']};\n"
+            else:
+                yield f"\t\t{' '.join(filter(None, map(_worded, one['rule']['expr'])))}\n"
+        yield f"{end}}}\n"
+
+
+def _worded(statement: Statement) -> str:
+    """A statement in the words of ``nft list``; empty for those that do not say where a packet goes."""
+    if extension := statement.get("xt"):
+        if extension["type"] == "target":
+            return f'xt target "{extension["name"]}"'
+        return str(extension.get("words", ""))
+    if match := statement.get("match"):
+        left = match["left"]
+        field = left.get("payload", {}).get("field") or left.get("meta", {}).get("key")
+        if field not in WORDS or match["right"] is None:
+            return ""
+        prefix = match["right"]["prefix"] if field != "l4proto" else None
+        value = f"{prefix['addr']}/{prefix['len']}" if prefix else PROTOCOL_NAMES.get(match["right"], match["right"])
+        return f"{WORDS[field]} {'!= ' if match['op'] == '!=' else ''}{value}"
+    for word in ("jump", "goto"):
+        if word in statement:
+            return f"{word} {statement[word]['target']}"
+    return next(iter(statement))
 
 
 def _fetched(name: str) -> LegacyTable:
@@ -107,7 +163,9 @@ class _Entry:
 def listing(table: LegacyTable) -> Iterator[dict[str, Any]]:
     """The table's chains and rules as objects of a listing."""
     entries = list(_entries(table.entries))
-    heads = {one.next: one.data[:30].split(b"\0")[0].decode() for one in entries if one.target == "ERROR"}
+    # The last one ends the table.
+    begun = [one for one in entries if one.target == "ERROR" and one.next < len(table.entries)]
+    heads = {one.next: one.data[:30].split(b"\0")[0].decode() for one in begun}
     name = table.name + SUFFIX
     at_policy = {one.offset: one for one in entries}
     for hook, start in table.starts.items():
@@ -209,8 +267,32 @@ def _matched(block: bytes) -> Iterator[Statement]:
             left = {"ct": {"key": "state"}}
             yield {"match": {"op": NONE_OF if inverted else "in", "left": left, "right": names}}
         elif name != "comment":
-            yield {"xt": {"type": "match", "name": name}}
+            words = _port_words(name, revision, data)
+            yield {"xt": {"type": "match", "name": name} | ({"words": words} if words else {})}
         block = block[max(size, EXTENSION.size) :]
+
+
+def _port_words(name: str, revision: int, data: bytes) -> str:
+    """The destination ports that a match asks for, in the words of ``nft list``; empty if it asks for none."""
+    spans, inverted, protocol = [ALL_PORTS], False, name
+    if name in PORTS:
+        place, shape, bits, inverting = PORTS[name]
+        if name == "sctp" and not struct.unpack_from("=I", data, SCTP_ASKED)[0] & SCTP_ASKS_DESTINATION:
+            return ""
+        spans = [struct.unpack_from("=HH", data, place)]
+        inverted = bool(struct.unpack_from(shape, data, bits)[0] & inverting)
+    elif name == "multiport" and revision == 1:
+        kind, count, *rest = MULTIPORT.unpack_from(data)
+        if kind == MULTIPORT_SOURCE:
+            return ""
+        ports, ranged, inverted, protocol = rest[:15][:count], rest[15:30], bool(rest[30]), "th"
+        # A port that begins a range is followed by the port that ends it.
+        firsts = [number for number in range(count) if number == 0 or not ranged[number - 1]]
+        spans = [(ports[one], ports[one + 1] if ranged[one] else ports[one]) for one in firsts]
+    if spans == [ALL_PORTS]:
+        return ""
+    words = ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in spans)
+    return f"{protocol} dport {'!= ' if inverted else ''}{{ {words} }}"
 
 
 def _states(name: str, revision: int, data: bytes) -> tuple[list[str], bool] | None:
