@@ -9,7 +9,7 @@ from benchmarks.install import install
 from tests.coexist.programs import PROGRAMS
 
 PACKAGES = (
-    "busybox-static", "crun", "curl", "dbus", "dnsmasq-base", "docker.io", "firewalld", "iptables",
+    "busybox-static", "crun", "curl", "dbus", "dnsmasq-base", "docker.io", "firewalld", "graphviz", "iptables",
     "libvirt-clients", "libvirt-daemon-system", "netavark", "podman", "ufw", "wireguard-go", "wireguard-tools",
 )  # fmt: skip
 UNITS = (
@@ -23,7 +23,7 @@ UNITS = (
 def missing() -> list[str]:
     """Programs that the tests need and the machine lacks; without device files, which no package brings."""
     needed = {need for kind in PROGRAMS.values() for need in kind.needs if not need.startswith("/dev/")}
-    return sorted(need for need in {*needed, "curl"} if not shutil.which(need))
+    return sorted(need for need in {*needed, "curl", "dot"} if not shutil.which(need))
 
 
 def main() -> None:

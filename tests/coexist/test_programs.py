@@ -7,12 +7,17 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from tests.coexist import matrix
 from tests.coexist.programs import FAR, NEIGHBOUR, PROGRAMS, Program, fetches, serve, shell, succeeds
 from tests.lab.machine import run_all
+from vpcctl.analysis.graph import dot, drawn
+from vpcctl.documents.sources import read_environment_source
+from vpcctl.kernel.graphviz import svg
 from vpcctl.lab import HOST, Lab
 
 BUILD = (
@@ -214,3 +219,37 @@ def test_a_port_that_iptables_legacy_translates_is_a_conflict(lab: Lab, rule: st
     refused = lab.vpcctl(*publish.split(), str(port), status=4)
     assert "of table ip nat-legacy translates it" in refused.stderr
     lab.vpcctl(*publish.split(), "5000")
+
+
+# -- Graphviz ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [3, 30, 300])
+def test_graphviz_draws_every_word_of_the_graph(tmp_path: Path, count: int) -> None:
+    if not shutil.which("dot"):
+        pytest.skip("not installed: dot")
+    subnets = [
+        {
+            "name": f"s{number}",
+            "cidr": f"10.0.{number}.0/24",
+            "type": "public",
+            "instances": [{"name": f"i{number}-{one}"} for one in range(10)],
+            "policy": {"ingress": []},
+        }
+        for number in range(max(1, count // 10))
+    ]
+    publish = [{"protocol": "tcp", "port": 8080, "instance": "i0-0"}]
+    place = tmp_path / 'a "strange" <name> \\ & é.json'
+    vpcs = [{"name": "shop", "cidr": "10.0.0.0/16", "subnets": subnets, "publish": publish}]
+    place.write_text(json.dumps({"vpcs": vpcs}))
+    world = read_environment_source(place)
+    image = ElementTree.fromstring(svg(dot(drawn(world))))
+    space = "{http://www.w3.org/2000/svg}"
+    words = [one.text for one in image.iter(f"{space}text")]
+    expected = [line for cluster in drawn(world).clusters for vertex in cluster.vertices for line in vertex.lines]
+    assert sorted(words) == sorted(
+        [*expected, "internet", "VPC shop 10.0.0.0/16", "source NAT", "tcp/8080 to i0-0:8080"]
+    )
+    # The image fits the width of a page, whatever it holds, and says how it looks in the dark.
+    assert float(image.attrib["viewBox"].split()[2]) < 1000
+    assert "prefers-color-scheme: dark" in (image.find(f"{space}style").text or "")

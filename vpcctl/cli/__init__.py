@@ -51,6 +51,7 @@ COMMANDS: dict[str, str] = {
     "set-invariants": "invariant_commands",
     "show-invariants": "invariant_commands",
     "clear-invariants": "invariant_commands",
+    "graph": "graph_commands",
     "log": "traffic_commands",
     "plan": "environment_commands",
     "apply": "environment_commands",

@@ -39,6 +39,7 @@ SENTENCES = {
     "set-invariants": "State assertions about traffic that every later change must keep.",
     "show-invariants": "Show the invariants, and whether each holds; exit status 1 if one does not.",
     "clear-invariants": "Remove the invariants of the machine, or those of a VPC.",
+    "graph": "Draw the network: VPCs, subnets, instances, peerings, published ports and ways out.",
     "log": 'Print the reports of rules with `"log": true`: the first packet of each flow, its verdict and its rule.',
     "plan": "Show what `apply` would change, and which traffic this would allow and deny.",
     "apply": "Bring the VPCs of an environment document to exactly the described state.",

@@ -17,6 +17,7 @@ from vpcctl.engine.events import Report, unheard
 from vpcctl.engine.machine import Machine, state_directory
 
 if TYPE_CHECKING:
+    from vpcctl.analysis.graph import Graph
     from vpcctl.analysis.invariants import Judged
     from vpcctl.documents.sources import Source
     from vpcctl.engine.attachments import PolicyChange, PolicyView
@@ -418,6 +419,12 @@ class Controller:
         from vpcctl.engine import traffic
 
         return traffic.verify(self._machine, assertions, environment)
+
+    def graph(self, vpc: str | None = None, *, environment: Source | None = None) -> Graph:
+        """The network as a graph, or one VPC of it; `analysis.graph` has the texts of Graphviz and Mermaid."""
+        from vpcctl.engine import traffic
+
+        return traffic.graph(self._machine, vpc, environment)
 
     def log(self, vpc: str, lost: Callable[[], None] = lambda: None) -> FlowLog:
         """Follow what rules with `log` report, without end; `lost` is called when packets arrived too fast."""

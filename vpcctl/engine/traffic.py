@@ -12,6 +12,7 @@ from vpcctl.values import dataclass
 
 if TYPE_CHECKING:
     from vpcctl.analysis.explain import Answer, ExplainedStage
+    from vpcctl.analysis.graph import Graph
     from vpcctl.analysis.invariants import Judged
     from vpcctl.analysis.reachability import Reach
     from vpcctl.analysis.rendering import Line
@@ -256,6 +257,15 @@ def _closed_port(machine: Machine, world: World, vpc: str, publication: Publicat
     from vpcctl.analysis.reachability import Reach
 
     return closed.closed_port(Reach(world, machine.host()[0]), vpc, publication)
+
+
+def graph(machine: Machine, vpc: str | None, environment: Source | None) -> Graph:
+    """The network as a graph: the present one, or that of a document."""
+    from vpcctl.analysis.graph import drawn
+    from vpcctl.documents.sources import read_environment_source
+
+    world = machine.load().world if environment is None else read_environment_source(environment)
+    return drawn(world, vpc)
 
 
 def log(machine: Machine, vpc: str, lost: Callable[[], None]) -> FlowLog:
