@@ -147,21 +147,28 @@ class _Listed(Commands):
 @click.option("--state-dir", metavar="DIR", help="The directory of state.json and lock. [env: VPCCTL_STATE_DIR]")
 @click.option("-v", "--verbose", count=True, help="Print each step on standard error.")
 @click.option("-q", "--quiet", count=True, help="Print only errors.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, where the command has it.")
 @click.option("--override-invariants", is_flag=True, help="Change even what breaks invariants, and report it.")
 @click.pass_context
-def commands(ctx: click.Context, state_dir: str | None, verbose: int, quiet: int, override_invariants: bool) -> None:
+def commands(
+    ctx: click.Context, state_dir: str | None, verbose: int, quiet: int, as_json: bool, override_invariants: bool
+) -> None:
     """Private networks (VPCs) on one Linux machine, each with its own subnets, router and firewall.
 
     \b
     vpcctl create-vpc --name shop --cidr 10.0.0.0/16
     vpcctl create-subnet --vpc shop --name web --cidr 10.0.1.0/24 --type public
     vpcctl apply-policy policy.json
-    vpcctl exec --vpc shop --subnet web -- ping 10.0.1.1
+    vpcctl exec shop/web -- ping 10.0.1.1
+
+    Options of the program can also follow the command's name.  Name an object by
+    position, as shop/web, or by options, as --vpc shop --name web.
 
     `vpcctl lab` opens a throw-away machine to try it; this needs no root.
     """
     # The context's object is the function that makes the kernel.  The session replaces it here.
     ctx.obj = Session(state_dir, verbose - quiet, ctx.obj, override_invariants=override_invariants)
+    ctx.obj.as_json = as_json
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -8,10 +8,10 @@ import sys
 import click
 
 from vpcctl.cli.output import visible
-from vpcctl.cli.session import Session
+from vpcctl.cli.session import Session, command
 
 
-@click.command
+@command()
 @click.option(
     "--log-format",
     type=click.Choice(["text", "json"]),
@@ -44,7 +44,7 @@ def agent(session: Session, log_format: str) -> None:
     ).run()
 
 
-@click.command
+@command()
 @click.option("--remove", is_flag=True, help="Remove the service, as uninstall-service does.")
 @click.pass_obj
 def install_service(session: Session, remove: bool) -> None:
@@ -58,7 +58,7 @@ def install_service(session: Session, remove: bool) -> None:
         session.say(words)
 
 
-@click.command
+@command()
 @click.pass_obj
 def uninstall_service(session: Session) -> None:
     """Stop and remove the systemd service; VPCs stay as they are.

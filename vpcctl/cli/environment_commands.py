@@ -7,12 +7,12 @@ import dataclasses
 import click
 
 from vpcctl.cli.output import print_json, show
-from vpcctl.cli.session import Session, json_option
+from vpcctl.cli.session import ANY_VPC, Session, command, json_option
 
 prune_option = click.option("--prune", is_flag=True, help="Remove the VPCs that the document does not name.")
 
 
-@click.command
+@command()
 @click.argument("environment", metavar="ENVIRONMENT.json")
 @prune_option
 @json_option
@@ -43,7 +43,7 @@ def plan(session: Session, environment: str, prune: bool, as_json: bool) -> None
     return show(*planned.changes, *session.forecast_lines(expected))
 
 
-@click.command
+@command()
 @click.argument("environment", metavar="ENVIRONMENT.json")
 @prune_option
 @click.pass_obj
@@ -61,7 +61,7 @@ def apply(session: Session, environment: str, prune: bool) -> None:
     session.say("applied" if applied.steps else "nothing to change")
 
 
-@click.command
+@command(about=ANY_VPC)
 @click.option("--vpc", help="Only this VPC.")
 @click.pass_obj
 def export(session: Session, vpc: str | None) -> None:

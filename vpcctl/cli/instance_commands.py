@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vpcctl.cli.output import print_json, print_table
-from vpcctl.cli.session import ADDRESS, PORTS, Session, json_option
+from vpcctl.cli.session import ADDRESS, ONE_VPC, PORTS, About, Session, command, json_option
 from vpcctl.cli.subnet_commands import instance_document
 
 if TYPE_CHECKING:
@@ -34,10 +34,10 @@ class VariableType(click.ParamType):  # type: ignore[type-arg] # generic in new 
 VARIABLE = VariableType()
 
 
-@click.command
-@click.option("--vpc", required=True, help="The VPC.")
+@command(about=About(part="name"))
+@click.option("--vpc", help="The VPC.")
 @click.option("--subnet", required=True, help="The subnet.")
-@click.option("--name", required=True, help="The instance's name.")
+@click.option("--name", help="The instance's name.")
 @click.option("--ip", type=ADDRESS, help="Its address; default: the lowest free address.")
 @click.pass_obj
 def create_instance(session: Session, vpc: str, subnet: str, name: str, ip: Any) -> None:
@@ -49,9 +49,9 @@ def create_instance(session: Session, vpc: str, subnet: str, name: str, ip: Any)
     session.say(f"created instance {name} ({created.address}), namespace {created.namespace}")
 
 
-@click.command
-@click.option("--vpc", required=True, help="The VPC.")
-@click.option("--name", required=True, help="The instance's name.")
+@command(about=About(part="name"))
+@click.option("--vpc", help="The VPC.")
+@click.option("--name", help="The instance's name.")
 @click.pass_obj
 def delete_instance(session: Session, vpc: str, name: str) -> None:
     """Delete an instance.
@@ -62,8 +62,8 @@ def delete_instance(session: Session, vpc: str, name: str) -> None:
     session.say(f"deleted instance {name} of VPC {vpc}")
 
 
-@click.command
-@click.option("--vpc", required=True, help="The VPC.")
+@command(about=About(part="subnet", required=False, part_required=False))
+@click.option("--vpc", help="The VPC.")
 @click.option("--subnet", help="Only those of this subnet.")
 @json_option
 @click.pass_obj
@@ -79,9 +79,9 @@ def list_instances(session: Session, vpc: str, subnet: str | None, as_json: bool
     return print_table(("INSTANCE", "SUBNET", "IP", "MAC", "NAMESPACE"), rows, f"VPC {vpc} has no instance")
 
 
-@click.command
-@click.option("--vpc", required=True, help="The VPC.")
-@click.option("--instance", required=True, help="The instance that serves.")
+@command(about=About(part="instance"))
+@click.option("--vpc", help="The VPC.")
+@click.option("--instance", help="The instance that serves.")
 @click.option("--port", required=True, type=PORTS, metavar="PORT[-PORT]", help="The port of the host, or a range.")
 @click.option(
     "--target-port",
@@ -115,8 +115,8 @@ def publish_port(
     session.warn_all(published.warnings)
 
 
-@click.command
-@click.option("--vpc", required=True, help="The VPC.")
+@command(about=ONE_VPC)
+@click.option("--vpc", help="The VPC.")
 @click.option("--port", required=True, type=PORTS, metavar="PORT[-PORT]", help="The port of the host, or the range.")
 @click.option("--protocol", default="tcp", type=PROTOCOL, show_default=True)
 @click.option("--address", type=ADDRESS, help="The address of the host, if the port was published with one.")
@@ -133,8 +133,12 @@ def unpublish_port(session: Session, vpc: str, port: tuple[int, int], protocol: 
             session.say(f"{gone.service} of the host is unpublished")
 
 
-@click.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.option("--vpc", required=True, help="The VPC.")
+@command(
+    "exec",
+    about=About(part="instance", other="subnet"),
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+@click.option("--vpc", help="The VPC.")
 @click.option("--subnet", help="A subnet: its instance of the same name, else its first instance.")
 @click.option("--instance", help="The instance.")
 @click.option("--user", help="Run the command as this user, without any capability.")
@@ -165,6 +169,7 @@ def exec(
     additions: tuple[tuple[str, str], ...],
     preserved: int,
     command: tuple[str, ...],
+    name: str | None = None,
 ) -> None:
     """Run a command inside an instance, and exit with its status.
 
@@ -173,13 +178,16 @@ def exec(
     leave the namespace and has root's terminal, keys and environment.  With --user
     it cannot leave, and gets its own terminal, keys and environment.
 
-    Example: vpcctl exec --vpc shop --subnet web -- curl http://10.0.2.2/
+    VPC/NAME is an instance, else a subnet: its instance of the same name, else its
+    first.  Options of exec stand before COMMAND.
+
+    Example: vpcctl exec shop/web -- curl http://10.0.2.2/
     """
     from vpcctl.kernel import inside
 
-    if (subnet is None) == (instance is None):
+    if subnet is not None and instance is not None:
         raise click.UsageError("name either --subnet or --instance")
-    dwelling = session.controller.find_dwelling(vpc, instance=instance, subnet=subnet)
+    dwelling = session.controller.find_dwelling(vpc, instance=instance, subnet=subnet, name=name)
     if user:
         _warn_of_processes(session, user, inside.elsewhere(dwelling.namespace, user))
     inside.execute(dwelling.namespace, list(command), user, dict(additions), dwelling.tag, preserved)

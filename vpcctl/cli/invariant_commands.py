@@ -7,10 +7,10 @@ import sys
 import click
 
 from vpcctl.cli.output import print_json, show
-from vpcctl.cli.session import Session, json_option
+from vpcctl.cli.session import ANY_VPC, Session, command, json_option
 
 
-@click.command
+@command()
 @click.argument("invariants", metavar="INVARIANTS.json")
 @click.option("--vpc", help="State the invariants of this VPC, which go with it.  Default: those of the machine.")
 @click.pass_obj
@@ -29,7 +29,7 @@ def set_invariants(session: Session, invariants: str, vpc: str | None) -> None:
     session.say(f"{_counted(stated)} of {_whose(vpc)} must hold from now on")
 
 
-@click.command
+@command(about=ANY_VPC)
 @click.option("--vpc", help="Only those of this VPC.")
 @json_option
 @click.pass_obj
@@ -52,7 +52,7 @@ def show_invariants(session: Session, vpc: str | None, as_json: bool) -> None:
     sys.exit(0 if all(one.holds for one in found) else 1)
 
 
-@click.command
+@command(about=ANY_VPC)
 @click.option("--vpc", help="Those of this VPC.  Default: those of the machine.")
 @click.pass_obj
 def clear_invariants(session: Session, vpc: str | None) -> None:

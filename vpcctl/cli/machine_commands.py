@@ -7,12 +7,12 @@ import sys
 import click
 
 from vpcctl.cli.output import counted, print_json, show, show_marked
-from vpcctl.cli.session import Session, json_option
+from vpcctl.cli.session import ANY_VPC, Session, command, json_option
 
 DRIFT = 3
 
 
-@click.command
+@command(about=ANY_VPC)
 @click.option("--vpc", help="Only this VPC.")
 @json_option
 @click.pass_obj
@@ -56,7 +56,7 @@ def status(session: Session, vpc: str | None, as_json: bool) -> None:
         sys.exit(DRIFT)
 
 
-@click.command
+@command(about=ANY_VPC)
 @click.option("--vpc", help="Only this VPC.")
 @click.option("--adopt", is_flag=True, help="First restore a state file that was lost or damaged.")
 @click.pass_obj
@@ -74,7 +74,7 @@ def repair(session: Session, vpc: str | None, adopt: bool) -> None:
         session.say(f"repaired {counted(len(differences), 'object')}" if differences else "nothing to repair")
 
 
-@click.command
+@command()
 @click.option("--all", "everything", is_flag=True, help="Remove all VPCs; required.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_obj
@@ -108,7 +108,7 @@ def _confirm(question: str) -> None:
         raise click.Abort
 
 
-@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def lab(command: tuple[str, ...]) -> None:
     """Open a shell, or run a command, in a throw-away machine with a simulated internet; needs no root.
@@ -120,7 +120,7 @@ def lab(command: tuple[str, ...]) -> None:
     sys.exit(laboratory.run(list(command)))
 
 
-@click.command
+@command()
 @json_option
 @click.pass_obj
 def doctor(session: Session, as_json: bool) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import click
 
 from vpcctl.cli.output import print_json, print_table
-from vpcctl.cli.session import Session, json_option
+from vpcctl.cli.session import PEERS, Session, command, json_option
 
 
-@click.command
-@click.option("--vpc1", required=True, help="A VPC.")
-@click.option("--vpc2", required=True, help="Another VPC.")
+@command(about=PEERS)
+@click.option("--vpc1", help="A VPC.")
+@click.option("--vpc2", help="Another VPC.")
 @click.pass_obj
 def create_peering(session: Session, vpc1: str, vpc2: str) -> None:
     """Connect two VPCs; their policies still apply, and peerings are not transitive.
@@ -21,9 +21,9 @@ def create_peering(session: Session, vpc1: str, vpc2: str) -> None:
     session.say(f"peered VPCs {vpc1} and {vpc2}")
 
 
-@click.command
-@click.option("--vpc1", required=True, help="A VPC.")
-@click.option("--vpc2", required=True, help="Another VPC.")
+@command(about=PEERS)
+@click.option("--vpc1", help="A VPC.")
+@click.option("--vpc2", help="Another VPC.")
 @click.pass_obj
 def delete_peering(session: Session, vpc1: str, vpc2: str) -> None:
     """Disconnect two VPCs; live connections end, too.
@@ -34,7 +34,7 @@ def delete_peering(session: Session, vpc1: str, vpc2: str) -> None:
     session.say(f"VPCs {vpc1} and {vpc2} are no longer peered")
 
 
-@click.command
+@command()
 @json_option
 @click.pass_obj
 def list_peerings(session: Session, as_json: bool) -> None:

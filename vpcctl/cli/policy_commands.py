@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vpcctl.cli.output import counted, print_json, print_table, print_text, show
-from vpcctl.cli.session import Session, json_option
+from vpcctl.cli.session import ONE_VPC, About, Session, command, json_option
 from vpcctl.errors import AmbiguousError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vpcctl.model.policy import Rule
 
 
-@click.command
+@command(about=About(part="subnet", required=False, part_required=False, files="files"))
 @click.option("--vpc", help="The VPC; overrides the document.")
 @click.option("--subnet", help="The subnet; overrides the document.")
 @click.option("--file", "more", multiple=True, metavar="POLICY.json", help="The same as the argument.")
@@ -52,9 +52,9 @@ def apply_policy(
     return None
 
 
-@click.command
-@click.option("--vpc", required=True, help="The VPC.")
-@click.option("--subnet", required=True, help="The subnet.")
+@command(about=About(part="subnet"))
+@click.option("--vpc", help="The VPC.")
+@click.option("--subnet", help="The subnet.")
 @click.option(
     "--dry-run", is_flag=True, help="Only report which traffic would become allowed and denied; needs no root."
 )
@@ -70,8 +70,8 @@ def clear_policy(session: Session, vpc: str, subnet: str, dry_run: bool) -> None
     session.say("nothing was changed" if dry_run else f"subnet {subnet} of VPC {vpc} has no policy")
 
 
-@click.command
-@click.option("--vpc", required=True, help="The VPC.")
+@command(about=About(part="subnet", part_required=False))
+@click.option("--vpc", help="The VPC.")
 @click.option("--subnet", help="Only the policy of this subnet.")
 @click.option(
     "--hits", "counted", is_flag=True, help="Also show how many flows each rule decided since the ruleset was loaded."
@@ -145,7 +145,7 @@ def _columns(rule: Rule) -> tuple[str, ...]:
     return action, told("protocol", "any"), port, told("source", "any"), told("destination", "any"), rule.description
 
 
-@click.command("compile")
+@command("compile", about=About(part="subnet", required=False, part_required=False, files="files"))
 @click.option("--vpc", help="The VPC; overrides the document.")
 @click.option("--subnet", help="The subnet; overrides the document.")
 @click.option("--environment", metavar="ENV.json", help="Compile for this environment instead of the present one.")
@@ -166,8 +166,8 @@ def compile(
     print_text(compiled.text)
 
 
-@click.command
-@click.option("--vpc", required=True, help="The VPC.")
+@command(about=ONE_VPC)
+@click.option("--vpc", help="The VPC.")
 @json_option
 @click.pass_obj
 def show_ruleset(session: Session, vpc: str, as_json: bool) -> None:

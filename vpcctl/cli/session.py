@@ -1,4 +1,4 @@
-"""What all commands share: the controller, messages, and the types of options."""
+"""What all commands share: how they are called, the controller, messages, and the types of options."""
 
 from __future__ import annotations
 
@@ -59,10 +59,20 @@ class Session:
         override_invariants: bool = False,
     ):
         self.verbosity = verbosity
-        self._override_invariants = override_invariants
+        self.override_invariants = override_invariants
+        # `--json` before the name of a command.
+        self.as_json = False
         self._state_dir = state_dir
         self._make_kernel, self._read_host = make_kernel, read_host
         self._begun = time.monotonic()
+
+    def adjust(self, state_dir: str | None, verbosity: int) -> None:
+        """Take the global options that follow the name of the command; UsageError if they contradict those before."""
+        self.verbosity += verbosity
+        if state_dir is not None:
+            if self._state_dir not in (None, state_dir):
+                raise click.UsageError(f"--state-dir is {self._state_dir!r} and {state_dir!r}; pass one of them")
+            self._state_dir = state_dir
 
     @property
     def state_dir(self) -> Path:
@@ -88,7 +98,7 @@ class Session:
             store=self.store,
             make_kernel=self._make_kernel,
             read_host=self._read_host,
-            override_invariants=self._override_invariants,
+            override_invariants=self.override_invariants,
         )
 
     def _told(self, event: Event) -> None:
@@ -141,6 +151,122 @@ class Session:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+class About:
+    """What a command is about, and so what can be named by position: a VPC, or a part of one as VPC/NAME.
+
+    `vpc` and `part` are the options that name them.  A command about a VPC takes both --vpc and --name for it.
+    """
+
+    def __init__(
+        self,
+        vpc: str = "vpc",
+        part: str | None = None,
+        *,
+        other: str | None = None,
+        required: bool = True,
+        part_required: bool = True,
+        only: bool = True,
+        files: str | None = None,
+    ):
+        self.vpc, self.part = vpc, part
+        # Of `exec`: the option that names a subnet in place of an instance.
+        self.other = other
+        # Must they be named?  A VPC that need not be is none or all.
+        self.required, self.part_required = required, part_required
+        # May the VPC be left out where exactly one exists?
+        self.only = only
+        # The argument of a command that takes files; its first word may be an object.
+        self.files = files
+
+    @property
+    def alias(self) -> str | None:
+        """The other option that names the VPC."""
+        if self.part is not None:
+            return None
+        return "--name" if self.vpc == "vpc" else "--vpc"
+
+    @property
+    def metavar(self) -> str:
+        """The object as it is typed."""
+        if self.vpc == "vpc1":
+            return "[VPC VPC]"
+        return "[VPC]" if self.part is None else "[VPC/NAME]" if self.part_required else "[VPC[/NAME]]"
+
+    def named(self, params: dict[str, Any]) -> bool:
+        """Do the options alone name all that must be named?"""
+        part = self.part is None or not self.part_required or params[self.part] is not None
+        part = part or (self.other is not None and params[self.other] is not None)
+        return part and not (self.required and params[self.vpc] is None)
+
+
+ONE_VPC = About()
+ANY_VPC = About(required=False)
+PEERS = About("vpc1", "vpc2", only=False)
+# Where the values are that are no parameter of a command's function.
+CALL = "vpcctl.call"
+
+
+def _kept(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    ctx.meta.setdefault(CALL, {})[param.name] = value
+
+
+# The options of the program, as they are accepted behind the name of a command.
+GLOBAL_OPTIONS = [
+    click.Option(["--state-dir"], metavar="DIR", expose_value=False, hidden=True, callback=_kept),
+    click.Option(["-v", "--verbose"], count=True, expose_value=False, hidden=True, callback=_kept),
+    click.Option(["-q", "--quiet"], count=True, expose_value=False, hidden=True, callback=_kept),
+    click.Option(["--override-invariants"], is_flag=True, expose_value=False, hidden=True, callback=_kept),
+]
+
+
+class Command(click.Command):
+    """A command that takes the global options behind its name, and its object by position."""
+
+    def __init__(self, *args: Any, about: About | None = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.about = about
+        self._more: list[click.Parameter] = list(GLOBAL_OPTIONS)
+        if about is not None and about.alias is not None:
+            self._more.append(click.Option([about.alias, "alias"], expose_value=False, hidden=True, callback=_kept))
+        if about is not None and about.files is None and about.other is None:
+            place = click.Argument(["place"], nargs=-1, metavar=about.metavar, expose_value=False, callback=_kept)
+            self._more.append(place)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Those that the function takes, and those that every command takes."""
+        return [*super().get_params(ctx), *self._more]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Of a command that runs a program, the first word is its object unless options name it."""
+        if self.about is not None and self.about.other is not None and not ctx.resilient_parsing:
+            from vpcctl.cli.subjects import without_object
+
+            args = without_object(self, ctx, args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Settle what the command line means as a whole."""
+        call, session = ctx.meta.get(CALL, {}), ctx.obj
+        if isinstance(session, Session):
+            session.adjust(call.get("state_dir"), call.get("verbose", 0) - call.get("quiet", 0))
+            session.override_invariants |= bool(call.get("override_invariants"))
+            if session.as_json:
+                if "as_json" not in ctx.params:
+                    ctx.fail(f"{self.name} has no --json")
+                ctx.params["as_json"] = True
+        about = self.about
+        if about is not None and (call.get("place") or call.get("alias") or about.files or not about.named(ctx.params)):
+            from vpcctl.cli.subjects import settle
+
+            settle(ctx, about, call.get("place") or (), call.get("alias"))
+        return super().invoke(ctx)
+
+
+def command(name: str | None = None, **settings: Any) -> Callable[[Callable[..., Any]], Command]:
+    """A function as a command of ours; `about` says what it is about."""
+    return click.command(name, cls=Command, **settings)
 
 
 class PrefixType(click.ParamType):  # type: ignore[type-arg] # generic in new versions of click alone

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vpcctl.cli.output import print_json, print_table
-from vpcctl.cli.session import PREFIX, Session, json_option
+from vpcctl.cli.session import ANY_VPC, PREFIX, About, Session, command, json_option
 
 if TYPE_CHECKING:
     from vpcctl.engine.inventory import InstanceView, SubnetView
 
 
-@click.command
-@click.option("--vpc", required=True, help="The VPC.")
-@click.option("--name", required=True, help="The subnet's name.")
+@command(about=About(part="name"))
+@click.option("--vpc", help="The VPC.")
+@click.option("--name", help="The subnet's name.")
 @click.option("--cidr", required=True, type=PREFIX, help="Its prefix, inside the VPC's.")
 @click.option(
     "--type",
@@ -36,9 +36,9 @@ def create_subnet(session: Session, vpc: str, name: str, cidr: Any, kind: str, n
     session.say(f"created {kind} subnet {name} ({cidr}) of VPC {vpc}{inside}")
 
 
-@click.command
-@click.option("--vpc", required=True, help="The VPC.")
-@click.option("--name", required=True, help="The subnet's name.")
+@command(about=About(part="name"))
+@click.option("--vpc", help="The VPC.")
+@click.option("--name", help="The subnet's name.")
 @click.option("--cascade", is_flag=True, help="Also delete all other instances in it.")
 @click.pass_obj
 def delete_subnet(session: Session, vpc: str, name: str, cascade: bool) -> None:
@@ -50,8 +50,8 @@ def delete_subnet(session: Session, vpc: str, name: str, cascade: bool) -> None:
     session.say(f"deleted subnet {name} of VPC {vpc}")
 
 
-@click.command
-@click.option("--vpc", required=True, help="The VPC.")
+@command(about=ANY_VPC)
+@click.option("--vpc", help="The VPC.")
 @json_option
 @click.pass_obj
 def list_subnets(session: Session, vpc: str, as_json: bool) -> None:
@@ -78,9 +78,9 @@ def list_subnets(session: Session, vpc: str, as_json: bool) -> None:
     return print_table(headings, rows, f"VPC {vpc} has no subnet")
 
 
-@click.command
-@click.option("--vpc", required=True, help="The VPC.")
-@click.option("--subnet", required=True, help="A private subnet.")
+@command(about=About(part="subnet"))
+@click.option("--vpc", help="The VPC.")
+@click.option("--subnet", help="A private subnet.")
 @click.pass_obj
 def create_nat_gateway(session: Session, vpc: str, subnet: str) -> None:
     """Let a private subnet reach the internet, as far as its egress policy allows; no new flows get in.
@@ -93,9 +93,9 @@ def create_nat_gateway(session: Session, vpc: str, subnet: str) -> None:
     session.warn_all(created.warnings)
 
 
-@click.command
-@click.option("--vpc", required=True, help="The VPC.")
-@click.option("--subnet", required=True, help="A private subnet.")
+@command(about=About(part="subnet"))
+@click.option("--vpc", help="The VPC.")
+@click.option("--subnet", help="A private subnet.")
 @click.pass_obj
 def delete_nat_gateway(session: Session, vpc: str, subnet: str) -> None:
     """Cut a private subnet off from the internet; live connections end, too.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vpcctl.cli.output import print_json, print_table, show
-from vpcctl.cli.session import Session, json_option
+from vpcctl.cli.session import ANY_VPC, ONE_VPC, Session, command, json_option
 from vpcctl.errors import KernelError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def _caution(session: Session, unplaced: str | None) -> None:
         )
 
 
-@click.command
+@command()
 @click.argument("source", metavar="FROM")
 @click.argument("destination", metavar="TO")
 @click.argument("service")
@@ -144,8 +144,8 @@ def _print_stages(stages: Iterable[ExplainedStage], begin: str = "") -> None:
                     show(f"      {line}")
 
 
-@click.command
-@click.option("--vpc", required=True, help="The VPC.")
+@command(about=ONE_VPC)
+@click.option("--vpc", help="The VPC.")
 @click.option("--count", type=click.IntRange(1), help="Stop after this many packets.")
 @json_option
 @click.pass_obj
@@ -171,12 +171,12 @@ def log(session: Session, vpc: str, count: int | None, as_json: bool) -> None:
             show(f"{entry.prefix}: {entry.source} → {entry.destination} {service}", flush=True)
 
 
-@click.command
-@click.option("--vpc", required=True, help="The VPC.")
+@command(about=ANY_VPC)
+@click.option("--vpc", help="The VPC.")
 @environment_option
 @json_option
 @click.pass_obj
-def matrix(session: Session, vpc: str, environment: str | None, as_json: bool) -> None:
+def matrix(session: Session, vpc: str | None, environment: str | None, as_json: bool) -> None:
     """Show the allowed traffic between all subnets, peers and the internet.
 
     Example: vpcctl matrix --vpc shop
@@ -198,10 +198,10 @@ def matrix(session: Session, vpc: str, environment: str | None, as_json: bool) -
             rows.append((pair.source, pair.destination, "-"))
         for line in pair.lines:
             rows.append((", ".join(line.sources), ", ".join(line.destinations), ", ".join(line.services)))
-    return print_table(("FROM", "TO", "SERVICES"), rows, f"VPC {vpc} has no subnet")
+    return print_table(("FROM", "TO", "SERVICES"), rows, f"VPC {found.vpc} has no subnet")
 
 
-@click.command
+@command()
 @click.argument("tests", metavar="[TESTS.json]", required=False)
 @environment_option
 @json_option

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vpcctl.cli.output import print_json, print_table, show
-from vpcctl.cli.session import PREFIX, Session, json_option
+from vpcctl.cli.session import ONE_VPC, PREFIX, About, Session, command, json_option
 from vpcctl.cli.subnet_commands import subnet_document, subnet_type
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ PROTOCOL = "A protocol without ports: gre, esp, ah, ipip, or a number."
 DEFAULT_MAX_FLOWS, DEFAULT_MAX_PORTS = 16384, 8192
 
 
-@click.command
-@click.option("--name", required=True, help="Its name.")
+@command(about=About("name", only=False))
+@click.option("--name", help="Its name.")
 @click.option("--cidr", required=True, type=PREFIX, help="Its prefix, such as 10.0.0.0/16.")
 @click.option("--ipv6-cidr", help="Not supported yet: IPv6 is off and dropped in every VPC.")
 @click.option(
@@ -60,8 +60,8 @@ def create_vpc(
     session.warn_all(map(str, doctor.pressing_findings(created.outcome.after, name)))
 
 
-@click.command
-@click.option("--name", required=True, help="Its name.")
+@command(about=About("name", only=False))
+@click.option("--name", help="Its name.")
 @click.option("--cascade", is_flag=True, help="Also delete its subnets, instances and peerings.")
 @click.pass_obj
 def delete_vpc(session: Session, name: str, cascade: bool) -> None:
@@ -73,8 +73,8 @@ def delete_vpc(session: Session, name: str, cascade: bool) -> None:
     session.say(f"deleted VPC {name}")
 
 
-@click.command
-@click.option("--vpc", required=True, help="The VPC.")
+@command(about=ONE_VPC)
+@click.option("--vpc", help="The VPC.")
 @click.option("--max-flows", type=int, help=FLOWS)
 @click.option("--max-ports", type=int, help=PORTS)
 @click.pass_obj
@@ -93,8 +93,8 @@ def set_limits(session: Session, vpc: str, max_flows: int | None, max_ports: int
     )
 
 
-@click.command
-@click.option("--vpc", required=True, help="The VPC.")
+@command(about=ONE_VPC)
+@click.option("--vpc", help="The VPC.")
 @click.option("--protocol", required=True, help=PROTOCOL)
 @click.pass_obj
 def create_nat_protocol(session: Session, vpc: str, protocol: str) -> None:
@@ -106,8 +106,8 @@ def create_nat_protocol(session: Session, vpc: str, protocol: str) -> None:
     session.say(f"VPC {vpc}: source NAT now translates protocol {protocol}; the host's own {protocol} takes precedence")
 
 
-@click.command
-@click.option("--vpc", required=True, help="The VPC.")
+@command(about=ONE_VPC)
+@click.option("--vpc", help="The VPC.")
 @click.option("--protocol", required=True, help=PROTOCOL)
 @click.pass_obj
 def delete_nat_protocol(session: Session, vpc: str, protocol: str) -> None:
@@ -128,7 +128,7 @@ def _portless(protocol: str) -> int:
         raise click.UsageError(f"--protocol: {error}") from error
 
 
-@click.command
+@command()
 @json_option
 @click.pass_obj
 def list_vpcs(session: Session, as_json: bool) -> None:
@@ -143,8 +143,8 @@ def list_vpcs(session: Session, as_json: bool) -> None:
     return print_table(("VPC", "CIDR", "SUBNETS", "INSTANCES", "PEERS"), rows, "no VPCs")
 
 
-@click.command
-@click.option("--name", required=True, help="Its name.")
+@command(about=About("name"))
+@click.option("--name", help="Its name.")
 @json_option
 @click.pass_obj
 def show_vpc(session: Session, name: str, as_json: bool) -> None:

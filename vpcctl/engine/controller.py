@@ -140,6 +140,10 @@ class Controller:
         world = self._machine.load().world
         return tuple(vpc_view(world, vpc.name) for vpc in world.vpcs)
 
+    def vpc_names(self) -> tuple[str, ...]:
+        """The names of all VPCs; nothing else of them is read."""
+        return tuple(vpc.name for vpc in self._machine.load().world.vpcs)
+
     def show_vpc(self, name: str) -> VpcView:
         """A VPC with everything in it."""
         from vpcctl.engine.inventory import vpc_view
@@ -232,11 +236,23 @@ class Controller:
 
         return instance_view(self._machine.load().world.vpc(vpc), name)
 
-    def find_dwelling(self, vpc: str, *, instance: str | None = None, subnet: str | None = None) -> Dwelling:
-        """Where a program of an instance runs; for a subnet in its own instance, else in its first one."""
+    def find_dwelling(
+        self, vpc: str, *, instance: str | None = None, subnet: str | None = None, name: str | None = None
+    ) -> Dwelling:
+        """Where a program of an instance runs; for a subnet in its own instance, else in its first one.
+
+        `name` is an instance, else a subnet.
+        """
         from vpcctl.engine.inventory import dwelling
 
         state = self._machine.load()
+        if name is not None:
+            known = state.world.vpc(vpc)
+            subnets = {one.name for one in known.subnets}
+            if name in known.instances_by_name or name not in subnets:
+                instance = name
+            else:
+                subnet = name
         return dwelling(state.world, state.state_id, vpc, instance, subnet)
 
     def publish_port(
@@ -390,8 +406,8 @@ class Controller:
 
         return traffic.probe(explanation, stand_in)
 
-    def matrix(self, vpc: str, *, environment: Source | None = None) -> TrafficMatrix:
-        """Who reaches whom, on what."""
+    def matrix(self, vpc: str | None = None, *, environment: Source | None = None) -> TrafficMatrix:
+        """Who reaches whom in a VPC, on what; None is the only VPC, AmbiguousError if there are several."""
         from vpcctl.engine import traffic
 
         return traffic.matrix(self._machine, vpc, environment)

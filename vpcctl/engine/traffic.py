@@ -7,7 +7,7 @@ from dataclasses import field
 from typing import TYPE_CHECKING
 
 from vpcctl.engine.machine import Machine
-from vpcctl.errors import ConflictError, DocumentError, VpcctlError
+from vpcctl.errors import AmbiguousError, ConflictError, DocumentError, VpcctlError
 from vpcctl.values import dataclass
 
 if TYPE_CHECKING:
@@ -155,11 +155,16 @@ def _nothing_to_probe(answer: Answer) -> str:
     return "each end in a VPC must be an instance, and the two must differ"
 
 
-def matrix(machine: Machine, vpc: str, environment: Source | None) -> TrafficMatrix:
-    """Who reaches whom, on what."""
+def matrix(machine: Machine, vpc: str | None, environment: Source | None) -> TrafficMatrix:
+    """Who reaches whom, on what; without `vpc` in the only one."""
     from vpcctl.analysis import explain as explaining
 
     reach, warnings = _reach(machine, environment)
+    if vpc is None:
+        known = [one.name for one in reach.world.vpcs]
+        if len(known) != 1:
+            raise AmbiguousError("a matrix is of one VPC; name it with --vpc", known)
+        vpc = known[0]
     reach.world.vpc(vpc)
     found = explaining.matrix(reach, vpc)
     pairs = tuple(PairTraffic(source, destination, tuple(lines)) for (source, destination), lines in found.items())
