@@ -283,3 +283,47 @@ def test_every_command_takes_the_options_of_the_program(name: str) -> None:
     context = click.Context(command, info_name=name)
     taken = {option for parameter in command.get_params(context) for option in parameter.opts}
     assert {"-v", "--verbose", "-q", "--quiet", "--state-dir"} <= taken
+
+
+# -- views ---------------------------------------------------------------------------------------------------------
+
+
+def test_lists_without_a_vpc_name_everything_with_its_vpc(two: Rehearsal) -> None:
+    listed = json.loads(call(two, "list-instances --json")[1])
+    assert [(one["vpc"], one["name"]) for one in listed] == [("one", "web"), ("one", "db"), ("two", "api")]
+    subnets = json.loads(call(two, "list-subnets --json")[1])
+    assert [(one["vpc"], one["name"]) for one in subnets] == [("one", "web"), ("one", "db"), ("two", "api")]
+    assert [one["name"] for one in json.loads(call(two, "list-instances --subnet api --json")[1])] == ["api"]
+    status, said = call(two, "list-instances --subnet none")
+    assert (status, "subnet 'none' not found in any VPC" in said) == (4, True), said
+    for line in ("list-instances", "list-subnets"):
+        rows = [row.split() for row in call(two, line)[1].splitlines()]
+        assert rows[0][0] == "VPC"
+        assert [row[:2] for row in rows[1:]] == [["one", "web"], ["one", "db"], ["two", "api"]]
+        assert call(two, f"{line} two")[1].split()[0] != "VPC"
+
+
+def test_one_part_is_shown_as_in_the_list(two: Rehearsal) -> None:
+    [subnet] = [one for one in json.loads(call(two, "list-subnets --json")[1]) if one["name"] == "web"]
+    assert json.loads(call(two, "show-subnet one/web --json")[1]) == subnet
+    [instance] = [one for one in json.loads(call(two, "list-instances --json")[1]) if one["name"] == "web"]
+    shown = json.loads(call(two, "show-instance one/web --json")[1])
+    assert shown.pop("publish") == [{"protocol": "tcp", "port": 8080, "instance": "web", "target_port": 80}]
+    assert shown == instance
+    assert json.loads(call(two, "show-instance one/db --json")[1])["publish"] == []
+    assert "published  tcp/8080 to port 80" in call(two, "show-instance one/web")[1]
+    assert call(two, "show-instance one/none")[0] == call(two, "show-subnet one/none")[0] == 4
+
+
+def test_published_ports_are_listed(two: Rehearsal) -> None:
+    call(two, "publish-port two/api --port 9000-9010 --protocol udp --address 127.0.0.1")
+    listed = json.loads(call(two, "list-published-ports --json")[1])
+    assert [(one["vpc"], one["port"], one.get("address")) for one in listed] == [
+        ("one", 8080, None), ("two", "9000-9010", "127.0.0.1"),
+    ]  # fmt: skip
+    assert [row.split() for row in call(two, "list-published-ports")[1].splitlines()[1:]] == [
+        ["tcp/8080", "one/web", "tcp/80"],
+        ["udp/9000-9010", "at", "127.0.0.1", "two/api", "udp/9000-9010"],
+    ]
+    call(two, "unpublish-port one --port 8080")
+    assert call(two, "list-published-ports one")[1] == "VPC one publishes no port\n"

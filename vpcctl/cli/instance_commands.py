@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vpcctl.cli.output import print_json, print_table
-from vpcctl.cli.session import ADDRESS, ONE_VPC, PORTS, About, Session, command, json_option
+from vpcctl.cli.output import print_json, print_table, show
+from vpcctl.cli.session import ADDRESS, ANY_VPC, ONE_VPC, PORTS, About, Session, command, json_option
 from vpcctl.cli.subnet_commands import instance_document
 
 if TYPE_CHECKING:
@@ -63,20 +63,71 @@ def delete_instance(session: Session, vpc: str, name: str) -> None:
 
 
 @command(about=About(part="subnet", required=False, part_required=False))
-@click.option("--vpc", help="The VPC.")
+@click.option("--vpc", help="The VPC; default: all.")
 @click.option("--subnet", help="Only those of this subnet.")
 @json_option
 @click.pass_obj
-def list_instances(session: Session, vpc: str, subnet: str | None, as_json: bool) -> None:
-    """List the instances of a VPC.
+def list_instances(session: Session, vpc: str | None, subnet: str | None, as_json: bool) -> None:
+    """List the instances of a VPC, or of all VPCs.
 
     Example: vpcctl list-instances --vpc shop --subnet web
     """
     instances = session.controller.list_instances(vpc, subnet)
     if as_json:
-        return print_json([{**instance_document(one), "subnet": one.subnet} for one in instances])
-    rows = [(one.name, one.subnet, one.address, one.mac, one.namespace) for one in instances]
-    return print_table(("INSTANCE", "SUBNET", "IP", "MAC", "NAMESPACE"), rows, f"VPC {vpc} has no instance")
+        return print_json([{**instance_document(one), "subnet": one.subnet, "vpc": one.vpc} for one in instances])
+    headings, rows = ("INSTANCE", "SUBNET", "IP", "MAC", "NAMESPACE"), []
+    for one in instances:
+        row = (one.name, one.subnet, one.address, one.mac, one.namespace)
+        rows.append(row if vpc else (one.vpc, *row))
+    if vpc is None:
+        return print_table(("VPC", *headings), rows, "no instances")
+    return print_table(headings, rows, f"VPC {vpc} has no instance")
+
+
+@command(about=About(part="name"))
+@click.option("--vpc", help="The VPC.")
+@click.option("--name", help="The instance's name.")
+@json_option
+@click.pass_obj
+def show_instance(session: Session, vpc: str, name: str, as_json: bool) -> None:
+    """Show an instance: its address, its namespace, and the ports published for it.
+
+    Example: vpcctl show-instance shop/web
+    """
+    from vpcctl.documents.diff import publication_document
+
+    instance = session.controller.show_instance(vpc, name)
+    published = [one.publication for one in session.controller.list_published_ports(vpc)]
+    own = [one for one in published if one.instance == name]
+    if as_json:
+        places = {"subnet": instance.subnet, "vpc": vpc}
+        return print_json({**instance_document(instance), **places, "publish": list(map(publication_document, own))})
+    show(f"instance {vpc}/{name}  {instance.address}  subnet {instance.subnet}")
+    show(f"  namespace  {instance.namespace}")
+    show(f"  MAC        {instance.mac}")
+    return show(*(f"  published  {one.service} to port {one.target.partition('/')[2]}" for one in own))
+
+
+@command(about=ANY_VPC)
+@click.option("--vpc", help="The VPC; default: all.")
+@json_option
+@click.pass_obj
+def list_published_ports(session: Session, vpc: str | None, as_json: bool) -> None:
+    """List the published ports of a VPC, or of all VPCs.
+
+    Example: vpcctl list-published-ports
+    """
+    from vpcctl.documents.diff import publication_document
+
+    published = session.controller.list_published_ports(vpc)
+    if as_json:
+        return print_json([{**publication_document(one.publication), "vpc": one.vpc} for one in published])
+    rows = []
+    for one in published:
+        item = one.publication
+        rows.append((item.service, f"{one.vpc}/{item.instance}", item.target))
+    empty = f"VPC {vpc} publishes no port" if vpc else "no published ports"
+    return print_table(("PORT", "INSTANCE", "TARGET"), rows, empty)
 
 
 @command(about=About(part="instance"))

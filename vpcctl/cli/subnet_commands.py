@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vpcctl.cli.output import print_json, print_table
+from vpcctl.cli.output import print_json, print_table, show
 from vpcctl.cli.session import ANY_VPC, PREFIX, About, Session, command, json_option
 
 if TYPE_CHECKING:
@@ -51,19 +51,20 @@ def delete_subnet(session: Session, vpc: str, name: str, cascade: bool) -> None:
 
 
 @command(about=ANY_VPC)
-@click.option("--vpc", help="The VPC.")
+@click.option("--vpc", help="The VPC; default: all.")
 @json_option
 @click.pass_obj
-def list_subnets(session: Session, vpc: str, as_json: bool) -> None:
-    """List the subnets of a VPC.
+def list_subnets(session: Session, vpc: str | None, as_json: bool) -> None:
+    """List the subnets of a VPC, or of all VPCs.
 
     Example: vpcctl list-subnets --vpc shop
     """
     subnets = session.controller.list_subnets(vpc)
     if as_json:
-        return print_json([subnet_document(subnet) for subnet in subnets])
+        return print_json([{**subnet_document(subnet), "vpc": subnet.vpc} for subnet in subnets])
     rows = [
         (
+            *([subnet.vpc] if vpc is None else []),
             subnet.name,
             subnet.prefix,
             subnet_type(subnet),
@@ -74,8 +75,28 @@ def list_subnets(session: Session, vpc: str, as_json: bool) -> None:
         )
         for subnet in subnets
     ]
-    headings = ("SUBNET", "CIDR", "TYPE", "GATEWAY", "NAT", "INSTANCES", "POLICY")
-    return print_table(headings, rows, f"VPC {vpc} has no subnet")
+    headings = (*(["VPC"] if vpc is None else []), "SUBNET", "CIDR", "TYPE", "GATEWAY", "NAT", "INSTANCES", "POLICY")
+    return print_table(headings, rows, "no subnets" if vpc is None else f"VPC {vpc} has no subnet")
+
+
+@command(about=About(part="name"))
+@click.option("--vpc", help="The VPC.")
+@click.option("--name", help="The subnet's name.")
+@json_option
+@click.pass_obj
+def show_subnet(session: Session, vpc: str, name: str, as_json: bool) -> None:
+    """Show a subnet and its instances.
+
+    Example: vpcctl show-subnet shop/web
+    """
+    subnet = session.controller.show_subnet(vpc, name)
+    if as_json:
+        return print_json({**subnet_document(subnet), "vpc": vpc})
+    show(f"subnet {vpc}/{name}  {subnet.prefix}  {subnet_type(subnet)}{', NAT gateway' if subnet.nat_gateway else ''}")
+    show(f"  gateway  {subnet.gateway}")
+    show(f"  policy   {subnet.policy_file or '-'}")
+    lines = [f"  instance {one.name}  {one.address}  namespace {one.namespace}" for one in subnet.instances]
+    return show(*session.summary(lines))
 
 
 @command(about=About(part="subnet"))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vpcctl.documents.sources import Source
     from vpcctl.engine.attachments import PolicyChange, PolicyView
     from vpcctl.engine.environments import EnvironmentApplied, EnvironmentPlan
-    from vpcctl.engine.inventory import Created, Dwelling, InstanceView, SubnetView, VpcView
+    from vpcctl.engine.inventory import Created, Dwelling, InstanceView, PublishedPort, SubnetView, VpcView
     from vpcctl.engine.machine import Transform
     from vpcctl.engine.reconciler import Outcome
     from vpcctl.engine.rulesets import CompiledRuleset
@@ -189,11 +189,12 @@ class Controller:
 
         return self.change(lambda state: operations.set_nat_gateway(state.world, vpc, subnet, False))
 
-    def list_subnets(self, vpc: str) -> tuple[SubnetView, ...]:
-        """The subnets of a VPC."""
-        from vpcctl.engine.inventory import subnet_views
+    def list_subnets(self, vpc: str | None = None) -> tuple[SubnetView, ...]:
+        """The subnets of a VPC, or of all."""
+        from vpcctl.engine.inventory import chosen_vpcs, subnet_views
 
-        return subnet_views(self._machine.load().world.vpc(vpc))
+        world = self._machine.load().world
+        return tuple(subnet for one in chosen_vpcs(world, vpc) for subnet in subnet_views(one))
 
     def show_subnet(self, vpc: str, name: str) -> SubnetView:
         """One subnet."""
@@ -223,12 +224,18 @@ class Controller:
 
         return self.change(lambda state: operations.delete_instance(state.world, vpc, name))
 
-    def list_instances(self, vpc: str, subnet: str | None = None) -> tuple[InstanceView, ...]:
-        """The instances of a VPC, or of one of its subnets."""
-        from vpcctl.engine.inventory import subnet_views
+    def list_instances(self, vpc: str | None = None, subnet: str | None = None) -> tuple[InstanceView, ...]:
+        """The instances of a VPC, or of one of its subnets; without a VPC all, or those of all subnets of the name."""
+        from vpcctl.engine.inventory import chosen_vpcs, subnet_views
+        from vpcctl.errors import ConflictError
 
-        subnets = subnet_views(self._machine.load().world.vpc(vpc), subnet)
-        return tuple(instance for one in subnets for instance in one.instances)
+        vpcs = chosen_vpcs(self._machine.load().world, vpc)
+        if vpc is None and subnet is not None:
+            vpcs = tuple(one for one in vpcs if any(own.name == subnet for own in one.subnets))
+            if not vpcs:
+                raise ConflictError(f"subnet {subnet!r} not found in any VPC; `vpcctl list-subnets` lists all")
+        subnets = (own for one in vpcs for own in subnet_views(one, subnet))
+        return tuple(instance for own in subnets for instance in own.instances)
 
     def show_instance(self, vpc: str, name: str) -> InstanceView:
         """One instance."""
@@ -288,6 +295,13 @@ class Controller:
         publication = outcome.after.vpc(vpc).publications[-1]
         warnings = traffic.publication_warnings(self._machine, outcome.after, vpc, publication)
         return Created(publication, outcome, warnings)
+
+    def list_published_ports(self, vpc: str | None = None) -> tuple[PublishedPort, ...]:
+        """The published ports of a VPC, or of all."""
+        from vpcctl.engine.inventory import PublishedPort, chosen_vpcs
+
+        world = self._machine.load().world
+        return tuple(PublishedPort(one.name, item) for one in chosen_vpcs(world, vpc) for item in one.publications)
 
     def unpublish_port(
         self,

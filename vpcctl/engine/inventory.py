@@ -53,6 +53,14 @@ class SubnetView:
 
 
 @dataclass(frozen=True, slots=True)
+class PublishedPort:
+    """A port of the host, or a range, and the VPC that publishes it."""
+
+    vpc: str
+    publication: Publication
+
+
+@dataclass(frozen=True, slots=True)
 class UplinkView:
     """A VPC's link to the host: its name there, and the address at each end."""
 
@@ -111,6 +119,11 @@ def vpc_view(world: World, name: str) -> VpcView:
         subnet_views(vpc),
         tuple(vpc.publications),
     )
+
+
+def chosen_vpcs(world: World, vpc: str | None) -> tuple[Vpc, ...]:
+    """The VPC of that name, or all; ConflictError if it is not there."""
+    return tuple(world.vpcs) if vpc is None else (world.vpc(vpc),)
 
 
 def subnet_views(vpc: Vpc, subnet: str | None = None) -> tuple[SubnetView, ...]:
