@@ -25,7 +25,7 @@ MUTATING: dict[str, Any] = {
     "apply-policy -": {"vpc": "shop", "subnet": "web", "ingress": []},
     "clear-policy --vpc shop --subnet db": None,
     "apply -": {"vpcs": [{"name": "new", "cidr": "10.1.0.0/16"}]},
-    "apply --prune -": {"vpcs": []},
+    "apply --prune --yes -": {"vpcs": []},
     "unpublish-port --vpc shop --port 8080": None,
     "delete-peering --vpc1 shop --vpc2 billing": None,
     "delete-nat-gateway --vpc shop --subnet db": None,
@@ -42,7 +42,7 @@ READING = ("list-vpcs", "show-vpc --name shop", "status", "export", "show-policy
 def run(module_lab: Lab, warm: Warm) -> Warm:
     """Commands on a machine that is as `TWO_VPCS` says, with nothing beside the record."""
     module_lab.run(["rm", "-f", f"{STATE}.damaged"])
-    warm("apply --prune -", input=json.dumps(TWO_VPCS))
+    warm("apply --prune --yes -", input=json.dumps(TWO_VPCS))
     return warm
 
 
@@ -178,7 +178,7 @@ def test_while_a_part_is_lost_other_vpcs_can_be_changed_and_adopting_brings_it_b
     # Made at once, so that what is desired and the objects are in one part.
     script, said = PART_HARM[how]
     run("destroy --all --yes")
-    run("apply --prune -", input=json.dumps(TWO_VPCS))
+    run("apply --prune --yes -", input=json.dumps(TWO_VPCS))
     run("create-vpc --name third --cidr 10.5.0.0/16")
     place, environment, before = part(module_lab, "shop"), run("export").out, kernel(module_lab)
     sound = content(module_lab, place)
@@ -259,7 +259,7 @@ def test_vpcs_of_another_state_directory_are_never_touched(module_lab: Lab, run:
     assert "no copy of" in run(f"{other} repair --adopt", status=6).err
     assert "VPC 'shop' not found" in run(f"{other} delete-vpc --name shop --cascade", status=4).err
     assert run(f"{other} repair").err == "nothing to repair\n"
-    assert run(f"{other} apply --prune -", input='{"vpcs": []}').err == "nothing to change\n"
+    assert run(f"{other} apply --prune --yes -", input='{"vpcs": []}').err == "nothing to change\n"
     run(f"{other} destroy --all --yes")
     assert run(f"{other} list-vpcs").out == ""
     assert (kernel(module_lab), content(module_lab)) == before

@@ -162,6 +162,53 @@ def test_compile_for_an_environment_needs_no_privilege(machine: Lab) -> None:
     assert "8000-8080" in text
 
 
+# --- Dry runs ---------------------------------------------------------------------------------------------------------
+
+TRIED = [
+    "create-vpc new --cidr 10.30.0.0/16",
+    "delete-vpc shop --cascade",
+    "set-limits shop --max-flows 100",
+    "create-nat-protocol shop --protocol gre",
+    "create-subnet shop/new --cidr 10.0.3.0/24 --type public",
+    "delete-subnet shop/web --cascade",
+    "create-nat-gateway shop/db",
+    "create-instance shop/new --subnet web",
+    "delete-instance shop/web-2",
+    "publish-port shop/db --port 8081",
+    "unpublish-port shop --port 8080",
+    "delete-peering shop billing",
+    "apply-policy shop/web everything.json",
+    "apply environment.json --prune",
+    "repair",
+    "destroy --all",
+]
+
+
+def test_a_dry_run_touches_nothing_on_the_machine(machine: Lab) -> None:
+    """Not the record, the kernel's objects, or what is kept beside them."""
+    policy = {"ingress": [{"action": "allow", "protocol": "tcp", "port": 80}]}
+    write(machine, "everything.json", policy)
+    write(machine, "environment.json", ENVIRONMENT)
+    folders = f"{STATE_DIR} /run/vpcctl"
+    look = f"find {folders} -printf '%p %s %T@ %m\\n' | sort; find {folders} -type f | sort | xargs cat | sha256sum"
+
+    def seen_now() -> tuple[list[str], str]:
+        return kernel(machine), machine.run(["sh", "-c", look]).stdout
+
+    before = seen_now()
+    for line in TRIED:
+        for more in ([], ["--json"]):
+            words = [f"/run/{word}" if word.endswith(".json") else word for word in line.split()]
+            result = machine.vpcctl(*words, "--dry-run", *more)
+            if more:
+                document = json.loads(result.stdout)
+                assert (document["dry_run"], document["changed"]) == (True, line != "repair"), line
+    assert seen_now() == before
+    # The same as a change does leave traces: what is compared would show it.
+    run_all(machine, ["create-instance shop/trace --subnet web", "delete-instance shop/trace"])
+    assert seen_now() != before
+
+
 # --- Bad input --------------------------------------------------------------------------------------------------------
 
 # root by its number alone: every capability is gone for good.

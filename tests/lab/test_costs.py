@@ -104,7 +104,7 @@ def measured(module_lab: Lab) -> dict[str, tuple[Cost, Cost]]:
     found: dict[int, dict[str, Cost]] = {}
     with Warm(module_lab) as run:
         for others in (0, OTHERS):
-            run("apply --prune -", input=json.dumps(environment(others)))
+            run("apply --prune --yes -", input=json.dumps(environment(others)))
             found[others] = {
                 words: counted(run(words, input=text, strace=["-y", "-e", TRACED]).calls)
                 for words, (text, _) in COSTS.items()
@@ -136,7 +136,7 @@ def test_a_change_beside_thousands_of_rules_writes_them_once(module_lab: Lab) ->
     rules = [{**rule, "port": 1 + number} for number in range(3000)]
     change = "create-nat-gateway --vpc shop --subnet db"
     with Warm(module_lab) as run:
-        run("apply --prune -", input=json.dumps(environment(0)))
+        run("apply --prune --yes -", input=json.dumps(environment(0)))
         few = counted(run(change, strace=["-y", "-e", TRACED]).calls)
         run("delete-nat-gateway --vpc shop --subnet db")
         bringing = json.dumps({"vpc": "shop", "subnet": "db", "ingress": rules})

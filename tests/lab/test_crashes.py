@@ -114,7 +114,7 @@ COMMANDS: dict[str, tuple[str, object]] = {
     "set-limits": ("set-limits --vpc shop --max-flows 999 --max-ports 99", None),
     "create-nat-protocol": ("create-nat-protocol --vpc shop --protocol gre", None),
     "delete-nat-protocol": ("delete-nat-protocol --vpc gone --protocol esp", None),
-    "apply": ("apply --prune -", OTHER),
+    "apply": ("apply --prune --yes -", OTHER),
     "apply, hardened": ("apply -", hardened("billing", True)),
     "apply, not hardened": ("apply -", hardened("gone", False)),
 }
@@ -212,7 +212,7 @@ class Scene:
 
     def reset(self) -> None:
         """Back to `BASE`."""
-        self.run("apply --prune -", input=json.dumps(BASE))
+        self.run("apply --prune --yes -", input=json.dumps(BASE))
         assert self.exported() == self.world
 
     def exported(self) -> str:

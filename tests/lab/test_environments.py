@@ -68,7 +68,7 @@ TABLES = "nft -a -t list ruleset"
 @pytest.fixture
 def run(warm: Warm) -> Warm:
     """Commands on a machine that is as `BASE` says."""
-    applied(warm, BASE, "--prune")
+    applied(warm, BASE, "--prune", "--yes")
     return warm
 
 
@@ -197,7 +197,7 @@ def test_the_same_document_again_touches_nothing_and_another_one_what_it_changes
 
     before, handles = (look(module_lab), state(module_lab)), tables()
     assert applied(run, BASE) == ["nothing to change"]
-    assert applied(run, BASE, "--prune") == ["nothing to change"]
+    assert applied(run, BASE, "--prune", "--yes") == ["nothing to change"]
     assert (look(module_lab), state(module_lab)) == before
     assert tables() == handles
     # The look would have told.
@@ -210,7 +210,7 @@ def test_applying_what_is_exported_changes_nothing(module_lab: Lab, run: Warm) -
     before = look(module_lab), state(module_lab)
     document = exported(run)
     assert applied(run, document) == ["nothing to change"]
-    assert applied(run, document, "--prune") == ["nothing to change"]
+    assert applied(run, document, "--prune", "--yes") == ["nothing to change"]
     assert applied(run, json.loads(run("export --vpc shop").out)) == ["nothing to change"]
     assert (look(module_lab), state(module_lab)) == before
     run("destroy --all --yes")
@@ -283,7 +283,7 @@ def test_vpcs_that_are_not_named_are_left_alone_and_with_prune_go(module_lab: La
     # A peering with a VPC beside the document is none of its business.
     assert exported(run)["peerings"] == [["billing", "shop"]]
     assert pings(module_lab, "shop-web", "10.9.1.2")
-    assert "- VPC billing" in applied(run, document, "--prune")
+    assert "- VPC billing" in applied(run, document, "--prune", "--yes")
     assert set(by_name(exported(run))) == {"shop", "fresh"}
     assert namespaces(module_lab) == {
         "shop-router", "shop-web", "shop-web-2", "shop-db", "fresh-router", "fresh-app"
@@ -398,7 +398,7 @@ def test_a_vpc_that_fails_half_way_is_put_back_and_the_others_are_done(module_la
     assert pings(module_lab, "fresh-app", "10.0.1.2")
     # What was in the way is still there, and not touched; without it the document can be applied.
     module_lab.run(["ip", "link", "delete", "br-new"], netns="shop-router")
-    applied(run, BASE, "--prune")
+    applied(run, BASE, "--prune", "--yes")
     assert settled(module_lab.run(["sh", "-c", LOOK.replace("'' *", "shop-*")]).stdout) == settled(picture)
     assert applied(run, document)[-1] == "applied"
     assert pings(module_lab, "shop-new", str(INTERNET))
@@ -420,7 +420,7 @@ def test_a_new_vpc_that_fails_half_way_leaves_nothing(module_lab: Lab, run: Warm
     assert said[-1].startswith("vpcctl: 1 of 2 steps was not done: ")
     assert in_sync(run)
     assert "fresh" not in look(module_lab)
-    applied(run, BASE, "--prune")
+    applied(run, BASE, "--prune", "--yes")
     assert settled(look(module_lab)) == settled(before)
 
 

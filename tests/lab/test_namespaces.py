@@ -83,7 +83,7 @@ def run(module_lab: Lab, warm: Warm) -> Warm:
         warm("repair")
     module_lab.python(MAKE, *OTHERS)
     module_lab.run(["sh", "-ec", FURNISH], netns="other-app")
-    warm("apply --prune -", input=json.dumps(ENVIRONMENT))
+    warm("apply --prune --yes -", input=json.dumps(ENVIRONMENT))
     warm("repair")
     return warm
 

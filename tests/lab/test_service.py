@@ -144,6 +144,19 @@ def test_installing_again_changes_nothing_and_removing_leaves_nothing(machine: L
     assert machine.vpcctl("uninstall-service").stderr == f"{TARGET} not found\n"
 
 
+def test_a_dry_run_names_the_files_and_changes_nothing(machine: Lab) -> None:
+    tried = json.loads(machine.vpcctl("install-service", "--dry-run", "--json").stdout)
+    assert (tried["dry_run"], tried["changes"]) == (True, [{"sign": "+", "what": str(TARGET), "detail": ""}])
+    assert machine.run(["test", "-e", str(TARGET)], check=False).returncode == 1
+    done = json.loads(machine.vpcctl("install-service", "--json").stdout)
+    assert (done["dry_run"], done["changes"]) == (False, tried["changes"])
+    assert done["steps"][0] == f"wrote {TARGET}"
+    assert machine.vpcctl("install-service", "--dry-run").stdout == "nothing to change\n"
+    assert machine.vpcctl("uninstall-service", "--dry-run").stdout == f"- {TARGET}\n"
+    assert machine.run(["test", "-e", str(TARGET)], check=False).returncode == 0
+    assert json.loads(machine.vpcctl("uninstall-service", "--json").stdout)["changes"][0]["sign"] == "-"
+
+
 def test_the_service_of_older_versions_is_replaced_and_one_of_that_name_that_is_not_ours_stays(machine: Lab) -> None:
     older, text = UNITS / OLDER, "[Unit]\nDescription=Restore the VPCs of vpcctl\n[Service]\nExecStart=vpcctl repair\n"
     machine.run(["sh", "-c", f"cat >{older}"], input=text)

@@ -78,7 +78,7 @@ LOSSES = {
 def run(module_lab: Lab, warm: Warm) -> Warm:
     """Commands on the machine above, with instances in which nobody has done anything yet."""
     module_lab.run(["sh", "-c", "for name in shop-web shop-quiet; do ip netns delete $name; done"], check=False)
-    warm("apply --prune -", input=json.dumps(ENVIRONMENT))
+    warm("apply --prune --yes -", input=json.dumps(ENVIRONMENT))
     warm("repair")
     settle(module_lab)
     return warm

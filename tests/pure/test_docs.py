@@ -15,7 +15,7 @@ import pytest
 from tests.coexist import matrix
 from tests.house import PACKAGES
 from vpcctl.cli import COMMANDS, commands
-from vpcctl.cli.session import EXIT_STATUSES
+from vpcctl.cli.session import EXIT_STATUSES, Command
 from vpcctl.compiler import compile_vpc
 from vpcctl.compiler.hooks import BASE_CHAINS
 from vpcctl.compiler.host_table import host_table
@@ -69,6 +69,13 @@ def options(name: str) -> set[str]:
     command = commands.get_command(CONTEXT, name)
     assert command is not None
     return {word for parameter in command.params if isinstance(parameter, click.Option) for word in parameter.opts}
+
+
+def shared(name: str) -> set[str]:
+    """The options that a command has in common with others; they are described once, before all commands."""
+    command = commands.get_command(CONTEXT, name)
+    assert isinstance(command, Command)
+    return {word for parameter in command.shared for word in parameter.opts if word.startswith("--")}
 
 
 def anchors(text: str) -> set[str]:
@@ -168,12 +175,14 @@ def test_every_option_of_a_command_stands_in_its_section_and_no_other(name: str)
     mentioned = set(re.findall(r"`(--[\w-]+)[` ]", prose))
     # A sentence may be about another command's option, and says so by naming the command before it.
     elsewhere = {word for word in mentioned if re.search(rf"`{word}` of `", prose)}
-    assert mentioned - elsewhere == options(name)
+    assert mentioned - elsewhere - shared(name) == options(name)
 
 
 def test_the_options_for_all_commands_are_told() -> None:
     first = page("docs/cli.md").split("\n## ")[1]
     wanted = {word for parameter in commands.params for word in parameter.opts} | {"-h", "--help"}
+    wanted |= {word for name in COMMANDS for word in shared(name)}
+    assert {"--json", "--dry-run", "--yes"} <= wanted
     assert {word for word in wanted if f"`{word}" not in first} == set()
 
 

@@ -99,7 +99,7 @@ COMMANDS = [
     "plan env.json",
     "plan --json env.json",
     "apply env.json",
-    "apply --prune env.json",
+    "apply --prune --yes env.json",
     "compile --environment env.json --vpc shop",
     "verify --environment env.json tests.json",
     "verify --json --environment env.json tests.json",

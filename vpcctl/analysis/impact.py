@@ -19,6 +19,9 @@ from vpcctl.values import dataclass
 # What is spent at most on the idle rules of one subnet by a command that changes something: a tenth of a second.
 MOST_HINT_PARTS = 100_000
 
+# Which of many similar lines are listed.
+Shorten = Callable[[Sequence[object]], Sequence[object]]
+
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
@@ -33,13 +36,18 @@ class Forecast:
     untold: tuple[str, ...] = ()
     unsought: tuple[str, ...] = ()
 
-    def lines(self, shorten: Callable[[Sequence[object]], Iterable[object]] = list) -> list[str]:
-        """The forecast as lines of text; `shorten` chooses which rules without effect are listed."""
-        idle, unsought = tuple(shorten(self.idle)), tuple(map(str, shorten(self.unsought)))
-        parts: tuple[tuple[str, Iterable[object]], ...] = (
-            ("newly allowed", self.newly_allowed),
-            ("newly denied", self.newly_denied),
-            ("without effect", idle),
+    def lines(self, shorten: Shorten = list, hints: Shorten | None = None) -> list[str]:
+        """The forecast as lines of text.
+
+        `shorten` chooses which lines of one kind are listed, `hints` which rules without effect.
+        """
+        hints = hints or shorten
+        unsought = tuple(map(str, hints(self.unsought)))
+        # Lines that differ only in what is not listed are one line to people.
+        parts = (
+            ("newly allowed", shorten(list(dict.fromkeys(map(str, self.newly_allowed))))),
+            ("newly denied", shorten(list(dict.fromkeys(map(str, self.newly_denied))))),
+            ("without effect", hints(list(dict.fromkeys(map(str, self.idle))))),
         )
         told = (
             []
@@ -47,8 +55,7 @@ class Forecast:
             else ["no traffic is newly allowed or newly denied"]
         )
         for title, found in parts:
-            # Lines that differ only in what is not listed are one line to people.
-            told += [f"{title}:", *dict.fromkeys(f"  {line}" for line in found)] if found else []
+            told += [f"{title}:", *(f"  {line}" for line in found)] if found else []
         return [*told, *self.untold, *unsought]
 
     def __str__(self) -> str:

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from vpcctl.cli.output import visible
+from vpcctl.cli.output import print_json, show, visible
 from vpcctl.cli.session import Session, command
 
 
@@ -44,7 +44,7 @@ def agent(session: Session, log_format: str) -> None:
     ).run()
 
 
-@command()
+@command(changes=True)
 @click.option("--remove", is_flag=True, help="Remove the service, as uninstall-service does.")
 @click.pass_obj
 def install_service(session: Session, remove: bool) -> None:
@@ -52,20 +52,35 @@ def install_service(session: Session, remove: bool) -> None:
 
     Example: vpcctl install-service
     """
-    from vpcctl.kernel import service
-
-    for words in service.remove() if remove else service.install(session.state_dir):
-        session.say(words)
+    _change_service(session, remove)
 
 
-@command()
+@command(changes=True)
 @click.pass_obj
 def uninstall_service(session: Session) -> None:
     """Stop and remove the systemd service; VPCs stay as they are.
 
     Example: vpcctl uninstall-service
     """
+    _change_service(session, True)
+
+
+def _change_service(session: Session, remove: bool) -> None:
+    """Install or remove the service; as a dry run, only say which files this would change."""
     from vpcctl.kernel import service
 
-    for words in service.remove():
+    changes = service.remove_changes() if remove else service.install_changes(session.state_dir)
+    steps: list[str] = []
+    if not session.dry_run:
+        steps = service.remove() if remove else service.install(session.state_dir)
+    if session.wants_json:
+        from vpcctl.cli.changes import other_document
+
+        told = [{"sign": sign, "what": str(target), "detail": ""} for sign, target in changes]
+        return print_json({**other_document(told, (), session.dry_run), "steps": steps})
+    if session.dry_run:
+        show(*(f"{sign} {target}" for sign, target in changes) if changes else ["nothing to change"])
+        steps = ["nothing was changed"]
+    for words in steps:
         session.say(words)
+    return None

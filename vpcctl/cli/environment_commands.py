@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import click
 
 from vpcctl.cli.output import print_json, show
 from vpcctl.cli.session import ANY_VPC, Session, command, json_option
+
+if TYPE_CHECKING:
+    from vpcctl.engine.environments import EnvironmentApplied
 
 prune_option = click.option("--prune", is_flag=True, help="Remove the VPCs that the document does not name.")
 
@@ -40,10 +44,10 @@ def plan(session: Session, environment: str, prune: bool, as_json: bool) -> None
         )
     if not planned.changes:
         return show("nothing to change")
-    return show(*planned.changes, *session.forecast_lines(expected))
+    return show(*session.summary(planned.changes), *session.forecast_lines(expected))
 
 
-@command()
+@command(removes=True)
 @click.argument("environment", metavar="ENVIRONMENT.json")
 @prune_option
 @click.pass_obj
@@ -56,9 +60,22 @@ def apply(session: Session, environment: str, prune: bool) -> None:
 
     Example: vpcctl apply shop.json
     """
-    applied = session.controller.apply(environment, prune=prune)
-    session.say_repaired(applied.repaired)
-    session.say("applied" if applied.steps else "nothing to change")
+    from vpcctl.cli.changes import Question, carry_out
+    from vpcctl.documents.sources import read_source
+
+    # Standard input can be read once only.
+    document = read_source(environment)
+
+    def told(applied: EnvironmentApplied) -> list[str]:
+        session.say_repaired(applied.repaired)
+        return ["applied" if applied.steps else "nothing to change"]
+
+    carry_out(
+        session,
+        lambda controller: controller.apply(document, prune=prune),
+        told,
+        Question("Apply the document?", always=prune),
+    )
 
 
 @command(about=ANY_VPC)

@@ -11,7 +11,10 @@ from vpcctl.cli.session import ADDRESS, ANY_VPC, ONE_VPC, PORTS, About, Session,
 from vpcctl.cli.subnet_commands import instance_document
 
 if TYPE_CHECKING:
+    from vpcctl.engine.inventory import Created, InstanceView
+    from vpcctl.engine.reconciler import Outcome
     from vpcctl.kernel.processes import Elsewhere
+    from vpcctl.model.network import Publication
 
 PROTOCOL = click.Choice(["tcp", "udp", "sctp"])
 NAMED = 5  # a warning names at most this many namespaces
@@ -34,7 +37,7 @@ class VariableType(click.ParamType):  # type: ignore[type-arg] # generic in new 
 VARIABLE = VariableType()
 
 
-@command(about=About(part="name"))
+@command(about=About(part="name"), changes=True)
 @click.option("--vpc", help="The VPC.")
 @click.option("--subnet", required=True, help="The subnet.")
 @click.option("--name", help="The instance's name.")
@@ -45,11 +48,18 @@ def create_instance(session: Session, vpc: str, subnet: str, name: str, ip: Any)
 
     Example: vpcctl create-instance --vpc shop --subnet web --name web-2
     """
-    created = session.controller.create_instance(vpc, subnet, name, ip).made
-    session.say(f"created instance {name} ({created.address}), namespace {created.namespace}")
+
+    def told(created: Created[InstanceView]) -> list[str]:
+        return [f"created instance {name} ({created.made.address}), namespace {created.made.namespace}"]
+
+    session.carry_out(
+        lambda controller: controller.create_instance(vpc, subnet, name, ip),
+        told,
+        lambda created: {"created": {**instance_document(created.made), "subnet": subnet, "vpc": vpc}},
+    )
 
 
-@command(about=About(part="name"))
+@command(about=About(part="name"), removes=True)
 @click.option("--vpc", help="The VPC.")
 @click.option("--name", help="The instance's name.")
 @click.pass_obj
@@ -58,8 +68,17 @@ def delete_instance(session: Session, vpc: str, name: str) -> None:
 
     Example: vpcctl delete-instance --vpc shop --name web-2
     """
-    session.controller.delete_instance(vpc, name)
-    session.say(f"deleted instance {name} of VPC {vpc}")
+    from vpcctl.cli.changes import Question, carry_out
+
+    def ends(outcome: Outcome) -> str:
+        return f"all traffic of {outcome.before.vpc(vpc).instance(name).addresses[0]} ends"
+
+    carry_out(
+        session,
+        lambda controller: controller.delete_instance(vpc, name),
+        lambda _: [f"deleted instance {name} of VPC {vpc}"],
+        Question(f"Delete instance {name} of VPC {vpc}?", ends=ends),
+    )
 
 
 @command(about=About(part="subnet", required=False, part_required=False))
@@ -130,7 +149,7 @@ def list_published_ports(session: Session, vpc: str | None, as_json: bool) -> No
     return print_table(("PORT", "INSTANCE", "TARGET"), rows, empty)
 
 
-@command(about=About(part="instance"))
+@command(about=About(part="instance"), changes=True)
 @click.option("--vpc", help="The VPC.")
 @click.option("--instance", help="The instance that serves.")
 @click.option("--port", required=True, type=PORTS, metavar="PORT[-PORT]", help="The port of the host, or a range.")
@@ -158,15 +177,20 @@ def publish_port(
 
     Example: vpcctl publish-port --vpc shop --instance web --port 8080 --target-port 80
     """
-    published = session.controller.publish_port(
-        vpc, instance, port, target_port=target_port, protocol=protocol, address=address, force=force
+
+    def told(published: Created[Publication]) -> list[str]:
+        ports = published.made.target.partition("/")[2]
+        return [f"published {published.made.service} of the host for {vpc}/{instance} port {ports}"]
+
+    session.carry_out(
+        lambda controller: controller.publish_port(
+            vpc, instance, port, target_port=target_port, protocol=protocol, address=address, force=force
+        ),
+        told,
     )
-    ports = published.made.target.partition("/")[2]
-    session.say(f"published {published.made.service} of the host for {vpc}/{instance} port {ports}")
-    session.warn_all(published.warnings)
 
 
-@command(about=ONE_VPC)
+@command(about=ONE_VPC, removes=True)
 @click.option("--vpc", help="The VPC.")
 @click.option("--port", required=True, type=PORTS, metavar="PORT[-PORT]", help="The port of the host, or the range.")
 @click.option("--protocol", default="tcp", type=PROTOCOL, show_default=True)
@@ -177,11 +201,20 @@ def unpublish_port(session: Session, vpc: str, port: tuple[int, int], protocol: 
 
     Example: vpcctl unpublish-port --vpc shop --port 8080
     """
-    outcome = session.controller.unpublish_port(vpc, port, protocol=protocol, address=address)
-    left = outcome.after.vpc(vpc).publications
-    for gone in outcome.before.vpc(vpc).publications:
-        if gone not in left:
-            session.say(f"{gone.service} of the host is unpublished")
+    from vpcctl.cli.changes import Question, carry_out
+
+    def told(outcome: Outcome) -> list[str]:
+        left = outcome.after.vpc(vpc).publications
+        gone = (item for item in outcome.before.vpc(vpc).publications if item not in left)
+        return [f"{item.service} of the host is unpublished" for item in gone]
+
+    ports = f"{protocol}/{port[0]}" + (f"-{port[1]}" if port[1] != port[0] else "")
+    carry_out(
+        session,
+        lambda controller: controller.unpublish_port(vpc, port, protocol=protocol, address=address),
+        told,
+        Question(f"Unpublish {ports} of VPC {vpc}?"),
+    )
 
 
 @command(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from vpcctl.cli.output import print_json, show
 from vpcctl.cli.session import ANY_VPC, Session, command, json_option
 
+if TYPE_CHECKING:
+    from vpcctl.engine.reconciler import Outcome
 
-@command()
+
+@command(changes=True)
 @click.argument("invariants", metavar="INVARIANTS.json")
 @click.option("--vpc", help="State the invariants of this VPC, which go with it.  Default: those of the machine.")
 @click.pass_obj
@@ -24,9 +28,16 @@ def set_invariants(session: Session, invariants: str, vpc: str | None) -> None:
 
     Example: vpcctl set-invariants invariants.json
     """
-    outcome = session.controller.set_invariants(invariants, vpc)
-    stated = sum(one.vpc == vpc for one in outcome.after.invariants)
-    session.say(f"{_counted(stated)} of {_whose(vpc)} must hold from now on")
+    from vpcctl.documents.sources import read_source
+
+    # Standard input can be read once only.
+    document = read_source(invariants)
+
+    def told(outcome: Outcome) -> list[str]:
+        stated = sum(one.vpc == vpc for one in outcome.after.invariants)
+        return [f"{_counted(stated)} of {_whose(vpc)} must hold from now on"]
+
+    session.carry_out(lambda controller: controller.set_invariants(document, vpc), told)
 
 
 @command(about=ANY_VPC)
@@ -52,7 +63,7 @@ def show_invariants(session: Session, vpc: str | None, as_json: bool) -> None:
     sys.exit(0 if all(one.holds for one in found) else 1)
 
 
-@command(about=ANY_VPC)
+@command(about=ANY_VPC, changes=True)
 @click.option("--vpc", help="Those of this VPC.  Default: those of the machine.")
 @click.pass_obj
 def clear_invariants(session: Session, vpc: str | None) -> None:
@@ -60,9 +71,12 @@ def clear_invariants(session: Session, vpc: str | None) -> None:
 
     Example: vpcctl clear-invariants --vpc shop
     """
-    outcome = session.controller.clear_invariants(vpc)
-    removed = len(outcome.before.invariants) - len(outcome.after.invariants)
-    session.say(f"removed {_counted(removed)} of {_whose(vpc)}")
+
+    def told(outcome: Outcome) -> list[str]:
+        removed = len(outcome.before.invariants) - len(outcome.after.invariants)
+        return [f"removed {_counted(removed)} of {_whose(vpc)}"]
+
+    session.carry_out(lambda controller: controller.clear_invariants(vpc), told)
 
 
 def _counted(number: int) -> str:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vpcctl.cli.output import counted, print_json, show, show_marked
 from vpcctl.cli.session import ANY_VPC, Session, command, json_option
+
+if TYPE_CHECKING:
+    from vpcctl.engine.execution import Difference
+    from vpcctl.engine.reconciler import Outcome
 
 DRIFT = 3
 
@@ -56,7 +62,7 @@ def status(session: Session, vpc: str | None, as_json: bool) -> None:
         sys.exit(DRIFT)
 
 
-@command(about=ANY_VPC)
+@command(about=ANY_VPC, changes=True)
 @click.option("--vpc", help="Only this VPC.")
 @click.option("--adopt", is_flag=True, help="First restore a state file that was lost or damaged.")
 @click.pass_obj
@@ -65,47 +71,54 @@ def repair(session: Session, vpc: str | None, adopt: bool) -> None:
 
     Example: vpcctl repair
     """
+    from vpcctl.engine.execution import principal_first
+
+    if session.dry_run:
+        if adopt:
+            raise click.UsageError("--adopt replaces the state file; it has no --dry-run")
+        found = session.controller.status(vpc).differences
+        if session.wants_json:
+            return print_json(_repair_document(found, (), True))
+        show(*session.summary(principal_first(found)))
+        return session.say("nothing was changed")
     controller = session.controller
     repaired = controller.adopt(vpc) if adopt else controller.repair(vpc)
     differences = repaired.differences
+    if session.wants_json:
+        return print_json(_repair_document(differences, repaired.warnings, False))
     session.say_repaired(differences)
     session.warn_all(repaired.warnings)
     if differences or not repaired.resumed:
         session.say(f"repaired {counted(len(differences), 'object')}" if differences else "nothing to repair")
+    return None
 
 
-@command()
+def _repair_document(differences: Sequence[Difference], warnings: Sequence[str], dry_run: bool) -> dict[str, Any]:
+    """What was repaired, or would be, for machines; the desired state and its traffic stay as they are."""
+    from vpcctl.cli.changes import other_document
+
+    changes = ((str(one.item), f"was {one.condition.state.value}") for one in differences)
+    return other_document([{"sign": "~", "what": what, "detail": was} for what, was in changes], warnings, dry_run)
+
+
+@command(removes=True)
 @click.option("--all", "everything", is_flag=True, help="Remove all VPCs; required.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_obj
-def destroy(session: Session, everything: bool, yes: bool) -> None:
+def destroy(session: Session, everything: bool) -> None:
     """Remove everything that vpcctl made, and nothing else; the host is as before.
 
     Example: vpcctl destroy --all --yes
     """
     if not everything:
         raise click.UsageError("pass --all to remove every VPC")
-    # Without the privilege, fail before the question.
-    session.controller.check_privilege()
-    vpcs = session.controller.list_vpcs()
-    if not yes:
-        named = ", ".join(vpc.name for vpc in vpcs) or "none"
-        _confirm(f"Remove all VPCs ({named})?")
-    outcome = session.controller.destroy()
-    session.say(f"removed {counted(len(outcome.before.vpcs), 'VPC')}; the host is as before")
+    from vpcctl.cli.changes import Question, carry_out
 
+    def told(outcome: Outcome) -> list[str]:
+        return [f"removed {counted(len(outcome.before.vpcs), 'VPC')}; the host is as before"]
 
-def _confirm(question: str) -> None:
-    """Ask; if the answer is not yes, report that nothing was removed and abort."""
-    try:
-        agreed = click.confirm(question, err=True)
-    except click.Abort:
-        # The cursor is still behind the question.
-        click.echo("\nvpcctl: nothing was removed; pass --yes, or answer the question", err=True)
-        raise
-    if not agreed:
-        click.echo("vpcctl: nothing was removed", err=True)
-        raise click.Abort
+    named = ", ".join(session.controller.vpc_names()) or "none"
+    question = Question(f"Remove all VPCs ({named})?", always=True, even_nothing=True)
+    carry_out(session, lambda controller: controller.destroy(), told, question)
 
 
 @command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

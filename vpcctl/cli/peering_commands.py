@@ -8,7 +8,7 @@ from vpcctl.cli.output import print_json, print_table
 from vpcctl.cli.session import PEERS, Session, command, json_option
 
 
-@command(about=PEERS)
+@command(about=PEERS, changes=True)
 @click.option("--vpc1", help="A VPC.")
 @click.option("--vpc2", help="Another VPC.")
 @click.pass_obj
@@ -17,11 +17,12 @@ def create_peering(session: Session, vpc1: str, vpc2: str) -> None:
 
     Example: vpcctl create-peering --vpc1 shop --vpc2 billing
     """
-    session.controller.create_peering(vpc1, vpc2)
-    session.say(f"peered VPCs {vpc1} and {vpc2}")
+    session.carry_out(
+        lambda controller: controller.create_peering(vpc1, vpc2), lambda _: [f"peered VPCs {vpc1} and {vpc2}"]
+    )
 
 
-@command(about=PEERS)
+@command(about=PEERS, removes=True)
 @click.option("--vpc1", help="A VPC.")
 @click.option("--vpc2", help="Another VPC.")
 @click.pass_obj
@@ -30,8 +31,14 @@ def delete_peering(session: Session, vpc1: str, vpc2: str) -> None:
 
     Example: vpcctl delete-peering --vpc1 shop --vpc2 billing
     """
-    session.controller.delete_peering(vpc1, vpc2)
-    session.say(f"VPCs {vpc1} and {vpc2} are no longer peered")
+    from vpcctl.cli.changes import Question, carry_out
+
+    carry_out(
+        session,
+        lambda controller: controller.delete_peering(vpc1, vpc2),
+        lambda _: [f"VPCs {vpc1} and {vpc2} are no longer peered"],
+        Question(f"Delete the peering of VPCs {vpc1} and {vpc2}?"),
+    )
 
 
 @command()

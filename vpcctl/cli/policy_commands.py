@@ -11,7 +11,7 @@ from vpcctl.cli.session import ONE_VPC, About, Session, command, json_option
 from vpcctl.errors import AmbiguousError
 
 if TYPE_CHECKING:
-    from vpcctl.engine.attachments import PolicyView
+    from vpcctl.engine.attachments import PolicyChange, PolicyView
     from vpcctl.model.policy import Rule
 
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @click.option(
     "--dry-run", is_flag=True, help="Only report which traffic would become allowed and denied; needs no root."
 )
+@json_option
 @click.argument("files", nargs=-1, metavar="POLICY.json ...")
 @click.pass_obj
 def apply_policy(
@@ -30,6 +31,7 @@ def apply_policy(
     subnet: str | None,
     more: tuple[str, ...],
     dry_run: bool,
+    as_json: bool,
     files: tuple[str, ...],
 ) -> None:
     """Compile policies and load them, in one atomic transaction for each VPC.
@@ -41,6 +43,8 @@ def apply_policy(
     if not (*files, *more):
         raise click.UsageError("name a policy file, or - for standard input")
     change = session.controller.apply_policies(*files, *more, vpc=vpc, subnet=subnet, dry_run=dry_run)
+    if as_json:
+        return _print_change(change, dry_run)
     session.warn_all(change.warnings)
     show(*session.forecast_lines(change.forecast))
     if dry_run:
@@ -58,16 +62,31 @@ def apply_policy(
 @click.option(
     "--dry-run", is_flag=True, help="Only report which traffic would become allowed and denied; needs no root."
 )
+@json_option
 @click.pass_obj
-def clear_policy(session: Session, vpc: str, subnet: str, dry_run: bool) -> None:
+def clear_policy(session: Session, vpc: str, subnet: str, dry_run: bool, as_json: bool) -> None:
     """Remove a subnet's policy; it is then open to its VPC and peers, and all its egress is allowed.
 
     Example: vpcctl clear-policy --vpc shop --subnet web
     """
     change = session.controller.clear_policy(vpc, subnet, dry_run=dry_run)
+    if as_json:
+        return _print_change(change, dry_run)
     session.warn_all(change.warnings)
     show(*session.forecast_lines(change.forecast))
-    session.say("nothing was changed" if dry_run else f"subnet {subnet} of VPC {vpc} has no policy")
+    return session.say("nothing was changed" if dry_run else f"subnet {subnet} of VPC {vpc} has no policy")
+
+
+def _print_change(change: PolicyChange, dry_run: bool) -> None:
+    """A change of policies for machines."""
+    from vpcctl.analysis.anomalies import idle_to_json
+    from vpcctl.cli.changes import change_document
+
+    policies = [
+        {"vpc": one.vpc, "subnet": one.subnet, "rules": one.rules, "changed": one.changed} for one in change.attached
+    ]
+    idle = list(map(idle_to_json, change.forecast.idle))
+    print_json({**change_document(change, change.forecast, dry_run), "policies": policies, "without_effect": idle})
 
 
 @command(about=About(part="subnet", part_required=False))

@@ -7,7 +7,7 @@ import functools
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -39,7 +39,7 @@ EXIT_STATUSES = {
 # Progress is shown on a terminal if a command takes longer than this, in seconds.
 PATIENCE = 1.0
 # At most so many similar lines are shown; the others are counted.
-LISTED = 10
+LISTED = 20
 # At most so many characters of a wrong word are shown.
 LONGEST_WORD = 40
 
@@ -62,6 +62,8 @@ class Session:
         self.override_invariants = override_invariants
         # `--json` before the name of a command.
         self.as_json = False
+        # What the options of a command that changes something say.
+        self.wants_json = self.dry_run = self.yes = False
         self._state_dir = state_dir
         self._make_kernel, self._read_host = make_kernel, read_host
         self._begun = time.monotonic()
@@ -93,13 +95,40 @@ class Session:
         """What every command asks."""
         from vpcctl.engine.controller import Controller
 
-        return Controller(
+        return self._made(Controller)
+
+    @functools.cached_property
+    def rehearsal(self) -> Controller:
+        """The same, which plans changes and does not make them."""
+        from vpcctl.engine.controller import Controller
+
+        return self._made(Controller, rehearsing=True)
+
+    def _made(self, kind: type[Controller], rehearsing: bool = False) -> Controller:
+        return kind(
             report=self._told,
             store=self.store,
             make_kernel=self._make_kernel,
             read_host=self._read_host,
             override_invariants=self.override_invariants,
+            rehearsing=rehearsing,
         )
+
+    def carry_out(
+        self,
+        request: Callable[[Controller], Any],
+        told: Callable[[Any], Iterable[str]],
+        document: Callable[[Any], Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Make a change that takes nothing away, and say what `told` says; `document` adds to the JSON."""
+        if self.dry_run or self.wants_json:
+            from vpcctl.cli.changes import carry_out
+
+            return carry_out(self, request, told, None, document)
+        done = request(self.controller)
+        for words in told(done):
+            self.say(words)
+        return self.warn_all(getattr(done, "warnings", ()))
 
     def _told(self, event: Event) -> None:
         """Say what the engine reports, if a person wants to know it."""
@@ -129,7 +158,7 @@ class Session:
 
     def forecast_lines(self, forecast: Forecast) -> list[str]:
         """What a change means for traffic; the rules without effect are hints: a summary, all with -v, none with -q."""
-        return forecast.lines(lambda idle: self.summary(idle) if self.verbosity >= 0 else ())
+        return forecast.lines(self.summary, lambda idle: self.summary(idle) if self.verbosity >= 0 else ())
 
     def warn_all(self, warnings: Iterable[str]) -> None:
         """Warn of each."""
@@ -221,12 +250,44 @@ GLOBAL_OPTIONS = [
 ]
 
 
-class Command(click.Command):
-    """A command that takes the global options behind its name, and its object by position."""
+# Those of every command that changes something, and of those that take something away.
+CHANGE_OPTIONS = [
+    click.Option(
+        ["--json", "wants_json"],
+        is_flag=True,
+        expose_value=False,
+        callback=_kept,
+        help="Print what changed, as JSON.",
+    ),
+    click.Option(
+        ["--dry-run"],
+        is_flag=True,
+        expose_value=False,
+        callback=_kept,
+        help="Plan and check the change, print it, and change nothing.",
+    ),
+]
+YES_OPTION = click.Option(
+    ["--yes"], is_flag=True, expose_value=False, callback=_kept, help="Do not ask before something is removed."
+)
 
-    def __init__(self, *args: Any, about: About | None = None, **kwargs: Any):
+
+class Command(click.Command):
+    """A command that takes the global options behind its name, and its object by position.
+
+    One that `changes` something takes --json and --dry-run, one that `removes` something also --yes.
+    """
+
+    def __init__(
+        self, *args: Any, about: About | None = None, changes: bool = False, removes: bool = False, **kwargs: Any
+    ):
         super().__init__(*args, **kwargs)
         self.about = about
+        self.shared: list[click.Parameter] = []
+        if changes or removes:
+            self.shared += CHANGE_OPTIONS
+        if removes:
+            self.shared.append(YES_OPTION)
         self._more: list[click.Parameter] = list(GLOBAL_OPTIONS)
         if about is not None and about.alias is not None:
             self._more.append(click.Option([about.alias, "alias"], expose_value=False, hidden=True, callback=_kept))
@@ -236,7 +297,9 @@ class Command(click.Command):
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Those that the function takes, and those that every command takes."""
-        return [*super().get_params(ctx), *self._more]
+        own = super().get_params(ctx)
+        rest = own[len(self.params) :]
+        return [*self.params, *self.shared, *rest, *self._more]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Of a command that runs a program, the first word is its object unless options name it."""
@@ -252,10 +315,15 @@ class Command(click.Command):
         if isinstance(session, Session):
             session.adjust(call.get("state_dir"), call.get("verbose", 0) - call.get("quiet", 0))
             session.override_invariants |= bool(call.get("override_invariants"))
+            for option in ("wants_json", "dry_run", "yes"):
+                setattr(session, option, bool(call.get(option)))
             if session.as_json:
-                if "as_json" not in ctx.params:
+                if "as_json" in ctx.params:
+                    ctx.params["as_json"] = True
+                elif self.shared:
+                    session.wants_json = True
+                else:
                     ctx.fail(f"{self.name} has no --json")
-                ctx.params["as_json"] = True
         about = self.about
         if about is not None and (call.get("place") or call.get("alias") or about.files or not about.named(ctx.params)):
             from vpcctl.cli.subjects import settle
@@ -265,7 +333,7 @@ class Command(click.Command):
 
 
 def command(name: str | None = None, **settings: Any) -> Callable[[Callable[..., Any]], Command]:
-    """A function as a command of ours; `about` says what it is about."""
+    """A function as a command of ours, with the settings of `Command`."""
     return click.command(name, cls=Command, **settings)
 
 

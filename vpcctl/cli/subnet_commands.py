@@ -10,10 +10,10 @@ from vpcctl.cli.output import print_json, print_table, show
 from vpcctl.cli.session import ANY_VPC, PREFIX, About, Session, command, json_option
 
 if TYPE_CHECKING:
-    from vpcctl.engine.inventory import InstanceView, SubnetView
+    from vpcctl.engine.inventory import Created, InstanceView, SubnetView
 
 
-@command(about=About(part="name"))
+@command(about=About(part="name"), changes=True)
 @click.option("--vpc", help="The VPC.")
 @click.option("--name", help="The subnet's name.")
 @click.option("--cidr", required=True, type=PREFIX, help="Its prefix, inside the VPC's.")
@@ -31,12 +31,20 @@ def create_subnet(session: Session, vpc: str, name: str, cidr: Any, kind: str, n
 
     Example: vpcctl create-subnet --vpc shop --name web --cidr 10.0.1.0/24 --type public
     """
-    created = session.controller.create_subnet(vpc, name, cidr, public=kind == "public", instance=not no_instance)
-    inside = "".join(f", instance {one.address} in namespace {one.namespace}" for one in created.made.instances)
-    session.say(f"created {kind} subnet {name} ({cidr}) of VPC {vpc}{inside}")
+
+    def told(created: Created[SubnetView]) -> list[str]:
+        inside = "".join(f", instance {one.address} in namespace {one.namespace}" for one in created.made.instances)
+        return [f"created {kind} subnet {name} ({cidr}) of VPC {vpc}{inside}"]
+
+    public, instance = kind == "public", not no_instance
+    session.carry_out(
+        lambda controller: controller.create_subnet(vpc, name, cidr, public=public, instance=instance),
+        told,
+        lambda created: {"created": {**subnet_document(created.made), "vpc": vpc}},
+    )
 
 
-@command(about=About(part="name"))
+@command(about=About(part="name"), removes=True)
 @click.option("--vpc", help="The VPC.")
 @click.option("--name", help="The subnet's name.")
 @click.option("--cascade", is_flag=True, help="Also delete all other instances in it.")
@@ -46,8 +54,14 @@ def delete_subnet(session: Session, vpc: str, name: str, cascade: bool) -> None:
 
     Example: vpcctl delete-subnet --vpc shop --name web
     """
-    session.controller.delete_subnet(vpc, name, cascade=cascade)
-    session.say(f"deleted subnet {name} of VPC {vpc}")
+    from vpcctl.cli.changes import Question, carry_out
+
+    carry_out(
+        session,
+        lambda controller: controller.delete_subnet(vpc, name, cascade=cascade),
+        lambda _: [f"deleted subnet {name} of VPC {vpc}"],
+        Question(f"Delete subnet {name} of VPC {vpc}?"),
+    )
 
 
 @command(about=ANY_VPC)
@@ -99,7 +113,7 @@ def show_subnet(session: Session, vpc: str, name: str, as_json: bool) -> None:
     return show(*session.summary(lines))
 
 
-@command(about=About(part="subnet"))
+@command(about=About(part="subnet"), changes=True)
 @click.option("--vpc", help="The VPC.")
 @click.option("--subnet", help="A private subnet.")
 @click.pass_obj
@@ -108,13 +122,15 @@ def create_nat_gateway(session: Session, vpc: str, subnet: str) -> None:
 
     Example: vpcctl create-nat-gateway --vpc shop --subnet db
     """
-    created = session.controller.create_nat_gateway(vpc, subnet)
-    use = "has a NAT gateway" if created.warnings else "reaches the internet by a NAT gateway"
-    session.say(f"subnet {subnet} of VPC {vpc} {use}")
-    session.warn_all(created.warnings)
+
+    def told(created: Created[SubnetView]) -> list[str]:
+        use = "has a NAT gateway" if created.warnings else "reaches the internet by a NAT gateway"
+        return [f"subnet {subnet} of VPC {vpc} {use}"]
+
+    session.carry_out(lambda controller: controller.create_nat_gateway(vpc, subnet), told)
 
 
-@command(about=About(part="subnet"))
+@command(about=About(part="subnet"), removes=True)
 @click.option("--vpc", help="The VPC.")
 @click.option("--subnet", help="A private subnet.")
 @click.pass_obj
@@ -123,8 +139,14 @@ def delete_nat_gateway(session: Session, vpc: str, subnet: str) -> None:
 
     Example: vpcctl delete-nat-gateway --vpc shop --subnet db
     """
-    session.controller.delete_nat_gateway(vpc, subnet)
-    session.say(f"subnet {subnet} of VPC {vpc} no longer has a NAT gateway")
+    from vpcctl.cli.changes import Question, carry_out
+
+    carry_out(
+        session,
+        lambda controller: controller.delete_nat_gateway(vpc, subnet),
+        lambda _: [f"subnet {subnet} of VPC {vpc} no longer has a NAT gateway"],
+        Question(f"Delete the NAT gateway of subnet {subnet} of VPC {vpc}?"),
+    )
 
 
 def subnet_type(subnet: SubnetView) -> str:

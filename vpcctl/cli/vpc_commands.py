@@ -11,7 +11,9 @@ from vpcctl.cli.session import ONE_VPC, PREFIX, About, Session, command, json_op
 from vpcctl.cli.subnet_commands import subnet_document, subnet_type
 
 if TYPE_CHECKING:
-    from vpcctl.engine.inventory import VpcView
+    from vpcctl.engine.controller import Controller
+    from vpcctl.engine.inventory import Created, VpcView
+    from vpcctl.engine.reconciler import Outcome
 
 FLOWS = "Limit of the flows that the host tracks for the VPC (approximate, for each direction)."
 PORTS = "Limit of the NAT ports that the VPC can use toward one remote service."
@@ -20,7 +22,7 @@ PROTOCOL = "A protocol without ports: gre, esp, ah, ipip, or a number."
 DEFAULT_MAX_FLOWS, DEFAULT_MAX_PORTS = 16384, 8192
 
 
-@command(about=About("name", only=False))
+@command(about=About("name", only=False), changes=True)
 @click.option("--name", help="Its name.")
 @click.option("--cidr", required=True, type=PREFIX, help="Its prefix, such as 10.0.0.0/16.")
 @click.option("--ipv6-cidr", help="Not supported yet: IPv6 is off and dropped in every VPC.")
@@ -53,14 +55,21 @@ def create_vpc(
 
     if ipv6_cidr is not None:
         raise click.UsageError("--ipv6-cidr: IPv6 prefixes are not supported yet; create the VPC without one")
-    created = session.controller.create_vpc(
-        name, cidr, transit=transit, max_flows=max_flows, max_ports=max_ports, hardened=hardened, mtu=mtu
+
+    def create(controller: Controller) -> Created[VpcView]:
+        created = controller.create_vpc(
+            name, cidr, transit=transit, max_flows=max_flows, max_ports=max_ports, hardened=hardened, mtu=mtu
+        )
+        return created.warned(map(str, doctor.pressing_findings(created.outcome.after, name)))
+
+    session.carry_out(
+        create,
+        lambda created: [f"created VPC {name} ({cidr}), router namespace {created.made.router}"],
+        lambda created: {"created": vpc_document(created.made)},
     )
-    session.say(f"created VPC {name} ({cidr}), router namespace {created.made.router}")
-    session.warn_all(map(str, doctor.pressing_findings(created.outcome.after, name)))
 
 
-@command(about=About("name", only=False))
+@command(about=About("name", only=False), removes=True)
 @click.option("--name", help="Its name.")
 @click.option("--cascade", is_flag=True, help="Also delete its subnets, instances and peerings.")
 @click.pass_obj
@@ -69,11 +78,17 @@ def delete_vpc(session: Session, name: str, cascade: bool) -> None:
 
     Example: vpcctl delete-vpc --name shop --cascade
     """
-    session.controller.delete_vpc(name, cascade=cascade)
-    session.say(f"deleted VPC {name}")
+    from vpcctl.cli.changes import Question, carry_out
+
+    carry_out(
+        session,
+        lambda controller: controller.delete_vpc(name, cascade=cascade),
+        lambda _: [f"deleted VPC {name}"],
+        Question(f"Delete VPC {name}?"),
+    )
 
 
-@command(about=ONE_VPC)
+@command(about=ONE_VPC, changes=True)
 @click.option("--vpc", help="The VPC.")
 @click.option("--max-flows", type=int, help=FLOWS)
 @click.option("--max-ports", type=int, help=PORTS)
@@ -85,15 +100,16 @@ def set_limits(session: Session, vpc: str, max_flows: int | None, max_ports: int
     """
     if max_flows is None and max_ports is None:
         raise click.UsageError("pass --max-flows, --max-ports or both")
-    outcome = session.controller.set_limits(vpc, max_flows=max_flows, max_ports=max_ports)
-    found = outcome.after.vpc(vpc)
-    session.say(
-        f"VPC {vpc}: limited to about {found.max_flows} flows in each direction and to {found.max_ports} NAT ports"
-        " toward one remote service"
-    )
+
+    def told(outcome: Outcome) -> list[str]:
+        found = outcome.after.vpc(vpc)
+        flows = f"about {found.max_flows} flows in each direction"
+        return [f"VPC {vpc}: limited to {flows} and to {found.max_ports} NAT ports toward one remote service"]
+
+    session.carry_out(lambda controller: controller.set_limits(vpc, max_flows=max_flows, max_ports=max_ports), told)
 
 
-@command(about=ONE_VPC)
+@command(about=ONE_VPC, changes=True)
 @click.option("--vpc", help="The VPC.")
 @click.option("--protocol", required=True, help=PROTOCOL)
 @click.pass_obj
@@ -102,11 +118,12 @@ def create_nat_protocol(session: Session, vpc: str, protocol: str) -> None:
 
     Example: vpcctl create-nat-protocol --vpc shop --protocol gre
     """
-    session.controller.create_nat_protocol(vpc, _portless(protocol))
-    session.say(f"VPC {vpc}: source NAT now translates protocol {protocol}; the host's own {protocol} takes precedence")
+    number = _portless(protocol)
+    words = f"source NAT now translates protocol {protocol}; the host's own {protocol} takes precedence"
+    session.carry_out(lambda controller: controller.create_nat_protocol(vpc, number), lambda _: [f"VPC {vpc}: {words}"])
 
 
-@command(about=ONE_VPC)
+@command(about=ONE_VPC, removes=True)
 @click.option("--vpc", help="The VPC.")
 @click.option("--protocol", required=True, help=PROTOCOL)
 @click.pass_obj
@@ -115,8 +132,15 @@ def delete_nat_protocol(session: Session, vpc: str, protocol: str) -> None:
 
     Example: vpcctl delete-nat-protocol --vpc shop --protocol gre
     """
-    session.controller.delete_nat_protocol(vpc, _portless(protocol))
-    session.say(f"VPC {vpc}: protocol {protocol} is no longer translated and cannot reach the internet")
+    from vpcctl.cli.changes import Question, carry_out
+
+    number = _portless(protocol)
+    carry_out(
+        session,
+        lambda controller: controller.delete_nat_protocol(vpc, number),
+        lambda _: [f"VPC {vpc}: protocol {protocol} is no longer translated and cannot reach the internet"],
+        Question(f"Stop translating protocol {protocol} for VPC {vpc}?"),
+    )
 
 
 def _portless(protocol: str) -> int:

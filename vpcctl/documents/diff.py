@@ -196,6 +196,45 @@ Words = Callable[[Any, Any], Iterable["ObjectChange"]]
 UNTOLD = {Subnet: {"released"}}
 
 
+# The kinds of objects, as they are counted: one, and many.
+KINDS = {
+    "VPC": "VPCs",
+    "subnet": "subnets",
+    "instance": "instances",
+    "NAT gateway": "NAT gateways",
+    "policy": "policies",
+    "published port": "published ports",
+    "translated protocol": "translated protocols",
+    "peering": "peerings",
+}
+
+
+def lost(before: World, after: World) -> dict[str, int]:
+    """How many objects of each kind the later world no longer has; an object that moves or changes is not lost."""
+    old, new = set(_objects(before, after)), set(_objects(after, before))
+    gone = [kind for kind, *_ in old - new]
+    return {kind: gone.count(kind) for kind in KINDS if kind in gone}
+
+
+def _objects(world: World, other: World) -> Iterator[tuple[Any, ...]]:
+    """What tells the objects of a world apart: the kind of each, and its name."""
+    yield from (("peering", pair) for pair in world.peerings)
+    for vpc in world.vpcs:
+        # A VPC that is the very same in both worlds is not read for this.
+        if other.vpcs_by_name.get(vpc.name) is vpc:
+            continue
+        yield "VPC", vpc.name
+        yield from (("published port", vpc.name, item.place) for item in vpc.publications)
+        yield from (("translated protocol", vpc.name, protocol) for protocol in vpc.nat_protocols)
+        for subnet in vpc.subnets:
+            yield "subnet", vpc.name, subnet.name
+            yield from (("instance", vpc.name, instance.name) for instance in subnet.instances)
+            if subnet.nat_gateway:
+                yield "NAT gateway", vpc.name, subnet.name
+            if subnet.policy is not None:
+                yield "policy", vpc.name, subnet.name
+
+
 def object_changes(before: World, after: World) -> list[ObjectChange]:
     """The difference between two worlds, object by object, as people name them."""
     return list(_changes("the environment", before, after, _WORLD))

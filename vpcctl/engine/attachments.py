@@ -78,6 +78,7 @@ def apply_policies(
         world, found[:], warnings[:] = attach(state.world, documents, vpc, subnet)
         return world
 
+    dry_run = dry_run or machine.rehearsing
     if dry_run:
         state = machine.load()
         before, after = state.world, attached(state)
@@ -97,7 +98,7 @@ def clear_policy(machine: Machine, vpc: str, subnet: str, dry_run: bool) -> Poli
     """Detach the policy of a subnet."""
     from vpcctl.model import operations
 
-    if dry_run:
+    if dry_run or machine.rehearsing:
         before = machine.load().world
         after = operations.clear_policy(before, vpc, subnet)
         machine.check(before, after)

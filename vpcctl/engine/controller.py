@@ -18,6 +18,7 @@ from vpcctl.engine.machine import Machine, state_directory
 
 if TYPE_CHECKING:
     from vpcctl.analysis.graph import Graph
+    from vpcctl.analysis.impact import Forecast
     from vpcctl.analysis.invariants import Judged
     from vpcctl.documents.sources import Source
     from vpcctl.engine.attachments import PolicyChange, PolicyView
@@ -43,6 +44,9 @@ class Controller:
     DEFAULT_STATE_DIR of `names`).  Nothing is opened or locked between two requests, so one controller may live as long
     as its program, beside commands that a user types.  With `override_invariants` its changes may break invariants, and
     each that is broken is reported.
+
+    A controller that is `rehearsing` changes nothing: each change is planned, checked against the record and the
+    kernel, refused where it would be refused, and its result returned as if it were made.
     """
 
     def __init__(
@@ -54,18 +58,14 @@ class Controller:
         make_kernel: Callable[[], Kernel] | None = None,
         read_host: Callable[[], Host] | None = None,
         override_invariants: bool = False,
+        rehearsing: bool = False,
     ):
         if store is None:
             from vpcctl.engine import state
 
             store = state.Store(state_directory(state_dir), state.COPIES)
-        self._machine = Machine(
-            store,
-            make_kernel or machines.linux_kernel,
-            read_host or machines.linux_host,
-            report,
-            override_invariants,
-        )
+        kernel, host = make_kernel or machines.linux_kernel, read_host or machines.linux_host
+        self._machine = Machine(store, kernel, host, report, override_invariants, rehearsing)
 
     def check_privilege(self) -> None:
         """Raise PrivilegeError if the kernel may not be changed."""
@@ -75,6 +75,12 @@ class Controller:
     def change(self, transform: Transform) -> Outcome:
         """Change the world to what `transform` makes of the present state: the way of every other change."""
         return self._machine.change(transform)
+
+    def forecast(self, outcome: Outcome, *, quick: bool = False) -> Forecast:
+        """What a change means for traffic: newly allowed, newly denied; `quick` lists less rather than take long."""
+        from vpcctl.engine import traffic
+
+        return traffic.forecast(self._machine, outcome.before, outcome.after, quick)
 
     # -- VPCs ----------------------------------------------------------------------------------------------------
 

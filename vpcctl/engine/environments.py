@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vpcctl.documents.diff import ObjectChange, Step
     from vpcctl.documents.sources import Document, Loader, Source
     from vpcctl.engine.execution import Difference
+    from vpcctl.engine.reconciler import Outcome
     from vpcctl.engine.state import State
     from vpcctl.model.network import World
 
@@ -34,6 +35,7 @@ class EnvironmentApplied:
 
     changes: tuple[ObjectChange, ...]
     steps: int
+    outcome: Outcome
     repaired: tuple[Difference, ...] = ()
 
 
@@ -99,7 +101,10 @@ def apply_environment(machine: Machine, source: Source, prune: bool) -> Environm
             if vpc in step.vpcs:
                 machine.report(Progress(number, len(way), step.label))
 
-    _, failed = machine.change_parts(chosen, begun)
+    if machine.rehearsing:
+        rehearsed = machine.change(lambda state: first)
+        return EnvironmentApplied(tuple(object_changes(known.world, first)), len(way), rehearsed)
+    outcome, failed = machine.change_parts(chosen, begun)
     failures: list[VpcctlError] = []
     for step in way:
         parts = sorted(step.vpcs & failed.keys())
@@ -118,7 +123,7 @@ def apply_environment(machine: Machine, source: Source, prune: bool) -> Environm
     changed = frozenset[str]().union(*(step.vpcs for step in way))
     named = (vpc["name"] for vpc in document.content.get("vpcs", ()))
     repaired = machine.assure(name for name in named if name not in changed)
-    return EnvironmentApplied(tuple(taken), len(way), repaired)
+    return EnvironmentApplied(tuple(taken), len(way), outcome, repaired)
 
 
 def _without_peerings(step: Step) -> Step:

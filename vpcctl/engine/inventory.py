@@ -25,6 +25,10 @@ class Created(Generic[Made]):
     outcome: Outcome
     warnings: tuple[str, ...] = ()
 
+    def warned(self, warnings: Iterable[str]) -> Created[Made]:
+        """The same with more warnings."""
+        return Created(self.made, self.outcome, (*self.warnings, *warnings))
+
 
 @dataclass(frozen=True, slots=True)
 class InstanceView:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpcctl.engine.events import Remark, Report, StepTaken
-from vpcctl.errors import InterruptedChange, InvariantError, KernelError, VpcctlError
+from vpcctl.errors import InterruptedChange, InvariantError, KernelError, PrivilegeError, VpcctlError
 from vpcctl.model.host import NO_HOST, Host
 from vpcctl.names import DEFAULT_STATE_DIR
 from vpcctl.values import dataclass
@@ -49,7 +49,8 @@ def linux_host() -> Host:
 class Machine:
     """What every request needs.  `make_kernel` is called for each request, and what it returns is closed afterwards.
 
-    Readers take no lock and need no kernel, unless what they are asked is in the kernel alone.
+    Readers take no lock and need no kernel, unless what they are asked is in the kernel alone.  With `rehearsing`
+    changes are planned and checked as always, and then not made.
     """
 
     store: Store
@@ -57,6 +58,7 @@ class Machine:
     read_host: Callable[[], Host]
     report: Report
     override_invariants: bool = False
+    rehearsing: bool = False
 
     def load(self) -> State:
         """The present state."""
@@ -100,8 +102,30 @@ class Machine:
         """
         from vpcctl.engine import reconciler
 
+        if self.rehearsing:
+            return self._rehearsed(transform, force)
         with self.changing() as kernel:
             outcome = reconciler.change(self.store, kernel, self._checked(transform), self.remark, force)
+        for step in outcome.plan.steps:
+            self.report(StepTaken(step))
+        return outcome
+
+    def _rehearsed(self, transform: Transform, force: bool) -> Outcome:
+        """What a change would do; without the privilege to look at the kernel, what it would make of the record."""
+        from vpcctl.engine import reconciler
+        from vpcctl.resources.plan import Plan
+
+        state = self.load()
+        world = transform(state)
+        self.check(state.world, world)
+        if state.pending is not None:
+            self.remark("a change is unfinished; the next change completes it first, and may then do something else")
+        try:
+            with self.kernel() as kernel:
+                outcome = reconciler.rehearse(state, kernel, world, force)
+        except PrivilegeError:
+            self.remark("without root, conflicts with other objects of the host are not checked")
+            return reconciler.Outcome(state.world, world, Plan(()))
         for step in outcome.plan.steps:
             self.report(StepTaken(step))
         return outcome
@@ -131,7 +155,7 @@ class Machine:
         from vpcctl.engine import reconciler
 
         chosen = list(vpcs)
-        if not chosen:
+        if not chosen or self.rehearsing:
             return ()
         with self.changing() as kernel:
             return tuple(reconciler.repair(self.store, kernel, report=self.remark, vpcs=chosen)[0])

@@ -92,6 +92,17 @@ def change(
         return Outcome(state.world, attempt.desired, attempt.plan)
 
 
+def rehearse(state: State, kernel: Kernel, world: World, force: bool = False) -> Outcome:
+    """What `change` would do from `state` to `world`; refused where `change` would be, and nothing is touched."""
+    attempt = _attempt(kernel, state, world, kernel.facts())
+    if _changes(state, attempt):
+        kernel.check(attempt.plan)
+        if not force:
+            for error in _taken_ports(kernel, state, attempt).values():
+                raise error
+    return Outcome(state.world, attempt.desired, attempt.plan)
+
+
 def change_parts(
     store: Store,
     kernel: Kernel,

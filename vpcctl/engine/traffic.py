@@ -13,6 +13,7 @@ from vpcctl.values import dataclass
 if TYPE_CHECKING:
     from vpcctl.analysis.explain import Answer, ExplainedStage
     from vpcctl.analysis.graph import Graph
+    from vpcctl.analysis.impact import Forecast
     from vpcctl.analysis.invariants import Judged
     from vpcctl.analysis.reachability import Reach
     from vpcctl.analysis.rendering import Line
@@ -228,6 +229,15 @@ def list_invariants(machine: Machine, vpc: str | None) -> tuple[Judged, ...]:
         world.vpc(vpc)
     reach = Reach(world, machine.host()[0])
     return tuple(judge(reach, one) for one in world.invariants if vpc in (None, one.vpc))
+
+
+def forecast(machine: Machine, before: World, after: World, quick: bool = False) -> Forecast:
+    """What the difference between two worlds means for traffic."""
+    from vpcctl.analysis import impact
+    from vpcctl.analysis.reachability import MOST_PARTS
+
+    most = impact.MOST_HINT_PARTS if quick else MOST_PARTS
+    return impact.forecast(before, after, (), machine.host()[0], most=most)
 
 
 def closed_way_out(machine: Machine, world: World, vpc: str, subnet: str) -> str:

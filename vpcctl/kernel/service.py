@@ -65,10 +65,28 @@ def install(state_dir: Path, units: Path = UNITS) -> list[str]:
     return [f"wrote {target}", *older, *(_systemctl(*words) for words in steps)]
 
 
+def install_changes(state_dir: Path, units: Path = UNITS) -> list[tuple[str, Path]]:
+    """The files that `install` would write (``+``), replace (``~``) or remove (``-``)."""
+    target, text = units / NAME, unit(state_dir)
+    found = [("-", units / OLDER)] if _is_older(units / OLDER) else []
+    if not target.exists():
+        return [("+", target), *found]
+    return [("~", target), *found] if target.read_text(errors="replace") != text else found
+
+
+def remove_changes(units: Path = UNITS) -> list[tuple[str, Path]]:
+    """The files that `remove` would remove."""
+    return [("-", target) for target in _installed(units)]
+
+
+def _installed(units: Path) -> list[Path]:
+    found = [target for target in (units / NAME, units / OLDER) if target.exists()]
+    return [target for target in found if target.name == NAME or _is_older(target)]
+
+
 def remove(units: Path = UNITS) -> list[str]:
     """Stop, disable and remove the unit, and that of an older version; succeeds if they are absent."""
-    found = [target for target in (units / NAME, units / OLDER) if target.exists()]
-    found = [target for target in found if target.name == NAME or _is_older(target)]
+    found = _installed(units)
     if not found:
         return [f"{units / NAME} not found"]
     return [*(words for target in found for words in _removed(target)), _systemctl("daemon-reload")]
