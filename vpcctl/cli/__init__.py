@@ -64,6 +64,7 @@ COMMANDS: dict[str, str] = {
     "agent": "agent_commands",
     "install-service": "agent_commands",
     "uninstall-service": "agent_commands",
+    "grant-read": "machine_commands",
     "destroy": "machine_commands",
     "lab": "machine_commands",
     "doctor": "machine_commands",

@@ -101,6 +101,30 @@ def _repair_document(differences: Sequence[Difference], warnings: Sequence[str],
     return other_document([{"sign": "~", "what": what, "detail": was} for what, was in changes], warnings, dry_run)
 
 
+@command(changes=True)
+@click.option("--group", help="The group; a group that could read until now no longer can.")
+@click.option("--revoke", is_flag=True, help="Let nobody but the owner read it.")
+@click.pass_obj
+def grant_read(session: Session, group: str | None, revoke: bool) -> None:
+    """Let the members of a group read the state directory, for commands that only read.
+
+    Example: vpcctl grant-read --group netops
+    """
+    if (group is None) != revoke:
+        raise click.UsageError("pass either --group NAME or --revoke")
+    controller = session.rehearsal if session.dry_run else session.controller
+    changed = controller.revoke_read() if group is None else controller.grant_read(group)
+    readers = "its owner alone may read it" if group is None else f"group {group} may read it"
+    if session.wants_json:
+        from vpcctl.cli.changes import other_document
+
+        changes = [{"sign": "~", "what": str(session.state_dir), "detail": readers}] if changed else []
+        return print_json(other_document(changes, (), session.dry_run))
+    if session.dry_run:
+        show(f"~ {session.state_dir}: {readers}" if changed else "nothing to change")
+    return session.say("nothing was changed" if session.dry_run else f"{session.state_dir}: {readers}")
+
+
 @command(removes=True)
 @click.option("--all", "everything", is_flag=True, help="Remove all VPCs; required.")
 @click.pass_obj

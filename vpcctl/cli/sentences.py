@@ -54,6 +54,7 @@ SENTENCES = {
     ),
     "install-service": "Install and start the systemd service that runs the agent, from boot on.",
     "uninstall-service": "Stop and remove the systemd service; VPCs stay as they are.",
+    "grant-read": "Let the members of a group read the state directory, for commands that only read.",
     "destroy": "Remove everything that vpcctl made, and nothing else; the host is as before.",
     "lab": "Open a shell, or run a command, in a throw-away machine with a simulated internet; needs no root.",
     "doctor": (

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vpcctl.doctor.finding import Finding
-from vpcctl.engine.parts import FOLDER
+from vpcctl.engine.parts import FOLDER, READABLE, is_shared
 from vpcctl.engine.state import STATE_FILE, State, Store
-from vpcctl.errors import StateError
+from vpcctl.errors import PrivilegeError, StateError
 from vpcctl.names import DEFAULT_STATE_DIR
 
 SUBJECT = "state"
@@ -24,7 +24,7 @@ def read(store: Store) -> tuple[State | None, list[Finding]]:
     found = [*_directory(directory), *_file(directory / STATE_FILE), *_parts(directory / FOLDER)]
     try:
         return store.load_whole(), found
-    except StateError as error:
+    except (StateError, PrivilegeError) as error:
         if directory.exists() and not os.access(directory, os.R_OK):
             words = "Run doctor as the user that creates the VPCs."
             return None, [*found, Finding("note", SUBJECT, str(error), "Doctor cannot see the VPCs.", words)]
@@ -60,7 +60,7 @@ def _directory(directory: Path) -> Iterator[Finding]:
         why = "Its owner can write anything into the record."
         owner = f"{directory} belongs to user {status.st_uid}"
         yield Finding("fatal", SUBJECT, owner, why, "Take ownership:", (f"chown {os.geteuid()} {quoted}",))
-    if status.st_mode & 0o077:
+    if status.st_mode & 0o077 and not is_shared(status):
         why = "The record contains every VPC, address and policy. Only its owner may read it."
         mode = f"{directory} has mode {stat.S_IMODE(status.st_mode):04o}, expected 0700"
         yield Finding("warning", SUBJECT, mode, why, "Restrict its mode:", (f"chmod 0700 {quoted}",))
@@ -80,7 +80,8 @@ def _file(file: Path) -> Iterator[Finding]:
         status = os.lstat(file)
     except OSError:
         return
-    if stat.S_ISREG(status.st_mode) and status.st_mode & 0o077:
+    shared = READABLE if is_shared(os.lstat(file.parent)) else 0
+    if stat.S_ISREG(status.st_mode) and status.st_mode & 0o077 & ~shared:
         why = "The record contains every VPC, address and policy. Only its owner may read it."
         mode = f"{file} has mode {stat.S_IMODE(status.st_mode):04o}, expected 0600"
         yield Finding("warning", SUBJECT, mode, why, "Restrict its mode:", (f"chmod 0600 {shlex.quote(str(file))}",))

@@ -506,6 +506,26 @@ class Controller:
 
         return agent_lock.held(self._machine.store)
 
+    def grant_read(self, group: str) -> bool:
+        """Let a group read the record, now and after later changes; was that not so already?"""
+        from vpcctl.engine import readers
+
+        number, store = readers.group_id(group), self._machine.store
+        changed = readers.reading_group(store) != group
+        if not self._machine.rehearsing:
+            readers.grant(store, number)
+        return changed
+
+    def revoke_read(self) -> bool:
+        """Let nobody but its owner read the record; could a group read it?"""
+        from vpcctl.engine import readers
+
+        store = self._machine.store
+        changed = readers.reading_group(store) is not None
+        if not self._machine.rehearsing:
+            readers.revoke(store)
+        return changed
+
     def destroy(self) -> Outcome:
         """Remove everything that is ours, and nothing else."""
         from vpcctl.model.network import World

@@ -13,6 +13,7 @@ import functools
 import json
 import os
 import re
+import stat
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -336,6 +337,16 @@ class Outline:
         return mark
 
 
+# Modes of directories and files: for their owner alone, and for a group that may read them (see `readers`).
+PRIVATE, PRIVATE_FILE = 0o700, 0o600
+SHARED, READABLE = 0o2750, 0o640
+
+
+def is_shared(status: os.stat_result) -> bool:
+    """May a group read this directory, and nobody else?  The set-group-ID bit says that it is meant so."""
+    return stat.S_IMODE(status.st_mode) == SHARED
+
+
 def write(directory: int, name: str, content: bytes, lasting: bool = True) -> None:
     """Write a new file with `content` to `directory`; with `lasting` it is on disk when this returns."""
     with contextlib.suppress(FileNotFoundError):
@@ -346,6 +357,8 @@ def write(directory: int, name: str, content: bytes, lasting: bool = True) -> No
         rest = memoryview(content)
         while rest:
             rest = rest[os.write(descriptor, rest) :]
+        if is_shared(os.fstat(directory)):
+            os.fchmod(descriptor, READABLE)
         if lasting:
             os.fsync(descriptor)
     finally:

@@ -27,7 +27,7 @@ from vpcctl.documents.codec import decode, host_from_json, host_to_json
 from vpcctl.documents.lazy_lists import DAMAGE
 from vpcctl.engine import migrations, parts
 from vpcctl.engine.parts import REMEDY, Outline, Parts
-from vpcctl.errors import StateError
+from vpcctl.errors import PrivilegeError, StateError
 from vpcctl.model.host import NO_PART, HostPart
 from vpcctl.model.network import World
 from vpcctl.resources.kinds import Item
@@ -94,7 +94,7 @@ class State:
 
 
 class Store:
-    """A state directory; it is made, private to its owner, by the first writer.
+    """A state directory; it is made, private to its owner, by the first writer.  `readers` can let a group read it.
 
     Each write leaves a copy in `copies`, a directory of a file system that lives as long as the kernel's objects do
     (COPIES); None leaves none.  Where the file is lost or damaged while the objects are there, `adopt` takes the copy
@@ -159,7 +159,10 @@ class Store:
     def _content(self, directory: int) -> bytes:
         with _told(f"cannot read {self.directory / STATE_FILE}"):
             most, owners = files.LARGEST_STATE, _owners(directory)
-            return files.read(STATE_FILE, most, directory=directory, follow=False, owners=owners)
+            try:
+                return files.read(STATE_FILE, most, directory=directory, follow=False, owners=owners)
+            except PermissionError as error:
+                raise self._unreadable() from error
 
     def _needs(self, mark: str) -> bool:
         """Does the state file name this part at present?  True if it cannot be read: the part counts as missing."""
@@ -169,7 +172,7 @@ class Store:
                 return mark.encode() in self._content(directory)
             finally:
                 os.close(directory)
-        except (OSError, StateError):
+        except (OSError, StateError, PrivilegeError):
             return True
 
     def _fresh(self) -> State:
@@ -316,15 +319,19 @@ class Store:
         except FileNotFoundError:
             raise
         except PermissionError as error:
-            raise StateError(
-                f"{self.directory} may be read by its owner alone; use sudo, or name another directory with --state-dir"
-            ) from error
+            raise self._unreadable() from error
         except OSError as error:
             raise StateError(
                 f"{self.directory} is not a directory of ours ({os.strerror(error.errno or 0)});"
                 " name another with --state-dir"
             ) from error
         return descriptor
+
+    def _unreadable(self) -> PrivilegeError:
+        return PrivilegeError(
+            f"you may not read {self.directory}; use sudo, or name another directory with --state-dir"
+            " (`vpcctl grant-read --group NAME` lets a group read it)"
+        )
 
     def _make_directory(self) -> int:
         try:
@@ -340,7 +347,7 @@ class Store:
                 raise StateError(
                     f"{self.directory} belongs to user {status.st_uid}, not to you; name another with --state-dir"
                 )
-            if stat.S_IMODE(status.st_mode) & 0o077:
+            if stat.S_IMODE(status.st_mode) & 0o077 and not parts.is_shared(status):
                 with _told(f"cannot make {self.directory} private"):
                     os.fchmod(descriptor, 0o700)
         except StateError:
@@ -465,6 +472,8 @@ class Writer:
             return
         with contextlib.suppress(FileExistsError):
             os.mkdir(parts.FOLDER, 0o700, dir_fd=self._directory)
+            if parts.is_shared(os.fstat(self._directory)):
+                os.chmod(parts.FOLDER, parts.SHARED, dir_fd=self._directory)
             os.fsync(self._directory)
         with self._folder() as folder:
             for mark, content in new.items():
