@@ -470,6 +470,14 @@ def test_quiet_says_nothing_and_verbose_says_each_step(session: Rehearsal, run: 
         ("describe-vpc", "show-vpc"), ("run", "exec"), ("ssh", "exec"),
         ("attach", "create-peering"),
         ("connect-vpcs", "create-peering"), ("peer", "create-peering"), ("unpeer", "delete-peering"),
+        ("add-peer", "create-peering"), ("remove-peer", "delete-peering"), ("list-peers", "list-peerings"),
+        ("peer-vpcs", "create-peering"), ("add-nat", "create-nat-gateway"), ("enable-nat", "create-nat-gateway"),
+        ("disable-nat", "delete-nat-gateway"), ("add-rule", "apply-policy"), ("firewall", "apply-policy"),
+        ("add", "create-vpc"), ("rm", "delete-vpc"), ("create", "create-vpc"), ("inspect", "show-vpc"),
+        ("subnet-add", "create-subnet"), ("vpc-delete", "delete-vpc"), ("list_subnets", "list-subnets"),
+        ("expose", "publish-port"), ("unexpose", "unpublish-port"), ("list-ports", "list-published-ports"),
+        ("deploy-app", "exec"), ("test-connectivity", "explain"), ("delete-all", "destroy"), ("clean-all", "destroy"),
+        ("help", "--help"), ("version", "--version"), ("show-subnets", "show-subnet"),
         ("cleanup-all", "destroy"), ("delet-vpc", "delete-vpc"), ("Create-VPC", "create-vpc"),
         ("destory", "destroy"), ("creat-subnet", "create-subnet"), ("unpublish", "unpublish-port"),
     ],
@@ -478,7 +486,30 @@ def test_a_command_of_another_tool_is_told_with_ours(word: str, meant: str) -> N
     assert nearest_command(word, COMMANDS) == f"did you mean {meant!r}?"
 
 
-@pytest.mark.parametrize("verb", ["add", "update", "set", "edit", "start", "select", "describe", "peer", "detect"])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "add",
+        "update",
+        "set",
+        "edit",
+        "start",
+        "select",
+        "describe",
+        "peer",
+        "detect",
+        "enable",
+        "disable",
+        "deploy",
+        "reset",
+        "restart",
+        "flush",
+        "undo",
+        "stop",
+        "down",
+        "test",
+    ],
+)
 @pytest.mark.parametrize("thing", ["", "-vpc", "-subnet", "-instance", "-policy", "-nat-gateway", "-port", "-peering"])
 def test_nobody_is_told_to_delete_who_did_not_want_to(verb: str, thing: str) -> None:
     hint = nearest_command(verb + thing, COMMANDS)
