@@ -354,6 +354,15 @@ def test_a_shell_says_welcome_and_has_job_control(terminal: Terminal) -> None:
     terminal.type("\x03", "outside> ")
 
 
+def test_a_shell_completes_commands_and_names(terminal: Terminal) -> None:
+    terminal.type(f"{LAB_COMMAND}\n", "vpcctl-lab:.*# ")
+    terminal.type("vpcctl create-vpc shop --cidr 10.0.0.0/16\n", r"created VPC shop(.|\n)*vpcctl-lab:.*# ")
+    terminal.type("vpcctl show-v\t", "show-vpc ")
+    terminal.type("sh\t", "shop ")
+    terminal.type("\n", r"VPC shop  10\.0\.0\.0/16(.|\n)*vpcctl-lab:.*# ")
+    terminal.type("exit\n", "outside> ")
+
+
 def test_a_command_hears_the_keyboard_and_can_be_stopped(terminal: Terminal) -> None:
     terminal.start(LAB_COMMAND)
     terminal.type("\x1a", r"Stopped.*\n.*outside> ")

@@ -31,7 +31,7 @@ from vpcctl.model.network import World
 ROOT = Path(__file__).parents[2]
 READING = {
     *(name for name in COMMANDS if name.startswith(("list-", "show-"))),
-    *("compile", "explain", "matrix", "verify", "log", "plan", "export", "status", "doctor"),
+    *("compile", "explain", "matrix", "verify", "log", "plan", "export", "status", "doctor", "completion"),
 }
 # They start programs, or are programs; what they do is no change of ours.
 RUNNING = {"exec", "lab", "agent"}

@@ -8,7 +8,7 @@ import importlib
 import io
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,9 @@ from vpcctl import __version__
 from vpcctl.cli.output import visible, visible_lines
 from vpcctl.cli.session import EXIT_STATUSES, Session
 from vpcctl.errors import DocumentError, InterruptedChange, KernelError, VpcctlError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 # command -> module of this package; the function has the same name with underscores.
 COMMANDS: dict[str, str] = {
@@ -68,6 +71,7 @@ COMMANDS: dict[str, str] = {
     "destroy": "machine_commands",
     "lab": "machine_commands",
     "doctor": "machine_commands",
+    "completion": "machine_commands",
 }
 
 
@@ -95,6 +99,16 @@ class Commands(click.Group):
         module = importlib.import_module(f"vpcctl.cli.{COMMANDS[name]}")
         command: click.Command = getattr(module, name.replace("-", "_"))
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Offer the commands without importing them."""
+        from click.shell_completion import CompletionItem
+
+        from vpcctl.cli.sentences import SENTENCES
+
+        if incomplete.startswith("-"):
+            return click.Command.shell_complete(self, ctx, incomplete)
+        return [CompletionItem(name, help=SENTENCES[name]) for name in COMMANDS if name.startswith(incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""

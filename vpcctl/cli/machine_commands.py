@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vpcctl.cli.output import counted, print_json, show, show_marked
+from vpcctl.cli.output import counted, print_json, print_text, show, show_marked
 from vpcctl.cli.session import ANY_VPC, Session, command, json_option
 
 if TYPE_CHECKING:
@@ -184,3 +184,21 @@ def doctor(session: Session, as_json: bool) -> None:
             show("nothing is in the way")
     if any(finding.severity == "fatal" for finding in findings):
         sys.exit(1)
+
+
+@command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(ctx: click.Context, shell: str) -> None:
+    """Print the script that completes the words of `vpcctl` in a shell.
+
+    \b
+    bash: eval "$(vpcctl completion bash)" in ~/.bashrc
+    zsh:  eval "$(vpcctl completion zsh)" in ~/.zshrc
+    fish: vpcctl completion fish >~/.config/fish/completions/vpcctl.fish
+
+    Example: vpcctl completion bash
+    """
+    from vpcctl.cli.completions import script
+
+    print_text(script(ctx.find_root().command, shell))

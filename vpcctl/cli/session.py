@@ -17,6 +17,8 @@ from vpcctl.cli.output import styled, visible, visible_lines
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from click.shell_completion import CompletionItem
+
     from vpcctl.analysis.impact import Forecast
     from vpcctl.engine.controller import Controller
     from vpcctl.engine.events import Event
@@ -272,6 +274,13 @@ YES_OPTION = click.Option(
 )
 
 
+def _completed(param: click.Parameter, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+    from vpcctl.cli.completions import complete
+
+    found = complete(ctx, param, incomplete)
+    return param.type.shell_complete(ctx, param, incomplete) if found is None else found
+
+
 class Command(click.Command):
     """A command that takes the global options behind its name, and its object by position.
 
@@ -294,6 +303,10 @@ class Command(click.Command):
         if about is not None and about.files is None and about.other is None:
             place = click.Argument(["place"], nargs=-1, metavar=about.metavar, expose_value=False, callback=_kept)
             self._more.append(place)
+        for parameter in (*self.params, *self._more):
+            if isinstance(parameter.type, click.types.StringParamType | click.types.UnprocessedParamType):
+                own = functools.partial(_completed, parameter)
+                parameter.shell_complete = own  # type: ignore[method-assign] # one place for all commands
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Those that the function takes, and those that every command takes."""

@@ -67,6 +67,7 @@ A shell on the neighbour:  nsenter --net={RUN_LAB}/neighbour bash
 _SHELL_SETTINGS = """\
 PS1='vpcctl-lab:\\w\\$ '
 unset HISTFILE PROMPT_COMMAND
+eval "$(vpcctl completion bash)"
 """
 
 # `vpcctl` on the lab's PATH is this very one, wherever it was started from.
