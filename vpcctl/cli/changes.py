@@ -58,7 +58,8 @@ def carry_out(
     done = request(session.controller)
     if session.wants_json:
         return report(session, done, document)
-    if question is not None and not asked and session.verbosity >= 0:
+    # Invariants carry no traffic: what `told` says is all.
+    if question is not None and not asked and session.verbosity >= 0 and losses(done).keys() != {"invariant"}:
         for line in loss_lines(session, done, question, "removed"):
             session.say(line)
     for line in told(done):

@@ -63,7 +63,7 @@ def show_invariants(session: Session, vpc: str | None, as_json: bool) -> None:
     sys.exit(0 if all(one.holds for one in found) else 1)
 
 
-@command(about=ANY_VPC, changes=True)
+@command(about=ANY_VPC, removes=True)
 @click.option("--vpc", help="Those of this VPC.  Default: those of the machine.")
 @click.pass_obj
 def clear_invariants(session: Session, vpc: str | None) -> None:
@@ -71,12 +71,14 @@ def clear_invariants(session: Session, vpc: str | None) -> None:
 
     Example: vpcctl clear-invariants --vpc shop
     """
+    from vpcctl.cli.changes import Question, carry_out
 
     def told(outcome: Outcome) -> list[str]:
         removed = len(outcome.before.invariants) - len(outcome.after.invariants)
         return [f"removed {_counted(removed)} of {_whose(vpc)}"]
 
-    session.carry_out(lambda controller: controller.clear_invariants(vpc), told)
+    question = Question(f"Remove the invariants of {_whose(vpc)}?")
+    carry_out(session, lambda controller: controller.clear_invariants(vpc), told, question)
 
 
 def _counted(number: int) -> str:

@@ -206,6 +206,7 @@ KINDS = {
     "published port": "published ports",
     "translated protocol": "translated protocols",
     "peering": "peerings",
+    "invariant": "invariants",
 }
 
 
@@ -219,6 +220,7 @@ def lost(before: World, after: World) -> dict[str, int]:
 def _objects(world: World, other: World) -> Iterator[tuple[Any, ...]]:
     """What tells the objects of a world apart: the kind of each, and its name."""
     yield from (("peering", pair) for pair in world.peerings)
+    yield from (("invariant", one) for one in world.invariants)
     for vpc in world.vpcs:
         # A VPC that is the very same in both worlds is not read for this.
         if other.vpcs_by_name.get(vpc.name) is vpc:
