@@ -72,6 +72,7 @@ COMMANDS: dict[str, str] = {
     "lab": "machine_commands",
     "doctor": "machine_commands",
     "completion": "machine_commands",
+    "show-schema": "machine_commands",
 }
 
 

@@ -202,3 +202,15 @@ def completion(ctx: click.Context, shell: str) -> None:
     from vpcctl.cli.completions import script
 
     print_text(script(ctx.find_root().command, shell))
+
+
+@command()
+@click.argument("document", type=click.Choice(["policy", "environment", "assertions"]))
+def show_schema(document: str) -> None:
+    """Print the JSON Schema of a kind of document, for editors and other programs.
+
+    Example: vpcctl show-schema policy > policy.schema.json
+    """
+    from vpcctl.documents.reading import whole_schema
+
+    print_json(whole_schema(document))

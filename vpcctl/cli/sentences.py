@@ -57,6 +57,7 @@ SENTENCES = {
     "grant-read": "Let the members of a group read the state directory, for commands that only read.",
     "destroy": "Remove everything that vpcctl made, and nothing else; the host is as before.",
     "lab": "Open a shell, or run a command, in a throw-away machine with a simulated internet; needs no root.",
+    "show-schema": "Print the JSON Schema of a kind of document, for editors and other programs.",
     "completion": "Print the script that completes the words of `vpcctl` in a shell.",
     "doctor": (
         "Report missing requirements and conflicting settings, and how to fix them; exit status 1 if one is fatal."

@@ -159,6 +159,14 @@ def load_schema(name: str) -> dict[str, Any]:
     return schema
 
 
+def whole_schema(name: str) -> dict[str, Any]:
+    """A schema with those that it refers to inside, as editors and validators take it (JSON Schema Core, 9.3)."""
+    schema = load_schema(name)
+    others = [other for other in SCHEMAS if other != name and f'"{other}.json#' in json.dumps(schema)]
+    inside = {other: {"$id": f"{other}.json", **load_schema(other)} for other in others}
+    return {**schema, "$defs": {**schema.get("$defs", {}), **inside}}
+
+
 @functools.cache
 def _validator(name: str) -> Any:
     from jsonschema import Draft202012Validator
@@ -187,10 +195,12 @@ def _told(error: Any, file: str) -> Iterator[Problem]:
     place = "".join(f"/{part}" for part in _known_parts(error.absolute_path))
     title = _title(error)
     if error.validator == "additionalProperties" and isinstance(error.instance, dict):
-        known = sorted(error.schema.get("properties", ()))
+        allowed = error.schema.get("properties", ())
+        # What is for editors is no word of ours.
+        known = sorted(field for field in allowed if not field.startswith("$"))
         kind_here = vocabulary.kind_by_fields(known)
         for key in error.instance:
-            if key not in known and known:
+            if key not in allowed and known:
                 advice = vocabulary.field_hint(key, kind_here, error.absolute_path) or nearest(key, known)
                 words = f"unknown field {_shortened(key)!r}; {advice}"
                 expected = f"only these fields are expected here: {', '.join(known)}"
