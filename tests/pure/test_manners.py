@@ -320,7 +320,17 @@ from vpcctl.model.host import NO_HOST
 state.COPIES = None
 machine.linux_host = lambda: NO_HOST
 made = Rehearsal(Path(sys.argv[2]))
-reconciler.change(made.store, made.fake, lambda state: told("peer them"))
+def world(state):
+    from ipaddress import ip_network
+    from vpcctl.model import operations
+    found = told("peer them")
+    if any(word.startswith("big") for word in sys.argv):
+        found = operations.create_vpc(found, "big", ip_network("10.7.0.0/16"))
+        found = operations.create_subnet(found, "big", "all", ip_network("10.7.1.0/24"), True, False, 0)
+        for number in range(25):
+            found = operations.create_instance(found, "big", "all", f"i{number}", None, number)
+    return found
+reconciler.change(made.store, made.fake, world)
 commands.context_settings["obj"] = lambda: made.fake
 main(["--state-dir", sys.argv[2], *sys.argv[3:]])
 """
@@ -374,6 +384,34 @@ def test_on_a_terminal_it_says_what_goes_and_asks(session: Rehearsal, words: tup
     assert re.search("deleted|unpublished|as before|applied", shown.rpartition(question)[2])
     status, shown = on_terminal(directory.with_name("sure"), "", *words, "--yes")
     assert (status, "[y/N]" in shown) == (0, False)
+
+
+@pytest.mark.parametrize("command", ["list-instances", "show-vpc", "show-subnet"])
+def test_a_long_list_is_shortened_on_a_terminal_alone(session: Rehearsal, call: Call, command: str) -> None:
+    words = [command, "big/all" if command == "show-subnet" else "big"]
+    status, shown = on_terminal(session.state_dir.with_name("long"), "", *words)
+    listed = [line for line in shown.splitlines() if re.search(r"\bi\d+\b", line)]
+    assert (status, shown.splitlines()[-1]) == (0, f"… and {25 - len(listed)} more (-v shows all)"), shown
+    assert len(listed) in (19, 20)
+    status, shown = on_terminal(session.state_dir.with_name("whole"), "", "-v", *words)
+    assert len([line for line in shown.splitlines() if re.search(r"\bi\d+\b", line)]) == 25
+    call("create-vpc big --cidr 10.7.0.0/16")
+    call("create-subnet big/all --cidr 10.7.1.0/24 --type public --no-instance")
+    for number in range(25):
+        call(f"create-instance big/i{number} --subnet all")
+    assert "more" not in call(" ".join(words)).stdout
+
+
+def test_many_changed_objects_are_a_summary(session: Rehearsal, call: Call) -> None:
+    instances = [{"name": f"i{number}"} for number in range(30)]
+    subnet = {"name": "all", "cidr": "10.7.1.0/24", "type": "public", "instances": instances}
+    document = {"vpcs": [{"name": "big", "cidr": "10.7.0.0/16", "subnets": [subnet]}]}
+    (Path.cwd() / "big.json").write_text(json.dumps(document))
+    tried = call("apply big.json --dry-run").stdout.splitlines()
+    assert tried[20] == "… and 12 more (-v shows all)"
+    said = call("apply big.json").stderr.splitlines()
+    assert [line for line in said if line.startswith("+ ")] == tried[:20]
+    assert said[20:22] == ["… and 12 more (-v shows all)", "applied"]
 
 
 def test_on_a_terminal_nobody_is_asked_if_nothing_goes(session: Rehearsal) -> None:

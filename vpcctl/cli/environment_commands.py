@@ -11,6 +11,7 @@ from vpcctl.cli.output import print_json, show
 from vpcctl.cli.session import ANY_VPC, Session, command, json_option
 
 if TYPE_CHECKING:
+    from vpcctl.engine.controller import Controller
     from vpcctl.engine.environments import EnvironmentApplied
 
 prune_option = click.option("--prune", is_flag=True, help="Remove the VPCs that the document does not name.")
@@ -70,12 +71,13 @@ def apply(session: Session, environment: str, prune: bool) -> None:
         session.say_repaired(applied.repaired)
         return ["applied" if applied.steps else "nothing to change"]
 
-    carry_out(
-        session,
-        lambda controller: controller.apply(document, prune=prune),
-        told,
-        Question("Apply the document?", always=prune),
-    )
+    def request(controller: Controller) -> EnvironmentApplied:
+        try:
+            return controller.apply(document, prune=prune)
+        finally:
+            session.say_more_changed()
+
+    carry_out(session, request, told, Question("Apply the document?", always=prune))
 
 
 @command(about=ANY_VPC)

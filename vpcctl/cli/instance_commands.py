@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vpcctl.cli.output import print_json, print_table, show
+from vpcctl.cli.output import print_json, show
 from vpcctl.cli.session import ADDRESS, ANY_VPC, ONE_VPC, PORTS, About, Session, command, json_option
 from vpcctl.cli.subnet_commands import instance_document
 
@@ -99,8 +99,8 @@ def list_instances(session: Session, vpc: str | None, subnet: str | None, as_jso
         row = (one.name, one.subnet, one.address, one.mac, one.namespace)
         rows.append(row if vpc else (one.vpc, *row))
     if vpc is None:
-        return print_table(("VPC", *headings), rows, "no instances")
-    return print_table(headings, rows, f"VPC {vpc} has no instance")
+        return session.print_table(("VPC", *headings), rows, "no instances")
+    return session.print_table(headings, rows, f"VPC {vpc} has no instance")
 
 
 @command(about=About(part="name"))
@@ -146,7 +146,7 @@ def list_published_ports(session: Session, vpc: str | None, as_json: bool) -> No
         item = one.publication
         rows.append((item.service, f"{one.vpc}/{item.instance}", item.target))
     empty = f"VPC {vpc} publishes no port" if vpc else "no published ports"
-    return print_table(("PORT", "INSTANCE", "TARGET"), rows, empty)
+    return session.print_table(("PORT", "INSTANCE", "TARGET"), rows, empty)
 
 
 @command(about=About(part="instance"), changes=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from vpcctl.cli.output import print_json, print_table
+from vpcctl.cli.output import print_json
 from vpcctl.cli.session import PEERS, Session, command, json_option
 
 
@@ -53,4 +53,4 @@ def list_peerings(session: Session, as_json: bool) -> None:
     if as_json:
         return print_json([{"vpc1": peering.one, "vpc2": peering.other} for peering in peerings])
     rows = [(peering.one, peering.other) for peering in peerings]
-    return print_table(("VPC", "VPC"), rows, "no peerings")
+    return session.print_table(("VPC", "VPC"), rows, "no peerings")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vpcctl.cli.output import counted, print_json, print_table, print_text, show
+from vpcctl.cli.output import counted, print_json, print_text, show
 from vpcctl.cli.session import ONE_VPC, About, Session, command, json_option
 from vpcctl.errors import AmbiguousError
 
@@ -106,7 +106,7 @@ def show_policy(session: Session, vpc: str, subnet: str | None, counted: bool, a
     if as_json:
         return print_json([_policy_document(one) for one in policies])
     for one in policies:
-        _print_policy(one)
+        _print_policy(session, one)
     return None
 
 
@@ -125,7 +125,7 @@ def _policy_document(view: PolicyView) -> dict[str, Any]:
     return document
 
 
-def _print_policy(view: PolicyView) -> None:
+def _print_policy(session: Session, view: PolicyView) -> None:
     from vpcctl.model.policy import Direction
 
     policy = view.policy
@@ -147,7 +147,7 @@ def _print_policy(view: PolicyView) -> None:
             for row, count in zip(rows, counts, strict=True):
                 row.insert(1, str(count))
         show(f"  {direction.value}")
-        print_table(headings, [["  " + row[0], *row[1:]] for row in rows])
+        session.print_table(headings, [["  " + row[0], *row[1:]] for row in rows])
 
 
 def _columns(rule: Rule) -> tuple[str, ...]:

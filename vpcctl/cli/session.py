@@ -69,6 +69,8 @@ class Session:
         self._state_dir = state_dir
         self._make_kernel, self._read_host = make_kernel, read_host
         self._begun = time.monotonic()
+        # How many objects were said to be changed.
+        self._changed = 0
 
     def adjust(self, state_dir: str | None, verbosity: int) -> None:
         """Take the global options that follow the name of the command; UsageError if they contradict those before."""
@@ -134,15 +136,25 @@ class Session:
 
     def _told(self, event: Event) -> None:
         """Say what the engine reports, if a person wants to know it."""
-        from vpcctl.engine.events import Progress, StepTaken
+        from vpcctl.engine.events import ObjectChanged, Progress, StepTaken
 
         match event:
+            case ObjectChanged() if self.verbosity <= 0:
+                self._changed += 1
+                if self._changed <= LISTED:
+                    self.say(str(event))
             case StepTaken() if self.verbosity <= 0:
                 pass
             case Progress() if not sys.stderr.isatty() or time.monotonic() - self._begun <= PATIENCE:
                 pass
             case _:
                 self.say(str(event))
+
+    def say_more_changed(self) -> None:
+        """Say how many objects changed that were not listed."""
+        more, self._changed = self._changed - LISTED, 0
+        if more > 0:
+            self.say(f"… and {more} more (-v shows all)")
 
     def say_repaired(self, differences: Sequence[Difference]) -> None:
         """Say what was repaired, in a summary if it is much."""
@@ -158,14 +170,32 @@ class Session:
             return list(map(str, lines))
         return [*map(str, lines[:LISTED]), f"… and {more} more ({remedy})"]
 
+    def listing(self, lines: Sequence[object]) -> list[str]:
+        """What a person asked to see: a summary on a terminal, and all of it for a pipe or a file."""
+        return self.summary(lines) if sys.stdout.isatty() else list(map(str, lines))
+
+    def print_table(self, headings: Sequence[str], rows: Iterable[Sequence[object]], empty: str = "none") -> None:
+        """The same as columns; `empty` is said if there are none."""
+        from vpcctl.cli.output import print_table
+
+        rows = list(rows)
+        more = len(rows) - LISTED if self.verbosity <= 0 and sys.stdout.isatty() else 0
+        print_table(headings, rows[:LISTED] if more > 0 else rows, empty)
+        if more > 0:
+            print(f"… and {more} more (-v shows all)")
+
     def forecast_lines(self, forecast: Forecast) -> list[str]:
         """What a change means for traffic; the rules without effect are hints: a summary, all with -v, none with -q."""
         return forecast.lines(self.summary, lambda idle: self.summary(idle) if self.verbosity >= 0 else ())
 
     def warn_all(self, warnings: Iterable[str]) -> None:
-        """Warn of each."""
-        for warning in warnings:
+        """Warn of each, in a summary if there are many."""
+        found = list(warnings)
+        more = len(found) - LISTED if self.verbosity <= 0 else 0
+        for warning in found[:LISTED] if more > 0 else found:
             self.warn(warning)
+        if more > 0:
+            self.say(f"… and {more} more (-v shows all)")
 
     def say(self, words: str) -> None:
         """Write a message to standard error.  If this fails, the change continues."""

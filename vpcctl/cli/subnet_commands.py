@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vpcctl.cli.output import print_json, print_table, show
+from vpcctl.cli.output import print_json, show
 from vpcctl.cli.session import ANY_VPC, PREFIX, About, Session, command, json_option
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def list_subnets(session: Session, vpc: str | None, as_json: bool) -> None:
         for subnet in subnets
     ]
     headings = (*(["VPC"] if vpc is None else []), "SUBNET", "CIDR", "TYPE", "GATEWAY", "NAT", "INSTANCES", "POLICY")
-    return print_table(headings, rows, "no subnets" if vpc is None else f"VPC {vpc} has no subnet")
+    return session.print_table(headings, rows, "no subnets" if vpc is None else f"VPC {vpc} has no subnet")
 
 
 @command(about=About(part="name"))
@@ -110,7 +110,7 @@ def show_subnet(session: Session, vpc: str, name: str, as_json: bool) -> None:
     show(f"  gateway  {subnet.gateway}")
     show(f"  policy   {subnet.policy_file or '-'}")
     lines = [f"  instance {one.name}  {one.address}  namespace {one.namespace}" for one in subnet.instances]
-    return show(*session.summary(lines))
+    return show(*session.listing(lines))
 
 
 @command(about=About(part="subnet"), changes=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vpcctl.cli.output import print_json, print_table, show
+from vpcctl.cli.output import print_json, show
 from vpcctl.cli.session import ANY_VPC, ONE_VPC, Session, command, json_option
 from vpcctl.errors import KernelError
 
@@ -198,7 +198,7 @@ def matrix(session: Session, vpc: str | None, environment: str | None, as_json: 
             rows.append((pair.source, pair.destination, "-"))
         for line in pair.lines:
             rows.append((", ".join(line.sources), ", ".join(line.destinations), ", ".join(line.services)))
-    return print_table(("FROM", "TO", "SERVICES"), rows, f"VPC {found.vpc} has no subnet")
+    return session.print_table(("FROM", "TO", "SERVICES"), rows, f"VPC {found.vpc} has no subnet")
 
 
 @command()

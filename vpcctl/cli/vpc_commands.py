@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vpcctl.cli.output import print_json, print_table, show
+from vpcctl.cli.output import print_json, show
 from vpcctl.cli.session import ONE_VPC, PREFIX, About, Session, command, json_option
 from vpcctl.cli.subnet_commands import subnet_document, subnet_type
 
@@ -164,7 +164,7 @@ def list_vpcs(session: Session, as_json: bool) -> None:
     if as_json:
         return print_json([vpc_document(vpc) for vpc in vpcs])
     rows = [(vpc.name, vpc.prefix, len(vpc.subnets), len(vpc.instances), " ".join(vpc.peers) or "-") for vpc in vpcs]
-    return print_table(("VPC", "CIDR", "SUBNETS", "INSTANCES", "PEERS"), rows, "no VPCs")
+    return session.print_table(("VPC", "CIDR", "SUBNETS", "INSTANCES", "PEERS"), rows, "no VPCs")
 
 
 @command(about=About("name"))
@@ -186,14 +186,15 @@ def show_vpc(session: Session, name: str, as_json: bool) -> None:
     show(f"  limits   {vpc.max_flows} flows, {vpc.max_ports} NAT ports toward one remote service")
     if vpc.nat_protocols:
         show(f"  translated protocols  {', '.join(map(str, vpc.nat_protocols))}")
+    lines = []
     for subnet in vpc.subnets:
         way = subnet_type(subnet) + (", NAT gateway" if subnet.nat_gateway else "")
-        show(f"  subnet {subnet.name}  {subnet.prefix}  {way}, policy: {'yes' if subnet.policy_file else 'no'}")
-        for instance in subnet.instances:
-            show(f"    instance {instance.name}  {instance.address}  namespace {instance.namespace}")
-    for published in vpc.publications:
-        show(f"  published {published.service} to {published.instance}:{published.target.partition('/')[2]}")
-    return None
+        lines.append(f"  subnet {subnet.name}  {subnet.prefix}  {way}, policy: {'yes' if subnet.policy_file else 'no'}")
+        lines += (f"    instance {one.name}  {one.address}  namespace {one.namespace}" for one in subnet.instances)
+    published = []
+    for item in vpc.publications:
+        published.append(f"  published {item.service} to {item.instance}:{item.target.partition('/')[2]}")
+    return show(*session.listing(lines), *session.listing(published))
 
 
 def vpc_document(vpc: VpcView) -> dict[str, Any]:
