@@ -74,7 +74,7 @@ def _change_service(session: Session, remove: bool) -> None:
     if not session.dry_run:
         steps = service.remove() if remove else service.install(session.state_dir)
     if session.wants_json:
-        from vpcctl.cli.changes import other_document
+        from vpcctl.cli.change_reports import other_document
 
         told = [{"sign": sign, "what": str(target), "detail": ""} for sign, target in changes]
         return print_json({**other_document(told, (), session.dry_run), "steps": steps})

@@ -61,7 +61,7 @@ def apply(session: Session, environment: str, prune: bool) -> None:
 
     Example: vpcctl apply shop.json
     """
-    from vpcctl.cli.changes import Question, carry_out
+    from vpcctl.cli.change_reports import Question, carry_out
     from vpcctl.documents.sources import read_source
 
     # Standard input can be read once only.

@@ -68,7 +68,7 @@ def delete_instance(session: Session, vpc: str, name: str) -> None:
 
     Example: vpcctl delete-instance --vpc shop --name web-2
     """
-    from vpcctl.cli.changes import Question, carry_out
+    from vpcctl.cli.change_reports import Question, carry_out
 
     def ends(outcome: Outcome) -> str:
         return f"all traffic of {outcome.before.vpc(vpc).instance(name).addresses[0]} ends"
@@ -201,7 +201,7 @@ def unpublish_port(session: Session, vpc: str, port: tuple[int, int], protocol: 
 
     Example: vpcctl unpublish-port --vpc shop --port 8080
     """
-    from vpcctl.cli.changes import Question, carry_out
+    from vpcctl.cli.change_reports import Question, carry_out
 
     def told(outcome: Outcome) -> list[str]:
         left = outcome.after.vpc(vpc).publications

@@ -71,7 +71,7 @@ def clear_invariants(session: Session, vpc: str | None) -> None:
 
     Example: vpcctl clear-invariants --vpc shop
     """
-    from vpcctl.cli.changes import Question, carry_out
+    from vpcctl.cli.change_reports import Question, carry_out
 
     def told(outcome: Outcome) -> list[str]:
         removed = len(outcome.before.invariants) - len(outcome.after.invariants)

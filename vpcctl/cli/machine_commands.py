@@ -95,7 +95,7 @@ def repair(session: Session, vpc: str | None, adopt: bool) -> None:
 
 def _repair_document(differences: Sequence[Difference], warnings: Sequence[str], dry_run: bool) -> dict[str, Any]:
     """What was repaired, or would be, for machines; the desired state and its traffic stay as they are."""
-    from vpcctl.cli.changes import other_document
+    from vpcctl.cli.change_reports import other_document
 
     changes = ((str(one.item), f"was {one.condition.state.value}") for one in differences)
     return other_document([{"sign": "~", "what": what, "detail": was} for what, was in changes], warnings, dry_run)
@@ -116,7 +116,7 @@ def grant_read(session: Session, group: str | None, revoke: bool) -> None:
     changed = controller.revoke_read() if group is None else controller.grant_read(group)
     readers = "its owner alone may read it" if group is None else f"group {group} may read it"
     if session.wants_json:
-        from vpcctl.cli.changes import other_document
+        from vpcctl.cli.change_reports import other_document
 
         changes = [{"sign": "~", "what": str(session.state_dir), "detail": readers}] if changed else []
         return print_json(other_document(changes, (), session.dry_run))
@@ -135,7 +135,7 @@ def destroy(session: Session, everything: bool) -> None:
     """
     if not everything:
         raise click.UsageError("pass --all to remove every VPC")
-    from vpcctl.cli.changes import Question, carry_out
+    from vpcctl.cli.change_reports import Question, carry_out
 
     def told(outcome: Outcome) -> list[str]:
         return [f"removed {counted(len(outcome.before.vpcs), 'VPC')}; the host is as before"]

@@ -31,7 +31,7 @@ def delete_peering(session: Session, vpc1: str, vpc2: str) -> None:
 
     Example: vpcctl delete-peering --vpc1 shop --vpc2 billing
     """
-    from vpcctl.cli.changes import Question, carry_out
+    from vpcctl.cli.change_reports import Question, carry_out
 
     carry_out(
         session,

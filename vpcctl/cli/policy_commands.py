@@ -80,7 +80,7 @@ def clear_policy(session: Session, vpc: str, subnet: str, dry_run: bool, as_json
 def _print_change(change: PolicyChange, dry_run: bool) -> None:
     """A change of policies for machines."""
     from vpcctl.analysis.anomalies import idle_to_json
-    from vpcctl.cli.changes import change_document
+    from vpcctl.cli.change_reports import change_document
 
     policies = [
         {"vpc": one.vpc, "subnet": one.subnet, "rules": one.rules, "changed": one.changed} for one in change.attached

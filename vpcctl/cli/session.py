@@ -126,7 +126,7 @@ class Session:
     ) -> None:
         """Make a change that takes nothing away, and say what `told` says; `document` adds to the JSON."""
         if self.dry_run or self.wants_json:
-            from vpcctl.cli.changes import carry_out
+            from vpcctl.cli.change_reports import carry_out
 
             return carry_out(self, request, told, None, document)
         done = request(self.controller)

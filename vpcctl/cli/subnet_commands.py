@@ -54,7 +54,7 @@ def delete_subnet(session: Session, vpc: str, name: str, cascade: bool) -> None:
 
     Example: vpcctl delete-subnet --vpc shop --name web
     """
-    from vpcctl.cli.changes import Question, carry_out
+    from vpcctl.cli.change_reports import Question, carry_out
 
     carry_out(
         session,
@@ -139,7 +139,7 @@ def delete_nat_gateway(session: Session, vpc: str, subnet: str) -> None:
 
     Example: vpcctl delete-nat-gateway --vpc shop --subnet db
     """
-    from vpcctl.cli.changes import Question, carry_out
+    from vpcctl.cli.change_reports import Question, carry_out
 
     carry_out(
         session,

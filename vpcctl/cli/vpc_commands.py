@@ -78,7 +78,7 @@ def delete_vpc(session: Session, name: str, cascade: bool) -> None:
 
     Example: vpcctl delete-vpc --name shop --cascade
     """
-    from vpcctl.cli.changes import Question, carry_out
+    from vpcctl.cli.change_reports import Question, carry_out
 
     carry_out(
         session,
@@ -132,7 +132,7 @@ def delete_nat_protocol(session: Session, vpc: str, protocol: str) -> None:
 
     Example: vpcctl delete-nat-protocol --vpc shop --protocol gre
     """
-    from vpcctl.cli.changes import Question, carry_out
+    from vpcctl.cli.change_reports import Question, carry_out
 
     number = _portless(protocol)
     carry_out(
