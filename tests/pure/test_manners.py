@@ -228,6 +228,37 @@ def test_warnings_are_part_of_the_json(session: Rehearsal, call: Call) -> None:
     assert done.stderr == ""
 
 
+SHUT = {"ingress": [], "egress": [{"action": "deny", "destination": "internet"}]}
+
+
+def test_ways_that_a_policy_closes_are_told_with_the_line(call: Call) -> None:
+    """By every command that opens one."""
+    (Path.cwd() / "shut.json").write_text(json.dumps(SHUT))
+    call("apply-policy two/api shut.json")
+    closed = "(shut.json#/ingress (default deny))"
+    warning = f"the ingress policy of subnet api denies everything from outside to tcp/81 of api {closed}"
+    assert f"warning: {warning}\n" in call("publish-port two/api --port 81").stderr
+    assert json.loads(call("publish-port two/api --port 82 --dry-run --json").stdout)["warnings"] == [
+        warning.replace("81", "82")
+    ]
+    subnet = {"name": "db", "cidr": "10.9.1.0/24", "type": "private", "nat_gateway": True, "policy": "shut.json"}
+    vpc = {"name": "new", "cidr": "10.9.0.0/16", "subnets": [subnet]}
+    publish = [{"protocol": "tcp", "port": 83, "instance": "db", "target_port": 83}]
+    (Path.cwd() / "closed.json").write_text(json.dumps({"vpcs": [vpc | {"publish": publish}]}))
+    warnings = [
+        "new/db has a NAT gateway, but its egress policy denies everything to the internet (shut.json#/egress/0)",
+        f"tcp/83 of the host is published, but the ingress policy denies everything from outside to tcp/83 of new/db"
+        f" {closed}",
+    ]
+    assert json.loads(call("apply closed.json --dry-run --json").stdout)["warnings"] == warnings
+    said = call("plan closed.json").stderr
+    assert [f"warning: {warning}" for warning in warnings] == said.splitlines()
+    said = call("apply closed.json").stderr
+    assert [f"warning: {warning}" for warning in warnings] == said.splitlines()[-2:]
+    # Another time nothing is new.
+    assert "warning" not in call("apply closed.json").stderr
+
+
 def test_a_repair_is_tried_and_printed(session: Rehearsal, call: Call) -> None:
     session.fake.remove(session.fake.objects["Namespace", "one-web"])
     before = everything(session)

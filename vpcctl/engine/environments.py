@@ -37,6 +37,7 @@ class EnvironmentApplied:
     steps: int
     outcome: Outcome
     repaired: tuple[Difference, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def plan_environment(machine: Machine, source: Source, prune: bool) -> EnvironmentPlan:
@@ -44,6 +45,7 @@ def plan_environment(machine: Machine, source: Source, prune: bool) -> Environme
     from vpcctl.analysis.impact import forecast
     from vpcctl.documents.diff import object_changes
     from vpcctl.documents.sources import read_source
+    from vpcctl.engine.traffic import closed_ways
 
     document = read_source(source)
     state = machine.load()
@@ -52,7 +54,7 @@ def plan_environment(machine: Machine, source: Source, prune: bool) -> Environme
     changes = object_changes(state.world, wanted)
     host, warnings = machine.host()
     expected = forecast(state.world, wanted, _new_policies(wanted, state.world), host)
-    return EnvironmentPlan(tuple(changes), expected, warnings)
+    return EnvironmentPlan(tuple(changes), expected, (*warnings, *closed_ways(machine, state.world, wanted)))
 
 
 def apply_environment(machine: Machine, source: Source, prune: bool) -> EnvironmentApplied:
@@ -64,6 +66,7 @@ def apply_environment(machine: Machine, source: Source, prune: bool) -> Environm
     from vpcctl.documents.diff import object_changes, steps, toward
     from vpcctl.documents.sources import read_once, read_source
     from vpcctl.engine.reconciler import PEERINGS
+    from vpcctl.engine.traffic import closed_ways
 
     document = read_source(source)
     load = read_once(document.loader())
@@ -103,7 +106,8 @@ def apply_environment(machine: Machine, source: Source, prune: bool) -> Environm
 
     if machine.rehearsing:
         rehearsed = machine.change(lambda state: first)
-        return EnvironmentApplied(tuple(object_changes(known.world, first)), len(way), rehearsed)
+        closed = closed_ways(machine, rehearsed.before, rehearsed.after)
+        return EnvironmentApplied(tuple(object_changes(known.world, first)), len(way), rehearsed, warnings=closed)
     outcome, failed = machine.change_parts(chosen, begun)
     failures: list[VpcctlError] = []
     for step in way:
@@ -123,7 +127,8 @@ def apply_environment(machine: Machine, source: Source, prune: bool) -> Environm
     changed = frozenset[str]().union(*(step.vpcs for step in way))
     named = (vpc["name"] for vpc in document.content.get("vpcs", ()))
     repaired = machine.assure(name for name in named if name not in changed)
-    return EnvironmentApplied(tuple(taken), len(way), outcome, repaired)
+    closed = closed_ways(machine, outcome.before, outcome.after)
+    return EnvironmentApplied(tuple(taken), len(way), outcome, repaired, closed)
 
 
 def _without_peerings(step: Step) -> Step:

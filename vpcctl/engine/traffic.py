@@ -250,6 +250,28 @@ def closed_way_out(machine: Machine, world: World, vpc: str, subnet: str) -> str
     return closed.closed_way_out(Reach(world, machine.host()[0]), vpc, subnet)
 
 
+def closed_ways(machine: Machine, before: World, after: World) -> tuple[str, ...]:
+    """Warnings about NAT gateways and published ports that are new in `after` and that its policies close."""
+    newly = [vpc for vpc in after.vpcs if before.vpcs_by_name.get(vpc.name) is not vpc]
+    warnings: list[str] = []
+    for vpc in newly:
+        old = before.vpcs_by_name.get(vpc.name)
+        had = {subnet.name for subnet in old.subnets if subnet.nat_gateway} if old else set()
+        for subnet in vpc.subnets:
+            if subnet.nat_gateway and subnet.name not in had:
+                closed = closed_way_out(machine, after, vpc.name, subnet.name)
+                words = f"{vpc.name}/{subnet.name} has a NAT gateway, but its egress policy denies everything to the"
+                warnings += [f"{words} internet ({closed})"] if closed else []
+        published = {item.place for item in old.publications} if old else set()
+        for item in vpc.publications:
+            if item.place not in published and vpc.subnet_of(item.instance).policy is not None:
+                closed = _closed_port(machine, after, vpc.name, item)
+                words = f"{item.service} of the host is published, but the ingress policy denies everything"
+                to = f"{item.target} of {vpc.name}/{item.instance}"
+                warnings += [f"{words} from outside to {to} ({closed})"] if closed else []
+    return tuple(warnings)
+
+
 def publication_warnings(machine: Machine, world: World, vpc: str, publication: Publication) -> tuple[str, ...]:
     """Warnings about newly published ports that may not work as intended."""
     subnet = world.vpc(vpc).subnet_of(publication.instance)
