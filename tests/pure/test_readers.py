@@ -168,6 +168,8 @@ def test_a_member_reads_and_can_do_nothing_else(session: Rehearsal, group: grp.s
             assert refused.returncode == 77
             assert refused.stderr.startswith(f"vpcctl: you may not read {session.state_dir}; use sudo, or")
         assert run(outsider, "--help").returncode == 0
+        found = run(outsider, "doctor --json")
+        assert any("you may not read" in one["what"] for one in json.loads(found.stdout)), found.stderr
         call(session, f"grant-read --group {group.gr_name}")
         change(session)
         for line in ("list-vpcs", "show-vpc one", "matrix one", "explain one/db one/web tcp/80", "export",

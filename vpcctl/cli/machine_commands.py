@@ -140,6 +140,9 @@ def destroy(session: Session, everything: bool) -> None:
     def told(outcome: Outcome) -> list[str]:
         return [f"removed {counted(len(outcome.before.vpcs), 'VPC')}; the host is as before"]
 
+    if not session.dry_run:
+        # Without the privilege, fail before anything else.
+        session.controller.check_privilege()
     named = ", ".join(session.controller.vpc_names()) or "none"
     question = Question(f"Remove all VPCs ({named})?", always=True, even_nothing=True)
     carry_out(session, lambda controller: controller.destroy(), told, question)

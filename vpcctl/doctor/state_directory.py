@@ -68,7 +68,8 @@ def _directory(directory: Path) -> Iterator[Finding]:
 
 def _parts(folder: Path) -> Iterator[Finding]:
     """The directory of the parts, and the first one of them that others may read."""
-    if folder.is_symlink() or not os.access(folder, os.R_OK | os.X_OK):
+    # Whoever may not enter the state directory cannot even ask whether it is a link.
+    if not os.access(folder, os.R_OK | os.X_OK) or folder.is_symlink():
         return
     yield from _directory(folder)
     found = (finding for file in sorted(folder.iterdir()) for finding in _file(file))
