@@ -393,7 +393,7 @@ def test_output_that_nobody_takes_leaves_no_traceback(unchanged: Lab, ending: st
 
 
 def test_a_complaint_that_nobody_takes_leaves_the_status_as_it_is(unchanged: Lab) -> None:
-    for words, status in (("show-vpc --name none", 4), ("show-vpc", 2), ("delete-vpc --name none", 4)):
+    for words, status in (("show-vpc --name none", 4), ("show-subnet", 2), ("delete-vpc --name none", 4)):
         for ending in ("2>&-", "2>/dev/full"):
             line = f"{sys.executable} -m vpcctl {words} {ending}; echo $?"
             assert unchanged.run(["bash", "-c", line]).stdout == f"{status}\n"

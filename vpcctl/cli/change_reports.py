@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vpcctl.analysis.impact import Forecast
     from vpcctl.engine.controller import Controller
     from vpcctl.engine.reconciler import Outcome
+    from vpcctl.model.host import Host
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +56,15 @@ def carry_out(
             for line in loss_lines(session, expected, question, "removes"):
                 click.echo(visible(line), err=True)
             confirm(question.words)
+    # The addresses of uplinks come and go with the change, and are no part of what it allows or denies.
+    forecast = session.wants_json or (question is not None and question.ends is None)
+    host = session.controller.host() if forecast else None
     done = request(session.controller)
     if session.wants_json:
-        return report(session, done, document)
+        return report(session, done, document, host)
     # Invariants carry no traffic: what `told` says is all.
     if question is not None and not asked and session.verbosity >= 0 and losses(done).keys() != {"invariant"}:
-        for line in loss_lines(session, done, question, "removed"):
+        for line in loss_lines(session, done, question, "removed", host):
             session.say(line)
     for line in told(done):
         session.say(line)
@@ -77,10 +81,10 @@ def warnings_of(result: Any) -> tuple[str, ...]:
     return tuple(getattr(result, "warnings", ()))
 
 
-def forecast_of(session: Session, result: Any, quick: bool = False) -> Forecast:
-    """What the change means for traffic."""
+def forecast_of(session: Session, result: Any, host: Host | None = None, quick: bool = False) -> Forecast:
+    """What the change means for traffic on the host as it was before."""
     known: Forecast | None = getattr(result, "forecast", None)
-    return known or session.controller.forecast(outcome_of(result), quick=quick)
+    return known or session.controller.forecast(outcome_of(result), quick=quick, host=host)
 
 
 def losses(result: Any) -> dict[str, int]:
@@ -91,7 +95,7 @@ def losses(result: Any) -> dict[str, int]:
     return lost(outcome.before, outcome.after)
 
 
-def loss_lines(session: Session, result: Any, question: Question, verb: str) -> list[str]:
+def loss_lines(session: Session, result: Any, question: Question, verb: str, host: Host | None = None) -> list[str]:
     """How many objects of which kinds go, and which traffic changes; nothing if nothing goes."""
     from vpcctl.documents.diff import KINDS
 
@@ -101,7 +105,7 @@ def loss_lines(session: Session, result: Any, question: Question, verb: str) -> 
     counted = ", ".join(f"{count} {kind if count == 1 else KINDS[kind]}" for kind, count in gone.items())
     if question.ends is not None and gone.keys() == {"instance"}:
         return [f"{verb} {counted}; {question.ends(outcome_of(result))}"]
-    return [f"{verb} {counted}", *session.forecast_lines(forecast_of(session, result, quick=True))]
+    return [f"{verb} {counted}", *session.forecast_lines(forecast_of(session, result, host, quick=True))]
 
 
 def on_terminal() -> bool:
@@ -122,10 +126,15 @@ def confirm(question: str) -> None:
         raise click.Abort
 
 
-def report(session: Session, result: Any, document: Callable[[Any], Mapping[str, Any]] | None = None) -> None:
+def report(
+    session: Session,
+    result: Any,
+    document: Callable[[Any], Mapping[str, Any]] | None = None,
+    host: Host | None = None,
+) -> None:
     """Print what a change did, or would do, for machines or for people."""
     if session.wants_json:
-        common = change_document(result, forecast_of(session, result), session.dry_run)
+        common = change_document(result, forecast_of(session, result, host), session.dry_run)
         return print_json({**common, **(document(result) if document else {})})
     from vpcctl.documents.diff import object_changes
 

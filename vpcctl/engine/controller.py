@@ -76,11 +76,19 @@ class Controller:
         """Change the world to what `transform` makes of the present state: the way of every other change."""
         return self._machine.change(transform)
 
-    def forecast(self, outcome: Outcome, *, quick: bool = False) -> Forecast:
-        """What a change means for traffic: newly allowed, newly denied; `quick` lists less rather than take long."""
+    def host(self) -> Host:
+        """The host's own addresses now."""
+        return self._machine.host()[0]
+
+    def forecast(self, outcome: Outcome, *, quick: bool = False, host: Host | None = None) -> Forecast:
+        """What a change means for traffic: newly allowed, newly denied; `quick` lists less rather than take long.
+
+        `host` has the addresses from before the change, which gives uplinks to the host or takes them; None: as they
+        are now.
+        """
         from vpcctl.engine import traffic
 
-        return traffic.forecast(self._machine, outcome.before, outcome.after, quick)
+        return traffic.forecast(outcome.before, outcome.after, self.host() if host is None else host, quick)
 
     # -- VPCs ----------------------------------------------------------------------------------------------------
 

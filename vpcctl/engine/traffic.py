@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vpcctl.engine.state import State
     from vpcctl.kernel.logs import Entry
     from vpcctl.kernel.probe import Outside, Result
+    from vpcctl.model.host import Host
     from vpcctl.model.network import Invariant, Publication, Vpc, World
     from vpcctl.model.oracle import Flow
     from vpcctl.model.policy import Address
@@ -231,13 +232,13 @@ def list_invariants(machine: Machine, vpc: str | None) -> tuple[Judged, ...]:
     return tuple(judge(reach, one) for one in world.invariants if vpc in (None, one.vpc))
 
 
-def forecast(machine: Machine, before: World, after: World, quick: bool = False) -> Forecast:
-    """What the difference between two worlds means for traffic."""
+def forecast(before: World, after: World, host: Host, quick: bool = False) -> Forecast:
+    """What the difference between two worlds means for traffic on a host."""
     from vpcctl.analysis import impact
     from vpcctl.analysis.reachability import MOST_PARTS
 
     most = impact.MOST_HINT_PARTS if quick else MOST_PARTS
-    return impact.forecast(before, after, (), machine.host()[0], most=most)
+    return impact.forecast(before, after, (), host, most=most)
 
 
 def closed_way_out(machine: Machine, world: World, vpc: str, subnet: str) -> str:
