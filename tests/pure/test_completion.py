@@ -55,6 +55,7 @@ BOTH = ["plain,one/web", "plain,one/db", "plain,two/api"]
         ("vpcctl show-vpc --name ", VPCS),
         ("vpcctl show-vpc --vpc t", ["plain,two"]),
         ("vpcctl list-subnets --vpc ", VPCS),
+        ("vpcctl graph t", ["plain,two"]),
         ("vpcctl list-instances ", [*VPCS, *BOTH]),
         ("vpcctl delete-subnet ", BOTH),
         ("vpcctl delete-subnet one/d", ["plain,one/db"]),

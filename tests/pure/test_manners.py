@@ -32,7 +32,7 @@ from vpcctl.model.network import Invariant, World
 ROOT = Path(__file__).parents[2]
 READING = {
     *(name for name in COMMANDS if name.startswith(("list-", "show-"))),
-    *("compile", "explain", "matrix", "verify", "log", "plan", "export", "status", "doctor", "completion"),
+    *("compile", "explain", "matrix", "verify", "log", "plan", "export", "status", "doctor", "completion", "graph"),
 }
 # They start programs, or are programs; what they do is no change of ours.
 RUNNING = {"exec", "lab", "agent"}

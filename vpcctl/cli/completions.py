@@ -95,7 +95,7 @@ def _candidates(ctx: click.Context, param: click.Parameter, vpcs: tuple[Vpc, ...
     if name in ("source", "destination"):
         return [*_placed(vpcs), *OUTSIDE]
     if about is None:
-        return []
+        return [vpc.name for vpc in vpcs] if name == "vpc" else []
     if name in ("vpc1", "vpc2") or about.vpc == "vpc1":
         return [vpc.name for vpc in vpcs]
     if name in ("vpc", "alias") or (about.part is None and name in ("name", "place")):

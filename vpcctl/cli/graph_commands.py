@@ -7,14 +7,14 @@ from typing import TextIO
 
 import click
 
-from vpcctl.cli.session import Session
+from vpcctl.cli.session import Session, command
 from vpcctl.cli.traffic_commands import environment_option
 
 # The formats, each with the endings of its files.
 FORMATS = {"svg": (".svg",), "dot": (".dot", ".gv"), "mermaid": (".mmd", ".mermaid")}
 
 
-@click.command
+@command()
 @click.argument("vpc", required=False, metavar="[VPC]")
 @click.option(
     "--format", "form", type=click.Choice(list(FORMATS)),
