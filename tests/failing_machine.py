@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from tests.story import Step, nothing
@@ -91,6 +91,15 @@ class Memory:
         self.failing = 0
         self.error: BaseException = Crash()
         self.late = False
+        self.history: dict[str, bytes] = {}
+        self.remarks: list[str] = []
+
+    def append(self, name: str, size: int, line: bytes) -> bool:
+        self.history[name] = self.history.get(name, b"")[:size] + line
+        return True
+
+    def keep(self, names: Collection[str]) -> None:
+        self.history = {name: content for name, content in self.history.items() if name in names}
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[Memory]:

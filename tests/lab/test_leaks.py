@@ -88,6 +88,7 @@ def look():
         "flows": (settings.ROOT / "net/netfilter/nf_conntrack_count").read_text(),
         "state": sorted(os.listdir(directory)),
         "parts": len(os.listdir(os.path.join(directory, parts.FOLDER))),
+        "history": len(os.listdir(os.path.join(directory, "history"))),
         "copies": sorted(os.listdir(COPIES)),
         "copied parts": [len(files) for _, _, files in os.walk(COPIES)],
         "resident": resident(),
@@ -115,9 +116,12 @@ def cycled(lab: Lab, *arguments: object) -> list[dict[str, Any]]:
 def test_cycles_in_one_process_leave_everything_flat(lab: Lab, kernel: str) -> None:
     first, last = cycled(lab, CYCLES, SETTLED, kernel)
     memory = last.pop("resident") - first.pop("resident")
+    first_files, last_files = first.pop("history"), last.pop("history")
     assert last == first
     assert first["namespaces"] == ["calm-a", "calm-router"]
-    assert first["state"] == ["lock", "parts", "state.json"]
+    assert first["state"] == ["history", "lock", "parts", "state.json"]
+    # Files of fifty changes: those of the last hundred, the present one, and one that the next one replaces.
+    assert max(first_files, last_files) <= 4
     # The copy and its parts, and the texts of gates.
     assert (len(first["copies"]), "gates" in first["copies"]) == (3, True)
     assert memory < GROWTH, f"{memory} bytes in {CYCLES - SETTLED} cycles"

@@ -157,6 +157,29 @@ def test_a_vpc_whose_repair_fails_is_named_and_can_be_given_up(busy: Lab, tmp_pa
     assert status(busy) == (0, "in sync\n")
 
 
+def test_a_mistake_is_undone_or_takes_itself_back(busy: Lab, tmp_path: Path) -> None:
+    title = "A change was a mistake"
+    before = busy.vpcctl("export").stdout
+    busy.vpcctl("delete-peering", "--vpc1", "shop", "--vpc2", "billing")
+    assert not works(busy)
+    done = typed(busy, title, 0, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert works(busy)
+    assert busy.vpcctl("export").stdout == before
+    without = json.loads(before) | {"peerings": []}
+    (tmp_path / "environment.json").write_text(json.dumps(without))
+    done = typed(busy, title, 1, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not works(busy)
+    busy.vpcctl("undo")
+    # The operator is cut off and does not confirm it, and the machine is restarted.
+    busy.vpcctl("apply", str(tmp_path / "environment.json"), "--confirm", "3600")
+    reboot(busy)
+    busy.vpcctl("repair")
+    assert works(busy)
+    assert busy.vpcctl("export").stdout == before
+
+
 def test_a_damaged_file_and_a_reboot_leave_what_was_exported(busy: Lab, tmp_path: Path) -> None:
     title = "The state file is damaged or missing"
     (tmp_path / "environment.json").write_text(busy.vpcctl("export").stdout)

@@ -18,10 +18,11 @@ from vpcctl.agent.journal import DEBUG, ERROR, INFO, NAMED, WARNING, Journal
 from vpcctl.agent.schedule import EVERYTHING, HOST, Causes, Look, Schedule
 from vpcctl.agent.supervisor import Supervisor
 from vpcctl.agent.watching import Event, Watch
+from vpcctl.engine import confirmation
 from vpcctl.engine.controller import Controller
 from vpcctl.engine.execution import Difference, principal_first
 from vpcctl.engine.places import in_words
-from vpcctl.engine.state import LockedError
+from vpcctl.engine.state import Deadline, LockedError
 from vpcctl.engine.upkeep import Tended
 from vpcctl.errors import ConflictError, StateError, VpcctlError
 from vpcctl.kernel.linux import LinuxKernel
@@ -31,6 +32,8 @@ from vpcctl.resources.protocol import Condition
 
 # How long to wait for the lock in one attempt, and after how many attempts to log that.
 PATIENCE, LOCKED_OFTEN = 0.2, 10
+# A change that could not be taken back is taken back again after so many seconds.
+EXPIRED_AGAIN = 30.0
 # After so many new objects Python searches for unused cycles (gc.set_threshold): a long-running process must not grow.
 COLLECTED = (5000, 10, 10)
 # The whole program: the agent and the commands must be of one version.
@@ -73,6 +76,9 @@ class Agent:
         self._stopped = ""
         self._had_record = self._ready = False
         self._program = newest(*PACKAGES)
+        # The deadline that is known, and when to look because of it (CLOCK_BOOTTIME).
+        self._deadline: Deadline | None = None
+        self._expires: float | None = None
 
     def run(self) -> None:
         """Follow events until SIGTERM or SIGINT; raises if it cannot begin, or if the program was replaced."""
@@ -97,8 +103,10 @@ class Agent:
         """Sleep until something is due or happens, and do it."""
         now = time.monotonic()
         self._feed()
-        waits = [one for one in (self._schedule.wait(now), self._supervisor.wait(now)) if one is not None]
-        self._take(watch.wait(min(waits) if waits else None))
+        waits = [self._schedule.wait(now), self._supervisor.wait(now), self._until_expiry()]
+        known = [one for one in waits if one is not None]
+        self._take(watch.wait(min(known) if known else None))
+        self._expire()
         if watch.record_changed:
             self._arm(watch)
         look = self._schedule.look(time.monotonic())
@@ -123,6 +131,9 @@ class Agent:
         if self._had_record and not watched.namespaces and not watched.vpcs:
             self._journal.write(INFO, "record", "nothing is on record any more")
         self._had_record = bool(watched.vpcs)
+        if watched.deadline != self._deadline:
+            self._deadline = watched.deadline
+            self._expires = None if watched.deadline is None else watched.deadline.at
         self._take(watch.arm(watched), own)
         self._schedule.keep(watched.vpcs)
         self._say_deaf(watch)
@@ -132,6 +143,16 @@ class Agent:
     @property
     def _failing_all(self) -> bool:
         return EVERYTHING in self._schedule.failing
+
+    def _until_expiry(self) -> float | None:
+        return None if self._expires is None else max(0.0, self._expires - confirmation.clock())
+
+    def _expire(self) -> None:
+        """Look, once the time to confirm a change is over: whatever looks takes it back."""
+        if self._until_expiry() == 0:
+            # Where that fails it is tried again.
+            self._expires = confirmation.clock() + EXPIRED_AGAIN
+            self._take([Event(EVERYTHING, "a change was not confirmed in time")])
 
     # -- looks -----------------------------------------------------------------------------------------------------
 

@@ -62,6 +62,10 @@ COMMANDS: dict[str, str] = {
     "plan": "environment_commands",
     "apply": "environment_commands",
     "export": "environment_commands",
+    "history": "history_commands",
+    "show-change": "history_commands",
+    "undo": "history_commands",
+    "confirm": "history_commands",
     "status": "machine_commands",
     "repair": "machine_commands",
     "agent": "agent_commands",
@@ -75,6 +79,8 @@ COMMANDS: dict[str, str] = {
     "show-schema": "machine_commands",
 }
 
+# Where the words of the command are kept while it runs.
+WORDS = "vpcctl.words"
 
 # write(2): why a stream accepts nothing more.
 UNWRITABLE = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
@@ -142,6 +148,7 @@ class Commands(click.Group):
             from vpcctl.cli.hints import nearest_command
 
             ctx.fail(f"command {args[0]!r} not found; {nearest_command(args[0], COMMANDS)}")
+        ctx.meta[WORDS] = tuple(args)
         return super().resolve_command(ctx, args)
 
 
@@ -186,7 +193,8 @@ def commands(
     `vpcctl lab` opens a throw-away machine to try it; this needs no root.
     """
     # The context's object is the function that makes the kernel.  The session replaces it here.
-    ctx.obj = Session(state_dir, verbose - quiet, ctx.obj, override_invariants=override_invariants)
+    words = ctx.meta.get(WORDS, ())
+    ctx.obj = Session(state_dir, verbose - quiet, ctx.obj, override_invariants=override_invariants, words=words)
     ctx.obj.as_json = as_json
 
 

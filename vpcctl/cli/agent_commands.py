@@ -44,7 +44,7 @@ def agent(session: Session, log_format: str) -> None:
     ).run()
 
 
-@command(changes=True)
+@command(changes=True, confirmable=False)
 @click.option("--remove", is_flag=True, help="Remove the service, as uninstall-service does.")
 @click.pass_obj
 def install_service(session: Session, remove: bool) -> None:
@@ -55,7 +55,7 @@ def install_service(session: Session, remove: bool) -> None:
     _change_service(session, remove)
 
 
-@command(changes=True)
+@command(changes=True, confirmable=False)
 @click.pass_obj
 def uninstall_service(session: Session) -> None:
     """Stop and remove the systemd service; VPCs stay as they are.

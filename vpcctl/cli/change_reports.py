@@ -113,16 +113,16 @@ def on_terminal() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
-def confirm(question: str) -> None:
-    """Ask; if the answer is not yes, report that nothing was removed and abort."""
+def confirm(question: str, otherwise: str = "nothing was removed") -> None:
+    """Ask; if the answer is not yes, report that and abort."""
     try:
         agreed = click.confirm(question, err=True)
     except click.Abort:
         # The cursor is still behind the question.
-        click.echo("\nvpcctl: nothing was removed; pass --yes, or answer the question", err=True)
+        click.echo(f"\nvpcctl: {otherwise}; pass --yes, or answer the question", err=True)
         raise
     if not agreed:
-        click.echo("vpcctl: nothing was removed", err=True)
+        click.echo(f"vpcctl: {otherwise}", err=True)
         raise click.Abort
 
 

@@ -8,7 +8,6 @@ import click
 
 from vpcctl.cli.output import print_json, show
 from vpcctl.cli.session import ADDRESS, ANY_VPC, ONE_VPC, PORTS, About, Session, command, json_option
-from vpcctl.cli.subnet_commands import instance_document
 
 if TYPE_CHECKING:
     from vpcctl.engine.inventory import Created, InstanceView
@@ -37,6 +36,13 @@ class VariableType(click.ParamType):  # type: ignore[type-arg] # generic in new 
 VARIABLE = VariableType()
 
 
+def _document(instance: InstanceView) -> dict[str, Any]:
+    """An instance for machines."""
+    from vpcctl.cli.subnet_commands import instance_document
+
+    return instance_document(instance)
+
+
 @command(about=About(part="name"), changes=True)
 @click.option("--vpc", help="The VPC.")
 @click.option("--subnet", required=True, help="The subnet.")
@@ -55,7 +61,7 @@ def create_instance(session: Session, vpc: str, subnet: str, name: str, ip: Any)
     session.carry_out(
         lambda controller: controller.create_instance(vpc, subnet, name, ip),
         told,
-        lambda created: {"created": {**instance_document(created.made), "subnet": subnet, "vpc": vpc}},
+        lambda created: {"created": {**_document(created.made), "subnet": subnet, "vpc": vpc}},
     )
 
 
@@ -93,7 +99,7 @@ def list_instances(session: Session, vpc: str | None, subnet: str | None, as_jso
     """
     instances = session.controller.list_instances(vpc, subnet)
     if as_json:
-        return print_json([{**instance_document(one), "subnet": one.subnet, "vpc": one.vpc} for one in instances])
+        return print_json([{**_document(one), "subnet": one.subnet, "vpc": one.vpc} for one in instances])
     headings, rows = ("INSTANCE", "SUBNET", "IP", "MAC", "NAMESPACE"), []
     for one in instances:
         row = (one.name, one.subnet, one.address, one.mac, one.namespace)
@@ -120,7 +126,7 @@ def show_instance(session: Session, vpc: str, name: str, as_json: bool) -> None:
     own = [one for one in published if one.instance == name]
     if as_json:
         places = {"subnet": instance.subnet, "vpc": vpc}
-        return print_json({**instance_document(instance), **places, "publish": list(map(publication_document, own))})
+        return print_json({**_document(instance), **places, "publish": list(map(publication_document, own))})
     show(f"instance {vpc}/{name}  {instance.address}  subnet {instance.subnet}")
     show(f"  namespace  {instance.namespace}")
     show(f"  MAC        {instance.mac}")

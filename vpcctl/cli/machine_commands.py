@@ -44,6 +44,8 @@ def status(session: Session, vpc: str | None, as_json: bool) -> None:
                 ],
                 "shares": [share.to_json() for share in found.shares],
                 "agent": found.agent and {"pid": found.agent.process, "since": found.agent.since},
+                "unconfirmed": found.unconfirmed
+                and {"number": found.unconfirmed.number, "until": found.unconfirmed.deadline.until},
             }
         )
     else:
@@ -53,6 +55,9 @@ def status(session: Session, vpc: str | None, as_json: bool) -> None:
         show(*(share for share in found.shares if share.remarkable or session.verbosity > 0))
         if found.unfinished:
             show("a change is unfinished")
+        if found.unconfirmed is not None:
+            until = found.unconfirmed.deadline.until
+            show(f"{found.unconfirmed.words} is taken back at {until}, unless you run `vpcctl confirm`")
         if found.agent is not None:
             show(f"an agent runs ({found.agent})")
         elif session.verbosity > 0:
@@ -62,7 +67,7 @@ def status(session: Session, vpc: str | None, as_json: bool) -> None:
         sys.exit(DRIFT)
 
 
-@command(about=ANY_VPC, changes=True)
+@command(about=ANY_VPC, changes=True, confirmable=False)
 @click.option("--vpc", help="Only this VPC.")
 @click.option("--adopt", is_flag=True, help="First restore a state file that was lost or damaged.")
 @click.pass_obj
@@ -101,7 +106,7 @@ def _repair_document(differences: Sequence[Difference], warnings: Sequence[str],
     return other_document([{"sign": "~", "what": what, "detail": was} for what, was in changes], warnings, dry_run)
 
 
-@command(changes=True)
+@command(changes=True, confirmable=False)
 @click.option("--group", help="The group; a group that could read until now no longer can.")
 @click.option("--revoke", is_flag=True, help="Let nobody but the owner read it.")
 @click.pass_obj

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vpcctl.model.policy import Rule
 
 
-@command(about=About(part="subnet", required=False, part_required=False, files="files"))
+@command(about=About(part="subnet", required=False, part_required=False, files="files"), confirmable=True)
 @click.option("--vpc", help="The VPC; overrides the document.")
 @click.option("--subnet", help="The subnet; overrides the document.")
 @click.option("--file", "more", multiple=True, metavar="POLICY.json", help="The same as the argument.")
@@ -56,7 +56,7 @@ def apply_policy(
     return None
 
 
-@command(about=About(part="subnet"))
+@command(about=About(part="subnet"), confirmable=True)
 @click.option("--vpc", help="The VPC.")
 @click.option("--subnet", help="The subnet.")
 @click.option(

@@ -47,6 +47,12 @@ SENTENCES = {
     "plan": "Show what `apply` would change, and which traffic this would allow and deny.",
     "apply": "Bring the VPCs of an environment document to exactly the described state.",
     "export": "Print the present environment as a document for `apply`.",
+    "history": "List the changes that were made: when, by whom, by which command, and what they did.",
+    "show-change": "Show what a change did: objects and traffic, before and after.",
+    "undo": (
+        "Go back to what was before the last change; live connections that are allowed again or still lose nothing."
+    ),
+    "confirm": "Keep the change that waits to be confirmed.",
     "status": "Compare the kernel with the desired state, object by object; exit status 3 if they differ.",
     "repair": "Bring the kernel to the desired state: after a crash, a reboot, or `nft flush ruleset`.",
     "agent": (

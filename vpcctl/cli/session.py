@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import re
 import sys
 import time
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from vpcctl.engine.controller import Controller
     from vpcctl.engine.events import Event
     from vpcctl.engine.execution import Difference
+    from vpcctl.engine.machine import Author
     from vpcctl.engine.state import Store
     from vpcctl.model.host import Host
     from vpcctl.resources.protocol import Kernel
@@ -44,6 +46,10 @@ PATIENCE = 1.0
 LISTED = 20
 # At most so many characters of a wrong word are shown.
 LONGEST_WORD = 40
+# A change waits for a week to be confirmed at most.
+LONGEST_WAIT = 7 * 86400
+# Of a command the history keeps so many words, of so many characters; of a secret it keeps this.
+MOST_WORDS, LONGEST_NAME, HIDDEN = 40, 100, "…"
 
 
 class Session:
@@ -59,6 +65,7 @@ class Session:
         make_kernel: Callable[[], Kernel] | None = None,
         read_host: Callable[[], Host] | None = None,
         override_invariants: bool = False,
+        words: Sequence[str] = (),
     ):
         self.verbosity = verbosity
         self.override_invariants = override_invariants
@@ -66,6 +73,9 @@ class Session:
         self.as_json = False
         # What the options of a command that changes something say.
         self.wants_json = self.dry_run = self.yes = False
+        self._words = words
+        # For how many seconds the change of this command waits to be confirmed.
+        self.confirm: int | None = None
         self._state_dir = state_dir
         self._make_kernel, self._read_host = make_kernel, read_host
         self._begun = time.monotonic()
@@ -116,7 +126,22 @@ class Session:
             read_host=self._read_host,
             override_invariants=self.override_invariants,
             rehearsing=rehearsing,
+            author=self._author(),
         )
+
+    def _author(self) -> Author:
+        """Who types: with sudo the user who called it."""
+        import pwd
+
+        from vpcctl.engine.machine import Author
+
+        try:
+            name = pwd.getpwuid(os.getuid()).pw_name
+        except KeyError:
+            name = str(os.getuid())
+        called_by = os.environ.get("SUDO_USER", "")[:LONGEST_NAME] if os.geteuid() == 0 else ""
+        user, acting_as = (called_by, name) if called_by and called_by != name else (name, "")
+        return Author(user, acting_as, kept_words(self._words), self.confirm)
 
     def carry_out(
         self,
@@ -211,6 +236,20 @@ class Session:
                 print(text, file=sys.stderr)
 
 
+def kept_words(words: Sequence[str]) -> tuple[str, ...]:
+    """The words of a command as the history keeps them: without secrets, and not too many."""
+    kept: list[str] = []
+    hidden = False
+    for word in words[:MOST_WORDS]:
+        option, sign, _ = word.partition("=")
+        secret = bool(re.fullmatch("--.*(password|passphrase|secret|token|key)", option))
+        shown = HIDDEN if hidden else f"{option}={HIDDEN}" if secret and sign else word
+        hidden = secret and not sign
+        shown = re.sub("://[^/@]*@", f"://{HIDDEN}@", shown)
+        kept.append(shown if len(shown) <= LONGEST_NAME else f"{shown[: LONGEST_NAME - 1]}…")
+    return (*kept, "…") if len(words) > MOST_WORDS else tuple(kept)
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -299,6 +338,24 @@ CHANGE_OPTIONS = [
         help="Plan and check the change, print it, and change nothing.",
     ),
 ]
+# Those of every command whose change the history keeps.
+CONFIRM_OPTIONS = [
+    click.Option(
+        ["--confirm"],
+        type=click.IntRange(1, LONGEST_WAIT),
+        metavar="SECONDS",
+        expose_value=False,
+        callback=_kept,
+        help="Take the change back after this time, unless `vpcctl confirm` is run.",
+    ),
+    click.Option(
+        ["--probe"],
+        metavar="TESTS.json",
+        expose_value=False,
+        callback=_kept,
+        help="With --confirm: try these assertions with real packets, and take the change back at once if one fails.",
+    ),
+]
 YES_OPTION = click.Option(
     ["--yes"], is_flag=True, expose_value=False, callback=_kept, help="Do not ask before something is removed."
 )
@@ -314,11 +371,18 @@ def _completed(param: click.Parameter, ctx: click.Context, incomplete: str) -> l
 class Command(click.Command):
     """A command that takes the global options behind its name, and its object by position.
 
-    One that `changes` something takes --json and --dry-run, one that `removes` something also --yes.
+    One that `changes` something takes --json and --dry-run, one that `removes` something also --yes.  One that is
+    `confirmable` takes --confirm and --probe, by default one that changes or removes something.
     """
 
     def __init__(
-        self, *args: Any, about: About | None = None, changes: bool = False, removes: bool = False, **kwargs: Any
+        self,
+        *args: Any,
+        about: About | None = None,
+        changes: bool = False,
+        removes: bool = False,
+        confirmable: bool | None = None,
+        **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         self.about = about
@@ -327,6 +391,8 @@ class Command(click.Command):
             self.shared += CHANGE_OPTIONS
         if removes:
             self.shared.append(YES_OPTION)
+        if (changes or removes) if confirmable is None else confirmable:
+            self.shared += CONFIRM_OPTIONS
         self._more: list[click.Parameter] = list(GLOBAL_OPTIONS)
         if about is not None and about.alias is not None:
             self._more.append(click.Option([about.alias, "alias"], expose_value=False, hidden=True, callback=_kept))
@@ -360,6 +426,9 @@ class Command(click.Command):
             session.override_invariants |= bool(call.get("override_invariants"))
             for option in ("wants_json", "dry_run", "yes"):
                 setattr(session, option, bool(call.get(option)))
+            session.confirm = call.get("confirm")
+            if call.get("probe") is not None and session.confirm is None and self.shared:
+                raise click.UsageError("--probe needs --confirm SECONDS")
             if session.as_json:
                 if "as_json" in ctx.params:
                     ctx.params["as_json"] = True
@@ -372,6 +441,10 @@ class Command(click.Command):
             from vpcctl.cli.subjects import settle
 
             settle(ctx, about, call.get("place") or (), call.get("alias"))
+        if isinstance(session, Session) and session.confirm is not None and not session.dry_run:
+            from vpcctl.cli import confirming
+
+            return confirming.run(session, functools.partial(super().invoke, ctx), call.get("probe"))
         return super().invoke(ctx)
 
 

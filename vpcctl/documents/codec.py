@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from vpcctl.documents.lazy_lists import DAMAGE, Apart, Damaged, Kept
@@ -85,8 +85,13 @@ def policy_to_json(
     return document
 
 
+def vpc_to_json(vpc: Vpc, put: PutList) -> dict[str, Any]:
+    """A VPC with everything in it; `put` as for `rest_to_json`."""
+    return own_to_json(vpc) | {"part": rest_to_json(vpc, put)}
+
+
 def _inside(vpc: Vpc) -> dict[str, Any]:
-    return own_to_json(vpc) | {"part": rest_to_json(vpc)}
+    return vpc_to_json(vpc, _as_it_is)
 
 
 def world_to_json(world: World, put: Callable[[Vpc], dict[str, Any]] = _inside) -> dict[str, Any]:
@@ -281,8 +286,13 @@ def world_from_json(document: dict[str, Any], shelf: Shelf = INSIDE) -> World:
 
     Parts are read, and rules and sets decoded, on first use; `shelf.damaged` makes the errors that are raised then.
     """
+    return world_around(document, (vpc_from_json(vpc, shelf) for vpc in document["vpcs"]))
+
+
+def world_around(document: dict[str, Any], vpcs: Iterable[Vpc]) -> World:
+    """The world of these VPCs, and all else as `world_to_json` wrote it."""
     return World(
-        tuple(_vpc_from_json(vpc, shelf) for vpc in document["vpcs"]),
+        tuple(vpcs),
         tuple(Peering(*pair) for pair in document["peerings"]),
         ipaddress.ip_network(document["transit"]),
         tuple(
@@ -308,7 +318,8 @@ def _lists(world: World) -> Iterator[Any]:
             yield from map(policy.rules, Direction)
 
 
-def _vpc_from_json(document: dict[str, Any], shelf: Shelf) -> Vpc:
+def vpc_from_json(document: dict[str, Any], shelf: Shelf) -> Vpc:
+    """One VPC, likewise."""
     reference = document["part"]
     if isinstance(reference, dict):
         return _whole_from_json(document, reference, shelf)

@@ -10,7 +10,6 @@ import ipaddress
 import re
 from collections.abc import Callable
 
-from vpcctl.documents import reading
 from vpcctl.model.network import HIGHEST_PROTOCOL
 from vpcctl.model.policy import (
     HIGHEST_PORT,
@@ -49,6 +48,13 @@ HIGHEST_ICMP_TYPE = 255
 EVERY_PORT = (0, HIGHEST_PORT)
 
 
+def _quoted(value: object) -> str:
+    """A value as it was found; what reads whole documents is imported for mistakes alone."""
+    from vpcctl.documents.reading import quote
+
+    return quote(value)
+
+
 def parse_protocol(value: str | int) -> int | None:
     text = str(value).lower()
     if text == "any":
@@ -57,7 +63,7 @@ def parse_protocol(value: str | int) -> int | None:
         raise ValueError(f"{value} is not a protocol number (0–255); write {int(value)}")
     number = PROTOCOLS[text] if text in PROTOCOLS else int(text)
     if number > HIGHEST_PROTOCOL:
-        raise ValueError(f"{reading.quote(value)} is not a protocol number (0–255)")
+        raise ValueError(f"{_quoted(value)} is not a protocol number (0–255)")
     return number
 
 
@@ -73,10 +79,10 @@ def parse_portless(value: str | int) -> int:
     if not re.fullmatch("[0-9]{1,3}", text, re.ASCII) or int(text) > HIGHEST_PROTOCOL:
         known = ", ".join(PORTLESS_NAMES)
         raise ValueError(
-            f"{reading.quote(value)} is not a protocol without ports; expected: {known}, or a number from 0 to 255"
+            f"{_quoted(value)} is not a protocol without ports; expected: {known}, or a number from 0 to 255"
         )
     if int(text) in (*PORT_PROTOCOLS, *ICMP_PROTOCOLS):
-        raise ValueError(f"{reading.quote(value)} is always translated by source NAT; omit it")
+        raise ValueError(f"{_quoted(value)} is always translated by source NAT; omit it")
     return int(text)
 
 
@@ -84,7 +90,7 @@ def parse_ports(value: str | int, protocol: int | None) -> Range:
     if protocol not in PORT_PROTOCOLS:
         has = "any protocol" if protocol is None else PROTOCOL_NAMES.get(protocol, f"protocol {protocol}")
         if not (protocol is None and value == "*"):
-            raise ValueError(f'{reading.quote(value)} is a port, and {has} has none; add "protocol": tcp, udp or sctp')
+            raise ValueError(f'{_quoted(value)} is a port, and {has} has none; add "protocol": tcp, udp or sctp')
     if value == "*":
         return EVERY_PORT
     if isinstance(value, float):
@@ -93,12 +99,12 @@ def parse_ports(value: str | int, protocol: int | None) -> Range:
     first = int(low)
     span = first, int(high) if high else first
     if span == EVERY_PORT:
-        raise ValueError(f'{reading.quote(value)} begins with 0, and ports begin at 1; omit "port" for every port')
+        raise ValueError(f'{_quoted(value)} begins with 0, and ports begin at 1; omit "port" for every port')
     for port in span:
         if not LOWEST_PORT <= port <= HIGHEST_PORT:
             raise ValueError(f"{port} is not a port (1–65535)")
     if span[0] > span[1]:
-        raise ValueError(f"{reading.quote(value)} is an empty range; {span[1]}-{span[0]} is the other way round")
+        raise ValueError(f"{_quoted(value)} is an empty range; {span[1]}-{span[0]} is the other way round")
     return span
 
 
@@ -109,9 +115,9 @@ def parse_port_range(value: str | int | float) -> Range:
     span = int(low), int(high or low)
     for port in span:
         if not LOWEST_PORT <= port <= HIGHEST_PORT:
-            raise ValueError(f"{reading.quote(value)} is not a port or a range of ports ({LOWEST_PORT}–{HIGHEST_PORT})")
+            raise ValueError(f"{_quoted(value)} is not a port or a range of ports ({LOWEST_PORT}–{HIGHEST_PORT})")
     if span[0] > span[1]:
-        raise ValueError(f"{reading.quote(value)} is not a range of ports; write {high}-{low}")
+        raise ValueError(f"{_quoted(value)} is not a range of ports; write {high}-{low}")
     return span
 
 
@@ -121,12 +127,14 @@ def every_port(found: tuple[Range, ...]) -> bool:
 
 def parse_icmp_type(value: str | int, protocol: int | None) -> Range:
     if protocol not in ICMP_PROTOCOLS:
-        raise ValueError(f'{reading.quote(value)} is an ICMP type; add "protocol": "icmp" or "icmpv6"')
+        raise ValueError(f'{_quoted(value)} is an ICMP type; add "protocol": "icmp" or "icmpv6"')
     if isinstance(value, str):
         known = TYPE_NAMES[protocol]
         if value not in known:
-            hint = _type_hint(value, known) or reading.nearest(value, sorted(known))
-            raise ValueError(f"{reading.quote(value)} is not a type of {PROTOCOL_NAMES[protocol]}; {hint}")
+            from vpcctl.documents.reading import nearest
+
+            hint = _type_hint(value, known) or nearest(value, sorted(known))
+            raise ValueError(f"{_quoted(value)} is not a type of {PROTOCOL_NAMES[protocol]}; {hint}")
         value = known[value]
     return int(value), int(value)
 
@@ -150,7 +158,7 @@ def parse_limit(text: str, action: Action) -> Limit:
     # The kernel keeps the burst as the nanoseconds that it is worth, in 64 bits (net/netfilter/nft_limit.c).
     most = (2**64 - 1) // (SECONDS[unit] * 10**9 // limit.rate)
     if limit.burst > most:
-        raise ValueError(f"{reading.quote(text)} has a burst that the kernel cannot count; {most} is the highest")
+        raise ValueError(f"{_quoted(text)} has a burst that the kernel cannot count; {most} is the highest")
     return limit
 
 
@@ -180,15 +188,15 @@ def parse_prefix(text: str) -> Network:
     try:
         meant = ipaddress.ip_network(text, strict=False)
     except ValueError:
-        raise ValueError(f"{reading.quote(text)} is not a prefix such as 10.0.1.0/24") from None
-    raise ValueError(f"{reading.quote(text)} has bits set beyond its prefix length; {meant} is the prefix")
+        raise ValueError(f"{_quoted(text)} is not a prefix such as 10.0.1.0/24") from None
+    raise ValueError(f"{_quoted(text)} has bits set beyond its prefix length; {meant} is the prefix")
 
 
 def parse_own_prefix(text: str) -> Network:
     """A prefix that a VPC or a subnet may have."""
     prefix = parse_prefix(text)
     if prefix.version != 4:
-        raise ValueError(f"{reading.quote(text)} is an IPv6 prefix, which is not supported yet; IPv4 is expected")
+        raise ValueError(f"{_quoted(text)} is an IPv6 prefix, which is not supported yet; IPv4 is expected")
     return prefix
 
 
@@ -197,7 +205,7 @@ def parse_address(text: str) -> Address:
     try:
         return ipaddress.ip_address(text)
     except ValueError:
-        raise ValueError(f"{reading.quote(text)} is not an address such as 10.0.1.9") from None
+        raise ValueError(f"{_quoted(text)} is not an address such as 10.0.1.9") from None
 
 
 # What each expects, for messages that must not show the value.

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from vpcctl.documents import fields
-from vpcctl.documents.reading import nearest
 from vpcctl.errors import DocumentError
 from vpcctl.model.policy import PROTOCOL_NAMES, PROTOCOLS, Address, Network
 from vpcctl.model.protocols import PORTED
@@ -43,6 +42,8 @@ def portless(value: int | str) -> int:
 def ported(name: str) -> int:
     """The number of a protocol with ports."""
     if PROTOCOLS.get(name) not in PORTED:
+        from vpcctl.documents.reading import nearest
+
         known = sorted(PROTOCOL_NAMES[number] for number in PORTED)
         raise DocumentError(f"{name!r} is not a protocol with ports; {nearest(name, known)}")
     return PROTOCOLS[name]

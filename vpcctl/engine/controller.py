@@ -8,13 +8,13 @@ know meanwhile goes to `report`.  Heavy modules are imported by the request that
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from vpcctl.engine import machine as machines
 from vpcctl.engine.events import Report, unheard
-from vpcctl.engine.machine import Machine, state_directory
+from vpcctl.engine.machine import NOBODY, Author, Machine, state_directory
 
 if TYPE_CHECKING:
     from vpcctl.analysis.graph import Graph
@@ -25,14 +25,23 @@ if TYPE_CHECKING:
     from vpcctl.engine.environments import EnvironmentApplied, EnvironmentPlan
     from vpcctl.engine.inventory import Created, Dwelling, InstanceView, PublishedPort, SubnetView, VpcView
     from vpcctl.engine.machine import Transform
+    from vpcctl.engine.made_changes import ChangeView, KeptChange, UndoPlan
     from vpcctl.engine.reconciler import Outcome
     from vpcctl.engine.rulesets import CompiledRuleset
-    from vpcctl.engine.state import Store
-    from vpcctl.engine.traffic import Explanation, FlowLog, Probed, StandIn, TrafficMatrix, Verification
+    from vpcctl.engine.state import Store, Unconfirmed
+    from vpcctl.engine.traffic import (
+        Explanation,
+        FlowLog,
+        Probed,
+        ProbedAssertion,
+        StandIn,
+        TrafficMatrix,
+        Verification,
+    )
     from vpcctl.engine.upkeep import Comparison, Repair, Tended
     from vpcctl.engine.watched import Watched
     from vpcctl.model.host import Host
-    from vpcctl.model.network import Peering, Publication
+    from vpcctl.model.network import Invariant, Peering, Publication
     from vpcctl.model.policy import Address, Network
     from vpcctl.resources.protocol import Kernel
 
@@ -43,7 +52,7 @@ class Controller:
     `state_dir` is the directory of the record: by default that of the command line (VPCCTL_STATE_DIR, else
     DEFAULT_STATE_DIR of `names`).  Nothing is opened or locked between two requests, so one controller may live as long
     as its program, beside commands that a user types.  With `override_invariants` its changes may break invariants, and
-    each that is broken is reported.
+    each that is broken is reported.  The history keeps changes as those of `author`.
 
     A controller that is `rehearsing` changes nothing: each change is planned, checked against the record and the
     kernel, refused where it would be refused, and its result returned as if it were made.
@@ -59,13 +68,15 @@ class Controller:
         read_host: Callable[[], Host] | None = None,
         override_invariants: bool = False,
         rehearsing: bool = False,
+        author: Author = NOBODY,
     ):
         if store is None:
             from vpcctl.engine import state
 
             store = state.Store(state_directory(state_dir), state.COPIES)
         kernel, host = make_kernel or machines.linux_kernel, read_host or machines.linux_host
-        self._machine = Machine(store, kernel, host, report, override_invariants, rehearsing)
+        leaves = make_kernel is None
+        self._machine = Machine(store, kernel, host, report, override_invariants, rehearsing, author, leaves)
 
     def check_privilege(self) -> None:
         """Raise PrivilegeError if the kernel may not be changed."""
@@ -419,6 +430,55 @@ class Controller:
         from vpcctl.documents.diff import exported
 
         return exported(self._machine.load().world, vpc)
+
+    # -- the history ---------------------------------------------------------------------------------------------
+
+    def history(self) -> tuple[KeptChange, ...]:
+        """The changes that are kept, the oldest first."""
+        from vpcctl.engine import made_changes
+
+        return made_changes.listed(self._machine)
+
+    def show_change(self, number: int) -> ChangeView:
+        """What a change did: objects and traffic, and the VPCs concerned before and after it."""
+        from vpcctl.engine import made_changes
+
+        return made_changes.shown(self._machine, number)
+
+    def plan_undo(self, to: int | None = None) -> UndoPlan:
+        """What `undo` would change; changes nothing."""
+        from vpcctl.engine import made_changes
+
+        return made_changes.plan_undo(self._machine, to)
+
+    def undo(self, planned: UndoPlan, reason: str = "") -> Outcome:
+        """Carry out what was planned; ConflictError if somebody changed something since then.
+
+        Live connections that the restored policies allow lose nothing.  The history keeps the `reason`.
+        """
+        from vpcctl.engine import made_changes
+
+        return made_changes.undo(self._machine, planned, reason)
+
+    def confirm(self) -> Unconfirmed:
+        """Keep the change that waits to be confirmed; ConflictError if none does, or its time is over."""
+        return self._machine.confirm()
+
+    def unconfirmed(self) -> Unconfirmed | None:
+        """The change that waits to be confirmed."""
+        return self._machine.load().unconfirmed
+
+    def read_assertions(self, source: Source) -> tuple[Invariant, ...]:
+        """The assertions of a document, for `probe_assertions`; DocumentError if it is wrong."""
+        from vpcctl.engine import traffic
+
+        return traffic.read_assertions(source)
+
+    def probe_assertions(self, assertions: Iterable[Invariant], stand_in: StandIn) -> tuple[ProbedAssertion, ...]:
+        """Try assertions about the present world with real packets."""
+        from vpcctl.engine import traffic
+
+        return traffic.probe_assertions(self._machine, assertions, stand_in)
 
     # -- traffic -------------------------------------------------------------------------------------------------
 

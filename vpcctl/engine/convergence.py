@@ -92,7 +92,19 @@ def finish(writer: Writer, kernel: Kernel, state: State, report: Report, scopes:
     if not words:
         return found
     report(f"cannot complete the interrupted change; rolling back: {words}")
-    return converge(writer, kernel, dataclasses.replace(writer.load(), pending=state.world, pending_host=state.host))
+    return converge(writer, kernel, _abandoned(writer.load(), state))
+
+
+def _abandoned(present: State, before: State) -> State:
+    """`present` on its way back to the world `before`, by whom the change was that could not be completed."""
+    authorship = before.authorship and dataclasses.replace(before.authorship, deadline=None)
+    return dataclasses.replace(
+        present,
+        pending=before.world,
+        pending_host=before.host,
+        authorship=authorship,
+        unconfirmed=before.unconfirmed,
+    )
 
 
 def converge(writer: Writer, kernel: Kernel, state: State, scopes: Scopes = None) -> Converged:
@@ -126,7 +138,13 @@ def converge(writer: Writer, kernel: Kernel, state: State, scopes: Scopes = None
         finished = dataclasses.replace(finished, pending=desired, pending_host=host)
     if done.left:
         finished = with_leftovers(finished, intent.record, done.left)
-    state = writer.save(dataclasses.replace(finished, serial=intent.serial))
+    from vpcctl.engine import history
+
+    # An MTU that the host decided for what is there already is no change of anybody's.
+    before = state if state.pending is not None else dataclasses.replace(state, world=desired)
+    finished = history.recorded(writer, before, dataclasses.replace(finished, serial=intent.serial))
+    state = writer.save(finished)
+    history.swept(writer, before, state)
     repaired = [one for one in repair.differences if one.item.key in done.made]
     return Converged(state, repaired, done.trouble, frozenset(done.left))
 

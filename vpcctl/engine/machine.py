@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vpcctl.engine.execution import Difference
     from vpcctl.engine.places import Trouble
     from vpcctl.engine.reconciler import Choose, Outcome
-    from vpcctl.engine.state import State, Store
+    from vpcctl.engine.state import Authorship, State, Store, Unconfirmed
     from vpcctl.model.network import World
     from vpcctl.resources.protocol import Kernel
 
@@ -46,6 +46,24 @@ def linux_host() -> Host:
 
 
 @dataclass(frozen=True, slots=True)
+class Author:
+    """Who asks: the user, whose rights were used if they are another one's, and the words of the command.
+
+    `reason` is why, if that is not what the command says.  `confirm` is for how many seconds a change waits to be
+    confirmed, and is then taken back; None if it stays.
+    """
+
+    user: str = ""
+    acting_as: str = ""
+    command: tuple[str, ...] = ()
+    confirm: int | None = None
+    reason: str = ""
+
+
+NOBODY = Author()
+
+
+@dataclass(frozen=True, slots=True)
 class Machine:
     """What every request needs.  `make_kernel` is called for each request, and what it returns is closed afterwards.
 
@@ -59,6 +77,9 @@ class Machine:
     report: Report
     override_invariants: bool = False
     rehearsing: bool = False
+    author: Author = NOBODY
+    # May a process be left behind, for a change that has to be confirmed?
+    leaves_process: bool = True
 
     def load(self) -> State:
         """The present state."""
@@ -95,17 +116,20 @@ class Machine:
         except VpcctlError:
             return True
 
-    def change(self, transform: Transform, force: bool = False) -> Outcome:
+    def change(self, transform: Transform, force: bool = False, back: bool = False) -> Outcome:
         """Change the world to what `transform` returns; what `check` refuses is refused before the lock is taken.
 
-        With `force` it takes ports of the host that others have.
+        With `force` it takes ports of the host that others have; `back` takes an unconfirmed change back.
         """
         from vpcctl.engine import reconciler
 
         if self.rehearsing:
             return self._rehearsed(transform, force)
-        with self.changing() as kernel:
-            outcome = reconciler.change(self.store, kernel, self._checked(transform), self.remark, force)
+        with self._attended() as token, self.changing() as kernel:
+            authorship = self._authorship(kernel, token)
+            outcome = reconciler.change(
+                self.store, kernel, self._checked(transform), self.remark, force, authorship, back
+            )
         for step in outcome.plan.steps:
             self.report(StepTaken(step))
         return outcome
@@ -144,8 +168,9 @@ class Machine:
             self._check_invariants(state.world, world)
             return world
 
-        with self.changing() as kernel:
-            outcome, failed = reconciler.change_parts(self.store, kernel, chosen, self.remark, begun)
+        with self._attended() as token, self.changing() as kernel:
+            authorship = self._authorship(kernel, token)
+            outcome, failed = reconciler.change_parts(self.store, kernel, chosen, self.remark, begun, authorship)
         for step in outcome.plan.steps:
             self.report(StepTaken(step))
         return outcome, failed
@@ -159,6 +184,52 @@ class Machine:
             return ()
         with self.changing() as kernel:
             return tuple(reconciler.repair(self.store, kernel, report=self.remark, vpcs=chosen)[0])
+
+    def _authorship(self, kernel: Kernel, token: str) -> Authorship:
+        """Whose the change is that begins now; with a token it has to be confirmed."""
+        from vpcctl.engine import history
+        from vpcctl.engine.state import Authorship
+
+        by, deadline = self.author, None
+        if by.confirm is not None:
+            from vpcctl.engine import confirmation
+
+            deadline = confirmation.deadline(by.confirm, kernel.boot_id(), token)
+        return Authorship(history.now(), by.user, by.acting_as, by.command, deadline, by.reason)
+
+    @contextlib.contextmanager
+    def _attended(self) -> Iterator[str]:
+        """Have somebody take the change that is made meanwhile back, if it has to be confirmed: its token.
+
+        That is the agent, where one runs.
+        """
+        if self.author.confirm is None:
+            yield ""
+            return
+        from vpcctl.engine import agent_lock, confirmation
+
+        token = confirmation.token()
+        if agent_lock.running(self.store) is not None or not self.leaves_process:
+            yield token
+            return
+        from vpcctl.engine import keeper
+
+        with keeper.left_behind(lambda: confirmation.found(self.load(), token), self.settle, self.store.directory):
+            yield token
+
+    def settle(self) -> None:
+        """Complete what is unfinished, and take an unconfirmed change back if its time is over."""
+        from vpcctl.engine import reconciler
+
+        with self.changing() as kernel:
+            reconciler.settle(self.store, kernel, self.remark)
+
+    def confirm(self) -> Unconfirmed:
+        """Keep the unconfirmed change; ConflictError if nothing waits to be confirmed, or does no more."""
+        from vpcctl.engine import reconciler
+
+        with self.changing() as kernel:
+            return reconciler.confirm(self.store, kernel, self.remark)
 
     def remark(self, words: str) -> None:
         """Report something that a person should know now."""

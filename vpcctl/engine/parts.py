@@ -254,6 +254,8 @@ def marks(document: Mapping[str, Any]) -> dict[str, str]:
     worlds = [document["desired"]]
     if document["pending"] is not None:
         worlds.append(document["pending"]["desired"])
+    if document.get("unconfirmed") is not None:
+        worlds.append(document["unconfirmed"]["desired"])
     needed = {part: scope for scope, part in document["record"].items() if isinstance(part, str)}
     for world in worlds:
         for vpc in world["vpcs"]:

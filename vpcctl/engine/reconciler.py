@@ -20,11 +20,11 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 
 from vpcctl import names
-from vpcctl.engine import convergence, generations, places, targets
+from vpcctl.engine import convergence, generations, history, places, targets
 from vpcctl.engine.convergence import Converged, Report
 from vpcctl.engine.execution import Difference, RepairPlan, StepFailed, leaving, run, shutters_of
 from vpcctl.engine.places import Trouble
-from vpcctl.engine.state import Record, State, Store, Writer
+from vpcctl.engine.state import Authorship, Record, State, Store, Unconfirmed, Writer
 from vpcctl.errors import ConflictError, KernelError, StateError, VpcctlError
 from vpcctl.model.host import HostPart
 from vpcctl.model.network import World
@@ -61,35 +61,97 @@ class Attempt:
 
 
 def change(
-    store: Store, kernel: Kernel, transform: Transform, report: Report = lambda words: None, force: bool = False
+    store: Store,
+    kernel: Kernel,
+    transform: Transform,
+    report: Report = lambda words: None,
+    force: bool = False,
+    authorship: Authorship | None = None,
+    back: bool = False,
 ) -> Outcome:
     """Make the world what `transform` makes of it, in the record and in the kernel.
 
-    With `force`, ports of the host are published even if a program or a foreign rule uses them.
+    With `force`, ports of the host are published even if a program or a foreign rule uses them.  The history keeps the
+    change as one by `authorship`.  While a change is unconfirmed, only one that goes `back` to the world before it is
+    made.
     Raises what `transform` raises, with nothing changed; after any other VpcctlError the old world was put back, or
     the message says that `vpcctl repair` will.
     """
     with store.locked() as writer:
         state, trouble = _ready(writer, kernel, report)
-        facts = kernel.facts()
-        attempt = _attempt(kernel, state, transform(state), facts)
-        if not _changes(state, attempt):
-            return Outcome(state.world, attempt.desired, attempt.plan)
-        kernel.check(attempt.plan)
-        if not force:
-            for error in _taken_ports(kernel, state, attempt).values():
-                raise error
-        intent = _intent_saved(writer, state, _intent(kernel, state, attempt))
-        try:
-            left = _carried(kernel, state, attempt, facts)
-        except (StepFailed, VpcctlError) as error:
-            cause = error.cause if isinstance(error, StepFailed) else error
-            convergence.roll_back(writer, kernel, intent, cause, trouble)
-            raise cause from error
-        _committed(writer, intent, attempt, left, trouble)
+        if not back:
+            _check_confirmed(state)
+        outcome, left = _changed(writer, kernel, state, transform(state), trouble, force, authorship)
+        if back and state.unconfirmed is not None:
+            from vpcctl.engine import confirmation
+
+            # Also where both worlds are the same.
+            confirmation.over(writer)
+        _remark(writer, report)
         if left:
             raise _left_words(left)
-        return Outcome(state.world, attempt.desired, attempt.plan)
+        return outcome
+
+
+def settle(store: Store, kernel: Kernel, report: Report = lambda words: None) -> None:
+    """Complete what is unfinished, and take an unconfirmed change back if its time is over."""
+    with store.locked() as writer:
+        _ready(writer, kernel, report)
+        _remark(writer, report)
+
+
+def confirm(store: Store, kernel: Kernel, report: Report = lambda words: None) -> Unconfirmed:
+    """Keep the unconfirmed change; ConflictError if nothing waits to be confirmed, or does no more."""
+    from vpcctl.engine import confirmation
+
+    with store.locked() as writer:
+        state, _ = _ready(writer, kernel, report)
+        _remark(writer, report)
+        return confirmation.confirmed(writer, state)
+
+
+def _remark(writer: Writer, report: Report) -> None:
+    """Report what went wrong beside the change."""
+    for words in writer.remarks:
+        report(words)
+    writer.remarks.clear()
+
+
+def _changed(
+    writer: Writer,
+    kernel: Kernel,
+    state: State,
+    desired: World,
+    trouble: Trouble,
+    force: bool,
+    authorship: Authorship | None,
+) -> tuple[Outcome, Trouble]:
+    """Change the state to another world under the lock; what could not be removed is returned, too."""
+    facts = kernel.facts()
+    attempt = _attempt(kernel, state, desired, facts)
+    if not _changes(state, attempt):
+        return Outcome(state.world, attempt.desired, attempt.plan), {}
+    kernel.check(attempt.plan)
+    if not force:
+        for error in _taken_ports(kernel, state, attempt).values():
+            raise error
+    intent = _intent_saved(writer, state, _intent(kernel, state, attempt, authorship))
+    try:
+        left = _carried(kernel, state, attempt, facts)
+    except (StepFailed, VpcctlError) as error:
+        cause = error.cause if isinstance(error, StepFailed) else error
+        convergence.roll_back(writer, kernel, intent, cause, trouble)
+        raise cause from error
+    _committed(writer, intent, attempt, left, trouble)
+    return Outcome(state.world, attempt.desired, attempt.plan), left
+
+
+def _check_confirmed(state: State) -> None:
+    """Raise ConflictError while a change is unconfirmed: to take it back must not take another one along."""
+    if state.unconfirmed is not None:
+        from vpcctl.engine import confirmation
+
+        raise confirmation.conflict(state.unconfirmed)
 
 
 def rehearse(state: State, kernel: Kernel, world: World, force: bool = False) -> Outcome:
@@ -109,6 +171,7 @@ def change_parts(
     choose: Choose,
     report: Report = lambda words: None,
     begun: Callable[[str], None] = lambda vpc: None,
+    authorship: Authorship | None = None,
 ) -> tuple[Outcome, Trouble]:
     """Change several VPCs at once.  A part that fails is rolled back, and the other parts are completed.
 
@@ -119,6 +182,7 @@ def change_parts(
     failed: Trouble = {}
     with store.locked() as writer:
         state, trouble = _ready(writer, kernel, report)
+        _check_confirmed(state)
         facts = kernel.facts()
         while True:
             desired = choose(state, frozenset(failed))
@@ -136,7 +200,7 @@ def change_parts(
             failed |= found
         if not _changes(state, attempt):
             return Outcome(state.world, attempt.desired, attempt.plan), failed
-        intent = _intent_saved(writer, state, _intent(kernel, state, attempt))
+        intent = _intent_saved(writer, state, _intent(kernel, state, attempt, authorship))
         homes = places.homes(targets.of(intent.record, _concerned(state, attempt.desired, attempt.after)))
         told: set[str] = set()
 
@@ -155,11 +219,13 @@ def change_parts(
                 raise error.cause from error
             failed[part] = error.cause
             after = _without_failed(writer, kernel, intent, choose, state, failed, trouble)
+            _remark(writer, report)
             return Outcome(state.world, after, attempt.plan), failed
         except VpcctlError as error:
             convergence.roll_back(writer, kernel, intent, error, trouble)
             raise
         _committed(writer, intent, attempt, left, trouble)
+        _remark(writer, report)
         if topology.HOST in left:
             raise _left_words(left)
         failed |= {scope: _left_words({scope: error}) for scope, error in left.items()}
@@ -167,14 +233,43 @@ def change_parts(
 
 
 def _ready(writer: Writer, kernel: Kernel, report: Report) -> tuple[State, Trouble]:
-    """The state with no change unfinished, and the places whose repair failed."""
-    state = writer.load()
-    if not convergence.unfinished(state, kernel):
-        return state, {}
-    found = convergence.finish(writer, kernel, state, report)
-    for words in places.in_words(found.trouble, found.left):
+    """The state with no change unfinished, none unconfirmed whose time is over, and the places whose repair failed."""
+    state, trouble = _due(writer.load(), kernel, report), {}
+    if convergence.unfinished(state, kernel):
+        found = convergence.finish(writer, kernel, state, report)
+        for words in places.in_words(found.trouble, found.left):
+            report(words)
+        state, trouble = found.state, found.trouble
+    return _taken_back(writer, kernel, state, report, trouble), trouble
+
+
+def _due(state: State, kernel: Kernel, report: Report) -> State:
+    """`state`, whose pending world is the one before a change if the time to confirm that is over."""
+    if state.unconfirmed is None and (state.authorship is None or state.authorship.deadline is None):
+        return state
+    from vpcctl.engine import confirmation
+
+    return confirmation.due(state, kernel, report)
+
+
+def _taken_back(writer: Writer, kernel: Kernel, state: State, report: Report, trouble: Trouble) -> State:
+    """The state after an unconfirmed change whose time is over was taken back; as it is if that fails."""
+    if state.unconfirmed is None:
+        return state
+    from vpcctl.engine import confirmation
+
+    if not confirmation.is_over(state.unconfirmed.deadline, kernel):
+        return state
+    try:
+        desired, authorship = confirmation.back(state)
+        _, left = _changed(writer, kernel, state, desired, trouble, True, authorship)
+    except VpcctlError as error:
+        report(f"{state.unconfirmed.words} was not confirmed, and cannot be taken back: {error}")
+        return writer.load()
+    for words in places.in_words(left, left):
         report(words)
-    return found.state, found.trouble
+    report(f"{state.unconfirmed.words} was not confirmed in time; taken back")
+    return confirmation.over(writer)
 
 
 def _attempt(kernel: Kernel, state: State, desired: World, facts: HostFacts) -> Attempt:
@@ -228,9 +323,10 @@ def _taken_ports(kernel: Kernel, state: State, attempt: Attempt) -> Trouble:
     return {vpc: ConflictError(f"{'; '.join(told)}; {remedy}") for vpc, told in words.items()}
 
 
-def _intent(kernel: Kernel, state: State, attempt: Attempt) -> State:
+def _intent(kernel: Kernel, state: State, attempt: Attempt, authorship: Authorship | None) -> State:
     return dataclasses.replace(
         state,
+        authorship=authorship or history.unattributed(),
         boot_id=kernel.boot_id(),
         pending=attempt.desired,
         pending_host=attempt.host,
@@ -260,7 +356,7 @@ def _committed(writer: Writer, intent: State, attempt: Attempt, left: Trouble, t
     elif not trouble or not trouble.keys() & set(places.homes(attempt.after).values()):
         finished = finished.settled
     try:
-        writer.save(finished)
+        history.swept(writer, intent, writer.save(history.recorded(writer, intent, finished)))
     except StateError as error:
         raise StateError(
             f"{error}\nthe change itself is in force; fix the cause, then `vpcctl repair` puts it on record"
@@ -281,6 +377,7 @@ def _without_failed(
     failed too, but is not made again (ADR 19).
     """
     left: Trouble = {}
+    authorship = intent.authorship
     while True:
         try:
             desired = choose(before, frozenset(failed))
@@ -291,7 +388,9 @@ def _without_failed(
             raise cause from error
         try:
             found = convergence.converge(
-                writer, kernel, dataclasses.replace(intent, pending=desired, pending_host=intent.host)
+                writer,
+                kernel,
+                dataclasses.replace(intent, pending=desired, pending_host=intent.host, authorship=authorship),
             )
         except VpcctlError as error:
             convergence.roll_back(writer, kernel, intent, error, trouble)
@@ -330,6 +429,7 @@ def repair(
         for vpc in vpcs or ():
             state.world.vpc(vpc)
         found = _repaired(writer, kernel, state, report, vpcs)
+        _remark(writer, report)
     if found.trouble:
         for difference in found.differences:
             report(f"repaired: {difference.past}")
@@ -350,12 +450,19 @@ def tend(
         if not (state.has_items or state.world.vpcs or state.pending is not None):
             return Converged(state), state
         known = None if vpcs is None else {vpc.name for vpc in state.world.vpcs}.intersection(vpcs)
-        return _repaired(writer, kernel, state, report, known), state
+        found = _repaired(writer, kernel, state, report, known)
+        _remark(writer, report)
+        return found, state
 
 
 def _repaired(writer: Writer, kernel: Kernel, state: State, report: Report, vpcs: Collection[str] | None) -> Converged:
+    state = _due(state, kernel, report)
     whole = vpcs is None or state.unfinished or convergence.rebooted(state, kernel)
     scopes = None if vpcs is None or whole else frozenset({topology.HOST, *vpcs})
+    if state.unconfirmed is not None and not state.unfinished and not convergence.rebooted(state, kernel):
+        before = state
+        state = _taken_back(writer, kernel, state, report, {})
+        scopes = scopes if state is before else None
     return convergence.finish(writer, kernel, state, report, scopes)
 
 

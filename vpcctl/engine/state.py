@@ -23,9 +23,9 @@ from typing import Any
 
 from vpcctl.digest import sha256
 from vpcctl.documents import files
-from vpcctl.documents.codec import decode, host_from_json, host_to_json
+from vpcctl.documents.codec import Shelf, decode, host_from_json, host_to_json
 from vpcctl.documents.lazy_lists import DAMAGE
-from vpcctl.engine import migrations, parts
+from vpcctl.engine import parts
 from vpcctl.engine.parts import REMEDY, Outline, Parts
 from vpcctl.errors import PrivilegeError, StateError
 from vpcctl.model.host import NO_PART, HostPart
@@ -34,7 +34,7 @@ from vpcctl.resources.kinds import Item
 from vpcctl.values import dataclass
 
 FORMAT = 3
-STATE_FILE, LOCK_FILE = "state.json", "lock"
+STATE_FILE, LOCK_FILE, HISTORY = "state.json", "lock", "history"
 # Where the next version is written.  There is one writer, so one name will do, and a crash leaves one file at most.
 TEMPORARY = f".{STATE_FILE}"
 COPIES = Path("/run/vpcctl")
@@ -47,6 +47,69 @@ Record = parts.Record
 
 
 @dataclass(frozen=True, slots=True)
+class Segment:
+    """A file of the history: the number of its first change, and how many of its bytes count."""
+
+    first: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Annals:
+    """How far the history goes (see `history`): the number of the last change, and the files that have the changes."""
+
+    number: int = 0
+    segments: tuple[Segment, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """When a change is taken back unless it is confirmed: `at` seconds of CLOCK_BOOTTIME, in the boot `boot_id`.
+
+    No clock that somebody sets matters: `until` is the same for people (RFC 3339).  After a reboot the time is over.
+    `token` tells one change from another.
+    """
+
+    token: str
+    seconds: int
+    boot_id: str
+    at: float
+    until: str
+
+
+@dataclass(frozen=True, slots=True)
+class Authorship:
+    """When a change began (RFC 3339), who made it, as which user if that is another one, and by which command.
+
+    `reason` is why it was made, if nobody asked for it.
+    """
+
+    time: str
+    user: str
+    acting_as: str
+    command: tuple[str, ...]
+    deadline: Deadline | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unconfirmed:
+    """A change that is in force and is not confirmed: its number, and the world to which it is taken back."""
+
+    number: int
+    authorship: Authorship
+    deadline: Deadline
+    before: World
+
+    @property
+    def words(self) -> str:
+        """The change, in words."""
+        by = f" of {self.authorship.user}" if self.authorship.user else ""
+        command = " ".join(self.authorship.command)
+        return f"change {self.number}{by}" + (f" (`vpcctl {command}`)" if command else "")
+
+
+@dataclass(frozen=True, slots=True)
 class State:
     """One version of the record.
 
@@ -54,6 +117,9 @@ class State:
     `pending` is the world that is still to be made, None when all is: another one than `world` where a command is
     unfinished, the same where something of it could not be repaired.  `host` and `pending_host` are what the host adds
     to `world` and to `pending`.  `serial` grows by one with each write.
+
+    `annals` are how far the history goes, `authorship` is whose change `pending` is, `unconfirmed` the change that is
+    in force until its deadline.
     """
 
     state_id: str
@@ -64,6 +130,9 @@ class State:
     pending: World | None = None
     host: HostPart = NO_PART
     pending_host: HostPart = NO_PART
+    annals: Annals = dataclasses.field(default_factory=Annals)
+    authorship: Authorship | None = None
+    unconfirmed: Unconfirmed | None = None
 
     @property
     def unfinished(self) -> bool:
@@ -73,7 +142,7 @@ class State:
     @property
     def settled(self) -> State:
         """The same with nothing pending."""
-        return dataclasses.replace(self, pending=None, pending_host=NO_PART)
+        return dataclasses.replace(self, pending=None, pending_host=NO_PART, authorship=None)
 
     def changes(self, vpc: str) -> bool:
         """Was a command interrupted that was changing the VPC `vpc`?"""
@@ -164,6 +233,27 @@ class Store:
             except PermissionError as error:
                 raise self._unreadable() from error
 
+    def shelf(self) -> Shelf:
+        """Where what the state file names is read."""
+        return self._parts().shelf(lambda words: StateError(f"{self.directory / STATE_FILE} is damaged ({words})"))
+
+    def history(self, name: str) -> bytes:
+        """What is in a file of the history; nothing if it is lost, or was removed since the state was read."""
+        try:
+            directory = self._open_directory()
+            try:
+                owners, folder = _owners(directory), parts.opened(HISTORY, directory)
+            finally:
+                os.close(directory)
+            try:
+                return files.read(name, files.LARGEST_STATE, directory=folder, follow=False, owners=owners)
+            finally:
+                os.close(folder)
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise StateError(f"cannot read {self.directory / HISTORY / name}: {error.strerror}") from error
+
     def _needs(self, mark: str) -> bool:
         """Does the state file name this part at present?  True if it cannot be read: the part counts as missing."""
         try:
@@ -233,7 +323,7 @@ class Store:
         try:
             if not _is_sealed(content, checksum) and checksum != _checksum(document):
                 raise damaged("its checksum does not match")
-            newest = migrations.newest(document)
+            newest = _newest(document)
             found = _from_json(newest, found_parts, damaged), parts.marks(newest)
             if place.parent == self.directory:
                 self._last = (content, *found)
@@ -372,6 +462,8 @@ class Writer:
         # The parts that are certainly on disk: the state file that was read or written under this lock needs them.
         self._lasting: set[str] = set()
         self._looked = False
+        # What went wrong beside the change itself.
+        self.remarks: list[str] = []
 
     def load(self) -> State:
         """The present state."""
@@ -488,6 +580,42 @@ class Writer:
         finally:
             os.close(folder)
 
+    def append(self, name: str, size: int, line: bytes) -> bool:
+        """Write `line` behind the first `size` bytes of a file of the history, durable when this returns.
+
+        False if the file has fewer bytes.  After an OSError nothing of the line is left.
+        """
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(HISTORY, 0o700, dir_fd=self._directory)
+            os.fsync(self._directory)
+        folder = parts.opened(HISTORY, self._directory)
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            descriptor = os.open(name, flags, 0o600, dir_fd=folder)
+            try:
+                files.check_own(descriptor)
+                if os.fstat(descriptor).st_size < size:
+                    return False
+                _write_at(descriptor, size, line)
+            finally:
+                os.close(descriptor)
+            if not size:
+                os.fsync(folder)
+        finally:
+            os.close(folder)
+        return True
+
+    def keep(self, names: Collection[str]) -> None:
+        """Remove all other files of the history; they cost room alone, so what prevents it prevents nothing else."""
+        with contextlib.suppress(OSError):
+            folder = parts.opened(HISTORY, self._directory)
+            try:
+                for name in set(os.listdir(folder)) - set(names):
+                    with contextlib.suppress(OSError):
+                        os.unlink(name, dir_fd=folder)
+            finally:
+                os.close(folder)
+
     def _sweep(self, needed: Collection[str], former: Collection[str]) -> None:
         """Remove the parts that no file needs.  They only take space, so a failure here is ignored."""
         with contextlib.suppress(OSError), self._folder() as folder:
@@ -537,7 +665,8 @@ def _owners(directory: int) -> set[int]:
 
 def _decoded(state: State) -> State:
     """`state`, with every part of its documents looked at; StateError where one is damaged."""
-    for world in (state.world, state.pending):
+    former = None if state.unconfirmed is None else state.unconfirmed.before
+    for world in (state.world, state.pending, former):
         if world is not None:
             decode(world)
     _ = state.items
@@ -564,6 +693,21 @@ def _opened(name: str, flags: int, directory: int, deadline: float) -> int:
             if time.monotonic() > deadline:
                 raise
             time.sleep(LOCK_INTERVAL)
+
+
+def _write_at(descriptor: int, size: int, line: bytes) -> None:
+    """Have `line`, and nothing else, behind the first `size` bytes of a file, on disk."""
+    os.ftruncate(descriptor, size)
+    try:
+        written = 0
+        while written < len(line):
+            written += os.pwrite(descriptor, line[written:], size + written)
+        os.fsync(descriptor)
+    except OSError:
+        # A disk without room gets back what was taken in vain.
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, size)
+        raise
 
 
 def _canonical(document: dict[str, Any]) -> bytes:
@@ -593,12 +737,21 @@ def _is_sealed(content: bytes, checksum: object) -> bool:
     return rest != content and _digest(rest + b"}") == checksum
 
 
+def _newest(document: dict[str, Any]) -> dict[str, Any]:
+    """`document`, of any known format, in the newest."""
+    if document["format"] == FORMAT:
+        return document
+    from vpcctl.engine import migrations
+
+    return migrations.newest(document)
+
+
 def _to_json(state: State, outline: Outline) -> dict[str, Any]:
     worlds = [world for world in (state.world, state.pending) if world is not None]
     # The objects of a VPC are in one part with what it is to be, if both are new.
     vpcs = {vpc.name: vpc for world in worlds for vpc in world.vpcs}
     record = outline.record(state.record, HOST, vpcs)
-    return {
+    document: dict[str, Any] = {
         "format": FORMAT,
         "serial": state.serial,
         "state_id": state.state_id,
@@ -610,11 +763,71 @@ def _to_json(state: State, outline: Outline) -> dict[str, Any]:
         if state.pending is None
         else {"desired": outline.world(state.pending), "host": host_to_json(state.pending_host)},
     }
+    # What only some have is written for those alone.
+    if state.pending is not None and state.authorship is not None:
+        document["pending"]["change"] = _authorship_to_json(state.authorship)
+    if state.annals.number:
+        segments = [[segment.first, segment.size] for segment in state.annals.segments]
+        document["history"] = {"number": state.annals.number, "segments": segments}
+    if state.unconfirmed is not None:
+        document["unconfirmed"] = {
+            "number": state.unconfirmed.number,
+            "change": _authorship_to_json(state.unconfirmed.authorship),
+            "deadline": _deadline_to_json(state.unconfirmed.deadline),
+            "desired": outline.world(state.unconfirmed.before),
+        }
+    return document
+
+
+def _authorship_to_json(authorship: Authorship) -> dict[str, Any]:
+    deadline = authorship.deadline
+    return {
+        "time": authorship.time,
+        "user": authorship.user,
+        "as": authorship.acting_as,
+        "command": list(authorship.command),
+        "deadline": None if deadline is None else _deadline_to_json(deadline),
+        "reason": authorship.reason,
+    }
+
+
+def _deadline_to_json(deadline: Deadline) -> dict[str, Any]:
+    return {
+        "token": deadline.token,
+        "seconds": deadline.seconds,
+        "boot_id": deadline.boot_id,
+        "at": deadline.at,
+        "until": deadline.until,
+    }
+
+
+def _authorship(document: dict[str, Any]) -> Authorship:
+    time, user, acting_as, reason = words = [document[name] for name in ("time", "user", "as", "reason")]
+    if not all(isinstance(word, str) for word in (*words, *document["command"])):
+        raise TypeError("a change has words of another type")
+    deadline = None if document["deadline"] is None else _deadline(document["deadline"])
+    return Authorship(time, user, acting_as, tuple(document["command"]), deadline, reason)
+
+
+def _deadline(document: dict[str, Any]) -> Deadline:
+    words, times = [document["token"], document["boot_id"], document["until"]], [document["seconds"], document["at"]]
+    if not all(isinstance(word, str) for word in words) or not all(type(time) in (int, float) for time in times):
+        raise TypeError("a deadline is of another type")
+    return Deadline(words[0], times[0], words[1], times[1], words[2])
+
+
+def _annals(document: dict[str, Any] | None) -> Annals:
+    if document is None:
+        return Annals()
+    numbers = [document["number"], *(number for segment in document["segments"] for number in segment)]
+    if any(type(number) is not int or number < 0 for number in numbers):
+        raise TypeError("the history is of another type")
+    return Annals(document["number"], tuple(Segment(first, size) for first, size in document["segments"]))
 
 
 def _from_json(document: dict[str, Any], found: Parts, damaged: Callable[[object], StateError]) -> State:
     names = [document["state_id"], document["boot_id"]]
-    serial, pending = document["serial"], document["pending"]
+    serial, pending, unconfirmed = document["serial"], document["pending"], document.get("unconfirmed")
     if not all(isinstance(name, str) for name in names) or type(serial) is not int:
         raise TypeError("state_id, boot_id or serial is of another type")
     return State(
@@ -626,4 +839,13 @@ def _from_json(document: dict[str, Any], found: Parts, damaged: Callable[[object
         None if pending is None else found.world(pending["desired"], damaged),
         host_from_json(document["host"]),
         NO_PART if pending is None else host_from_json(pending["host"]),
+        _annals(document.get("history")),
+        _authorship(pending["change"]) if pending is not None and "change" in pending else None,
+        None if unconfirmed is None else _unconfirmed(unconfirmed, found.world(unconfirmed["desired"], damaged)),
     )
+
+
+def _unconfirmed(document: dict[str, Any], before: World) -> Unconfirmed:
+    if type(document["number"]) is not int:
+        raise TypeError("the number of a change is expected")
+    return Unconfirmed(document["number"], _authorship(document["change"]), _deadline(document["deadline"]), before)

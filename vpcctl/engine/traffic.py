@@ -115,6 +115,22 @@ class Verification:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbedAssertion:
+    """An assertion that was tried with real packets, and why it does not hold; empty if it does."""
+
+    source: str
+    destination: str
+    service: str
+    expect: str
+    failure: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Is it so?"""
+        return not self.failure
+
+
+@dataclass(frozen=True, slots=True)
 class FlowLog:
     """What the rules of a VPC report from now on, without end; `reports` is false if none of its rules does."""
 
@@ -178,21 +194,59 @@ def verify(machine: Machine, source: Source | None, environment: Source | None) 
 
     DocumentError for those that make no sense, and if there are none.
     """
-    from vpcctl.documents.assertions import read_invariants
-    from vpcctl.documents.sources import read_source
-
     reach, warnings = _reach(machine, environment)
     if source is None:
         assertions = reach.world.invariants
         missing = "no invariants; name a document of assertions, or state some with `vpcctl set-invariants`"
+        if not assertions:
+            raise DocumentError(missing)
     else:
-        document = read_source(source)
-        assertions = read_invariants(document.content, document.name, None)
-        missing = f'{document.name}#: no assertions; write one: {{"from": "shop/web", …}}'
-    if not assertions:
-        raise DocumentError(missing)
+        assertions = read_assertions(source)
     checks = tuple(_checked(reach, one) for one in assertions)
     return Verification(checks, warnings, _unplaced(environment, [check.answer for check in checks]))
+
+
+def read_assertions(source: Source) -> tuple[Invariant, ...]:
+    """The assertions of a document; DocumentError if its structure is wrong, or it has none."""
+    from vpcctl.documents.assertions import read_invariants
+    from vpcctl.documents.sources import read_source
+
+    document = read_source(source)
+    found = read_invariants(document.content, document.name, None)
+    if not found:
+        raise DocumentError(f'{document.name}#: no assertions; write one: {{"from": "shop/web", …}}')
+    return found
+
+
+def probe_assertions(
+    machine: Machine, assertions: Iterable[Invariant], stand_in: StandIn
+) -> tuple[ProbedAssertion, ...]:
+    """Try assertions about the present world with real packets.
+
+    What cannot be tried does not hold: nobody has seen that it does.
+    """
+    return tuple(
+        ProbedAssertion(one.source, one.destination, one.service, one.expect, _failure(machine, one, stand_in))
+        for one in assertions
+    )
+
+
+def _failure(machine: Machine, asserted: Invariant, stand_in: StandIn) -> str:
+    """Why an assertion does not hold for real packets; empty if it does."""
+    from vpcctl.analysis.rendering import service_in_words
+
+    try:
+        probed = probe(explain(machine, asserted.source, asserted.destination, asserted.service, None), stand_in)
+    except VpcctlError as error:
+        return str(error)
+    wanted = asserted.expect == "allow"
+    wrong = [one for one in probed if one.result.arrived != wanted]
+    if not wrong:
+        return ""
+    flow = wrong[0].flow
+    service = service_in_words(flow.protocol, flow.port)
+    found = "did not arrive" if wanted else "arrived"
+    return f"{service} from {flow.source.address} to {flow.destination.address} {found}"
 
 
 def set_invariants(machine: Machine, source: Source, vpc: str | None) -> Outcome:

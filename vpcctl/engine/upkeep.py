@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vpcctl.engine.agent_lock import RunningAgent
     from vpcctl.engine.execution import Difference
     from vpcctl.engine.shares import Share
+    from vpcctl.engine.state import Unconfirmed
     from vpcctl.errors import VpcctlError
     from vpcctl.model.network import World
 
@@ -21,12 +22,16 @@ NAMED = 5
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How the kernel differs from the desired state, what each VPC uses of shared resources, and which agent runs."""
+    """How the kernel differs from the desired state, what each VPC uses of shared resources, and which agent runs.
+
+    `unconfirmed` is the change that waits to be confirmed.
+    """
 
     differences: tuple[Difference, ...]
     unfinished: bool
     shares: tuple[Share, ...]
     agent: RunningAgent | None = None
+    unconfirmed: Unconfirmed | None = None
 
     @property
     def in_sync(self) -> bool:
@@ -72,7 +77,7 @@ def status(machine: Machine, vpc: str | None) -> Comparison:
         differences = convergence.examine(state, kernel, None if vpc is None else [vpc])
         taken = tuple(shares(kernel, state.world, vpc))
     unfinished = state.pending is not None if vpc is None else state.changes(vpc)
-    return Comparison(tuple(differences), unfinished, taken, agent_lock.running(machine.store))
+    return Comparison(tuple(differences), unfinished, taken, agent_lock.running(machine.store), state.unconfirmed)
 
 
 def repair(machine: Machine, vpc: str | None, adopt: bool) -> Repair:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from vpcctl import names
 from vpcctl.documents.lazy_lists import Kept
 from vpcctl.engine import places
-from vpcctl.engine.state import HOST, State
+from vpcctl.engine.state import HOST, Deadline, State
 from vpcctl.errors import StateError
 from vpcctl.resources.kinds import Item, Namespace, Neighbour
 from vpcctl.values import dataclass
@@ -38,6 +38,8 @@ class Watched:
     routers: frozenset[str]
     links: Mapping[tuple[str | None, str], str]
     neighbours: frozenset[tuple[str | None, str]]
+    # When an unconfirmed change is to be taken back, if nobody confirms it.
+    deadline: Deadline | None = None
 
     @property
     def vpcs(self) -> frozenset[str]:
@@ -84,6 +86,7 @@ def watched(state: State, before: Watched = NOTHING) -> Watched:
         frozenset(name for name, place in spaces.items() if not places.instance_of(place)),
         {link: place for one in scopes.values() for link, place in one.links.items()},
         frozenset().union(*(one.neighbours for one in scopes.values())),
+        None if state.unconfirmed is None else state.unconfirmed.deadline,
     )
 
 

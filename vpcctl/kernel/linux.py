@@ -72,6 +72,10 @@ def _translated(words: str) -> Iterator[None]:
         raise KernelError(words, str(error)) from error
 
 
+# random(4): new after each boot.
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
+
 class LinuxKernel:
     """Acts on the namespaces of the calling process; needs CAP_NET_ADMIN and CAP_SYS_ADMIN there.
 
@@ -95,7 +99,10 @@ class LinuxKernel:
         self._notes.save()
 
     def boot_id(self) -> str:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        try:
+            return Path(BOOT_ID).read_text().strip()
+        except OSError as error:
+            raise KernelError(f"cannot read {BOOT_ID}", error.strerror or "") from error
 
     # -- the host ------------------------------------------------------------------------------------------------
 
