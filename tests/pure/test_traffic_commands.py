@@ -10,6 +10,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -444,6 +445,25 @@ def test_verify_as_json_has_its_shape(vpcctl, folder: Path) -> None:
     }  # fmt: skip
     assert said.json["results"][2]["passed"] is False
     assert said.json["results"][2]["deciding"] == "db.json#/default/ingress"
+
+
+def test_verify_writes_junit_xml(vpcctl, folder: Path) -> None:
+    """The place of the deciding line is a text of the user, with whatever XML would read."""
+    (folder / "db.json").rename(folder / 'd"<&\x01.json')
+    changed = (folder / "env.json").read_text().replace("db.json", 'd\\"<&\\u0001.json')
+    (folder / "env.json").write_text(changed)
+    passing = {"from": "shop/web", "to": "shop/db", "service": "tcp/5432", "expect": "allow"}
+    (folder / "tests.json").write_text(json.dumps([passing, {**passing, "expect": "deny"}]))
+    said = vpcctl("verify", "tests.json", *HERE, "--junit", "results.xml")
+    assert (said.status, said.err.splitlines()[-1]) == (1, "1 passed, 1 failed")
+    suite = ElementTree.parse(folder / "results.xml").getroot()
+    assert suite.attrib == {"name": "vpcctl verify", "tests": "2", "failures": "1"}
+    good, bad = suite.findall("testcase")
+    assert (good.get("name"), good.find("failure")) == ("shop/web → shop/db tcp/5432: allow", None)
+    assert (
+        bad.find("failure").get("message") == 'expected deny; allowed by d"<&\N{REPLACEMENT CHARACTER}.json#/ingress/0'
+    )
+    assert vpcctl("verify", "tests.json", *HERE, "--junit", "no/such/place.xml").status == 2
 
 
 def test_verify_judges_the_present_world(vpcctl, folder: Path, recorded: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -204,9 +204,12 @@ def matrix(session: Session, vpc: str | None, environment: str | None, as_json: 
 @command()
 @click.argument("tests", metavar="[TESTS.json]", required=False)
 @environment_option
+@click.option(
+    "--junit", type=click.File("w", lazy=True, atomic=True), help="Also write the results to this JUnit XML file."
+)
 @json_option
 @click.pass_obj
-def verify(session: Session, tests: str | None, environment: str | None, as_json: bool) -> None:
+def verify(session: Session, tests: str | None, environment: str | None, junit: TextIO | None, as_json: bool) -> None:
     """Check assertions about traffic, for example in CI; exit status 1 if one fails.
 
     \b
@@ -220,6 +223,10 @@ def verify(session: Session, tests: str | None, environment: str | None, as_json
     session.warn_all(found.warnings)
     _caution(session, found.unplaced)
     passed = len(found.checks) - found.failed
+    if junit is not None:
+        from vpcctl.cli.junit import document
+
+        junit.write(document(found.checks, [_judged(check.answer) for check in found.checks]))
     if as_json:
         results = [_check_document(check) for check in found.checks]
         print_json({"passed": passed, "failed": found.failed, "results": results})
