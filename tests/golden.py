@@ -149,10 +149,9 @@ def service(text: str) -> tuple[int, int | None]:
 def without(world: World, lines: tuple[str, ...]) -> World:
     """The world as it is while the rules at `lines` do not match, because their limit is used up."""
     for vpc in world.vpcs:
-        for subnet in vpc.subnets:
-            if subnet.policy:
-                changed = dataclasses.replace(subnet, policy=_policy_without(subnet.policy, lines))
-                world = world.with_vpc(world.vpc(vpc.name).with_subnet(changed))
+        for name, policy in vpc.policies:
+            changed = _policy_without(policy, lines)
+            world = world.with_vpc(world.vpc(vpc.name).with_policy(name, changed))
     return world
 
 

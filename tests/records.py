@@ -81,8 +81,8 @@ def _vpcs(document: Any) -> Iterator[Any]:
 
 def _lists(rest: Any) -> Iterator[tuple[Any, str]]:
     """The places of lists of rules or prefixes in the rest of a VPC: the container and the key."""
-    subnets = rest.get("subnets", ())
-    policies = [subnet["policy"]["document"] for subnet in subnets if isinstance(subnet["policy"], dict)]
+    holders = (rest, *rest.get("subnets", ()))
+    policies = [one["policy"]["document"] for one in holders if isinstance(one.get("policy"), dict)]
     for policy in policies:
         yield from ((policy, side) for side in ("ingress", "egress") if side in policy)
     for holder in (rest, *policies):

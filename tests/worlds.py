@@ -126,7 +126,9 @@ def policies(draw: st.DrawFn, file: str = FILE) -> Policy:
         found[direction] = None if chosen is None else with_origins(chosen, direction, file)
         if (default := draw(defaults)) is not None:
             stated.append((direction, default))
-    sets = draw(st.sampled_from([(), (("own", (network("10.0.0.2/32"), network("203.0.113.0/25"))),)]))
+    # Of two policies at one gate both may have a set of this name.
+    own = st.sampled_from([("10.0.0.2/32", "203.0.113.0/25"), ("10.0.0.16/29",)])
+    sets = draw(st.just(()) | own.map(lambda texts: (("own", tuple(map(network, texts))),)))
     return Policy(found[Direction.INGRESS], found[Direction.EGRESS], tuple(stated), sets, "", file, "")
 
 
@@ -196,7 +198,9 @@ def vpcs(draw: st.DrawFn, name: str, index: int, dual: bool = False) -> Vpc:
                 published = (*published, placed(item, published))
     sets = draw(st.sampled_from([(), (("office", (network("203.0.113.0/25"), network("10.0.0.72/29"))),)]))
     prefixes = [network(PREFIXES[name]), *([network(PREFIXES6[name])] if dual else [])]
-    return Vpc(name, tuple(prefixes), index, parts, published, sets)
+    # With more of them little would pass.
+    policy = draw(policies(f"{name}.json")) if draw(st.integers(0, 3)) == 3 else None
+    return Vpc(name, tuple(prefixes), index, parts, published, sets, policy=policy)
 
 
 @st.composite
@@ -254,11 +258,18 @@ def _dispute(chance: random.Random, dual: bool) -> tuple[World, Subnet, Directio
         )
     kept = {direction.value: with_origins(made, direction)}
     policy = Policy(**kept, defaults=((direction, chance.choice([Action.ALLOW, Action.DENY])),), file=FILE)
+    # Now and then the first rules are the VPC's.
+    first = chance.randint(1, len(made) - 1) if chance.random() < 0.3 else 0
+    of_vpc = None
+    if first:
+        of_vpc = Policy(**{direction.value: with_origins(made[:first], direction, "alpha.json")}, file="alpha.json")
+        policy = dataclasses.replace(policy, **{direction.value: with_origins(made[first:], direction)})
     served = tuple(Publication(TCP, port, "web", port) for port in (1, 22, 80, 443, 65535))
     parts = [_plain(name, index, dual, (served, ())[index]) for index, name in enumerate(["alpha", "beta"])]
     world = World(tuple(parts), (Peering("alpha", "beta"),))
     subnet = dataclasses.replace(world.vpc("alpha").subnet("web"), policy=policy)
-    return world.with_vpc(world.vpc("alpha").with_subnet(subnet)), subnet, direction
+    vpc = dataclasses.replace(world.vpc("alpha").with_subnet(subnet), policy=of_vpc)
+    return world.with_vpc(vpc), subnet, direction
 
 
 def products(dual: bool = True) -> st.SearchStrategy[tuple[World, Subnet, Direction]]:
@@ -406,8 +417,9 @@ def _concerned(world: World, chance: random.Random, source: Place, destination: 
     found = []
     for place, direction in ((source, Direction.EGRESS), (destination, Direction.INGRESS)):
         for subnet in world.vpc(place.vpc).subnets if place.vpc else ():
-            if subnet.policy and any(place.address in prefix for prefix in subnet.prefixes):
-                found += subnet.policy.rules(direction) or ()
+            if any(place.address in prefix for prefix in subnet.prefixes):
+                for policy in (world.vpc(place.vpc).policy, subnet.policy):
+                    found += policy.rules(direction) or () if policy else ()
     return chance.choice(found) if found else None
 
 

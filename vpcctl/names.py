@@ -31,9 +31,12 @@ HASH_LENGTH = 6
 def check_name(name: str, what: str) -> str:
     """Return `name` if it can name a VPC, subnet or instance; raise DocumentError else."""
     if not isinstance(name, str) or not NAME.fullmatch(name):
+        hint = ""
+        if (what, name) == ("subnet", "*"):
+            hint = "; for a policy of the whole VPC use `vpcctl apply-policy --subnet '*'`"
         raise DocumentError(
             f"{what} name {name!r} is not valid: 1 to 32 of A-Z a-z 0-9 - _ are expected,"
-            " beginning with a letter or digit"
+            f" beginning with a letter or digit{hint}"
         )
     if name in RESERVED:
         raise DocumentError(f"{what} name {name!r} is reserved for the VPC's router; choose another")

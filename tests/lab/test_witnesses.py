@@ -38,4 +38,5 @@ def test_oracle_packet_space_and_kernel_agree_on_random_worlds(lab, seed):
     assert 0 < counts["passed"] < counts["flows"]
     assert counts["to the host"] > 0
     assert counts["by the host"] > 0
+    assert counts["by a policy of a VPC"] > 0
     assert counts["to ports of the host"] > 0

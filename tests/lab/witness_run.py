@@ -44,7 +44,7 @@ BATCH, SEEDS_APART = 5, 100
 
 def main(number: int, seconds: float) -> dict[str, int]:
     names = "worlds", "flows", "passed", "to the host", "from the host", "by the host", "to ports of the host"
-    counts = dict.fromkeys(names, 0)
+    counts = dict.fromkeys((*names, "by a policy of a VPC"), 0)
     deadline = time.monotonic() + seconds
     turns = count()
 
@@ -69,6 +69,8 @@ def main(number: int, seconds: float) -> dict[str, int]:
                 seen.add("reject")
                 counts["to the host"] += 1
                 counts["to ports of the host"] += decision.allowed
+            files = {f"{vpc.name}.json" for vpc in world.vpcs}
+            counts["by a policy of a VPC"] += decision.stages[-1].origin.partition("#")[0] in files
             counts["from the host"] += host.has(flow.source.address)
             counts["by the host"] += decision.allowed and flow.source.vpc is None and not _internet(world, host, flow)
             assert result["verdict"] in seen, f"oracle and kernel disagree, {result}; {told}"
@@ -93,15 +95,13 @@ def _internet(world: World, host: Host, flow: Flow) -> bool:
 def _sure(world: World) -> World:
     """`world` without limits, above which a verdict depends on when it is asked for."""
     for vpc in world.vpcs:
-        for subnet in vpc.subnets:
-            if subnet.policy is not None:
-                sides = {
-                    side: rules and tuple(dataclasses.replace(rule, limit=None) for rule in rules)
-                    for side, rules in (("ingress", subnet.policy.ingress), ("egress", subnet.policy.egress))
-                }
-                policy = dataclasses.replace(subnet.policy, **sides)
-                vpc = vpc.with_subnet(dataclasses.replace(subnet, policy=policy))
-                world = world.with_vpc(vpc)
+        for name, policy in vpc.policies:
+            sides = {
+                side: rules and tuple(dataclasses.replace(rule, limit=None) for rule in rules)
+                for side, rules in (("ingress", policy.ingress), ("egress", policy.egress))
+            }
+            vpc = vpc.with_policy(name, dataclasses.replace(policy, **sides))
+        world = world.with_vpc(vpc)
     return world
 
 

@@ -211,7 +211,7 @@ def test_an_unknown_field_that_cannot_be_the_subnet_hides_nothing() -> None:
 
 def test_what_the_command_line_says_stands_for_what_cannot_be_read() -> None:
     document = {"subnet": 5, "vpc": 6, "ingress": [{"action": "allow", "source": "subnet:api"}]}
-    fields = ["1.json#/subnet: 5 is not a subnet (its name or its prefix)", "1.json#/vpc: 6 is not a name"]
+    fields = ['1.json#/subnet: 5 is not a subnet (its name, its prefix or "*")', "1.json#/vpc: 6 is not a name"]
 
     def found(**chosen: str) -> list[str]:
         return [problem.partition(" (1–32")[0] for problem in wrong(document, **chosen)]

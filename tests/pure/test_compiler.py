@@ -129,12 +129,9 @@ def unlimited(world: World) -> World:
         return None if rules is None else tuple(rule for rule in rules if rule.limit is None)
 
     for vpc in world.vpcs:
-        for subnet in vpc.subnets:
-            if subnet.policy:
-                policy = dataclasses.replace(
-                    subnet.policy, ingress=kept(subnet.policy.ingress), egress=kept(subnet.policy.egress)
-                )
-                world = world.with_vpc(world.vpc(vpc.name).with_subnet(dataclasses.replace(subnet, policy=policy)))
+        for name, policy in vpc.policies:
+            changed = dataclasses.replace(policy, ingress=kept(policy.ingress), egress=kept(policy.egress))
+            world = world.with_vpc(world.vpc(vpc.name).with_policy(name, changed))
     return world
 
 

@@ -21,7 +21,15 @@ from vpcctl.model.policy import TCP, Action, Direction, Endpoint, Origin, Policy
 
 OWNER = "vpcctl/tests/alpha/ruleset"
 # Changes that affect no gate, and changes that affect one.
-CHANGES = ("another world", "an instance", "a policy", "a rule", "no policy")
+CHANGES = (
+    "another world",
+    "an instance",
+    "a policy",
+    "a rule",
+    "no policy",
+    "a rule of the VPC",
+    "no policy of the VPC",
+)
 
 
 def between(old: Compiled, new: Compiled, stamped: bool = False) -> Delta | None:
@@ -44,6 +52,14 @@ def changed(world: World, other: World, kind: str, chance: random.Random) -> Wor
     if kind == "another world":
         return other
     vpc = world.vpc("alpha")
+    if kind == "no policy of the VPC":
+        return world.with_vpc(dataclasses.replace(vpc, policy=None))
+    if kind == "a rule of the VPC":
+        made = Rule(chance.choice(list(Action)), TCP, ((chance.randint(1, 9), 9),), origin=Origin("y", "/0"))
+        policy = vpc.policy or Policy()
+        return world.with_vpc(
+            dataclasses.replace(vpc, policy=dataclasses.replace(policy, egress=(made, *(policy.egress or ()))))
+        )
     if not vpc.subnets:
         return world
     subnet = chance.choice(vpc.subnets)

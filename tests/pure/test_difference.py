@@ -57,6 +57,7 @@ OTHERS: dict[type, dict[str, Any]] = {
         "nat_protocols": (GRE, ESP),
         "hardened": True,
         "mtu": 1400,
+        "policy": Policy((), file="vpc.json"),
     },
     Subnet: {
         "name": "www",

@@ -118,6 +118,8 @@ def _vpc(chance: random.Random, name: str, prefix: str, port: tuple[str, int]) -
         found["sets"] = {chance.choice(["office", "home"]): chance.sample(["203.0.113.0/25", "198.51.100.0/24"], 1)}
     if chance.random() < 0.3:
         found["hardened"] = True
+    if (policy := chance.choice(POLICIES)) is not None:
+        found["policy"] = policy
     return found
 
 
@@ -159,6 +161,7 @@ def test_what_was_exported_says_everything_and_changes_nothing(present: World) -
     for one, other in zip(present.vpcs, elsewhere.vpcs, strict=True):
         assert (one.prefixes, one.publications, one.sets) == (other.prefixes, other.publications, other.sets)
         assert one.hardened == other.hardened
+        assert one.policy is other.policy is None or same_words(one.policy, other.policy)
         for inner, beside in zip(one.subnets, other.subnets, strict=True):
             assert (inner.public, inner.nat_gateway) == (beside.public, beside.nat_gateway)
             assert inner.policy is beside.policy is None or same_words(inner.policy, beside.policy)

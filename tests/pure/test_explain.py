@@ -25,7 +25,7 @@ from vpcctl.model import oracle
 from vpcctl.model.host import NO_HOST, Host
 from vpcctl.model.network import World
 from vpcctl.model.oracle import Flow, Place
-from vpcctl.model.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS, Action, Direction
+from vpcctl.model.policy import ICMP_PROTOCOLS, PORT_PROTOCOLS, WHOLE_VPC, Action, Direction
 from vpcctl.model.protocols import REPLY_TYPE
 
 FLOWS_ASKED = 25
@@ -93,7 +93,7 @@ def nowhere(world: World, flow: Flow) -> bool:
 
 
 def rules_of(world: World) -> list:
-    policies = [subnet.policy for vpc in world.vpcs for subnet in vpc.subnets if subnet.policy]
+    policies = [policy for vpc in world.vpcs for _, policy in vpc.policies]
     return [rule for policy in policies for rules in (policy.ingress, policy.egress) for rule in rules or ()]
 
 
@@ -136,14 +136,14 @@ def union(parts) -> Space:
 
 
 def silent(world: World, place: Place, direction: Direction) -> World:
-    """`world` without what the policy of a subnet says of one direction."""
+    """`world` without what the policies of a subnet and of its VPC say of one direction."""
     vpc = world.vpc(str(place.vpc))
-    subnet = oracle.subnet_at(vpc, place.address)
-    if subnet.policy is None:
-        return world
-    defaults = tuple(one for one in subnet.policy.defaults if one[0] is not direction)
-    policy = dataclasses.replace(subnet.policy, **{direction.value: None}, defaults=defaults)
-    return world.with_vpc(vpc.with_subnet(dataclasses.replace(subnet, policy=policy)))
+    for name in (oracle.subnet_at(vpc, place.address).name, WHOLE_VPC):
+        written = vpc.policy_of(name)
+        if written is not None:
+            defaults = tuple(one for one in written.defaults if one[0] is not direction)
+            vpc = vpc.with_policy(name, dataclasses.replace(written, **{direction.value: None}, defaults=defaults))
+    return world.with_vpc(vpc)
 
 
 @settings(max_examples=150, deadline=None)

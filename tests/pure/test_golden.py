@@ -71,9 +71,8 @@ def rules(case: Case) -> list[Rule]:
     return [
         rule
         for vpc in case.world.vpcs
-        for subnet in vpc.subnets
-        if subnet.policy
-        for found in (subnet.policy.ingress, subnet.policy.egress)
+        for _, policy in vpc.policies
+        for found in (policy.ingress, policy.egress)
         for rule in found or ()
     ]
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import worlds
-from tests.story import told
+from tests.story import policy, told
 from vpcctl.analysis.graph import INTERNET, LISTED, Edge, Graph, Vertex, dot, drawn, mermaid
 from vpcctl.cli import main
 from vpcctl.documents.environment import read_environment
@@ -34,6 +34,13 @@ def test_a_world_is_drawn() -> None:
     assert Edge("one/", "two/", ("peering",)) in graph.edges
     assert Edge("one/", INTERNET, ("source NAT",), directed=True) in graph.edges
     assert Edge(INTERNET, "one/web", ("tcp/8080 to web:80",), directed=True) in graph.edges
+
+
+def test_the_policy_of_a_vpc_is_drawn() -> None:
+    world = policy({"subnet": "*", "ingress": []})(told(STORY))
+    router, web, db = drawn(world, "one").clusters[0].vertices
+    assert router.lines == ("router", "policy web.json")
+    assert (web.lines[2], db.lines[2]) == ("policy web.json", "policy of the VPC")
 
 
 def test_a_vpc_that_does_not_exist_is_not_drawn() -> None:

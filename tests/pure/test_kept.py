@@ -41,6 +41,7 @@ STEPS: tuple[Callable[[World], World], ...] = (
     lambda world: operations.create_vpc(world, "big", ip_network("10.0.0.0/26")),
     subnet("big", "web", "10.0.0.0/28"),
     policy(POLICY | {"subnet": "web"}, "big"),
+    policy({"subnet": "*", "egress": [{"action": "allow"}]}, "big"),
     lambda world: world.with_vpc(
         dataclasses.replace(world.vpc("big"), sets=(("office", (ip_network("::/0"),)), ("many", MANY)))
     ),
@@ -88,14 +89,15 @@ def kept_of_big(document: Any) -> list[Any]:
     """What the record keeps of the policies and sets of `big`."""
     vpc = document["desired"]["vpcs"][0]
     assert vpc["name"] == "big"
-    return [vpc["part"]["sets"], *(inner["policy"] for inner in vpc["part"]["subnets"])]
+    return [vpc["part"]["sets"], vpc["part"]["policy"], *(inner["policy"] for inner in vpc["part"]["subnets"])]
 
 
 def poison(document: Any) -> None:
-    sets, attached = kept_of_big(document)
+    sets, *policies = kept_of_big(document)
     sets["office"] = ["no prefix"] * 3
     sets["many"] = ["no prefix"] * 3000
-    attached["document"].update(ingress=[{"action": "no action"}], egress=["no rule"], sets={"own": [None]})
+    for attached in policies:
+        attached["document"].update(ingress=[{"action": "no action"}], egress=["no rule"], sets={"own": [None]})
 
 
 def written(session: Rehearsal) -> Any:

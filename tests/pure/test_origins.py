@@ -91,7 +91,7 @@ def test_the_line_that_decides_is_named_everywhere(world: World) -> None:
         assert f'comment "{comment_text(line)}"' in compile_vpc(one, "one", "tag").text(1)
         counted = {"elem": {"val": 80, "comment": comment_text(line), "counter": {"packets": 7}}}
         objects = [{"map": {"name": "ingress-web.1.1.peer", "elem": [[counted, "accept"]]}}]
-        assert hits(objects, policy, "web", Direction.INGRESS) == [7, 0]
+        assert hits(objects, vpc, "web", Direction.INGRESS) == [7, 0]
 
 
 def test_a_reason_is_no_line(world: World) -> None:

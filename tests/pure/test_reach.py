@@ -180,17 +180,18 @@ def test_what_decides_is_the_first_layer_that_matches(world: World) -> None:
         for subnet in vpc.subnets:
             for direction in Direction:
                 found = reach.gate(vpc.name, subnet.name, direction)
-                if subnet.policy is None:
+                written = [one for one in (vpc.policy, subnet.policy) if one is not None]
+                if not written:
                     assert found is None
                     continue
-                rules = subnet.policy.rules(direction) or ()
+                rules = [rule for one in written for rule in one.rules(direction) or ()]
                 assert len(found.ranges) == len(rules)
                 layers = [Space.of(*ranges) for ranges in found.ranges]
                 for (source, destination, protocol, port), decision in packetset.boxes(found.deciding):
                     corner = (source[0], destination[1], protocol[0], port[1])
                     matching = [n for n, layer in enumerate(layers) if corner in layer]
                     assert decision == (matching[0] if matching else DEFAULT)
-                    action = rules[decision].action if matching else subnet.policy.default(direction)
+                    action = rules[decision].action if matching else found.policy.default(direction)
                     assert found.action(decision) is action
                     assert (corner in found.allowed) is (action is Action.ALLOW)
 
@@ -361,6 +362,8 @@ def small_changes(world: World) -> st.SearchStrategy[World]:
             lambda one: with_vpc(world, one.name, sets=() if one.sets else (("office", (network("10.0.0.0/8"),)),))
         ),
         vpc.map(lambda one: with_vpc(world, one.name, publications=(), subnets=one.subnets[1:])),
+        st.tuples(vpc, st.none() | worlds.policies()).map(lambda pair: with_vpc(world, pair[0].name, policy=pair[1])),
+        vpc.map(lambda one: with_vpc(world, one.name, policy=_shortened(one.policy))),
         st.just(dataclasses.replace(world, peerings=())),
         st.just(dataclasses.replace(world, transit=network("203.0.113.0/24"))),
     ]
@@ -375,6 +378,12 @@ def small_changes(world: World) -> st.SearchStrategy[World]:
             place.map(lambda pair: with_subnet(world, pair[0], pair[1].name, instances=_moved(pair[1]))),
         ]
     return st.one_of(possible)
+
+
+def _shortened(policy: Policy | None) -> Policy:
+    """The policy without the first rule for ingress."""
+    policy = policy or Policy(ingress=())
+    return dataclasses.replace(policy, ingress=(policy.ingress or ())[1:])
 
 
 def _moved(subnet: Subnet) -> tuple:

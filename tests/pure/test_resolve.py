@@ -35,7 +35,7 @@ def test_three_ways_to_resolve_a_name_agree(world: World) -> None:
     ]
     for vpc in world.vpcs:
         view = View.of(world, vpc.name)
-        for policy in {subnet.policy for subnet in vpc.subnets} - {None}:
+        for _, policy in vpc.policies:
             meanings = Meanings(world, vpc, policy)
             for endpoint in endpoints_of(policy) - {ANY}:
                 found = meanings.prefixes(endpoint)

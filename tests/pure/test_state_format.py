@@ -164,6 +164,10 @@ def test_the_committed_example_says_what_it_said(tmp_path: Path) -> None:
     assert policy is not None
     assert policy.ingress is not None
     assert str(policy.ingress[3].origin) == "environment.json#/vpcs/0/subnets/0/policy/ingress/3"
+    own = state.world.vpc("billing").policy
+    assert own is not None
+    assert own.ingress is not None
+    assert str(own.ingress[0].origin) == "billing.json#/ingress/0"
 
 
 def test_the_interrupted_example_is_finished_by_the_next_command(tmp_path: Path) -> None:

@@ -20,18 +20,22 @@ Chain = tuple[int | str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """A rule without effect; `by` are the lines that match before it, or would decide the same without it."""
+    """A rule without effect; `by` are the lines that match before it, or would decide the same without it.
+
+    `holder` is the owner of the policy: a ``subnet`` or a ``VPC``.
+    """
 
     origin: Origin
     shadowed: bool
     by: tuple[Origin | str, ...]
+    holder: str = "subnet"
 
     def __str__(self) -> str:
         others = ", ".join(map(str, self.by[:4])) + (f" and {len(self.by) - 4} more" if len(self.by) > 4 else "")
         if not self.shadowed:
             return f"{self.origin} changes nothing: without it {others} would decide the same"
         if not self.by:
-            return f"{self.origin} can never match: this subnet has no such traffic"
+            return f"{self.origin} can never match: this {self.holder} has no such traffic"
         return (
             f"{self.origin} can never match: {others} {'decides' if len(self.by) == 1 else 'decide'} all of it before"
         )
@@ -43,7 +47,35 @@ def idle_to_json(idle: Idle) -> dict[str, Any]:
 
 
 def idle_rules(gate: GateRules, traffic: Space) -> Iterator[Idle]:
-    """The idle rules of `gate`, of all the packets in `traffic` that can come to it, in the order of the document."""
+    """The idle rules of the subnet's own policy in their order, if `traffic` is all that can come to the gate."""
+    first = gate.of_vpc
+    return (idle for number, idle in _numbered(gate, traffic) if number >= first)
+
+
+def idle_rules_of_vpc(gates: Sequence[tuple[GateRules, Space]]) -> Iterator[Idle]:
+    """The rules of a VPC's own policy that are idle at all its gates of one direction, and what its rules make idle.
+
+    `gates` come with the packets that can come to each.
+    """
+    everywhere: dict[int, list[Idle]] = defaultdict(list)
+    hidden = []
+    for gate, traffic in gates:
+        own = {rule.origin for rule in gate.rules[: gate.of_vpc]}
+        for number, idle in _numbered(gate, traffic):
+            if number < gate.of_vpc:
+                everywhere[number].append(idle)
+            elif not own.isdisjoint(idle.by):
+                hidden.append(idle)
+    for number in sorted(everywhere):
+        found = everywhere[number]
+        if len(found) == len(gates):
+            by = dict.fromkeys(line for idle in found for line in idle.by)
+            yield Idle(found[0].origin, all(idle.shadowed for idle in found), tuple(by), "VPC")
+    yield from hidden
+
+
+def _numbered(gate: GateRules, traffic: Space) -> Iterator[tuple[int, Idle]]:
+    """The idle rules of both policies, with their numbers."""
     packetset.spend(_EACH * len(gate.ranges))
     chains = _chains(gate, traffic)
     reached, followers = _reached(gate, packetset.values(chains, traffic))
@@ -51,9 +83,9 @@ def idle_rules(gate: GateRules, traffic: Space) -> Iterator[Idle]:
         if number not in reached:
             own = Space.of(*gate.ranges[number]) & traffic
             before = {_decider(gate, chain) for chain in packetset.values(chains, own)}
-            yield Idle(rule.origin, True, _origins(gate, before))
+            yield number, Idle(rule.origin, True, _origins(gate, before))
         elif _plain(gate, number) and all(_as(gate, rule, other) for other in followers[number]):
-            yield Idle(rule.origin, False, _origins(gate, followers[number]))
+            yield number, Idle(rule.origin, False, _origins(gate, followers[number]))
 
 
 def _plain(gate: GateRules, number: int | str) -> bool:

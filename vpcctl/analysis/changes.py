@@ -12,8 +12,8 @@ from vpcctl.analysis import packetset
 from vpcctl.analysis.packetset import Space
 from vpcctl.analysis.reachability import Reach, Zone, meaning
 from vpcctl.model.difference import differing
-from vpcctl.model.network import World
-from vpcctl.model.policy import Action, Direction, Policy, Rule
+from vpcctl.model.network import World, effective
+from vpcctl.model.policy import Action, Direction, EffectivePolicy, Policy, Rule
 from vpcctl.values import dataclass
 
 
@@ -73,10 +73,10 @@ def _allowed_in(reach: Reach, source: Zone, destination: Zone, among: Space) -> 
     return reach.allowed(reach.zones[source.key], reach.zones[destination.key], among)
 
 
-# What does not change what passes: fields of the world besides its VPCs, of a VPC besides its subnets, of a subnet
-# besides its policy, and of a peer.
+# What does not change what passes: fields of the world besides its VPCs, of a VPC besides its subnets and its policy,
+# of a subnet besides its policy, and of a peer.
 _BESIDE = {"vpcs", "peerings", "invariants"}
-_OF_VPC = {"subnets", "index", "max_flows", "max_ports", "hardened", "mtu"}
+_OF_VPC = {"subnets", "policy", "index", "max_flows", "max_ports", "hardened", "mtu"}
 _OF_SUBNET = {"policy", "released"}
 _OF_PEER = _OF_VPC | {"publications", "sets", "nat_protocols"}
 
@@ -132,26 +132,42 @@ class _Likeness:
     def _of_gate(self, vpc: str, subnet: str, direction: Direction) -> Space:
         key = (vpc, subnet, direction)
         if key not in self._gates:
-            one, other = (world.vpc(vpc).subnet(subnet).policy for world in self._worlds)
+            homes = [world.vpc(vpc) for world in self._worlds]
+            one, other = (effective(home, home.subnet(subnet)) for home in homes)
             self._gates[key] = packetset.NOTHING if one == other else self._policies_apart(vpc, one, other, direction)
         return self._gates[key]
 
-    def _policies_apart(self, vpc: str, one: Policy | None, other: Policy | None, direction: Direction) -> Space:
-        if one is None or other is None or one.sets != other.sets or one.default(direction) != other.default(direction):
+    def _policies_apart(
+        self, vpc: str, one: EffectivePolicy | None, other: EffectivePolicy | None, direction: Direction
+    ) -> Space:
+        if one is None or other is None or one.default(direction) != other.default(direction):
             return packetset.EVERYTHING
-        old, new = (policy.rules(direction) or () for policy in (one, other))
-        alike = _common(old, new)
-        old, new = old[alike:], new[alike:]
-        alike = _common(old[::-1], new[::-1])
-        old, new = old[: len(old) - alike], new[: len(new) - alike]
-        if len(old) + len(new) > _FEW_RULES:
+        silent = Policy()
+        pairs = [(old or silent, new or silent) for old, new in ((one.vpc, other.vpc), (one.subnet, other.subnet))]
+        if any(old.sets != new.sets for old, new in pairs):
+            return packetset.EVERYTHING
+        # Each of the two policies keeps the order of the rules that stay.
+        apart = [(new, _rules_apart(old, new, direction)) for old, new in pairs]
+        if sum(len(rules) for _, rules in apart) > _FEW_RULES:
             return packetset.EVERYTHING
         # Names may mean something else in the other world only where the VPC differs, too.
         world = self._worlds[1]
         found = packetset.NOTHING
-        for ranges in meaning(world, world.vpc(vpc), other, [*old, *new]):
-            found |= Space.of(*ranges)
+        for policy, rules in apart:
+            for ranges in meaning(world, world.vpc(vpc), policy, rules):
+                found |= Space.of(*ranges)
         return found
+
+
+def _rules_apart(one: Policy, other: Policy, direction: Direction) -> list[Rule]:
+    """The rules between what two policies have in common at their beginnings and ends."""
+    if one is other:
+        return []
+    old, new = (policy.rules(direction) or () for policy in (one, other))
+    alike = _common(old, new)
+    old, new = old[alike:], new[alike:]
+    alike = _common(old[::-1], new[::-1])
+    return [*old[: len(old) - alike], *new[: len(new) - alike]]
 
 
 def _common(ones: Sequence[Rule], others: Sequence[Rule]) -> int:

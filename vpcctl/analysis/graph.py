@@ -76,18 +76,20 @@ def _router_name(vpc: str) -> str:
     return f"{vpc}/"
 
 
-def _router(vpc: Vpc) -> Vertex:
-    return Vertex(_router_name(vpc.name), ("router",), "router")
+def _router(vpc: Vpc, *more: str) -> Vertex:
+    return Vertex(_router_name(vpc.name), ("router", *more), "router")
 
 
 def _cluster(vpc: Vpc) -> Cluster:
-    vertices = (_router(vpc), *(_box(vpc, subnet) for subnet in vpc.subnets))
+    own = () if vpc.policy is None else (f"policy {vpc.policy.file}",)
+    vertices = (_router(vpc, *own), *(_box(vpc, subnet) for subnet in vpc.subnets))
     return Cluster(vpc.name, _title(vpc), vertices)
 
 
 def _box(vpc: Vpc, subnet: Subnet) -> Vertex:
     kind = "public" if subnet.public else "private, NAT gateway" if subnet.nat_gateway else "private"
-    policy = "no policy" if subnet.policy is None else f"policy {subnet.policy.file}"
+    none = "no policy" if vpc.policy is None else "policy of the VPC"
+    policy = none if subnet.policy is None else f"policy {subnet.policy.file}"
     instances = [f"{one.name} {' '.join(map(str, one.addresses))}" for one in subnet.instances]
     about = (subnet.name, f"{' '.join(map(str, subnet.prefixes))} {kind}", policy)
     return Vertex(f"{vpc.name}/{subnet.name}", (*about, *_counted(instances)), "subnet")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from vpcctl.analysis import packetset
-from vpcctl.analysis.anomalies import Idle, idle_rules
+from vpcctl.analysis.anomalies import Idle, idle_rules, idle_rules_of_vpc
 from vpcctl.analysis.changes import Change, changes, touched
 from vpcctl.analysis.packetset import Space
 from vpcctl.analysis.reachability import FLOWS, MOST_PARTS, Reach, Zone, ZoneKey
@@ -13,7 +13,7 @@ from vpcctl.analysis.rendering import Line, lines
 from vpcctl.errors import TooFineError
 from vpcctl.model.host import NO_HOST, Host
 from vpcctl.model.network import World
-from vpcctl.model.policy import Direction
+from vpcctl.model.policy import WHOLE_VPC, Direction
 from vpcctl.values import dataclass
 
 # What is spent at most on the idle rules of one subnet by a command that changes something: a tenth of a second.
@@ -72,6 +72,8 @@ def forecast(
 ) -> Forecast:
     """The change from one world to the other on a host, and the idle rules of the given (VPC, subnet) of the later one.
 
+    With ``*`` as the subnet these are the rules of the VPC's own policy, and those of subnets that its rules make idle.
+
     `most` bounds the work for each part; a part that needs more is reported as not listed.  `hints` bounds the work for
     the idle rules of one subnet; where that is less and not enough, they are left to a dry run.
     """
@@ -107,7 +109,7 @@ def forecast(
                 unsought.append(f"{vpc}/{subnet}: {words}; `vpcctl apply-policy --dry-run` does")
                 continue
             untold.append(f"{vpc}/{subnet}: too many rules overlap to determine which of them have no effect")
-    return Forecast(tuple(allowed), tuple(denied), tuple(idle), tuple(untold), tuple(unsought))
+    return Forecast(tuple(allowed), tuple(denied), tuple(dict.fromkeys(idle)), tuple(untold), tuple(unsought))
 
 
 def _home(found: list[Change]) -> str:
@@ -152,10 +154,17 @@ def _with_prefixes(line: Line, placed: Mapping[str, str]) -> Line:
 
 
 def _idle(reach: Reach, vpc: str, subnet: str) -> Iterator[Idle]:
-    """The idle rules of one subnet's policy, for the traffic that can come to its gates at all."""
-    own = reach.zones[vpc, subnet].addresses
+    """The idle rules of one subnet's policy, or of the VPC's own, for the traffic that can come to its gates at all."""
+    names = reach.world.vpc(vpc).subnets_by_name if subnet == WHOLE_VPC else (subnet,)
     for direction in Direction:
-        gate = reach.rules(vpc, subnet, direction)
-        if gate is not None:
-            sides = (None, own) if direction is Direction.INGRESS else (own, None)
-            yield from idle_rules(gate, FLOWS & Space.of(*sides, None, None))
+        gates = []
+        for name in names:
+            gate = reach.rules(vpc, name, direction)
+            if gate is not None:
+                own = reach.zones[vpc, name].addresses
+                sides = (None, own) if direction is Direction.INGRESS else (own, None)
+                gates.append((gate, FLOWS & Space.of(*sides, None, None)))
+        if subnet == WHOLE_VPC:
+            yield from idle_rules_of_vpc(gates)
+        else:
+            yield from (idle for pair in gates for idle in idle_rules(*pair))

@@ -7,6 +7,7 @@ both.  A *zone* is what a person would name: a subnet, or the internet.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_network
 
@@ -14,8 +15,8 @@ from vpcctl.analysis import packetset
 from vpcctl.analysis.packetset import Interval, Partition, Ranges, Space
 from vpcctl.errors import TooFineError
 from vpcctl.model.host import NO_HOST, Host
-from vpcctl.model.network import NEVER_USABLE, Publication, Subnet, Vpc, World, uplink_addresses, uplink_pair
-from vpcctl.model.policy import ICMP, ICMPV6, Action, Direction, Endpoint, Network, Policy, Rule
+from vpcctl.model.network import NEVER_USABLE, Publication, Subnet, Vpc, World, effective, uplink_addresses, uplink_pair
+from vpcctl.model.policy import ICMP, ICMPV6, Action, Direction, EffectivePolicy, Endpoint, Network, Policy, Rule
 from vpcctl.model.protocols import REPLY_TYPE, TRANSLATED
 from vpcctl.model.resolve import Meanings, inside
 from vpcctl.values import dataclass
@@ -73,12 +74,13 @@ class Zone:
 
 @dataclass(frozen=True, slots=True)
 class GateRules:
-    """One direction of one subnet's policy; `ranges` hold what each rule matches."""
+    """One direction of one subnet's effective policy: its rules in their order; `ranges` hold what each matches."""
 
     vpc: str
     subnet: str
     direction: Direction
-    policy: Policy
+    policy: EffectivePolicy
+    rules: Sequence[Rule]
     ranges: tuple[Ranges, ...]
 
     def rule(self, decision: int | str) -> Rule | None:
@@ -91,8 +93,10 @@ class GateRules:
         return rule.action if rule else self.policy.default(self.direction)
 
     @property
-    def rules(self) -> Sequence[Rule]:
-        return self.policy.rules(self.direction) or ()
+    def of_vpc(self) -> int:
+        """How many of the rules are the VPC's; they come first."""
+        written = self.policy.vpc
+        return len((written.rules(self.direction) if written else None) or ())
 
     def within(self, region: Space) -> tuple[list[int], list[Ranges]]:
         """The numbers of the rules that match something near the region, and what they match there."""
@@ -135,30 +139,36 @@ def gate(
     region: Space = packetset.EVERYTHING,
     most: float = MOST_PARTS,
 ) -> GateSpaces | None:
-    """The gate of `subnet` for the packets of `region`, or None where it has no policy.
+    """The gate of `subnet` for the packets of `region`, or None where neither it nor the VPC has a policy.
 
     TooFineError where it needs more than `most` parts; a smaller region may need fewer.
     """
-    if subnet.policy is None:
+    policy = effective(vpc, subnet)
+    if policy is None:
         return None
     with packetset.bounded(most):
-        return _gate(world, vpc, subnet, subnet.policy, direction, region)
+        return _gate(world, vpc, subnet, policy, direction, region)
 
 
-def _gate(world: World, vpc: Vpc, subnet: Subnet, policy: Policy, direction: Direction, region: Space) -> GateSpaces:
-    rules = _rules(world, vpc, subnet.name, policy, direction)
-    numbers, inside = rules.within(region)
+def _gate(
+    world: World, vpc: Vpc, subnet: Subnet, policy: EffectivePolicy, direction: Direction, region: Space
+) -> GateSpaces:
+    made = _rules(world, vpc, subnet.name, policy, direction)
+    numbers, inside = made.within(region)
     deciding = packetset.swept(inside, lambda found: numbers[found[0]] if found else DEFAULT)
-    return GateSpaces(vpc.name, subnet.name, direction, policy, rules.ranges, deciding)
+    return GateSpaces(vpc.name, subnet.name, direction, policy, made.rules, made.ranges, deciding)
 
 
-def _rules(world: World, vpc: Vpc, subnet: str, policy: Policy, direction: Direction) -> GateRules:
-    ranges = meaning(world, vpc, policy, policy.rules(direction) or ())
-    return GateRules(vpc.name, subnet, direction, policy, ranges)
+def _rules(world: World, vpc: Vpc, subnet: str, policy: EffectivePolicy, direction: Direction) -> GateRules:
+    # The words of each policy have their own meaning.
+    ranges = [meaning(world, vpc, written, rules) for written, rules in policy.parts(direction)]
+    return GateRules(
+        vpc.name, subnet, direction, policy, tuple(policy.rules(direction)), tuple(itertools.chain(*ranges))
+    )
 
 
 def meaning(world: World, vpc: Vpc, policy: Policy, rules: Sequence[Rule]) -> tuple[Ranges, ...]:
-    """What each rule matches."""
+    """What each of the rules of one policy matches."""
     meanings = Meanings(world, vpc, policy)
     meant = functools.cache(lambda endpoint: [packetset.interval(prefix) for prefix in meanings.prefixes(endpoint)])
     return tuple(_ranges(meant, rule) for rule in rules)
@@ -276,11 +286,11 @@ class Reach:
         return known
 
     def rules(self, vpc: str, subnet: str, direction: Direction) -> GateRules | None:
-        """The rules of the gate, without computing which of them decide; None where it has no policy."""
+        """The rules of the gate, without computing which of them decide; None without a policy."""
         key = (vpc, subnet, direction)
         if key not in self._rules:
             found = self.world.vpc(vpc)
-            policy = found.subnet(subnet).policy
+            policy = effective(found, found.subnet(subnet))
             self._rules[key] = None if policy is None else _rules(self.world, found, subnet, policy, direction)
         return self._rules[key]
 

@@ -14,10 +14,13 @@ if TYPE_CHECKING:
     from vpcctl.engine.attachments import PolicyChange, PolicyView
     from vpcctl.model.policy import Rule
 
+# As `model` has it; it is imported when a command runs.
+WHOLE_VPC = "*"
+
 
 @command(about=About(part="subnet", required=False, part_required=False, files="files"), confirmable=True)
 @click.option("--vpc", help="The VPC; overrides the document.")
-@click.option("--subnet", help="The subnet; overrides the document.")
+@click.option("--subnet", help="The subnet, or '*' for the VPC itself; overrides the document.")
 @click.option("--file", "more", multiple=True, metavar="POLICY.json", help="The same as the argument.")
 @click.option(
     "--dry-run", is_flag=True, help="Only report which traffic would become allowed and denied; needs no root."
@@ -36,7 +39,8 @@ def apply_policy(
 ) -> None:
     """Compile policies and load them, in one atomic transaction for each VPC.
 
-    When this returns, the policies hold for live connections too.  `-` is standard input.
+    When this returns, the policies hold for live connections too.  `-` is standard input.  The rules of a policy for
+    '*' come before those of each subnet; its default holds where a subnet has no policy for that direction.
 
     Example: vpcctl apply-policy --vpc shop web.json db.json
     """
@@ -52,13 +56,14 @@ def apply_policy(
     session.say_repaired(change.repaired)
     for one in change.attached:
         how = "applied" if one.changed else "unchanged"
-        session.say(f"{one.vpc}/{one.subnet}: {how} ({counted(one.rules, 'rule')})")
+        whose = f"VPC {one.vpc}" if one.subnet == WHOLE_VPC else f"{one.vpc}/{one.subnet}"
+        session.say(f"{whose}: {how} ({counted(one.rules, 'rule')})")
     return None
 
 
 @command(about=About(part="subnet"), confirmable=True)
 @click.option("--vpc", help="The VPC.")
-@click.option("--subnet", help="The subnet.")
+@click.option("--subnet", help="The subnet, or '*' for the policy of the VPC itself.")
 @click.option(
     "--dry-run", is_flag=True, help="Only report which traffic would become allowed and denied; needs no root."
 )
@@ -67,6 +72,8 @@ def apply_policy(
 def clear_policy(session: Session, vpc: str, subnet: str, dry_run: bool, as_json: bool) -> None:
     """Remove a subnet's policy; it is then open to its VPC and peers, and all its egress is allowed.
 
+    If the VPC has a policy of its own, that still decides.  --subnet '*' removes the policy of the VPC.
+
     Example: vpcctl clear-policy --vpc shop --subnet web
     """
     change = session.controller.clear_policy(vpc, subnet, dry_run=dry_run)
@@ -74,7 +81,9 @@ def clear_policy(session: Session, vpc: str, subnet: str, dry_run: bool, as_json
         return _print_change(change, dry_run)
     session.warn_all(change.warnings)
     show(*session.forecast_lines(change.forecast))
-    return session.say("nothing was changed" if dry_run else f"subnet {subnet} of VPC {vpc} has no policy")
+    whose = f"VPC {vpc}" if subnet == WHOLE_VPC else f"subnet {subnet} of VPC {vpc}"
+    none = "no policy of its own" if change.after.vpc(vpc).policy or subnet == WHOLE_VPC else "no policy"
+    return session.say("nothing was changed" if dry_run else f"{whose} has {none}")
 
 
 def _print_change(change: PolicyChange, dry_run: bool) -> None:
@@ -91,7 +100,7 @@ def _print_change(change: PolicyChange, dry_run: bool) -> None:
 
 @command(about=About(part="subnet", part_required=False))
 @click.option("--vpc", help="The VPC.")
-@click.option("--subnet", help="Only the policy of this subnet.")
+@click.option("--subnet", help="Only the policy of this subnet, or with '*' that of the VPC itself.")
 @click.option(
     "--hits", "counted", is_flag=True, help="Also show how many flows each rule decided since the ruleset was loaded."
 )
@@ -99,6 +108,8 @@ def _print_change(change: PolicyChange, dry_run: bool) -> None:
 @click.pass_obj
 def show_policy(session: Session, vpc: str, subnet: str | None, counted: bool, as_json: bool) -> None:
     """Show the policies in force.
+
+    The policy of the VPC itself comes first; its hits are the sums over all subnets.
 
     Example: vpcctl show-policy --vpc shop --subnet web --hits
     """
@@ -111,7 +122,7 @@ def show_policy(session: Session, vpc: str, subnet: str | None, counted: bool, a
 
 
 def _policy_document(view: PolicyView) -> dict[str, Any]:
-    """A subnet's policy for machines; `hits` by direction, the default's last."""
+    """A subnet's policy, or with ``*`` the VPC's own, for machines; `hits` by direction, the default's last."""
     from vpcctl.documents.codec import policy_to_json
 
     policy = view.policy
@@ -129,12 +140,18 @@ def _print_policy(session: Session, view: PolicyView) -> None:
     from vpcctl.model.policy import Direction
 
     policy = view.policy
+    whole = view.subnet == WHOLE_VPC
+    whose = "VPC" if whole else f"subnet {view.subnet}"
     if policy is None:
-        show(f"subnet {view.subnet}: no policy; what the topology carries passes")
+        passing = "; the policy of the VPC decides" if view.after_vpc else "; what the topology carries passes"
+        show(f"{whose}: no policy of its own" if whole else f"{whose}: no policy{passing}")
         return
-    show(f"subnet {view.subnet}: {policy.file}" + (f" ({policy.description})" if policy.description else ""))
+    show(f"{whose}: {policy.file}" + (f" ({policy.description})" if policy.description else ""))
     for direction in Direction:
         rules = policy.rules(direction)
+        if view.after_vpc and not policy.speaks(direction):
+            show(f"  {direction.value}: the policy of the VPC decides")
+            continue
         if rules is None:
             show(f"  {direction.value}: default {policy.default(direction).value}")
             continue
@@ -166,7 +183,7 @@ def _columns(rule: Rule) -> tuple[str, ...]:
 
 @command("compile", about=About(part="subnet", required=False, part_required=False, files="files"))
 @click.option("--vpc", help="The VPC; overrides the document.")
-@click.option("--subnet", help="The subnet; overrides the document.")
+@click.option("--subnet", help="The subnet, or '*' for the VPC itself; overrides the document.")
 @click.option("--environment", metavar="ENV.json", help="Compile for this environment instead of the present one.")
 @click.argument("files", nargs=-1, metavar="POLICY.json ...")
 @click.pass_obj

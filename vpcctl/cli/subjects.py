@@ -14,8 +14,8 @@ import click
 
 from vpcctl.cli.session import About
 
-# VPC/NAME as it may be: names have no dots, so that no path with a suffix is taken for it.
-PLACE = re.compile(r"[A-Za-z0-9][\w-]*/[A-Za-z0-9][\w-]*", re.ASCII)
+# VPC/NAME as it may be, or VPC/*: names have no dots, so that no path with a suffix is taken for it.
+PLACE = re.compile(r"[A-Za-z0-9][\w-]*/(?:\*|[A-Za-z0-9][\w-]*)", re.ASCII)
 OBJECT = "vpcctl.object"
 NEITHER = "name either --subnet or --instance, or write `vpcctl exec VPC/NAME -- COMMAND`"
 

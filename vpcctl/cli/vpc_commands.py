@@ -32,6 +32,7 @@ DEFAULT_MAX_FLOWS, DEFAULT_MAX_PORTS = 16384, 8192
     help="The range of the uplinks' addresses; can be set only with the first VPC. [100.64.0.0/16]",
 )
 @click.option("--hardened", is_flag=True, help="Complete all checksums before packets are judged; costs throughput.")
+@click.option("--closed", is_flag=True, help="Deny all traffic until a policy allows it.")
 @click.option("--mtu", type=int, help="The MTU of all its links. [that of the host's way out, at most 1500]")
 @click.option("--max-flows", type=int, default=DEFAULT_MAX_FLOWS, show_default=True, help=FLOWS)
 @click.option("--max-ports", type=int, default=DEFAULT_MAX_PORTS, show_default=True, help=PORTS)
@@ -45,9 +46,13 @@ def create_vpc(
     max_flows: int,
     max_ports: int,
     hardened: bool,
+    closed: bool,
     mtu: int | None,
 ) -> None:
     """Create a VPC with its router, uplink and default-deny ruleset.
+
+    With --closed it begins with a policy of its own that denies all traffic: policies of its subnets, or another policy
+    of the VPC, then allow what is needed.
 
     Example: vpcctl create-vpc --name shop --cidr 10.0.0.0/16
     """
@@ -58,13 +63,21 @@ def create_vpc(
 
     def create(controller: Controller) -> Created[VpcView]:
         created = controller.create_vpc(
-            name, cidr, transit=transit, max_flows=max_flows, max_ports=max_ports, hardened=hardened, mtu=mtu
+            name,
+            cidr,
+            transit=transit,
+            max_flows=max_flows,
+            max_ports=max_ports,
+            hardened=hardened,
+            mtu=mtu,
+            closed=closed,
         )
         return created.warned(map(str, doctor.pressing_findings(created.outcome.after, name)))
 
+    how = "; no traffic passes until a policy allows it" if closed else ""
     session.carry_out(
         create,
-        lambda created: [f"created VPC {name} ({cidr}), router namespace {created.made.router}"],
+        lambda created: [f"created VPC {name} ({cidr}), router namespace {created.made.router}{how}"],
         lambda created: {"created": vpc_document(created.made)},
     )
 
@@ -186,6 +199,7 @@ def show_vpc(session: Session, name: str, as_json: bool) -> None:
     show(f"  limits   {vpc.max_flows} flows, {vpc.max_ports} NAT ports toward one remote service")
     if vpc.nat_protocols:
         show(f"  translated protocols  {', '.join(map(str, vpc.nat_protocols))}")
+    show(f"  policy   {vpc.policy_file or '-'}")
     lines = []
     for subnet in vpc.subnets:
         way = subnet_type(subnet) + (", NAT gateway" if subnet.nat_gateway else "")
@@ -213,6 +227,7 @@ def vpc_document(vpc: VpcView) -> dict[str, Any]:
         "max_flows": vpc.max_flows,
         "max_ports": vpc.max_ports,
         "nat_protocols": list(vpc.nat_protocols),
+        "policy": vpc.policy_file,
         "subnets": [subnet_document(subnet) for subnet in vpc.subnets],
         "publish": list(map(publication_document, vpc.publications)),
     }

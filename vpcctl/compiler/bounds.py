@@ -13,8 +13,8 @@ from vpcctl.compiler.effort import Effort, TooMuchError
 from vpcctl.compiler.gates import gate, keep
 from vpcctl.compiler.view import View, looks_alike
 from vpcctl.errors import DocumentError, Problem
-from vpcctl.model.network import Subnet, Vpc, World
-from vpcctl.model.policy import Direction, Policy
+from vpcctl.model.network import Subnet, Vpc, World, effective
+from vpcctl.model.policy import Direction, EffectivePolicy
 
 
 def check(before: World, after: World) -> None:
@@ -32,11 +32,11 @@ def _problem(before: World, after: World, vpc: Vpc) -> Problem | None:
     if looks_alike(before, after, vpc) or standing_gates(vpc) <= same_gates(before, after, vpc.name):
         return None
     was = before.vpcs_by_name.get(vpc.name)
-    known = {subnet.name: subnet.policy for subnet in was.subnets} if was else {}
+    known = {subnet.name: effective(was, subnet) for subnet in was.subnets} if was else {}
     problem, subnet = _measured(after, vpc, known, keeping=True)
     if problem is None or subnet is None:
         return None
-    if subnet.policy != known.get(subnet.name):
+    if effective(vpc, subnet) != known.get(subnet.name):
         return problem
     # The VPC exceeded a bound before: do not block other changes.
     if was is not None and _measured(before, was, {})[0] is not None:
@@ -47,20 +47,21 @@ def _problem(before: World, after: World, vpc: Vpc) -> Problem | None:
 
 
 def _measured(
-    world: World, vpc: Vpc, known: Mapping[str, Policy | None], keeping: bool = False
+    world: World, vpc: Vpc, known: Mapping[str, EffectivePolicy | None], keeping: bool = False
 ) -> tuple[Problem | None, Subnet | None]:
-    """The first bound that the VPC passes, and the subnet with whose policy; `known` are policies that came before.
+    """The first bound that the VPC passes, and the subnet with whose policy; `known` are the effective policies before.
 
     With `keeping` its gates are kept for the compiler.
     """
     view, effort = View.of(world, vpc.name), Effort.bounded()
     # New policies come last, so that they are reported as the cause.
-    for subnet in sorted(vpc.subnets, key=lambda one: one.policy != known.get(one.name)):
+    for subnet in sorted(vpc.subnets, key=lambda one: effective(vpc, one) != known.get(one.name)):
+        policy = effective(vpc, subnet)
         for direction in Direction:
             try:
                 found = gate(view, subnet, direction, effort)
             except TooMuchError as error:
-                rules = subnet.policy.rules(direction) if subnet.policy else None
+                rules = policy.rules(direction) if policy else None
                 assert rules, "a gate without rules costs nothing"
                 origin = rules[error.rule].origin
                 return Problem(origin.file, origin.pointer, str(error)), subnet

@@ -1,7 +1,7 @@
 """What a gate depends on: if all of it is the same in two worlds, the gate is the same and is not compiled again.
 
-A gate depends on its policy, on the prefixes of its subnet and VPC, on who the peers are, and on the subnets and
-instances that its rules name.  So adding or removing an instance changes no gate, unless a rule names it.
+A gate depends on the policies of its subnet and VPC, on the prefixes of both, on who the peers are, and on the subnets
+and instances that its rules name.  So adding or removing an instance changes no gate, unless a rule names it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 from vpcctl.compiler.gates import gate_name, stands
 from vpcctl.documents.lazy_lists import Kept
-from vpcctl.model.network import Subnet, Vpc, World
-from vpcctl.model.policy import Direction, Policy, Rule
+from vpcctl.model.network import Vpc, World, effective
+from vpcctl.model.policy import Direction, EffectivePolicy, Policy, Rule
 
 # The kinds of endpoints that name a part of the VPC.
 _NAMED = ("subnet", "instance")
@@ -24,7 +24,7 @@ def standing_gates(vpc: Vpc) -> frozenset[str]:
         gate_name(subnet.name, direction)
         for subnet in vpc.subnets
         for direction in Direction
-        if stands(subnet, direction)
+        if stands(vpc, subnet, direction)
     )
 
 
@@ -43,7 +43,9 @@ def same_gates(before: World, after: World, vpc: str) -> frozenset[str]:
         for subnet in new.subnets
         if subnet.name in old.subnets_by_name
         for direction in Direction
-        if stands(subnet, direction) and _same(old.subnets_by_name[subnet.name], subnet, direction, words)
+        if stands(new, subnet, direction)
+        and old.subnets_by_name[subnet.name].prefixes == subnet.prefixes
+        and _same_rules(effective(old, old.subnets_by_name[subnet.name]), effective(new, subnet), direction, words)
     )
 
 
@@ -53,16 +55,22 @@ def _meanings(vpc: Vpc) -> set[tuple[str, tuple[Any, ...]]]:
     return found | {(f"instance:{one.name}", one.addresses) for one in vpc.instances}
 
 
-def _same(before: Subnet, after: Subnet, direction: Direction, changed: set[str]) -> bool:
-    old, new = before.policy, after.policy
-    if old is None or new is None or before.prefixes != after.prefixes or not _same_policy(old, new, direction):
+def _same_rules(
+    old: EffectivePolicy | None, new: EffectivePolicy | None, direction: Direction, changed: set[str]
+) -> bool:
+    """Do two effective policies say the same about `direction`, and name nothing that changed?"""
+    if old is None or new is None:
         return False
-    return not changed or changed.isdisjoint(_words(new.rules(direction) or ()))
+    if not (_same_policy(old.vpc, new.vpc, direction) and _same_policy(old.subnet, new.subnet, direction)):
+        return False
+    return not changed or all(changed.isdisjoint(_words(rules)) for _, rules in new.parts(direction))
 
 
-def _same_policy(old: Policy, new: Policy, direction: Direction) -> bool:
+def _same_policy(old: Policy | None, new: Policy | None, direction: Direction) -> bool:
     if old is new:
         return True
+    if old is None or new is None:
+        return False
     fields = [(one.defaults, one.sets, one.file, one.pointer, one.rules(direction)) for one in (old, new)]
     return fields[0] == fields[1]
 

@@ -1,4 +1,4 @@
-"""A policy becomes gates: for each subnet and direction one chain of set lookups, and its mirror for replies.
+"""Policies become gates: for each subnet and direction one chain of set lookups, and its mirror for replies.
 
 In a gate *peer* is the far side of the flow and *own* the subnet's side.  A lookup's key is made of the fields that
 the rules at its level constrain; keys of single values go to hash sets, all others to interval sets.  A product is a
@@ -36,8 +36,8 @@ from vpcctl.compiler.nft import (
 )
 from vpcctl.compiler.view import View
 from vpcctl.digest import sha256
-from vpcctl.model.network import Subnet, Vpc
-from vpcctl.model.policy import ICMP, ICMP_PROTOCOLS, ICMPV6, Action, Direction, Policy, Range, Rule
+from vpcctl.model.network import Subnet, Vpc, effective
+from vpcctl.model.policy import ICMP, ICMP_PROTOCOLS, ICMPV6, Action, Direction, EffectivePolicy, Range, Rule
 from vpcctl.model.protocols import REPLY_TYPE
 from vpcctl.values import dataclass
 
@@ -116,7 +116,7 @@ class PlannedGate:
 
 def planned(view: View, subnet: Subnet, direction: Direction) -> PlannedGate | None:
     """The gate of `subnet` for `direction`, compiled on demand; None if everything passes."""
-    return PlannedGate(view, subnet, direction) if stands(subnet, direction) else None
+    return PlannedGate(view, subnet, direction) if stands(view.vpc, subnet, direction) else None
 
 
 def gate_name(subnet: str, direction: Direction) -> str:
@@ -124,10 +124,24 @@ def gate_name(subnet: str, direction: Direction) -> str:
     return f"{direction.value}-{subnet}"
 
 
-def stands(subnet: Subnet, direction: Direction) -> bool:
-    """Does the policy of the subnet say anything about the direction?"""
-    policy = subnet.policy
-    return policy is not None and (bool(policy.rules(direction)) or policy.default(direction) is not Action.ALLOW)
+def stands(vpc: Vpc, subnet: Subnet, direction: Direction) -> bool:
+    """Does the policy of the VPC or of the subnet say anything about the direction?"""
+    policy = effective(vpc, subnet)
+    return policy is not None and policy.judges(direction)
+
+
+def line_comments(policy: EffectivePolicy, direction: Direction) -> Iterator[tuple[bool, str]]:
+    """For each rule, and for the default last, whether it is the subnet's own, and the comment that leads to its line.
+
+    Two policies from one place are told apart.
+    """
+    same = policy.vpc is not None and policy.subnet is not None and policy.vpc.origin() == policy.subnet.origin()
+    suffix = " of the VPC" if same else ""
+    for own, written in ((False, policy.vpc), (True, policy.subnet)):
+        for rule in (written.rules(direction) if written else None) or ():
+            yield own, f"{rule.origin}{'' if own else suffix}"
+    own = policy.default_is_own(direction)
+    yield own, f"{policy.default_policy(direction).origin('/default')}{'' if own else suffix}"
 
 
 class Shape(NamedTuple):
@@ -154,17 +168,17 @@ class Shape(NamedTuple):
 
 
 def gate(view: View, subnet: Subnet, direction: Direction, effort: Effort | None = None) -> Gate | None:
-    """The gate of `subnet` for `direction`, or None where its policy is silent: then everything passes.
+    """The gate of `subnet` for `direction`, or None where its effective policy is silent: then everything passes.
 
     TooMuchError where it costs more than is left of `effort`; where that is not given, it may cost what it will.
     """
     place = (view.vpc.name, subnet.name, direction)
     if effort is None and place in _kept and _kept[place][0] == _made_of(view, subnet):
         return _kept.pop(place)[1]
-    policy = subnet.policy
-    if policy is None or not stands(subnet, direction):
+    policy = effective(view.vpc, subnet)
+    if policy is None or not stands(view.vpc, subnet, direction):
         return None
-    rules = tuple(policy.rules(direction) or ())
+    rules = tuple(policy.rules(direction))
     return _Builder(view, subnet, policy, direction, rules, effort or Effort()).build()
 
 
@@ -195,14 +209,14 @@ class _Builder:
         self,
         view: View,
         subnet: Subnet,
-        policy: Policy,
+        policy: EffectivePolicy,
         direction: Direction,
         rules: Sequence[Rule],
         effort: Effort,
     ):
         self._view, self._subnet, self._policy, self._direction, self._rules = view, subnet, policy, direction, rules
-        # The users' lines, as comments.
-        self._lines = [str(rule.origin) for rule in rules]
+        # The users' lines, as comments; the default's is the last.
+        self._lines = [comment for _, comment in line_comments(policy, direction)]
         self._name, self._effort = gate_name(subnet.name, direction), effort
         self._sets: list[Set] = []
         self._chains: list[Chain] = []
@@ -213,7 +227,7 @@ class _Builder:
         verdicts = [self._verdict(number, rule) for number, rule in enumerate(self._rules)]
         found = list(matches(self._view, self._subnet, self._policy, self._direction, verdicts, self._effort))
         self._chains += [
-            _logging(self._log_chain(number), self._view.vpc.name, rule)
+            _logging(self._log_chain(number), self._view.vpc.name, rule.action, self._lines[number])
             for number, rule in enumerate(self._rules)
             if rule.log
         ]
@@ -235,7 +249,7 @@ class _Builder:
                 straight += self._verdicts(self._product(name, one, mirror=False), one.rule, mirror=False)
                 mirrored += self._verdicts(self._product(name, one, mirror=True), one.rule, mirror=True)
         default = VERDICTS[self._policy.default(self._direction)]
-        last = NftRule(f"counter {default}", str(self._policy.origin("/default")))
+        last = NftRule(f"counter {default}", self._lines[-1])
         for name, rules in ((self._name, straight), (f"{self._name}.reply", mirrored)):
             self._chains.append(Chain(name, (*rules, last)))
         return Gate(self._name, f"{self._name}.reply", (*self._limits, *self._sets), tuple(self._chains))
@@ -390,16 +404,14 @@ def _answers(protocol: int, spans: tuple[Range, ...]) -> Iterator[Range]:
                 yield answer, answer
 
 
-def _logging(name: str, vpc: str, rule: Rule) -> Chain:
+def _logging(name: str, vpc: str, action: Action, line: str) -> Chain:
     """A chain that logs the first packet of a flow and then decides.  `goto` leads here, so `return` ends the gate.
 
     The log goes to a netlink group: the kernel's own log is silent in namespaces (net.netfilter.nf_log_all_netns).
     """
-    head = f"vpcctl {vpc} {rule.action.value} "
-    prefix = head + comment_text(str(rule.origin))[-(LOG_PREFIX_LIMIT - len(head)) :]
-    return Chain(
-        name, (NftRule(f'ct state new log prefix "{prefix}" group {LOG_GROUP}'), NftRule(VERDICTS[rule.action]))
-    )
+    head = f"vpcctl {vpc} {action.value} "
+    prefix = head + comment_text(line)[-(LOG_PREFIX_LIMIT - len(head)) :]
+    return Chain(name, (NftRule(f'ct state new log prefix "{prefix}" group {LOG_GROUP}'), NftRule(VERDICTS[action])))
 
 
 def _span_text(span: Range) -> str:

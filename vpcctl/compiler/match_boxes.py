@@ -16,7 +16,7 @@ from vpcctl.compiler.effort import Effort
 from vpcctl.compiler.first_match import Box, Prefix, Product
 from vpcctl.compiler.view import View
 from vpcctl.model.network import Subnet, within
-from vpcctl.model.policy import Direction, Endpoint, Network, Policy, Range, joined
+from vpcctl.model.policy import Direction, EffectivePolicy, Endpoint, Network, Policy, Range, Rule, joined
 from vpcctl.values import dataclass
 
 _F = TypeVar("_F")
@@ -53,13 +53,13 @@ class Lists:
 
 
 def matches(
-    view: View, subnet: Subnet, policy: Policy, direction: Direction, verdicts: Sequence[str], effort: Effort
+    view: View, subnet: Subnet, policy: EffectivePolicy, direction: Direction, verdicts: Sequence[str], effort: Effort
 ) -> Iterator[Box | Product]:
-    """Every rule of the subnet's `policy` as disjunct boxes or products, in the order of the document.
+    """Every rule of the subnet's effective `policy` as disjunct boxes or products, in their order.
 
     `verdicts` says what a match of each does.
     """
-    rules = policy.rules(direction) or ()
+    rules = policy.rules(direction)
     found = list(_lists(view, subnet, policy, direction, effort))
     shared = _shared(found)
     there: set[tuple[object, ...]] = set()
@@ -93,7 +93,24 @@ Endpoints = tuple[Endpoint, ...] | None
 _Reader = Callable[[View, Subnet, Policy, Endpoints], Prefixes]
 
 
-def _lists(view: View, subnet: Subnet, policy: Policy, direction: Direction, effort: Effort) -> Iterator[Lists]:
+def _lists(
+    view: View, subnet: Subnet, policy: EffectivePolicy, direction: Direction, effort: Effort
+) -> Iterator[Lists]:
+    first = 0
+    # The words of each policy have their own meaning.
+    for written, rules in policy.parts(direction):
+        yield from _lists_of(view, subnet, written, enumerate(rules, first), direction, effort)
+        first += len(rules)
+
+
+def _lists_of(
+    view: View,
+    subnet: Subnet,
+    policy: Policy,
+    rules: Iterable[tuple[int, Rule]],
+    direction: Direction,
+    effort: Effort,
+) -> Iterator[Lists]:
     known: dict[tuple[_Reader, Endpoints], Prefixes] = {}
 
     def resolved(read: _Reader, endpoints: Endpoints) -> Prefixes:
@@ -107,7 +124,7 @@ def _lists(view: View, subnet: Subnet, policy: Policy, direction: Direction, eff
         return known[key]
 
     versions = view.vpc.versions
-    for number, rule in enumerate(policy.rules(direction) or ()):
+    for number, rule in rules:
         effort.rule = number
         here, there = rule.destinations, rule.sources
         if direction is Direction.EGRESS:

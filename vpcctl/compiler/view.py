@@ -76,11 +76,13 @@ class View:
 # What the ruleset of a VPC does not depend on: fields of the world (the VPC and its peers are looked at by themselves),
 # and fields of a peer.
 _BESIDE = {"vpcs", "peerings"}
-_OF_PEER = {"index", "subnets", "publications", "sets", "max_flows", "max_ports", "nat_protocols", "hardened", "mtu"}
+_OF_PEER = {
+    "index", "subnets", "publications", "sets", "max_flows", "max_ports", "nat_protocols", "hardened", "mtu", "policy",
+}  # fmt: skip
 
 
 # What the host's table does not depend on.
-_BEHIND_ROUTER = {"subnets", "sets", "mtu"}
+_BEHIND_ROUTER = {"subnets", "sets", "mtu", "policy"}
 
 
 def same_for_host(before: World, world: World) -> bool:

@@ -1,21 +1,20 @@
-"""Which subnet a policy document is for, and whether the names in it mean something there."""
+"""Which subnet a policy document is for, or which VPC, and whether the names in it mean something there."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from vpcctl.documents.policies import MOST_PREFIXES, PolicyDocument, PolicyFile
 from vpcctl.documents.reading import nearest
 from vpcctl.errors import DocumentError, Problem, VpcctlError
 from vpcctl.model.network import Subnet, Vpc, World
-from vpcctl.model.policy import Direction, Endpoint, Network, Origin, Policy
+from vpcctl.model.policy import WHOLE_VPC, Direction, Endpoint, Network, Origin, Policy
 from vpcctl.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """A policy and the subnet that it is for."""
+    """A policy and the subnet that it is for; with ``*`` it is the VPC's own."""
 
     vpc: str
     subnet: str
@@ -67,9 +66,7 @@ def attach(
     if problems:
         raise DocumentError(*problems)
     for attachment in attachments:
-        target = world.vpc(attachment.vpc)
-        changed = dataclasses.replace(target.subnet(attachment.subnet), policy=attachment.policy)
-        world = world.with_vpc(target.with_subnet(changed))
+        world = world.with_vpc(world.vpc(attachment.vpc).with_policy(attachment.subnet, attachment.policy))
     check_sizes(world, {attachment.vpc: attachment.policy.file for attachment in attachments})
     return world, attachments, [warning for attachment in attachments for warning in _warnings(world, attachment)]
 
@@ -96,11 +93,13 @@ def _aimed(
 
 
 def _taken(attachment: Attachment, first: dict[tuple[str, str], Policy]) -> Iterator[Problem]:
-    """The problem of a subnet that has a policy already; `first` are those before, by VPC and subnet."""
+    """The problem of a subnet or a VPC that has a policy already; `first` are those before, by VPC and subnet."""
     policy = attachment.policy
     before = first.setdefault((attachment.vpc, attachment.subnet), policy)
     if before is not policy:
-        words = f"subnet {attachment.subnet} of VPC {attachment.vpc} has a policy in this command already"
+        whose = f"VPC {attachment.vpc}"
+        whose = f"{whose} itself" if attachment.subnet == WHOLE_VPC else f"subnet {attachment.subnet} of {whose}"
+        words = f"{whose} has a policy in this command already"
         yield Problem(policy.file, policy.pointer, f"{words}, at {before.origin()}; keep one")
 
 
@@ -117,10 +116,13 @@ def _aim(world: World, document: PolicyDocument, vpc: str | None, subnet: str | 
         problems.append(Problem(policy.file, policy.pointer if vpc else document.vpc_pointer, words))
     if wanted is None or problems:
         return _Aim(None, homes, tuple(problems))
-    found = [(one, candidate) for one in homes for candidate in one.subnets if _is(candidate, wanted)]
+    if wanted == WHOLE_VPC:
+        found = [(one, WHOLE_VPC) for one in homes]
+    else:
+        found = [(one, candidate.name) for one in homes for candidate in one.subnets if _is(candidate, wanted)]
     candidates = tuple(one for one, _ in found)
     if len(found) == 1:
-        return _Aim(Attachment(found[0][0].name, found[0][1].name, policy), candidates)
+        return _Aim(Attachment(found[0][0].name, found[0][1], policy), candidates)
     if found and chosen is None and "vpc" in document.unread:
         return _Aim(None, candidates)
     place = policy.pointer if subnet else f"{policy.pointer}/subnet"
@@ -131,13 +133,24 @@ def _aim(world: World, document: PolicyDocument, vpc: str | None, subnet: str | 
 
 def _several(vpcs: Iterable[Vpc], wanted: str) -> str:
     there = ", ".join(sorted(one.name for one in vpcs))
+    if wanted == WHOLE_VPC:
+        return f'which VPC? known VPCs: {there}; name one with "vpc" or --vpc'
     return f'several VPCs have a subnet {wanted!r}: {there}; name one with "vpc" or --vpc'
 
 
 def _no_subnet(vpcs: Iterable[Vpc], wanted: str, chosen: str | None) -> str:
+    if wanted == WHOLE_VPC:
+        return "no VPC exists; `vpcctl create-vpc` makes one"
     there = sorted({candidate.name for one in vpcs for candidate in one.subnets})
     inside = f" in VPC {chosen}" if chosen else ""
-    return f"subnet {wanted!r} not found{inside}; " + (nearest(wanted, there) if there else "known subnets: none")
+    hint = nearest(wanted, there) if there else "known subnets: none"
+    if wanted.lower() in _EVERY:
+        hint += f'; "{WHOLE_VPC}" stands for the whole VPC'
+    return f"subnet {wanted!r} not found{inside}; {hint}"
+
+
+# What people write for all subnets.
+_EVERY = frozenset({"all", "any", "every", "default", "vpc"})
 
 
 def _is(subnet: Subnet, wanted: str) -> bool:
@@ -189,9 +202,8 @@ def check_names(world: World, vpcs: set[str], file: str) -> list[Problem]:
         problem if problem.file == file else problem.discreet()
         for vpc in world.vpcs
         if vpc.name in vpcs
-        for subnet in vpc.subnets
-        if subnet.policy is not None
-        for problem in _unknown(world, [vpc], subnet.policy, endpoints_of(subnet.policy))
+        for _, policy in vpc.policies
+        for problem in _unknown(world, [vpc], policy, endpoints_of(policy))
     ]
 
 
@@ -213,8 +225,7 @@ def check_sizes(world: World, files: Mapping[str, str]) -> None:
     for vpc in world.vpcs:
         if vpc.name not in files:
             continue
-        policies = [subnet.policy for subnet in vpc.subnets if subnet.policy is not None]
-        sets = (*vpc.sets, *(one for policy in policies for one in policy.sets))
+        sets = (*vpc.sets, *(one for _, policy in vpc.policies for one in policy.sets))
         found = sum(len(prefixes) for _, prefixes in sets)
         if found > MOST_PREFIXES:
             words = f"VPC {vpc.name} would have {found} prefixes in its own sets and in the sets of its policies"
@@ -238,8 +249,11 @@ def _warnings(world: World, attachment: Attachment) -> Iterator[str]:
     vpc = world.vpc(attachment.vpc)
     for direction in Direction:
         if policy.rules(direction) is not None and direction not in dict(policy.defaults):
+            of = f"{attachment.vpc}/{attachment.subnet}"
+            if attachment.subnet == WHOLE_VPC:
+                of = f"the subnets of {attachment.vpc} without an {direction.value} policy of their own"
             yield (
-                f"{policy.origin()}: {direction.value} of {attachment.vpc}/{attachment.subnet}"
+                f"{policy.origin()}: {direction.value} of {of}"
                 ' denies traffic that no rule matches (implicit; set "default" to make it explicit)'
             )
     peers = {peer.name for peer in world.peers(vpc.name)} | {vpc.name}
@@ -251,14 +265,16 @@ def _warnings(world: World, attachment: Attachment) -> Iterator[str]:
 
 
 def _outside(vpc: Vpc, attachment: Attachment) -> Iterator[str]:
-    """Narrowing to addresses that the subnet does not have."""
-    subnet = vpc.subnet(attachment.subnet)
+    """Narrowing to addresses that the subnet, or the VPC, does not have."""
+    whole = attachment.subnet == WHOLE_VPC
+    place = f"VPC {vpc.name}" if whole else f"subnet {attachment.subnet}"
+    own = vpc.prefixes if whole else vpc.subnet(attachment.subnet).prefixes
     for direction, field in ((Direction.INGRESS, "destinations"), (Direction.EGRESS, "sources")):
         for rule in attachment.policy.rules(direction) or ():
             for endpoint in getattr(rule, field) or ():
                 for prefix in _own_prefixes(vpc, endpoint):
-                    if not any(prefix.version == mine.version and prefix.overlaps(mine) for mine in subnet.prefixes):
-                        yield f"{rule.origin}: {endpoint} lies outside subnet {subnet.name} and matches nothing here"
+                    if not any(prefix.version == mine.version and prefix.overlaps(mine) for mine in own):
+                        yield f"{rule.origin}: {endpoint} lies outside {place} and matches nothing here"
 
 
 def _own_prefixes(vpc: Vpc, endpoint: Endpoint) -> list[Network]:

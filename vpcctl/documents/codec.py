@@ -1,8 +1,9 @@
 """Values as JSON and back: the form in which the record keeps a world, and a policy in the words of the language.
 
 A kept world is an environment, together with what we allocated. The record has two places for a VPC: its own fields are
-in the state file, which every command reads; the `rest`, its subnets and sets, is in a part, which only commands about
-this VPC read.  The caller decides what a part is here; by default `world_to_json` leaves it inside the document.
+in the state file, which every command reads; the `rest`, its subnets, sets and policy, is in a part, which only
+commands about this VPC read.  The caller decides what a part is here; by default `world_to_json` leaves it inside the
+document.
 """
 
 from __future__ import annotations
@@ -171,12 +172,17 @@ def own_to_json(vpc: Vpc) -> dict[str, Any]:
 
 
 def rest_to_json(vpc: Vpc, put: PutList = _as_it_is) -> dict[str, Any]:
-    """The subnets and sets of a VPC.
+    """The subnets, sets and policy of a VPC.
 
     `put` returns what represents a list of rules or prefixes: it gets the list, and its JSON unless it is on record.
     """
     keep_rules, keep_prefixes = _unless_kept(_rules_to_json, put), _unless_kept(_prefixes_to_json, put)
-    return {
+
+    def kept(policy: Policy) -> dict[str, Any]:
+        document = policy_to_json(policy, keep_rules, keep_prefixes)
+        return {"file": policy.file, "pointer": policy.pointer, "document": document}
+
+    rest = {
         "sets": {name: keep_prefixes(prefixes) for name, prefixes in vpc.sets},
         "subnets": [
             {
@@ -188,17 +194,16 @@ def rest_to_json(vpc: Vpc, put: PutList = _as_it_is) -> dict[str, Any]:
                     {"name": one.name, "addresses": list(map(str, one.addresses)), "mac": one.mac}
                     for one in subnet.instances
                 ],
-                "policy": subnet.policy
-                and {
-                    "file": subnet.policy.file,
-                    "pointer": subnet.policy.pointer,
-                    "document": policy_to_json(subnet.policy, keep_rules, keep_prefixes),
-                },
+                "policy": None if subnet.policy is None else kept(subnet.policy),
                 "released": list(map(str, subnet.released)),
             }
             for subnet in vpc.subnets
         ],
     }
+    # What only some have is written for those alone.
+    if vpc.policy is not None:
+        rest["policy"] = kept(vpc.policy)
+    return rest
 
 
 def _publication_to_json(item: Publication) -> dict[str, Any]:
@@ -311,7 +316,7 @@ def decode(world: World) -> None:
 def _lists(world: World) -> Iterator[Any]:
     """The rules and sets of a world."""
     for vpc in world.vpcs:
-        policies = [subnet.policy for subnet in vpc.subnets if subnet.policy is not None]
+        policies = [policy for _, policy in vpc.policies]
         for _, prefixes in (*vpc.sets, *(one for policy in policies for one in policy.sets)):
             yield prefixes
         for policy in policies:
@@ -343,9 +348,11 @@ def _own_from_json(document: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _whole_from_json(own: dict[str, Any], rest: dict[str, Any], shelf: Shelf) -> Vpc:
+    made = _policy_from_json(rest.get("policy"), own["name"], shelf)
     name, prefixes, index, publications, *limits = _own_from_json(own)
     subnets = tuple(_subnet_from_json(subnet, name, shelf) for subnet in rest["subnets"])
-    return Vpc(name, prefixes, index, subnets, publications, _sets(rest["sets"], name, shelf), *limits)
+    parts = (subnets, publications, _sets(rest["sets"], name, shelf), *limits, made)
+    return Vpc(name, prefixes, index, *parts)
 
 
 def _kept(document: Any, vpc: str, shelf: Shelf, decode: Callable[..., tuple[Any, ...]], *more: Any) -> Kept[Any]:
@@ -357,7 +364,6 @@ def _kept(document: Any, vpc: str, shelf: Shelf, decode: Callable[..., tuple[Any
 
 
 def _subnet_from_json(document: dict[str, Any], vpc: str, shelf: Shelf) -> Subnet:
-    kept = document["policy"]
     return Subnet(
         document["name"],
         _prefixes(document["prefixes"]),
@@ -367,12 +373,15 @@ def _subnet_from_json(document: dict[str, Any], vpc: str, shelf: Shelf) -> Subne
             Instance(one["name"], tuple(map(ipaddress.ip_address, one["addresses"])), one["mac"])
             for one in document["instances"]
         ),
-        None if kept is None else _policy_from_json(kept["document"], kept["file"], kept["pointer"], vpc, shelf),
+        _policy_from_json(document["policy"], vpc, shelf),
         tuple(map(ipaddress.ip_address, document["released"])),
     )
 
 
-def _policy_from_json(document: dict[str, Any], file: str, pointer: str, vpc: str, shelf: Shelf) -> Policy:
+def _policy_from_json(kept: dict[str, Any] | None, vpc: str, shelf: Shelf) -> Policy | None:
+    if kept is None:
+        return None
+    document, file, pointer = kept["document"], kept["file"], kept["pointer"]
     defaults = document.get("default", {})
     rules = {
         side: _kept(document[side.value], vpc, shelf, _rules, file, f"{pointer}/{side.value}")

@@ -67,18 +67,23 @@ def _settled(vpc: Vpc, before: Vpc) -> Vpc:
         subnets=_in_place(subnets, before.subnets, _name),
         publications=_in_place(vpc.publications, before.publications, lambda item: item.place),
         sets=_in_place(vpc.sets, before.sets, lambda item: item[0]),
+        policy=_settled_policy(vpc.policy, before.policy),
     )
 
 
+def _settled_policy(policy: Policy | None, before: Policy | None) -> Policy | None:
+    """A policy that says the same as before is left as it was, so that its lines still lead there."""
+    return before if policy is not None and same_words(policy, before) else policy
+
+
 def _settled_subnet(subnet: Subnet, before: Subnet | None) -> Subnet:
-    """Likewise; a policy that says the same as before is left as it was, so that its lines still lead there."""
+    """Likewise."""
     if before is None:
         return subnet
-    unchanged = subnet.policy is not None and same_words(subnet.policy, before.policy)
     return dataclasses.replace(
         subnet,
         instances=_in_place(subnet.instances, before.instances, _name),
-        policy=before.policy if unchanged else subnet.policy,
+        policy=_settled_policy(subnet.policy, before.policy),
     )
 
 
@@ -298,6 +303,8 @@ def _prefixes(thing: Vpc | Subnet) -> str:
 
 
 def _parts(sign: str, vpc: Vpc) -> Iterator[ObjectChange]:
+    if vpc.policy and sign == "+":
+        yield ObjectChange(sign, f"policy of VPC {vpc.name}", vpc.policy.file)
     for subnet in vpc.subnets:
         yield from _subnet_parts(sign, vpc, subnet)
     for item in vpc.publications:
@@ -369,6 +376,11 @@ def _publication_changes(old: Vpc, new: Vpc) -> Iterator[ObjectChange]:
             yield ObjectChange("+", _published(new, item))
 
 
+def _policy_change(what: str, old: Policy | None, new: Policy | None) -> ObjectChange:
+    sign = "+" if old is None else "-" if new is None else "~"
+    return ObjectChange(sign, f"policy of {what}", new.file if new else "")
+
+
 # In the order in which a difference shows them.
 _VPC: dict[str, Words] = {
     "prefixes": _about(lambda old, new: [f"{_prefixes(old)} becomes {_prefixes(new)}"]),
@@ -378,6 +390,7 @@ _VPC: dict[str, Words] = {
     "nat_protocols": _about(_protocol_words),
     "mtu": _about(lambda old, new: [f"MTU {new.link_mtu} instead of {old.link_mtu}"]),
     "hardened": _about(lambda old, new: ["hardened" if new.hardened else "not hardened"]),
+    "policy": lambda old, new: [_policy_change(f"VPC {new.name}", old.policy, new.policy)],
     "subnets": _subnets_changes,
     "publications": _publication_changes,
 }
@@ -385,7 +398,6 @@ _VPC: dict[str, Words] = {
 
 def _subnet_changes(vpc: str, old: Subnet, new: Subnet) -> Iterator[ObjectChange]:
     what = f"subnet {vpc}/{new.name}"
-    policy = "+" if old.policy is None else "-" if new.policy is None else "~"
     words: dict[str, Words] = {
         "prefixes": lambda old, new: [ObjectChange("~", what, f"{_prefixes(old)} becomes {_prefixes(new)}")],
         "public": lambda old, new: [ObjectChange("~", what, "public" if new.public else "private")],
@@ -393,9 +405,7 @@ def _subnet_changes(vpc: str, old: Subnet, new: Subnet) -> Iterator[ObjectChange
             ObjectChange("+" if new.nat_gateway else "-", f"NAT gateway of {vpc}/{new.name}")
         ],
         "instances": lambda old, new: _instances_changes(vpc, old, new),
-        "policy": lambda old, new: [
-            ObjectChange(policy, f"policy of {vpc}/{new.name}", new.policy.file if new.policy else "")
-        ],
+        "policy": lambda old, new: [_policy_change(f"{vpc}/{new.name}", old.policy, new.policy)],
     }
     return _changes(what, old, new, words)
 
@@ -456,6 +466,8 @@ def _exported_vpc(vpc: Vpc) -> dict[str, Any]:
         document["nat_protocols"] = list(vpc.nat_protocols)
     if vpc.publications:
         document["publish"] = list(map(publication_document, vpc.publications))
+    if vpc.policy:
+        document["policy"] = policy_to_json(vpc.policy)
     return document
 
 

@@ -35,15 +35,17 @@ from vpcctl.model.network import (
     port_range,
 )
 from vpcctl.model.operations import with_instance
-from vpcctl.model.policy import PROTOCOLS, Address, Endpoint, Network, Policy
+from vpcctl.model.policy import PROTOCOLS, WHOLE_VPC, Address, Endpoint, Network, Policy
 from vpcctl.values import dataclass
 
 _V = TypeVar("_V")
 # The fields of VPCs and policies that cannot replace their sets.
-BESIDE_SETS = frozenset({"name", "cidr", "subnets", "publish", "vpc", "subnet", "ingress", "egress", "default"})
+BESIDE_SETS = frozenset(
+    {"name", "cidr", "subnets", "publish", "policy", "vpc", "subnet", "ingress", "egress", "default"}
+)
 # What may be wrong in a VPC without hiding the name of a subnet or an instance.
 HARMLESS = re.compile(
-    "/(?:name|cidr|sets|publish|hardened|mtu|max_flows|max_ports|nat_protocols|invariants)(?:/.*)?"
+    "/(?:name|cidr|sets|publish|hardened|mtu|max_flows|max_ports|nat_protocols|invariants|policy)(?:/.*)?"
     "|/subnets/[0-9]+/(?:cidr|type|nat_gateway|policy)(?:/.*)?"
     "|/subnets/[0-9]+/instances/[0-9]+/ip",
     re.DOTALL,
@@ -256,11 +258,11 @@ class _Environment(Reader):
             document = document[int(part)] if isinstance(document, list) else document[part]
         return _set_names(document) if isinstance(document, dict) else self._file_sets.get(place) or ()
 
-    def policy_of(self, subnet: dict[str, Any], pointer: str) -> Policy | None:
-        """The subnet's policy, if it has one."""
-        if "policy" not in subnet:
+    def policy_of(self, holder: dict[str, Any], pointer: str, whole: bool = False) -> Policy | None:
+        """The policy of a subnet, or of a VPC if `whole`, if it has one."""
+        if "policy" not in holder:
             return None
-        return self.guarded(f"{pointer}/policy", self.attached, subnet["policy"], pointer)
+        return self.guarded(f"{pointer}/policy", self.attached, holder["policy"], pointer, whole)
 
     def guarded(self, pointer: str, make: Callable[..., _V], *arguments: Any) -> _V | None:
         """`make(*arguments)`; what our own checks refuse becomes a problem at `pointer`."""
@@ -290,6 +292,7 @@ class _Environment(Reader):
             for number, inner in sound(inners)
         }
         sets = self.sets(document.get("sets", {}), f"{pointer}/sets")
+        policy = self.policy_of(document, pointer, whole=True)
         self.names_within(document, pointer)
         published = self.published(document, pointer)
         if alone is None or prefix is None:
@@ -298,7 +301,7 @@ class _Environment(Reader):
         # A subnet that could not be read is a problem already.
         there = {place: subnet for place, subnet in subnets.items() if subnet is not None}
         hardened, mtu = document.get("hardened", False), self.mtu(document, name)
-        parts = tuple(there.values()), published, tuple(sets.items()), *limits, hardened, mtu
+        parts = tuple(there.values()), published, tuple(sets.items()), *limits, hardened, mtu, policy
         if len(self.problems) == told:
             with contextlib.suppress(VpcctlError):
                 return Vpc(name, (prefix,), index, *parts)
@@ -488,13 +491,14 @@ class _Environment(Reader):
         beside = home and home.subnets_by_name.get(subnet.name)
         return [beside] if beside and beside.prefixes == subnet.prefixes else []
 
-    def attached(self, policy: Any, pointer: str) -> Policy:
+    def attached(self, policy: Any, pointer: str, whole: bool) -> Policy:
         vpc = "/".join(pointer.split("/")[:3])
         if not isinstance(policy, str):
             reader = Reader(self.file)
             read = reader.policy(policy, f"{pointer}/policy", {})
             self._endpoints.append((vpc, f"{pointer}/policy", self.file, reader.named))
             reader.finish()
+            _check_aim(read, whole)
             return read.policy
         try:
             document, file = self._load(policy)
@@ -505,6 +509,7 @@ class _Environment(Reader):
                 raise DocumentError(*found.problems)
             if len(found.documents) != 1:
                 raise DocumentError(Problem(file, "", "", "one policy is expected here"))
+            _check_aim(found.documents[0], whole)
         except DocumentError as error:
             raise self.discreet(error) from error
         return found.documents[0].policy
@@ -527,6 +532,18 @@ class _Environment(Reader):
         ]
         hints = (_not_shown(file, self.file) for file in files)
         return DocumentError(*told, *(hint for hint in hints if hint not in self.problems))
+
+
+def _check_aim(found: PolicyDocument, whole: bool) -> None:
+    """Raise DocumentError for a VPC's own policy in the place of a subnet's, and the other way round."""
+    if whole and found.subnet not in (None, WHOLE_VPC):
+        expected = 'this is the place of the VPC\'s own policy ("subnet": "*"); that of a subnet is in "subnets"'
+    elif not whole and found.subnet == WHOLE_VPC:
+        expected = "this is the place of a subnet's policy; the VPC's own is in the field \"policy\" of the VPC"
+    else:
+        return
+    place = f"{found.policy.pointer}/subnet"
+    raise DocumentError(Problem(found.policy.file, place, expected, expected, place))
 
 
 def _not_shown(file: str, document: str) -> Problem:

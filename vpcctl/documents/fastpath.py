@@ -41,15 +41,16 @@ def without_plain_parts(document: Any) -> Any:
     """
     if not isinstance(document, dict) or not isinstance(document.get("vpcs"), list):
         return document
-    return {**document, "vpcs": [_lightened(vpc, "sets", "sets", "subnets") for vpc in document["vpcs"]]}
+    return {**document, "vpcs": [_lightened(vpc, ("sets", "policy"), "subnets") for vpc in document["vpcs"]]}
 
 
-def _lightened(document: Any, field: str, definition: str, inner: str = "") -> Any:
+def _lightened(document: Any, fields: tuple[str, ...], inner: str = "") -> Any:
+    """An object without those of its `fields` that are valid; each is called as its definition is."""
     if not isinstance(document, dict):
         return document
-    left = {key: value for key, value in document.items() if key != field or not _plain(definition, value)}
+    left = {key: value for key, value in document.items() if key not in fields or not _plain(key, value)}
     if isinstance(left.get(inner), list):
-        left[inner] = [_lightened(one, "policy", "policy") for one in left[inner]]
+        left[inner] = [_lightened(one, ("policy",)) for one in left[inner]]
     return left
 
 

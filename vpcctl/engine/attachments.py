@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from vpcctl.engine.inventory import chosen
 from vpcctl.engine.machine import Machine
-from vpcctl.model.policy import Direction, Policy
+from vpcctl.model.policy import WHOLE_VPC, Direction, Policy
 from vpcctl.values import dataclass
 
 if TYPE_CHECKING:
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from vpcctl.documents.sources import Source
     from vpcctl.engine.execution import Difference
     from vpcctl.engine.state import State
-    from vpcctl.model.network import World
+    from vpcctl.model.network import Vpc, World
 
 # How many flows each rule of a direction decided, the default's last; None where the policy is silent about it.
 Hits = Mapping[Direction, list[int] | None]
@@ -24,7 +23,7 @@ Hits = Mapping[Direction, list[int] | None]
 
 @dataclass(frozen=True, slots=True)
 class AttachedPolicy:
-    """The policy that a subnet has now; `changed` is false if it had the same before."""
+    """The policy that a subnet has now, or with ``*`` the VPC; `changed` is false if it had the same before."""
 
     vpc: str
     subnet: str
@@ -55,11 +54,15 @@ class PolicyChange:
 
 @dataclass(frozen=True, slots=True)
 class PolicyView:
-    """A subnet's policy, None if it has none; `hits` is None unless it was asked for."""
+    """A subnet's policy, or with ``*`` the VPC's own, None if it has none; `hits` is None unless it was asked for.
+
+    `after_vpc` says that the rules of the VPC's own policy are asked before it.
+    """
 
     subnet: str
     policy: Policy | None
     hits: Hits | None = None
+    after_vpc: bool = False
 
 
 def apply_policies(
@@ -95,7 +98,7 @@ def apply_policies(
 
 
 def clear_policy(machine: Machine, vpc: str, subnet: str, dry_run: bool) -> PolicyChange:
-    """Detach the policy of a subnet."""
+    """Detach the policy of a subnet, or with ``*`` the VPC's own."""
     from vpcctl.model import operations
 
     if dry_run or machine.rehearsing:
@@ -109,27 +112,38 @@ def clear_policy(machine: Machine, vpc: str, subnet: str, dry_run: bool) -> Poli
 
 
 def show_policies(machine: Machine, vpc: str, subnet: str | None, hits: bool) -> tuple[PolicyView, ...]:
-    """The policies of a VPC's subnets, or of one; with `hits` the kernel is asked for the counters."""
+    """The policies of a VPC and its subnets, or of one of them; with `hits` the kernel is asked for the counters.
+
+    A VPC without a policy of its own is shown only if it is asked for.
+    """
     from vpcctl.engine.rulesets import loaded_objects
 
     found = machine.load().world.vpc(vpc)
-    subnets = chosen(found, subnet)
+    if subnet is None:
+        names = [*([] if found.policy is None else [WHOLE_VPC]), *found.subnets_by_name]
+    else:
+        found.policy_of(subnet)
+        names = [subnet]
     objects = loaded_objects(machine, vpc) if hits else None
     return tuple(
-        PolicyView(one.name, one.policy, None if objects is None else _hits(objects, one.name, one.policy))
-        for one in subnets
+        PolicyView(
+            name,
+            found.policy_of(name),
+            None if objects is None else _hits(objects, found, name),
+            name != WHOLE_VPC and found.policy is not None,
+        )
+        for name in names
     )
 
 
-def _hits(objects: list[dict[str, Any]], subnet: str, policy: Policy | None) -> Hits:
+def _hits(objects: list[dict[str, Any]], vpc: Vpc, subnet: str) -> Hits:
     from vpcctl.compiler.hit_counts import hits
 
-    return {side: hits(objects, policy, subnet, side) if policy else None for side in Direction}
+    return {side: hits(objects, vpc, subnet, side) for side in Direction}
 
 
 def _attached(before: World, one: Attachment) -> AttachedPolicy:
-    policy = before.vpc(one.vpc).subnet(one.subnet).policy
-    return AttachedPolicy(one.vpc, one.subnet, one.policy, policy != one.policy)
+    return AttachedPolicy(one.vpc, one.subnet, one.policy, before.vpc(one.vpc).policy_of(one.subnet) != one.policy)
 
 
 def _changed(

@@ -113,10 +113,12 @@ class Controller:
         max_ports: int | None = None,
         hardened: bool = False,
         mtu: int | None = None,
+        closed: bool = False,
     ) -> Created[VpcView]:
-        """Create a VPC: its router, its default-deny ruleset, its uplink.
+        """Create a VPC: its router, its ruleset, its uplink.
 
-        Without `mtu` its links get the MTU of the host's way out, at most 1500.
+        Without `mtu` its links get the MTU of the host's way out, at most 1500.  With `closed` its own policy denies
+        all traffic: nothing passes until a policy allows it.
         """
         from vpcctl.engine import arguments
         from vpcctl.engine.inventory import Created, vpc_view
@@ -127,7 +129,7 @@ class Controller:
         flows = network.DEFAULT_MAX_FLOWS if max_flows is None else max_flows
         ports = network.DEFAULT_MAX_PORTS if max_ports is None else max_ports
         outcome = self.change(
-            lambda state: operations.create_vpc(state.world, name, own, range_, flows, ports, hardened, mtu)
+            lambda state: operations.create_vpc(state.world, name, own, range_, flows, ports, hardened, mtu, closed)
         )
         return Created(vpc_view(outcome.after, name), outcome)
 
@@ -380,13 +382,16 @@ class Controller:
         return attachments.apply_policies(self._machine, sources, vpc, subnet, dry_run)
 
     def clear_policy(self, vpc: str, subnet: str, *, dry_run: bool = False) -> PolicyChange:
-        """Detach the policy of a subnet."""
+        """Detach the policy of a subnet, or with ``*`` the VPC's own."""
         from vpcctl.engine import attachments
 
         return attachments.clear_policy(self._machine, vpc, subnet, dry_run)
 
     def show_policies(self, vpc: str, subnet: str | None = None, *, hits: bool = False) -> tuple[PolicyView, ...]:
-        """The policies in force; with `hits` also how many flows each rule decided since the ruleset was loaded."""
+        """The policies in force, with ``*`` for the VPC's own.
+
+        With `hits` they come with how many flows each rule decided since the ruleset was loaded.
+        """
         from vpcctl.engine import attachments
 
         return attachments.show_policies(self._machine, vpc, subnet, hits)

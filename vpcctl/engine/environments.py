@@ -152,18 +152,18 @@ def _wanted(document: Document, state: State, prune: bool, load: Loader) -> Worl
 
 
 def _new_policies(wanted: World, before: World) -> list[tuple[str, str]]:
-    """The subnets whose policy is new or another one."""
+    """The subnets whose policy is new or another one; ``*`` stands for the VPC's own."""
     # An unchanged VPC is not read for this.
     changed = [vpc for vpc in wanted.vpcs if before.vpcs_by_name.get(vpc.name) is not vpc]
     old = {
-        (vpc.name, subnet.name): subnet.policy
+        (vpc.name, subnet): policy
         for vpc in changed
         if vpc.name in before.vpcs_by_name
-        for subnet in before.vpc(vpc.name).subnets
+        for subnet, policy in before.vpc(vpc.name).policies
     }
     return [
-        (vpc.name, subnet.name)
+        (vpc.name, subnet)
         for vpc in changed
-        for subnet in vpc.subnets
-        if subnet.policy is not None and old.get((vpc.name, subnet.name)) != subnet.policy
+        for subnet, policy in vpc.policies
+        if old.get((vpc.name, subnet)) != policy
     ]

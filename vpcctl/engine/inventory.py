@@ -75,7 +75,10 @@ class UplinkView:
 
 @dataclass(frozen=True, slots=True)
 class VpcView:
-    """A VPC with everything in it; `router` is its router's namespace, `peers` are the names of other VPCs."""
+    """A VPC with everything in it; `router` is its router's namespace, `peers` are the names of other VPCs.
+
+    `policy_file` names the file of its own policy, None if it has none.
+    """
 
     name: str
     prefix: Network
@@ -89,6 +92,7 @@ class VpcView:
     nat_protocols: tuple[int, ...]
     subnets: tuple[SubnetView, ...]
     publications: tuple[Publication, ...]
+    policy_file: str | None = None
 
     @property
     def instances(self) -> tuple[InstanceView, ...]:
@@ -122,6 +126,7 @@ def vpc_view(world: World, name: str) -> VpcView:
         tuple(vpc.nat_protocols),
         subnet_views(vpc),
         tuple(vpc.publications),
+        vpc.policy.file if vpc.policy else None,
     )
 
 

@@ -297,7 +297,10 @@ def forecast(before: World, after: World, host: Host, quick: bool = False) -> Fo
 
 def closed_way_out(machine: Machine, world: World, vpc: str, subnet: str) -> str:
     """The lines of the egress policy that deny everything to the internet; empty if something passes."""
-    if world.vpc(vpc).subnet(subnet).policy is None:
+    from vpcctl.model.network import effective
+
+    home = world.vpc(vpc)
+    if effective(home, home.subnet(subnet)) is None:
         return ""
     from vpcctl.analysis import closed
     from vpcctl.analysis.reachability import Reach
@@ -307,6 +310,8 @@ def closed_way_out(machine: Machine, world: World, vpc: str, subnet: str) -> str
 
 def closed_ways(machine: Machine, before: World, after: World) -> tuple[str, ...]:
     """Warnings about NAT gateways and published ports that are new in `after` and that its policies close."""
+    from vpcctl.model.network import effective
+
     newly = [vpc for vpc in after.vpcs if before.vpcs_by_name.get(vpc.name) is not vpc]
     warnings: list[str] = []
     for vpc in newly:
@@ -319,7 +324,7 @@ def closed_ways(machine: Machine, before: World, after: World) -> tuple[str, ...
                 warnings += [f"{words} internet ({closed})"] if closed else []
         published = {item.place for item in old.publications} if old else set()
         for item in vpc.publications:
-            if item.place not in published and vpc.subnet_of(item.instance).policy is not None:
+            if item.place not in published and effective(vpc, vpc.subnet_of(item.instance)) is not None:
                 closed = _closed_port(machine, after, vpc.name, item)
                 words = f"{item.service} of the host is published, but the ingress policy denies everything"
                 to = f"{item.target} of {vpc.name}/{item.instance}"
@@ -329,9 +334,14 @@ def closed_ways(machine: Machine, before: World, after: World) -> tuple[str, ...
 
 def publication_warnings(machine: Machine, world: World, vpc: str, publication: Publication) -> tuple[str, ...]:
     """Warnings about newly published ports that may not work as intended."""
-    subnet = world.vpc(vpc).subnet_of(publication.instance)
+    from vpcctl.model.network import effective
+    from vpcctl.model.policy import Direction
+
+    home = world.vpc(vpc)
+    subnet = home.subnet_of(publication.instance)
+    policy = effective(home, subnet)
     warnings = []
-    if subnet.policy is None or subnet.policy.ingress is None:
+    if policy is None or not policy.judges(Direction.INGRESS):
         callers = "every program of the host" if publication.local else "everybody outside"
         warnings.append(f"subnet {subnet.name} has no ingress policy, so {callers} may use it")
     elif closed := _closed_port(machine, world, vpc, publication):
@@ -374,8 +384,8 @@ def log(machine: Machine, vpc: str, lost: Callable[[], None]) -> FlowLog:
 
 def reports(vpc: Vpc) -> bool:
     """Has the VPC a rule that is to be reported?"""
-    policies = (subnet.policy for subnet in vpc.subnets if subnet.policy is not None)
-    return any(rule.log for policy in policies for rules in (policy.ingress, policy.egress) for rule in rules or ())
+    lists = (rules for _, policy in vpc.policies for rules in (policy.ingress, policy.egress))
+    return any(rule.log for rules in lists for rule in rules or ())
 
 
 def _reach(machine: Machine, environment: Source | None) -> tuple[Reach, tuple[str, ...]]:

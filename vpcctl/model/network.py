@@ -23,7 +23,9 @@ from vpcctl.model.policy import (
     PORT_PROTOCOLS,
     PROTOCOL_NAMES,
     TCP,
+    WHOLE_VPC,
     Address,
+    EffectivePolicy,
     Network,
     Policy,
 )
@@ -340,7 +342,7 @@ class Rest(Protocol):
 
 
 # The fields of a VPC that are read on first use, and those that are computed from them.
-_DEFERRED = ("subnets", "sets", "instances", "subnets_by_name", "instances_by_name", "_homes")
+_DEFERRED = ("subnets", "sets", "policy", "instances", "subnets_by_name", "instances_by_name", "_homes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,10 +352,11 @@ class Vpc:
     `max_flows` is how many flows the host tracks for it at most, `max_ports` how many ports it may take toward one
     remote service.  `nat_protocols` are the protocols without ports that are translated for it, and for no other VPC.
     A `hardened` one also has defences that cost throughput (docs/operations.md).  `mtu` is that of all its links; None
-    until the VPC is made on a host, whose way out decides it once.  `instances` are those of all subnets.
+    until the VPC is made on a host, whose way out decides it once.  `policy` is the VPC's own, whose rules are asked
+    before those of each subnet (`effective`).  `instances` are those of all subnets.
 
-    A `deferred` VPC reads its subnets and sets from the record on first use, so that a command about one VPC does not
-    read the others.  `rest` is where they are; None for a VPC that is not deferred.
+    A `deferred` VPC reads its subnets, sets and policy from the record on first use, so that a command about one VPC
+    does not read the others.  `rest` is where they are; None for a VPC that is not deferred.
     """
 
     name: str
@@ -367,6 +370,7 @@ class Vpc:
     nat_protocols: tuple[int, ...] = ()
     hardened: bool = False
     mtu: int | None = None
+    policy: Policy | None = None
     instances: tuple[Instance, ...] = _index()
     subnets_by_name: Mapping[str, Subnet] = _index()
     instances_by_name: Mapping[str, Instance] = _index()
@@ -399,7 +403,7 @@ class Vpc:
         hardened: bool,
         mtu: int | None,
     ) -> Vpc:
-        """A VPC whose subnets and sets are read from `rest` on first use, and checked then."""
+        """A VPC whose subnets, sets and policy are read from `rest` on first use, and checked then."""
         made = object.__new__(cls)
         own = (name, prefixes, index, publications, max_flows, max_ports, nat_protocols, hardened, mtu, rest)
         for field_name, value in zip((*_OWN, "rest"), own, strict=True):
@@ -427,7 +431,7 @@ class Vpc:
             return False
         if self.rest is not None and other.rest is not None and self.rest.mark == other.rest.mark:
             return True
-        return (self.subnets, self.sets) == (other.subnets, other.sets)
+        return (self.subnets, self.sets, self.policy) == (other.subnets, other.sets, other.policy)
 
     def _check_own(self) -> None:
         """Check what does not depend on the subnets."""
@@ -503,6 +507,23 @@ class Vpc:
             unique(map(derive, words), f"VPC {self.name}: {kind} interface")
 
     @property
+    def policies(self) -> Iterator[tuple[str, Policy]]:
+        """The policies as they were written, each with the name of its subnet; the VPC's own comes first."""
+        if self.policy is not None:
+            yield WHOLE_VPC, self.policy
+        yield from ((subnet.name, subnet.policy) for subnet in self.subnets if subnet.policy is not None)
+
+    def policy_of(self, subnet: str) -> Policy | None:
+        """The policy that was written for a subnet, or for the VPC; ConflictError names the subnets that exist."""
+        return self.policy if subnet == WHOLE_VPC else self.subnet(subnet).policy
+
+    def with_policy(self, subnet: str, policy: Policy | None) -> Vpc:
+        """This VPC with another policy, or none, for a subnet or for the VPC."""
+        if subnet == WHOLE_VPC:
+            return dataclasses.replace(self, policy=policy)
+        return self.with_subnet(dataclasses.replace(self.subnet(subnet), policy=policy))
+
+    @property
     def link_mtu(self) -> int:
         """The MTU of its links."""
         return DEFAULT_MTU if self.mtu is None else self.mtu
@@ -531,6 +552,16 @@ class Vpc:
 
 # The fields that a deferred VPC has from the beginning.
 _OWN = ("name", "prefixes", "index", "publications", "max_flows", "max_ports", "nat_protocols", "hardened", "mtu")
+
+
+def effective(vpc: Vpc, subnet: Subnet) -> EffectivePolicy | None:
+    """What decides at the gates of `subnet`; None if neither the subnet nor its VPC has a policy.
+
+    The oracle has lines of its own for this: it is the independent witness.
+    """
+    if vpc.policy is None and subnet.policy is None:
+        return None
+    return EffectivePolicy(vpc.policy, subnet.policy)
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -21,7 +21,7 @@ from vpcctl.model.network import (
     check_published,
     placed,
 )
-from vpcctl.model.policy import Address, Network
+from vpcctl.model.policy import CLOSED, Address, Network
 
 
 def create_vpc(
@@ -33,10 +33,11 @@ def create_vpc(
     max_ports: int = DEFAULT_MAX_PORTS,
     hardened: bool = False,
     mtu: int | None = None,
+    closed: bool = False,
 ) -> World:
     """Add a VPC; `transit` sets the range of the uplinks, which all VPCs share.
 
-    Without `mtu` the host decides it when the VPC is made.
+    Without `mtu` the host decides it when the VPC is made.  With `closed` it begins with a policy that denies all.
     """
     if name in {vpc.name for vpc in world.vpcs}:
         raise ConflictError(f"VPC {name} exists already; choose another name, or `vpcctl show-vpc --name {name}`")
@@ -47,7 +48,14 @@ def create_vpc(
             )
         world = dataclasses.replace(world, transit=transit)
     made = Vpc(
-        name, (prefix,), world.free_index(), max_flows=max_flows, max_ports=max_ports, hardened=hardened, mtu=mtu
+        name,
+        (prefix,),
+        world.free_index(),
+        max_flows=max_flows,
+        max_ports=max_ports,
+        hardened=hardened,
+        mtu=mtu,
+        policy=CLOSED if closed else None,
     )
     return dataclasses.replace(world, vpcs=(*world.vpcs, made))
 
@@ -210,9 +218,8 @@ def unpublish_port(
 
 
 def clear_policy(world: World, vpc: str, subnet: str) -> World:
-    """Detach a subnet's policy."""
-    target = world.vpc(vpc)
-    return world.with_vpc(target.with_subnet(dataclasses.replace(target.subnet(subnet), policy=None)))
+    """Detach the policy of a subnet, or with ``*`` the VPC's own."""
+    return world.with_vpc(world.vpc(vpc).with_policy(subnet, None))
 
 
 def with_instance(subnet: Subnet, vpc: str, name: str, address: Address | None = None, serial: int = 0) -> Subnet:

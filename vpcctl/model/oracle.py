@@ -2,7 +2,7 @@
 
 This is the oracle: the compiler and the kernel are judged by it.  It follows docs/policy.md, «Meaning»: topology
 first, then the egress gate of the source's subnet, then the ingress gate of the destination's; no gate accepts on
-behalf of another.
+behalf of another.  At each gate the VPC's own policy is asked before the subnet's.
 """
 
 from __future__ import annotations
@@ -174,13 +174,20 @@ def _way_in(world: World, vpc: Vpc, flow: Flow, host: Host) -> tuple[Action, str
 
 def _gate(world: World, vpc: Vpc, subnet: Subnet, direction: Direction, flow: Flow) -> Stage:
     name = f"{direction.value} of {vpc.name}/{subnet.name}"
-    policy = subnet.policy
-    if policy is None:
+    last = None
+    for policy in (vpc.policy, subnet.policy):
+        if policy is None:
+            continue
+        for rule in policy.rules(direction) or ():
+            if _matches(world, vpc, policy, rule, flow):
+                return Stage(name, rule.action, str(rule.origin))
+        stated = any(side is direction for side, _ in policy.defaults)
+        # The subnet's default holds if the subnet's policy has the direction, else the VPC's does.
+        if last is None or stated or policy.rules(direction) is not None:
+            last = policy
+    if last is None:
         return Stage(name, Action.ALLOW, "no policy")
-    for rule in policy.rules(direction) or ():
-        if _matches(world, vpc, policy, rule, flow):
-            return Stage(name, rule.action, str(rule.origin))
-    return Stage(name, policy.default(direction), str(policy.default_origin(direction)))
+    return Stage(name, last.default(direction), str(last.default_origin(direction)))
 
 
 def _matches(world: World, vpc: Vpc, policy: Policy, rule: Rule, flow: Flow) -> bool:

@@ -1,14 +1,15 @@
 """A firewall policy as values: what its document says, checked, but with no name resolved.
 
-Rules are ordered and the first that matches decides.  What a policy *means* is in `oracle`; how JSON becomes these
-values is in `documents`; how they become nftables sets is in `compiler`.
+Rules are ordered and the first that matches decides.  Whoever judges traffic asks for the effective policy of a subnet;
+whoever shows, compares, exports or stores policies takes those that were written.  What a policy *means* is in
+`oracle`; how JSON becomes these values is in `documents`; how they become nftables sets is in `compiler`.
 """
 
 from __future__ import annotations
 
 import enum
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from vpcctl.values import dataclass
 
@@ -103,6 +104,8 @@ class Origin:
         return f"{place} ({self.remark})" if self.remark else place
 
 
+# The word for all subnets of a VPC, where a policy names its subnet: no subnet can have this name.
+WHOLE_VPC = "*"
 # Of a rule that is from no document.
 NOWHERE = Origin()
 
@@ -130,7 +133,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What may enter and leave one subnet.
+    """What may enter and leave one subnet, or each subnet of a VPC.
 
     `ingress` and `egress` are None where the document has no such direction: then everything passes.
     `defaults` holds what the document states, by direction; a present direction without one denies.
@@ -147,6 +150,10 @@ class Policy:
     def rules(self, direction: Direction) -> Sequence[Rule] | None:
         """The rules of `direction`, or None if the policy is silent about it."""
         return self.ingress if direction is Direction.INGRESS else self.egress
+
+    def speaks(self, direction: Direction) -> bool:
+        """Does the policy say anything about `direction`: rules, or a default?"""
+        return self.rules(direction) is not None or direction in dict(self.defaults)
 
     def default(self, direction: Direction) -> Action:
         """What happens to traffic of `direction` that no rule matches."""
@@ -165,3 +172,52 @@ class Policy:
         if self.rules(direction) is None:
             return Origin(self.file, self.pointer, f"no {direction.value}: default allow")
         return Origin(self.file, f"{self.pointer}/{direction.value}", "default deny")
+
+
+@dataclass(frozen=True, slots=True)
+class EffectivePolicy:
+    """The policies of a VPC and of one of its subnets, at least one of them, in the order in which they are asked.
+
+    Each rule keeps its origin, and the named sets of each policy are its own: one name may mean two things.
+    """
+
+    vpc: Policy | None
+    subnet: Policy | None
+
+    def parts(self, direction: Direction) -> Iterator[tuple[Policy, Sequence[Rule]]]:
+        """Each policy that has rules for `direction`, with these rules, in their order."""
+        for policy in (self.vpc, self.subnet):
+            if policy is not None and (rules := policy.rules(direction)):
+                yield policy, rules
+
+    def rules(self, direction: Direction) -> Sequence[Rule]:
+        """The rules in their order; the first that matches decides."""
+        found = [rules for _, rules in self.parts(direction)]
+        # Rules on record stay as they are written there until somebody looks into them.
+        return found[0] if len(found) == 1 else tuple(rule for rules in found for rule in rules)
+
+    def judges(self, direction: Direction) -> bool:
+        """Is there anything in `direction` but a default that allows?  The rules themselves are not looked into."""
+        return any(True for _ in self.parts(direction)) or self.default(direction) is not Action.ALLOW
+
+    def default(self, direction: Direction) -> Action:
+        """What happens to traffic that no rule matches."""
+        return self.default_policy(direction).default(direction)
+
+    def default_origin(self, direction: Direction) -> Origin:
+        """The place of the default."""
+        return self.default_policy(direction).default_origin(direction)
+
+    def default_is_own(self, direction: Direction) -> bool:
+        """Is the default the subnet's, because its policy says anything about `direction`?  Else it is the VPC's."""
+        return self.subnet is not None and (self.vpc is None or self.subnet.speaks(direction))
+
+    def default_policy(self, direction: Direction) -> Policy:
+        """The policy whose default holds."""
+        found = self.subnet if self.default_is_own(direction) else self.vpc
+        assert found is not None, "one of the two policies is there"
+        return found
+
+
+# What `create-vpc --closed` begins with: nothing passes until a policy allows it.
+CLOSED = Policy(defaults=tuple((direction, Action.DENY) for direction in Direction), file="(closed)")
