@@ -39,6 +39,7 @@ from vpcctl.model import operations, oracle
 from vpcctl.model.network import Invariant, World, effective
 from vpcctl.model.oracle import Flow, Place
 from vpcctl.model.policy import CLOSED, TCP, WHOLE_VPC, Action, Direction, Origin, Policy, Rule
+from vpcctl.model.restoration import restored
 
 PEERED = operations.clear_policy(told("peer them"), "one", "web")
 ALLOW, DENY = {"action": "allow"}, {"action": "deny"}
@@ -231,6 +232,12 @@ def test_the_record_keeps_it_and_no_word_of_it_where_there_is_none() -> None:
     assert world_from_json(kept) == world
     assert kept["vpcs"][0]["part"]["policy"]["file"] == "vpc.json"
     assert "policy" not in kept["vpcs"][1]["part"]
+
+
+def test_what_comes_back_from_the_past_has_it() -> None:
+    past = own(PEERED, ingress=[ALLOW])
+    assert restored(own(PEERED, ingress=[DENY]), past, 7) == past
+    assert restored(past, PEERED, 7).vpc("one").policy is None
 
 
 # -- what it means -------------------------------------------------------------------------------------------------
