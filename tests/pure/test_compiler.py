@@ -489,8 +489,13 @@ def test_a_link_that_we_opened_leads_to_uplinks_and_to_no_link_that_did_not_forw
     between = (LAN, CARD, "203.0.113.7", "203.0.113.9")
     assert not host.forwards(*between)
     assert free.forwards(*between)
-    # Somebody turned forwarding on there later and began it.
-    assert host.forwards(*between, **{"ct state": "established"})
+    # Replies to a flow that began where somebody turned forwarding on; never the flow itself.
+    assert host.forwards(*between, **{"ct state": "established", "ct direction": "reply"})
+    assert not host.forwards(*between, **{"ct state": "established", "ct direction": "original"})
+    # Between two links that only we opened it ends in both directions.
+    both = HostPart((OpenedLink(INDICES[LAN]), OpenedLink(INDICES[CARD])), closed=(INDICES[LAN], INDICES[CARD]))
+    replies = {"ct state": "established", "ct direction": "reply"}
+    assert not Host(two_vpcs(), part=both).forwards(*between, **replies)
     # The creator of a later network decides about it.
     assert host.forwards(LAN, LATER, "203.0.113.7", "203.0.113.9")
     assert host.forwards(LATER, LAN, "203.0.113.9", "203.0.113.7")

@@ -75,7 +75,7 @@ class View:
 
 # What the ruleset of a VPC does not depend on: fields of the world (the VPC and its peers are looked at by themselves),
 # and fields of a peer.
-_BESIDE = {"vpcs", "peerings"}
+_BESIDE = {"vpcs", "peerings", "invariants"}
 _OF_PEER = {
     "index", "subnets", "publications", "sets", "max_flows", "max_ports", "nat_protocols", "hardened", "mtu", "policy",
 }  # fmt: skip
