@@ -33,6 +33,7 @@ ROOT = Path(__file__).parents[2]
 READING = {
     *(name for name in COMMANDS if name.startswith(("list-", "show-"))),
     *("compile", "explain", "matrix", "verify", "log", "plan", "export", "status", "doctor", "completion", "graph"),
+    *("history", "confirm"),  # what is confirmed has been changed before
 }
 # They start programs, or are programs; what they do is no change of ours.
 RUNNING = {"exec", "lab", "agent"}
@@ -64,6 +65,7 @@ PREPARED = {
     "delete-nat-protocol one --protocol gre": ("create-nat-protocol one --protocol gre", ["~ VPC one"]),
     "clear-invariants": ("set-invariants kept.json", ["- invariant"]),
     "create-peering one two": ("delete-peering one two", ["+ peering one and two"]),
+    "undo": ("delete-peering one two", ["+ peering one and two"]),
 }
 LINES = {**CHANGES, **{line: expected for line, (_, expected) in PREPARED.items()}}
 DOCUMENT = {
@@ -131,7 +133,7 @@ def test_every_command_that_changes_something_can_be_tried_and_prints_json() -> 
         found[name] = {"--json", "--dry-run"} <= own
     assert {name for name, both in found.items() if both} == set(COMMANDS) - READING - RUNNING
     removing = {name for name in COMMANDS if name.startswith(("delete-", "unpublish-"))}
-    removing |= {"destroy", "apply", "clear-invariants"}
+    removing |= {"destroy", "apply", "clear-invariants", "undo"}
     for name in COMMANDS:
         command = commands.get_command(click.Context(commands), name)
         assert isinstance(command, Command)

@@ -13,7 +13,7 @@ from vpcctl.errors import ConflictError
 
 if TYPE_CHECKING:
     from vpcctl.analysis.impact import Forecast
-    from vpcctl.engine.made_changes import KeptChange, UndoPlan
+    from vpcctl.engine.made_changes import KeptChange
 
 
 @command()
@@ -109,38 +109,29 @@ def undo(session: Session, to: int | None) -> None:
 
     Example: vpcctl undo --dry-run
     """
+    from vpcctl.cli.change_reports import change_document, on_terminal
     from vpcctl.cli.change_reports import confirm as confirm_removal
-    from vpcctl.cli.change_reports import on_terminal
 
     planned = session.controller.plan_undo(to)
     if planned.unconfirmed and session.confirm is not None:
         raise ConflictError("the change that would be undone waits to be confirmed itself; undo it without --confirm")
-    if session.wants_json:
-        print_json(_undo_document(planned))
-    else:
+    if not session.wants_json:
         show(*session.summary([f"undoes {_told(one)}" for one in planned.undone]), *planned.counts)
         show(*session.summary(planned.changes), *session.forecast_lines(planned.forecast))
     session.warn_all((*planned.warnings, *planned.losses))
-    if session.dry_run:
-        return session.say("nothing was changed")
-    if not planned.changes and not planned.unconfirmed:
-        return session.say("nothing to change")
-    if not session.yes and on_terminal():
-        # Without the privilege, fail before the question.
-        session.controller.check_privilege()
-        confirm_removal("Undo this?", "nothing was changed")
-    session.controller.undo(planned)
-    return session.say("undone; `vpcctl undo` brings it back")
-
-
-def _undo_document(planned: UndoPlan) -> dict[str, Any]:
-    return {
-        "undone": [change.number for change in planned.undone],
-        "changes": [dataclasses.asdict(change) for change in planned.changes],
-        **_traffic_document(planned.forecast),
-        "losses": list(planned.losses),
-        "warnings": list(planned.warnings),
-    }
+    words = "nothing was changed" if session.dry_run else "nothing to change"
+    if not session.dry_run and (planned.changes or planned.unconfirmed):
+        if not session.yes and on_terminal():
+            # Without the privilege, fail before the question.
+            session.controller.check_privilege()
+            confirm_removal("Undo this?", "nothing was changed")
+        session.controller.undo(planned)
+        words = "undone; `vpcctl undo` brings it back"
+    if session.wants_json:
+        common = change_document(planned, planned.forecast, session.dry_run)
+        undone = [change.number for change in planned.undone]
+        return print_json({"undone": undone, **common, "losses": list(planned.losses)})
+    return session.say(words)
 
 
 @command()
