@@ -66,7 +66,7 @@ def modes(session: Rehearsal) -> dict[str, tuple[int, int]]:
 
 def check_shared(session: Rehearsal, group: grp.struct_group) -> None:
     for name, (mode, owner) in modes(session).items():
-        expected = 0o2750 if name in (".", "parts") else 0o600 if name in CLOSED else 0o640
+        expected = 0o2750 if name in (".", "parts", "history") else 0o600 if name in CLOSED else 0o640
         assert mode == expected, name
         assert owner == group.gr_gid or name in CLOSED, name
 

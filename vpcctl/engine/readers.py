@@ -1,8 +1,8 @@
 """Who besides the owner may read the record: the members of one group, if they were given the right.
 
 The state directory itself says so: it belongs to the group, the group may read it, and it has the set-group-ID bit, so
-that the kernel gives every new file in it to the group (inode(7)).  Whoever writes a part or the state file lets the
-group read it (`parts.write`).  The lock files stay closed: a reader that could open them could hold up writers
+that the kernel gives every new file in it to the group (inode(7)).  Whoever writes a part, the state file or the
+history lets the group read it.  The lock files stay closed: a reader that could open them could hold up writers
 (flock(2)).
 """
 
@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterator
 
 from vpcctl.engine import parts
-from vpcctl.engine.state import STATE_FILE, Store
+from vpcctl.engine.state import HISTORY, STATE_FILE, Store
 from vpcctl.errors import ConflictError, KernelError, PrivilegeError, StateError
 
 
@@ -76,15 +76,16 @@ def _opened(store: Store) -> int:
 
 
 def _members(directory: int) -> Iterator[tuple[int, bool]]:
-    """A descriptor of each file of the record, and of the directory of parts after its files; is it a directory?"""
-    with contextlib.suppress(FileNotFoundError):
-        folder = parts.opened(parts.FOLDER, directory)
-        try:
-            for name in os.listdir(folder):
-                yield from _file(name, folder)
-            yield folder, True
-        finally:
-            os.close(folder)
+    """A descriptor of each file of the record, and of each directory in it after its files; is it a directory?"""
+    for inner in (parts.FOLDER, HISTORY):
+        with contextlib.suppress(FileNotFoundError):
+            folder = parts.opened(inner, directory)
+            try:
+                for name in os.listdir(folder):
+                    yield from _file(name, folder)
+                yield folder, True
+            finally:
+                os.close(folder)
     yield from _file(STATE_FILE, directory)
 
 

@@ -562,11 +562,7 @@ class Writer:
         """Write the parts and their names to disk, before a state file needs them."""
         if not new:
             return
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(parts.FOLDER, 0o700, dir_fd=self._directory)
-            if parts.is_shared(os.fstat(self._directory)):
-                os.chmod(parts.FOLDER, parts.SHARED, dir_fd=self._directory)
-            os.fsync(self._directory)
+        self._make_folder(parts.FOLDER)
         with self._folder() as folder:
             for mark, content in new.items():
                 parts.place(folder, mark, content)
@@ -580,14 +576,20 @@ class Writer:
         finally:
             os.close(folder)
 
+    def _make_folder(self, name: str) -> None:
+        """Make a directory of the record, if it does not exist; who may read the record may read it, too."""
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=self._directory)
+            if parts.is_shared(os.fstat(self._directory)):
+                os.chmod(name, parts.SHARED, dir_fd=self._directory)
+            os.fsync(self._directory)
+
     def append(self, name: str, size: int, line: bytes) -> bool:
         """Write `line` behind the first `size` bytes of a file of the history, durable when this returns.
 
         False if the file has fewer bytes.  After an OSError nothing of the line is left.
         """
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(HISTORY, 0o700, dir_fd=self._directory)
-            os.fsync(self._directory)
+        self._make_folder(HISTORY)
         folder = parts.opened(HISTORY, self._directory)
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -596,6 +598,8 @@ class Writer:
                 files.check_own(descriptor)
                 if os.fstat(descriptor).st_size < size:
                     return False
+                if not size and parts.is_shared(os.fstat(folder)):
+                    os.fchmod(descriptor, parts.READABLE)
                 _write_at(descriptor, size, line)
             finally:
                 os.close(descriptor)
