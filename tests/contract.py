@@ -143,6 +143,7 @@ def a_ruleset_is_known_by_fingerprint_and_generation(machine: Machine) -> None:
 def what_is_gone_tracks_nothing(machine: Machine) -> None:
     assert machine.kernel.settled(["nobody-router"]) == set()
     assert list(machine.kernel.flows("nobody-router")) == []
+    assert list(machine.kernel.counted("nobody-router")) == []
     machine.kernel.forget("nobody-router", [])
     assert machine.kernel.loaded("nobody-router") == set()
 

@@ -157,6 +157,8 @@ def furnished(module_lab: Lab) -> Lab:
 def test_json_has_the_documented_shape(furnished: Lab, command: str, shape: str) -> None:
     if command == "status":
         furnished.run(["nft", "flush", "ruleset"], netns="billing-router")
+    if command == "flows shop":
+        furnished.run(["ping", "-n", "-c", "1", "10.0.1.1"], netns="shop-web")
     command, _, field = command.partition(" | ")
     words = [sys.executable, "-m", "vpcctl", *command.split(), "--json"]
     printed = furnished.run(words, cwd="/run", check=False).stdout

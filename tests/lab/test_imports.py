@@ -46,6 +46,7 @@ IMPORTS = {
     "create-subnet --help": Imports(8, {"shutil", "textwrap"}),
     "list-vpcs": Imports(30, VALUES),
     "explain shop/web shop/db tcp/80": Imports(44, VALUES | NETLINK),
+    "flows shop": Imports(72, VALUES | NETLINK | {"ctypes"}),
     "status": Imports(78, KERNEL),
     "create-subnet --vpc shop --name new --cidr 10.0.9.0/24 --type private": Imports(82, KERNEL | {"shutil"}),
     "create-instance --vpc shop --subnet web --name more": Imports(82, KERNEL | {"shutil"}),

@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 READING = {
     *(name for name in COMMANDS if name.startswith(("list-", "show-"))),
     *("compile", "explain", "matrix", "verify", "log", "plan", "export", "status", "doctor", "completion", "graph"),
-    *("history", "confirm"),  # what is confirmed has been changed before
+    *("flows", "history", "confirm"),  # what is confirmed has been changed before
 }
 # They start programs, or are programs; what they do is no change of ours.
 RUNNING = {"exec", "lab", "agent"}

@@ -71,6 +71,23 @@ class Tracked:
 
 
 @dataclass(frozen=True, slots=True)
+class Counted:
+    """An entry of connection tracking with its state and counters.
+
+    Counters are of both directions, those of the replies also by themselves; None if the kernel does not count.
+    `expires` is in how many seconds the entry goes if no packet comes; None if it is gone.
+    """
+
+    flow: Tracked
+    state: str
+    packets: int | None = None
+    bytes: int | None = None
+    reply_packets: int | None = None
+    reply_bytes: int | None = None
+    expires: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Key:
     """What names one entry in a namespace: the ends of its original direction, or of its replies."""
 

@@ -59,6 +59,7 @@ COMMANDS: dict[str, str] = {
     "clear-invariants": "invariant_commands",
     "graph": "graph_commands",
     "log": "traffic_commands",
+    "flows": "flow_commands",
     "plan": "environment_commands",
     "apply": "environment_commands",
     "export": "environment_commands",

@@ -69,6 +69,18 @@ def print_json(document: Any, indent: int | None = 2) -> None:
     print(visible_lines(json.dumps(document, indent=indent, ensure_ascii=False)), flush=indent is None)
 
 
+def print_json_list(documents: Iterable[Any]) -> None:
+    """A list for machines that may be long: its members are printed as they come, each in one line."""
+    import json
+
+    comma = ""
+    print("[", end="")
+    for document in documents:
+        print(f"{comma}\n  {visible(json.dumps(document, ensure_ascii=False))}", end="")
+        comma = ","
+    print("\n]" if comma else "]")
+
+
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]], empty: str = "none") -> None:
     """A result for people: columns, or the word for there being none on standard error."""
     cells = [[visible(str(cell)) for cell in row] for row in rows]

@@ -44,6 +44,7 @@ SENTENCES = {
     "clear-invariants": "Remove the invariants of the machine, or those of a VPC.",
     "graph": "Draw the network: VPCs, subnets, instances, peerings, published ports and ways out.",
     "log": 'Print the reports of rules with `"log": true`: the first packet of each flow, its verdict and its rule.',
+    "flows": "Show live connections, and the rule that admits each.",
     "plan": "Show what `apply` would change, and which traffic this would allow and deny.",
     "apply": "Bring the VPCs of an environment document to exactly the described state.",
     "export": "Print the present environment as a document for `apply`.",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vpcctl.documents.sources import Source
     from vpcctl.engine.attachments import PolicyChange, PolicyView
     from vpcctl.engine.environments import EnvironmentApplied, EnvironmentPlan
+    from vpcctl.engine.flows import FlowEvents, LiveFlows
     from vpcctl.engine.inventory import Created, Dwelling, InstanceView, PublishedPort, SubnetView, VpcView
     from vpcctl.engine.machine import Transform
     from vpcctl.engine.made_changes import ChangeView, KeptChange, UndoPlan
@@ -540,6 +541,23 @@ class Controller:
         from vpcctl.engine import traffic
 
         return traffic.log(self._machine, vpc, lost)
+
+    def flows(self, vpc: str | None = None, instance: str | None = None) -> LiveFlows:
+        """The live connections of all VPCs, of one, or of one instance of it; iterate once, they are read meanwhile."""
+        from vpcctl.engine import flows
+
+        return flows.flows(self._machine, vpc, instance)
+
+    def follow_flows(
+        self, vpc: str | None = None, instance: str | None = None, lost: Callable[[str], None] = lambda vpc: None
+    ) -> FlowEvents:
+        """The connections that begin and end from now on, without end.
+
+        `lost` is called with the name of a VPC in which more happened than could be read in time.
+        """
+        from vpcctl.engine import flows
+
+        return flows.follow(self._machine, vpc, instance, lost)
 
     # -- the machine ---------------------------------------------------------------------------------------------
 

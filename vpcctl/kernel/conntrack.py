@@ -18,17 +18,19 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 
 from vpcctl.analysis.packetset import IPV6_BASE
-from vpcctl.analysis.tracking import MOST_SELECTIONS, Ends, Key, Selection, Tracked
+from vpcctl.analysis.tracking import MOST_SELECTIONS, Counted, Ends, Key, Selection, Tracked
 from vpcctl.errors import KernelError
 from vpcctl.kernel import netlink
 from vpcctl.kernel.namespaces import entered, system_call
 from vpcctl.kernel.netlink import NLM_F_ACK, NLM_F_DUMP, NLMSG_ERROR, attribute, attributes, nested
-from vpcctl.model.policy import ICMP_PROTOCOLS
+from vpcctl.model.policy import ICMP_PROTOCOLS, SCTP, TCP
 from vpcctl.resources.kinds import where
 
 # Subsystem 1 is ctnetlink's.
-CT_GET, CT_DELETE, CT_GET_STATS_CPU, CT_GET_STATS = 1 << 8 | 1, 1 << 8 | 2, 1 << 8 | 4, 1 << 8 | 5
+CT_NEW, CT_GET, CT_DELETE, CT_GET_STATS_CPU, CT_GET_STATS = 1 << 8, 1 << 8 | 1, 1 << 8 | 2, 1 << 8 | 4, 1 << 8 | 5
 CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_STATUS, CTA_MARK, CTA_FILTER = 1, 2, 3, 8, 25
+CTA_PROTOINFO, CTA_TIMEOUT, CTA_COUNTERS_ORIG, CTA_COUNTERS_REPLY = 4, 7, 9, 10
+CTA_COUNTERS_PACKETS, CTA_COUNTERS_BYTES = 1, 2
 CTA_TUPLE_IP, CTA_TUPLE_PROTO = 1, 2
 CTA_IP_V4_SRC, CTA_IP_V4_DST, CTA_IP_V6_SRC, CTA_IP_V6_DST = 1, 2, 3, 4
 CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT = 1, 2, 3
@@ -42,10 +44,24 @@ CTA_STATS_INSERT_FAILED, CTA_STATS_GLOBAL_ENTRIES = 9, 1
 MEMBARRIER_GLOBAL = 1
 MEMBARRIER = {"x86_64": 324, "aarch64": 283, "riscv64": 283, "loongarch64": 283}
 IN_FLIGHT = 0.05
+# enum ip_conntrack_status: a reply was seen, and enough of both directions that the entry is kept if the table is full.
+IPS_SEEN_REPLY, IPS_ASSURED = 1 << 1, 1 << 2
+# The states of a connection, numbered as in include/uapi/linux/netfilter/nf_conntrack_tcp.h and …_sctp.h.  The kernel
+# reports them in an attribute of the protocol's own, within CTA_PROTOINFO: CTA_PROTOINFO_TCP_STATE, …_SCTP_STATE.
+STATES = {
+    TCP: "none syn-sent syn-recv established fin-wait close-wait last-ack time-wait close syn-sent2".split(),
+    SCTP: (
+        "none closed cookie-wait cookie-echoed established shutdown-sent shutdown-recd shutdown-ack-sent heartbeat-sent"
+        " heartbeat-acked"
+    ).split(),
+}
+CTA_PROTOINFO_STATE = 1
 AT_ONCE = 64
 
 # struct nfgenmsg
 _FAMILY = struct.Struct("=BBH")
+# Behind it are the attributes of a message.
+MESSAGE_HEADER = _FAMILY.size
 
 
 def settle() -> None:
@@ -80,13 +96,24 @@ class Tracking:
     def flows(self, selection: Selection | None = None) -> Iterator[Tracked]:
         """The entries, or those of a selection: the kernel filters them, since Linux 5.8."""
         with self._translated():
-            version, chosen = (0, b"") if selection is None else (4, _filter(selection))
-            self._socket.send(_message(CT_GET, NLM_F_DUMP, chosen, version))
-            for body in self._dumped():
+            for body in self._listed(selection):
                 flow = _tracked(body)
                 # A kernel without the filter answers with every entry.
                 if flow is not None and (selection is None or flow in selection):
                     yield flow
+
+    def counted(self, selection: Selection | None = None) -> Iterator[Counted]:
+        """Likewise with their states and counters."""
+        with self._translated():
+            for body in self._listed(selection):
+                found = counted(body)
+                if found is not None and (selection is None or found.flow in selection):
+                    yield found
+
+    def _listed(self, selection: Selection | None) -> Iterator[memoryview]:
+        version, chosen = (0, b"") if selection is None else (4, _filter(selection))
+        self._socket.send(_message(CT_GET, NLM_F_DUMP, chosen, version))
+        return self._dumped()
 
     def tally(self, addresses: Collection[int]) -> dict[int, tuple[int, int]]:
         """For each address, how many entries have it as the source of their first packet, and how many of replies.
@@ -249,6 +276,47 @@ def _tracked(body: memoryview) -> Tracked | None:
     if len(ends) != 2:
         return None
     return Tracked(protocol, ends[CTA_TUPLE_ORIG], ends[CTA_TUPLE_REPLY], mark, status)
+
+
+def counted(body: memoryview) -> Counted | None:
+    """Likewise with its state and counters."""
+    flow = _tracked(body)
+    if flow is None:
+        return None
+    values = netlink.fields(body)
+    packets, size = _counters(values.get(CTA_COUNTERS_ORIG))
+    reply_packets, reply_size = _counters(values.get(CTA_COUNTERS_REPLY))
+    expires = values.get(CTA_TIMEOUT)
+    return Counted(
+        flow,
+        _state(flow, values.get(CTA_PROTOINFO)),
+        None if packets is None else packets + (reply_packets or 0),
+        None if size is None else size + (reply_size or 0),
+        reply_packets,
+        reply_size,
+        None if expires is None else int.from_bytes(expires, "big"),
+    )
+
+
+def _counters(data: memoryview | None) -> tuple[int | None, int | None]:
+    """Packets and bytes of one direction; None where the kernel does not count."""
+    values = {} if data is None else netlink.fields(data)
+    packets, size = values.get(CTA_COUNTERS_PACKETS), values.get(CTA_COUNTERS_BYTES)
+    if packets is None or size is None:
+        return None, None
+    return int.from_bytes(packets, "big"), int.from_bytes(size, "big")
+
+
+def _state(flow: Tracked, data: memoryview | None) -> str:
+    """The state of a connection; of protocols without one, whether there were replies."""
+    names = STATES.get(flow.protocol, ())
+    for _, inner in attributes(data) if data is not None else ():
+        number = netlink.fields(inner).get(CTA_PROTOINFO_STATE)
+        if number is not None and number[0] < len(names):
+            return names[number[0]]
+    if flow.status & IPS_ASSURED:
+        return "assured"
+    return "replied" if flow.status & IPS_SEEN_REPLY else "unreplied"
 
 
 def _tuple(data: memoryview) -> tuple[int, Ends] | None:

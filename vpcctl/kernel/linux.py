@@ -48,7 +48,7 @@ from vpcctl.resources.protocol import ABSENT, RIGHT, Condition, HostFacts, HostL
 from vpcctl.values import dataclass
 
 if TYPE_CHECKING:
-    from vpcctl.analysis.tracking import Key, Selection, Tracked
+    from vpcctl.analysis.tracking import Counted, Key, Selection, Tracked
     from vpcctl.kernel.conntrack import Tracking
     from vpcctl.model.network import Publication
 
@@ -474,6 +474,13 @@ class LinuxKernel:
         with self._tracking(namespace) as tracking:
             if tracking is not None:
                 yield from tracking.flows(selection)
+
+    def counted(self, namespace: str, selection: Selection | None = None) -> Iterator[Counted]:
+        if not self._tracks(namespace):
+            return
+        with self._tracking(namespace) as tracking:
+            if tracking is not None:
+                yield from tracking.counted(selection)
 
     def forget(self, namespace: str | None, keys: Iterable[Key]) -> None:
         with self._tracking(namespace) as tracking:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from vpcctl.analysis.tracking import Key, Selection, Tracked
+from vpcctl.analysis.tracking import Counted, Key, Selection, Tracked
 from vpcctl.errors import ConflictError, KernelError
 from vpcctl.model.network import Publication
 from vpcctl.names import TABLE
@@ -102,6 +102,9 @@ class FakeKernel:
 
     def flows(self, namespace: str | None, selection: Selection | None = None) -> Iterable[Tracked]:
         return [flow for flow in self.tracked.get(namespace, ()) if selection is None or flow in selection]
+
+    def counted(self, namespace: str, selection: Selection | None = None) -> Iterable[Counted]:
+        return [Counted(flow, "unreplied") for flow in self.flows(namespace, selection)]
 
     def forget(self, namespace: str | None, keys: Iterable[Key]) -> None:
         gone = set(keys)

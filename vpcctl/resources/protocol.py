@@ -13,7 +13,7 @@ from vpcctl.resources.plan import Plan
 from vpcctl.values import dataclass
 
 if TYPE_CHECKING:
-    from vpcctl.analysis.tracking import Key, Selection, Tracked
+    from vpcctl.analysis.tracking import Counted, Key, Selection, Tracked
     from vpcctl.model.network import Publication
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -122,6 +122,9 @@ class Kernel(Protocol):
 
     def flows(self, namespace: str | None, selection: Selection | None = None) -> Iterable[Tracked]:
         """The tracked flows of a namespace, or those of a selection."""
+
+    def counted(self, namespace: str, selection: Selection | None = None) -> Iterable[Counted]:
+        """Likewise with their states and counters."""
 
     def forget(self, namespace: str | None, keys: Iterable[Key]) -> None:
         """Remove tracked flows; absent is success, and so is a namespace that is gone."""
