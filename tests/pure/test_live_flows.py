@@ -9,6 +9,7 @@ import random
 import struct
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -32,7 +33,7 @@ from vpcctl.kernel.flow_events import decoded
 from vpcctl.model import oracle
 from vpcctl.model.host import NO_HOST, Host
 from vpcctl.model.network import World, uplink_pair
-from vpcctl.model.oracle import Flow
+from vpcctl.model.oracle import Flow, Place
 from vpcctl.model.policy import ICMP, ICMP_PROTOCOLS, PORT_PROTOCOLS, SCTP, TCP, UDP
 from vpcctl.names import router_namespace
 from vpcctl.resources.fake import FakeKernel
@@ -235,6 +236,7 @@ ENVIRONMENT = {
             "publish": [
                 {"protocol": "udp", "port": 8080, "target_port": 80, "instance": "web"},
                 {"protocol": "udp", "port": "9000-9010", "instance": "web"},
+                {"protocol": "udp", "port": "5353-5354", "target_port": "53-54", "instance": "db"},
             ],
             "subnets": [
                 {"name": "web", "cidr": "10.0.1.0/24", "type": "public"},
@@ -322,13 +324,41 @@ def test_ends_have_names_and_the_addresses_that_they_use_themselves(flow: Tracke
         (plain(DB, 1000, WEB, 54), True, "no policy"),
         (outward(DB, 1000, "203.0.113.10", 53), False, "subnet db is private and has no NAT gateway"),
         (plain("10.0.1.9", 1000, DB, 53), False, "no instance has the address 10.0.1.9"),
-        (inward(8080, DB, 53), False, "nothing is published there"),
+        (inward(8080, DB, 55), False, "no path leads there"),
         (plain(WEB, 9, "10.0.1.1", 0x0800, ICMP), True, BY_ROUTER),
     ],
 )
 def test_the_line_or_the_reason(flow: Tracked, allowed: bool, rule: str) -> None:
     found = told(flow)
     assert (found.allowed, found.rule) == (allowed, rule)
+
+
+@pytest.mark.parametrize(
+    ("port", "allowed", "rule"), [(5353, True, RULE), (5354, False, DEFAULT), (8080, True, "no policy")]
+)
+def test_on_a_call_of_the_host_the_instance_that_serves_has_its_say(port: int, allowed: bool, rule: str) -> None:
+    found = told(outward(WEB, 1000, HOST_ADDRESS, port), host=HOST)
+    assert (found.destination_name, found.allowed, found.rule) == ("host", allowed, rule)
+    calling = Place("shop", ipaddress.ip_address(WEB)), Place(None, ipaddress.ip_address(HOST_ADDRESS))
+    assert oracle.decide(shop(), Flow(*calling, UDP, port), HOST).stages[-1].origin == rule
+
+
+def test_many_verdicts_of_a_gate_are_looked_up_and_few_do_not_compute_it() -> None:
+    class Asked(Reach):
+        gates = 0
+
+        def gate(self, *key: Any) -> Any:
+            self.gates += 1
+            return super().gate(*key)
+
+    reach = Asked(shop())
+    census = Census(Verdicts(reach, read=10), "shop")
+    for port in range(1, 16):
+        assert census.described(Counted(plain(WEB, 9, DB, port), "replied")).rule == DEFAULT
+        assert reach.gates == max(0, port - 10)
+    # What was judged already is known.
+    census.described(Counted(plain(WEB, 10, DB, 15), "replied"))
+    assert reach.gates == 5
 
 
 # -- many routers --------------------------------------------------------------------------------------------------
