@@ -495,7 +495,7 @@ def test_what_is_not_counted_is_said_with_what_to_type(vpcctl, kernel: Counting)
     assert out.splitlines()[1].split() == [
         "web", f"{WEB}:1", "db", f"{DB}:54", "tcp/54", "unreplied", "-", "-", "denied", "now:", *DEFAULT.split(),
     ]  # fmt: skip
-    assert err.startswith("packets and bytes are not counted in VPC shop; `ip netns exec shop-router sysctl -w ")
+    assert err.startswith("some connections of VPC shop are not counted: they began before")
 
 
 def test_nothing_is_no_error(vpcctl, kernel: Counting) -> None:

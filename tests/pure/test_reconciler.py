@@ -481,6 +481,44 @@ def test_a_foreign_change_is_noticed_and_repaired(anew: Anew) -> None:
         machine.check_rest()
 
 
+ACCOUNTING = "net/netfilter/nf_conntrack_acct"
+
+
+def older(anew: Anew) -> Machine:
+    """A machine whose routers were made by a version that did not know one optional setting."""
+    machine = anew(FULL)
+    record = {
+        scope: tuple(item for item in items if getattr(item, "path", "") != ACCOUNTING)
+        for scope, items in machine.state.record.items()
+    }
+    assert record != machine.state.record
+    machine.store.state = dataclasses.replace(machine.state, record=record)
+    for vpc in machine.state.world.vpcs:
+        item = machine.kernel.objects["Setting", names.router_namespace(vpc.name), ACCOUNTING]
+        machine.kernel.objects[item.key] = dataclasses.replace(item, value="0")
+    return machine
+
+
+def test_a_setting_of_a_new_version_is_made_without_words(anew: Anew) -> None:
+    machine, there = older(anew), anew(FULL).objects
+    assert convergence.examine(machine.state, machine.kernel) == []
+    assert machine.repair() == []
+    assert machine.objects == there
+    machine.check_rest()
+    # Now it is on record, and told like any other.
+    key = ("Setting", "one-router", ACCOUNTING)
+    machine.kernel.objects[key] = dataclasses.replace(machine.kernel.objects[key], value="0")
+    assert [one.item.key for one in convergence.examine(machine.state, machine.kernel)] == [key]
+    assert [one.item.key for one in machine.repair()] == [key]
+
+
+def test_a_setting_of_a_new_version_is_made_by_the_next_change_of_its_vpc(anew: Anew) -> None:
+    machine = older(anew)
+    machine.change(lambda world: operations.set_limits(world, "one", 20_000, None))
+    values = {name: machine.kernel.objects["Setting", f"{name}-router", ACCOUNTING].value for name in ("one", "two")}
+    assert values == {"one": "1", "two": "0"}
+
+
 def test_status_of_one_vpc_does_not_tell_of_another(anew: Anew) -> None:
     machine = anew(FULL)
     FakeKernel.remove(machine.kernel, machine.kernel.objects[("Namespace", "two-api")])

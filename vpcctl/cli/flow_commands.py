@@ -68,13 +68,9 @@ def _noting(entries: Iterable[LiveFlow], uncounted: set[str]) -> Iterator[LiveFl
 
 
 def _advice(uncounted: set[str]) -> str:
-    from vpcctl.names import router_namespace
-
-    vpc = min(uncounted)
     return (
-        f"packets and bytes are not counted in VPC {', '.join(sorted(uncounted))};"
-        f" `ip netns exec {router_namespace(vpc)} sysctl -w net.netfilter.nf_conntrack_acct=1` counts the connections"
-        " that begin later"
+        f"some connections of VPC {', '.join(sorted(uncounted))} are not counted: they began before"
+        " the router counted; `vpcctl repair` makes a router of an earlier version count"
     )
 
 

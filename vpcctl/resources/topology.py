@@ -68,6 +68,8 @@ ROUTER_SETTINGS: tuple[tuple[str, str, bool], ...] = (
     *((f"net/ipv6/conf/{scope}/disable_ipv6", "1", True) for scope in ("all", "default")),
     ("net/netfilter/nf_conntrack_tcp_loose", "0", True),
     ("net/netfilter/nf_conntrack_helper", "0", True),
+    # Packets and bytes of each flow, for `vpcctl flows`.
+    ("net/netfilter/nf_conntrack_acct", "1", True),
     *((f"net/bridge/bridge-nf-call-{table}", "0", True) for table in ("iptables", "ip6tables", "arptables")),
 )
 # IPv6 is off, except on lo: programs expect ::1, which is in /etc/hosts.  `all` comes first, because writing it sets
