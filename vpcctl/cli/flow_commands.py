@@ -98,7 +98,7 @@ def _print_all(entries: Iterable[LiveFlow], several: bool) -> None:
         return print_table(HEADINGS[skipped:], (), NONE)
     widths = [max(map(len, column)) for column in zip(HEADINGS[skipped:], *first, strict=True)]
     for cells in itertools.chain([HEADINGS[skipped:]], first, rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+        show("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
     return None
 
 

@@ -18,7 +18,7 @@ from vpcctl.model.host import HostPart
 from vpcctl.model.network import World
 from vpcctl.resources import plan as plans
 from vpcctl.resources import topology
-from vpcctl.resources.kinds import Forwarding, Item, Namespace, Ruleset, Setting, Veth
+from vpcctl.resources.kinds import Forwarding, Item, Namespace, Ruleset, Veth
 from vpcctl.resources.plan import Ensure, Plan
 from vpcctl.resources.protocol import Kernel, Status
 from vpcctl.values import dataclass
@@ -48,27 +48,11 @@ def examine(state: State, kernel: Kernel, scopes: Iterable[str] | None = None) -
     kept = _untouched(kernel, state, chosen)
     wanted = topology.snapshot(state.world, state.state_id, known, state.world, chosen, host, kept)
     items = [item for members in wanted.values() for item in members]
-    found = [
+    return [
         Difference(item, condition)
         for item, condition in kernel.observe(items).items()
         if condition.state is not Status.RIGHT
     ]
-    return _without_new_settings(found, state)
-
-
-def _without_new_settings(differences: list[Difference], state: State) -> list[Difference]:
-    """Without the optional settings that an older version of the program did not make.
-
-    The next change or repair makes them.  Nothing is wrong until then, so nobody is told.
-    """
-    if not any(_is_optional(one.item) for one in differences):
-        return differences
-    recorded = {item.key for item in state.items}
-    return [one for one in differences if not _is_optional(one.item) or one.item.key in recorded]
-
-
-def _is_optional(item: Item) -> bool:
-    return isinstance(item, Setting) and item.optional
 
 
 def unfinished(state: State, kernel: Kernel) -> bool:
@@ -162,7 +146,7 @@ def converge(writer: Writer, kernel: Kernel, state: State, scopes: Scopes = None
     state = writer.save(finished)
     history.swept(writer, before, state)
     repaired = [one for one in repair.differences if one.item.key in done.made]
-    return Converged(state, _without_new_settings(repaired, before), done.trouble, frozenset(done.left))
+    return Converged(state, repaired, done.trouble, frozenset(done.left))
 
 
 @dataclass(frozen=True, slots=True)
