@@ -409,4 +409,9 @@ def test_a_teardown_that_is_struck_anywhere_leaves_nothing(lab: Lab) -> None:
                 assert run("repair").err == "nothing to repair\n", told
                 run("destroy --all --yes")
                 assert lab.run(["sh", "-c", REMAINS]).stdout == before, told
-                assert lab.run(["ls", "-A", str(STATE_DIR)]).stdout.split() == ["lock", "parts", "state.json"]
+                assert lab.run(["ls", "-A", str(STATE_DIR)]).stdout.split() == [
+                    "history",
+                    "lock",
+                    "parts",
+                    "state.json",
+                ]
