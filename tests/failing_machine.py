@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
@@ -25,6 +26,22 @@ EMPTY = State("0a1b2c3d")
 
 class Crash(BaseException):
     """The process dies here: nothing of it runs any more."""
+
+
+def struck(real: Callable[..., Any], number: int, late: bool) -> Callable[..., Any]:
+    """`real`, whose call of this number is the process's last: it dies before, or if `late` after the call."""
+    calls = itertools.count(1)
+
+    def call(*given: Any) -> Any:
+        last = next(calls) == number
+        if last and not late:
+            raise Crash
+        found = real(*given)
+        if last:
+            raise Crash
+        return found
+
+    return call
 
 
 class Watched(FakeKernel):

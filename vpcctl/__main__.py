@@ -17,12 +17,22 @@ RARELY = 200_000
 def main() -> None:
     """Run a command, and end the process with its status."""
     gc.set_threshold(RARELY, *gc.get_threshold()[1:])
+    sys.unraisablehook = _unraisable
     from vpcctl import cli
 
     try:
         cli.main()
     except SystemExit as end:
         _leave(end.code if isinstance(end.code, int) else 0)
+
+
+def _unraisable(what: sys.UnraisableHookArgs) -> None:
+    """Report an exception that Python cannot raise where it happened, unless it is an interrupt.
+
+    An interrupt (Ctrl-C) within a callback of Python's own, as that of its import locks, is lost: the command goes on.
+    """
+    if not isinstance(what.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(what)
 
 
 def _leave(status: int) -> None:

@@ -219,7 +219,7 @@ def picture(lab: Lab) -> dict[str, Any]:
 # The elements of a set that packets fill: traffic brings them, and no command.
 FILLED = re.compile(r"(flags dynamic[^\n]*\n(?:\s+timeout [^\n]*\n)?)\s+elements = \{[^{}]*\}\n")
 
-# The comment of a loaded table, and the stamp of changes since (ADR 25): after a whole load there is no stamp.
+# The comment of a loaded table, and the chain `stamp` of the changes after the load (ADR 25).  A whole load has none.
 LOADED_AS = re.compile(r'comment "vpcctl/[^"]*"|\tchain stamp \{\n[^}]*\}\n')
 
 

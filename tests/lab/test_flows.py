@@ -248,7 +248,7 @@ class Following:
         return self.process.stderr.readline()
 
     def lines(self, wanted: Callable[[list[str]], bool], patience: float = 20) -> list[str]:
-        """What is told until it is `wanted`."""
+        """The lines that it prints until they are `wanted`."""
         assert self.process.stdout
         descriptor, found, end = self.process.stdout.fileno(), [], time.monotonic() + patience
         while not wanted(found):
@@ -261,7 +261,7 @@ class Following:
         return found
 
     def drain(self) -> None:
-        """Read what is told until nothing is for a while."""
+        """Read what it prints, until it prints nothing for two seconds."""
         assert self.process.stdout
         while select.select([self.process.stdout], [], [], 2)[0]:
             assert os.read(self.process.stdout.fileno(), 1 << 16), "it has ended"

@@ -52,7 +52,7 @@ class Listening:
         return self.process.stdout.readline().strip()
 
     def entries(self, patience: float) -> list[dict[str, object]]:
-        """What is told until nothing is for a while."""
+        """What it prints, until it prints nothing for `patience` seconds."""
         assert self.process.stdout is not None
         descriptor = self.process.stdout.fileno()
         while select.select([descriptor], [], [], patience)[0] and (more := os.read(descriptor, 1 << 16)):

@@ -739,6 +739,22 @@ def test_only_the_places_that_make_words_visible_print() -> None:
     assert printing == {"output.py", "session.py", "__init__.py"}
 
 
+@pytest.mark.parametrize(("raised", "reported"), [("KeyboardInterrupt", False), ("ValueError", True)])
+def test_an_interrupt_that_python_cannot_raise_is_not_reported(raised: str, reported: bool) -> None:
+    """As within the callback of an import lock: what Python calls when an object goes cannot raise anything."""
+    program = f"""
+import sys
+from vpcctl import __main__, cli
+class Going:
+    def __del__(self):
+        raise {raised}
+cli.main = Going
+__main__.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ("Traceback" in done.stderr) == reported
+
+
 def test_a_reader_that_has_gone_is_no_error(session: Rehearsal) -> None:
     words = [sys.executable, "-m", "vpcctl", "--state-dir", str(session.state_dir), "list-vpcs", "--json"]
     reading, writing = os.pipe()

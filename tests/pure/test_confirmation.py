@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from tests.failing_machine import Crash
+from tests.failing_machine import Crash, struck
 from tests.pure.test_history import ANN, Shop, meant, prepared, rules, rules_of
 from tests.story import told
 from vpcctl.engine import confirmation
@@ -313,20 +313,9 @@ def test_a_kill_at_each_write_leaves_no_change_without_its_deadline(
     real = Writer.save
     for number in (1, 2):
         shop = prepared(tmp_path / str(number))
-        before, struck = shop.state.world, 0
-
-        def once(*given: Any, number: int = number) -> Any:
-            nonlocal struck
-            struck += 1
-            if struck == number and not late:
-                raise Crash
-            found = real(*given)
-            if struck == number:
-                raise Crash
-            return found
-
+        before = shop.state.world
         with monkeypatch.context() as patched:
-            patched.setattr(Writer, "save", once)
+            patched.setattr(Writer, "save", struck(real, number, late))
             with pytest.raises(Crash):
                 asking(shop).change(rules(2))
         if rules_of(shop) == 2:

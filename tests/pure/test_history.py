@@ -17,7 +17,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.failing_machine import FACTS, Crash, Watched
+from tests.failing_machine import FACTS, Crash, Watched, struck
 from tests.rehearsal import Rehearsal
 from tests.story import LEAPS, STORY, Step, nothing, policy, told
 from vpcctl import Controller
@@ -464,21 +464,9 @@ def test_a_kill_before_or_after_each_write_leaves_a_whole_history(
     real: Callable[..., Any] = getattr(Writer, call)
     for late in (False, True):
         for number in (1, 2):
-            struck = 0
-
-            def once(*given: Any, late: bool = late, number: int = number) -> Any:
-                nonlocal struck
-                struck += 1
-                if struck == number and not late:
-                    raise Crash
-                found = real(*given)
-                if struck == number:
-                    raise Crash
-                return found
-
             wanted = 1 + (rules_of(shop) % 5)
             with monkeypatch.context() as patched:
-                patched.setattr(Writer, call, once)
+                patched.setattr(Writer, call, struck(real, number, late))
                 with contextlib.suppress(Crash):
                     shop.change(rules(wanted))
             shop.controller.repair()

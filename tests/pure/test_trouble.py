@@ -161,7 +161,7 @@ def instance_of(key: tuple[str, ...]) -> str:
 
 
 def words(scope: str, key: tuple[str, ...]) -> str:
-    """How the trouble with the object is told."""
+    """The message about a failure of the object."""
     name = instance_of(key)
     return f"instance {name} of VPC {scope}: repair failed, skipped" if name else f"VPC {scope}: repair failed, skipped"
 

@@ -63,6 +63,21 @@ def opened(name: str, directory: int) -> int:
     return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
 
 
+def read_inside(
+    open_directory: Callable[[], int], owners: Callable[[int], Collection[int]], folder: str, name: str
+) -> bytes:
+    """A file of a directory that is in the state directory; `owners` are who may own it, by the state directory."""
+    directory = open_directory()
+    try:
+        known, inner = owners(directory), opened(folder, directory)
+    finally:
+        os.close(directory)
+    try:
+        return files.read(name, files.LARGEST_STATE, directory=inner, follow=False, owners=known)
+    finally:
+        os.close(inner)
+
+
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
 
@@ -213,16 +228,7 @@ class Parts:
         return content
 
     def _read(self, name: str) -> bytes:
-        directory = self._open_directory()
-        try:
-            owners = self._owners(directory)
-            folder = opened(self._folder, directory)
-        finally:
-            os.close(directory)
-        try:
-            return files.read(name, files.LARGEST_STATE, directory=folder, follow=False, owners=owners)
-        finally:
-            os.close(folder)
+        return read_inside(self._open_directory, self._owners, self._folder, name)
 
     def record(self, document: Mapping[str, Any]) -> dict[str, Sequence[Item]]:
         """The objects on record by VPC; those of a VPC are read when they are asked for."""

@@ -240,15 +240,7 @@ class Store:
     def history(self, name: str) -> bytes:
         """What is in a file of the history; nothing if it is lost, or was removed since the state was read."""
         try:
-            directory = self._open_directory()
-            try:
-                owners, folder = _owners(directory), parts.opened(HISTORY, directory)
-            finally:
-                os.close(directory)
-            try:
-                return files.read(name, files.LARGEST_STATE, directory=folder, follow=False, owners=owners)
-            finally:
-                os.close(folder)
+            return parts.read_inside(self._open_directory, _owners, HISTORY, name)
         except FileNotFoundError:
             return b""
         except OSError as error:
