@@ -172,6 +172,42 @@ def test_a_flow_that_the_owner_let_pass_ends_when_he_forwards_no_more(lab: Lab) 
         assert [count.last < ended for count in flow.counts()] == [True, True]
 
 
+OWNER_IN_BETWEEN = """
+import subprocess
+from vpcctl import Controller, errors
+from vpcctl.kernel.linux import LinuxKernel
+class Interrupted(LinuxKernel):
+    asked = 0
+    def facts(self):
+        found = super().facts()
+        Interrupted.asked += 1
+        if Interrupted.asked == 1:
+            subprocess.run(["sysctl", "-qw", "net.ipv4.conf.all.forwarding=0"], check=True)
+        return found
+controller = Controller(make_kernel=Interrupted)
+try:
+    controller.repair()
+except errors.KernelError as error:
+    print(error)
+"""
+
+
+def test_an_owner_who_forwards_no_more_during_a_repair_gets_no_router(lab: Lab) -> None:
+    """The repair looked before; what it then opens is not guarded against links that stopped meanwhile."""
+    host(lab, SECOND_CARD)
+    host(lab, f"nsenter --net={RUN_LAB}/neighbour ip route add 192.0.2.0/24 via 198.51.100.2")
+    run_all(lab, BUILD)
+    host(lab, FORWARD_ALL + "; sysctl -qw net.ipv4.conf.eth0.forwarding=0")
+    lab.vpcctl("repair")
+    assert pings(lab, NEIGHBOUR, "192.0.2.9")
+    said = lab.python(OWNER_IN_BETWEEN).stdout
+    assert "forwarding was turned off for eth1" in said
+    assert not pings(lab, NEIGHBOUR, "192.0.2.9")
+    lab.vpcctl("repair")
+    assert pings(lab, "shop-web", FAR)
+    assert not pings(lab, NEIGHBOUR, "192.0.2.9")
+
+
 def test_a_link_that_is_renamed_is_guarded_and_put_back_by_its_new_name(lab: Lab) -> None:
     host(lab, SECOND_CARD)
     host(lab, f"nsenter --net={RUN_LAB}/neighbour ip route add 192.0.2.0/24 via 198.51.100.2")

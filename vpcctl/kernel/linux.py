@@ -91,6 +91,8 @@ class LinuxKernel:
         self._open: dict[str | None, tuple[Rtnl, tables.Context | None]] = {}
         self._notes = verified.Notes(notes)
         self._scratch: tables.Nft | None = None
+        # The links that forwarded when the host was looked at last.
+        self._forwarded: set[int] = set()
 
     def close(self) -> None:
         """Close all sockets."""
@@ -111,6 +113,7 @@ class LinuxKernel:
         rtnl = self._rtnl(None)
         present = rtnl.links()
         ours = {link.index for link in present.values() if link.alias.startswith(TAGGED)}
+        self._forwarded = {link.index for link in present.values() if link.forwards}
         links = {
             link.index: (name, link)
             for name, link in present.items()
@@ -314,6 +317,23 @@ class LinuxKernel:
     def _restore_setting(self, item: LinkSetting) -> None:
         with self._rtnl(item.namespace).inside():
             settings.restore(item)
+
+    def _ensure_forwarding(self, item: Forwarding) -> None:
+        """Turn forwarding on for a link; KernelError if other links stopped since the host was looked at.
+
+        The guard was made then, and does not know that packets from this link to those would pass by our setting alone.
+        """
+        stopped = [
+            name
+            for name, link in self._rtnl(None).links().items()
+            if link.index in self._forwarded and link.index != item.index and not link.forwards
+        ]
+        if stopped:
+            raise KernelError(
+                f"forwarding was turned off for {', '.join(sorted(stopped))} of the host at this moment;"
+                " nothing was opened, try again"
+            )
+        settings.forward(item.index)
 
     def _ensure_ruleset(self, item: Ruleset) -> None:
         nft = self._nft(item.namespace)
@@ -627,7 +647,7 @@ HANDLERS: dict[type[Item], Handler] = {
         True,
     ),
     Forwarding: Handler(
-        lambda kernel, item: settings.forward(item.index),
+        LinuxKernel._ensure_forwarding,
         lambda kernel, item: settings.forward_no_more(item.index),
         lambda kernel, survey, item: settings.observe_forwarding(item.index),
         True,
