@@ -335,6 +335,10 @@ class LinuxKernel:
             )
         settings.forward(item.index)
 
+    def _restore_forwarding(self, item: Forwarding) -> None:
+        settings.forward_no_more(item.index)
+        self._forwarded.discard(item.index)
+
     def _ensure_ruleset(self, item: Ruleset) -> None:
         nft = self._nft(item.namespace)
         if self._observe_ruleset(item) == RIGHT:
@@ -648,7 +652,7 @@ HANDLERS: dict[type[Item], Handler] = {
     ),
     Forwarding: Handler(
         LinuxKernel._ensure_forwarding,
-        lambda kernel, item: settings.forward_no_more(item.index),
+        LinuxKernel._restore_forwarding,
         lambda kernel, survey, item: settings.observe_forwarding(item.index),
         True,
     ),
